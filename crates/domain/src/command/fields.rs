@@ -1,0 +1,175 @@
+//! Reads the keys of one JSON object, collecting what is wrong with each.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+/// How many characters of a refused value are repeated in the error.
+const SHOWN_CHARS: usize = 60;
+
+/// The keys of an object that have not been asked for yet, and what was wrong with those that have.
+pub(super) struct Fields {
+    path: &'static str,
+    left: Map<String, Value>,
+    known: Vec<&'static str>,
+    violations: Vec<String>,
+}
+
+impl Fields {
+    pub(super) fn root(object: Map<String, Value>) -> Self {
+        Self::at("", object)
+    }
+
+    fn at(path: &'static str, object: Map<String, Value>) -> Self {
+        Self { path, left: object, known: Vec::new(), violations: Vec::new() }
+    }
+
+    /// Every rule that was broken; keys that nobody asked for are refused by name.
+    pub(super) fn finish(mut self) -> Vec<String> {
+        let known = self.known.join(", ");
+        for key in self.left.keys() {
+            let key = truncated(key);
+            self.violations.push(format!("{}{key}: unknown key; allowed: {known}", self.path));
+        }
+        self.violations
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.left.remove(key).filter(|value| !value.is_null())
+    }
+
+    fn refuse(&mut self, key: impl Display, value: impl Display, allowed: impl Display) {
+        self.violations.push(format!("{}{key}: {value} is not allowed; {allowed}", self.path));
+    }
+
+    /// Reports `key` as missing unless something was already said about it.
+    pub(super) fn missing(&mut self, key: &'static str, allowed: &str) {
+        let said = format!("{}{key}", self.path);
+        if !self.violations.iter().any(|violation| violation.starts_with(&said)) {
+            self.violations.push(format!("{said}: missing; {allowed}"));
+        }
+    }
+
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        allowed: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.take(key)?;
+        let read = read(&value);
+        if read.is_none() {
+            self.refuse(key, shown(&value), allowed);
+        }
+        read
+    }
+
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        allowed: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let read = self.optional(key, allowed, read);
+        if read.is_none() {
+            self.missing(key, allowed);
+        }
+        read
+    }
+
+    pub(super) fn object(&mut self, key: &'static str) -> Option<Self> {
+        match self.take(key)? {
+            Value::Object(object) => Some(Self::at("config.", object)),
+            other => {
+                self.refuse(key, shown(&other), "a JSON object");
+                None
+            }
+        }
+    }
+
+    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Option<f64> {
+        let allowed = format!("a number from {} to {}", range.start(), range.end());
+        self.optional(key, &allowed, |value| value.as_f64().filter(|number| range.contains(number)))
+    }
+
+    pub(super) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: TryFrom<u64> + PartialOrd + Display,
+    {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        self.optional(key, &allowed, |value| {
+            value.as_u64().and_then(|number| T::try_from(number).ok()).filter(|number| range.contains(number))
+        })
+    }
+
+    pub(super) fn one_of(&mut self, key: &'static str, names: &[&'static str]) -> Option<String> {
+        let allowed = format!("one of {}", names.join(", "));
+        self.optional(key, &allowed, |value| value.as_str().filter(|name| names.contains(name)).map(str::to_owned))
+    }
+
+    pub(super) fn text(&mut self, key: &'static str, chars: RangeInclusive<usize>) -> Option<String> {
+        let value = self.take(key)?;
+        self.checked_text(key, &value, &chars)
+    }
+
+    pub(super) fn texts(
+        &mut self,
+        key: &'static str,
+        count: RangeInclusive<usize>,
+        chars: RangeInclusive<usize>,
+    ) -> Option<Vec<String>> {
+        let value = self.take(key)?;
+        let allowed = format!("a list of {} to {} texts", count.start(), count.end());
+        let Value::Array(items) = value else {
+            self.refuse(key, shown(&value), allowed);
+            return None;
+        };
+        if !count.contains(&items.len()) {
+            self.refuse(key, format_args!("a list of {}", items.len()), allowed);
+            return None;
+        }
+        let texts: Vec<_> = items
+            .iter()
+            .enumerate()
+            .filter_map(|(position, item)| self.checked_text(format!("{key}[{position}]"), item, &chars))
+            .collect();
+        (texts.len() == items.len()).then_some(texts)
+    }
+
+    /// A text, trimmed. NUL is refused because PostgreSQL cannot store it.
+    fn checked_text(&mut self, key: impl Display, value: &Value, chars: &RangeInclusive<usize>) -> Option<String> {
+        let allowed = format!("a text of {} to {} characters after trimming", chars.start(), chars.end());
+        let Some(text) = value.as_str().map(str::trim) else {
+            self.refuse(key, shown(value), allowed);
+            return None;
+        };
+        if text.contains('\0') {
+            self.refuse(key, "a NUL character", allowed);
+            return None;
+        }
+        let length = text.chars().count();
+        if !chars.contains(&length) {
+            self.refuse(key, format_args!("{length} characters"), allowed);
+            return None;
+        }
+        Some(text.to_owned())
+    }
+}
+
+/// A value as an error repeats it: JSON, cut short.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Object(_) => "an object".to_owned(),
+        other => truncated(&other.to_string()),
+    }
+}
+
+fn truncated(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}

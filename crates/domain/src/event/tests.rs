@@ -1,0 +1,105 @@
+use super::*;
+use crate::image_spec::ImageFormat;
+use crate::outcome::Origin;
+
+fn context() -> Context {
+    Context {
+        key: JobKey { job_id: Uuid::from_u128(0x0199_f3a2_7c1e_7b52_9f0e_2f6c_1d9a_4b10), project_id: 42 },
+        trace_parent: TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        time: OffsetDateTime::from_unix_timestamp(1_760_832_000).expect("a time in range"),
+    }
+}
+
+fn asset(index: u32, origin: Origin) -> ImageState {
+    ImageState::Completed(Asset {
+        id: Uuid::from_u128(u128::from(index)),
+        index,
+        file_path: crate::asset_path::plain(42, index, ImageFormat::Png),
+        uri: format!("file:///data/projects/42/assets/image_{index:03}.png"),
+        width: 1920,
+        height: 1080,
+        format: ImageFormat::Png,
+        size_bytes: 4_810_234,
+        sha256: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into(),
+        description: "A fox".into(),
+        prompt: "A fox, 4k quality".into(),
+        seed: 787_078_103,
+        origin,
+    })
+}
+
+fn failure(index: u32, code: ImageFailureCode) -> ImageState {
+    ImageState::Failed(ImageFailure {
+        index,
+        description: "A fox".into(),
+        code,
+        message: "the prompt was refused".into(),
+        attempts: 1,
+    })
+}
+
+fn pretty(event: &Event) -> String {
+    let value: serde_json::Value = serde_json::from_str(&event.body).expect("a body is JSON");
+    format!("routing key: {}\n{}", event.routing_key(), serde_json::to_string_pretty(&value).expect("JSON prints"))
+}
+
+#[test]
+fn events_look_as_the_contract_says() {
+    let totals = Totals { cost_usd: 0.1 + 0.08, duration_ms: 25_310 };
+    let images = [asset(1, Origin::Generated), asset(2, Origin::Cache), failure(3, ImageFailureCode::ContentPolicy)];
+    insta::assert_snapshot!("started", pretty(&Event::started(&context(), 10)));
+    insta::assert_snapshot!("progress_completed", pretty(&Event::progress(&context(), 2, None, &Tally::of(&images))));
+    insta::assert_snapshot!(
+        "progress_failed",
+        pretty(&Event::progress(&context(), 3, Some(ImageFailureCode::ContentPolicy), &Tally::of(&images)))
+    );
+    insta::assert_snapshot!("completed", pretty(&Event::terminal(&context(), &images, totals, None)));
+    let error = JobError { code: JobFailureCode::SuccessRateTooLow, message: "2 of 3 images, 3 needed".into() };
+    insta::assert_snapshot!("failed", pretty(&Event::terminal(&context(), &images, totals, Some(&error))));
+}
+
+#[test]
+fn keys_stand_in_the_order_of_the_contract() {
+    let body =
+        Event::terminal(&context(), &[asset(1, Origin::Generated)], Totals { cost_usd: 0.02, duration_ms: 1 }, None)
+            .body;
+    let mut from = 0;
+    for key in [
+        "job_id",
+        "total",
+        "assets",
+        "\"id\"",
+        "index",
+        "type",
+        "status",
+        "file_path",
+        "sha256",
+        "origin",
+        "failures",
+        "cost_usd",
+    ] {
+        let at = body[from..].find(key).unwrap_or_else(|| panic!("{key} after byte {from} of {body}"));
+        from += at;
+    }
+}
+
+#[test]
+fn an_id_follows_from_job_type_and_index() {
+    let job = context().key.job_id;
+    assert_eq!(event_id(job, EventKind::Started, None), event_id(job, EventKind::Started, None));
+    let mut ids: Vec<_> = (1..=200).map(|index| event_id(job, EventKind::Progress, Some(index))).collect();
+    ids.extend([EventKind::Started, EventKind::Completed, EventKind::Failed].map(|kind| event_id(job, kind, None)));
+    ids.push(event_id(Uuid::nil(), EventKind::Started, None));
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count);
+}
+
+#[test]
+fn a_kind_is_written_and_read_alike() {
+    for kind in [EventKind::Started, EventKind::Progress, EventKind::Completed, EventKind::Failed] {
+        assert_eq!(EventKind::parse(kind.as_str()), Some(kind));
+    }
+    assert_eq!(EventKind::parse("assets.generation"), None);
+}
