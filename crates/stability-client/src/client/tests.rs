@@ -1,0 +1,199 @@
+//! The client over a scripted transport, in paused time.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::*;
+use crate::engine::Engine;
+use crate::transport::Call;
+
+type Script = VecDeque<Result<Answer, Error>>;
+
+/// Answers with what the test wrote down; fails the test when that is used up, or left over.
+#[derive(Default)]
+struct Scripted {
+    script: Mutex<Script>,
+    sent: Mutex<Vec<(Duration, Call)>>,
+    origin: OnceLock<Instant>,
+}
+
+#[async_trait]
+impl Transport for Arc<Scripted> {
+    async fn send(&self, call: Call) -> Result<Answer, Error> {
+        let at = self.origin.get_or_init(Instant::now).elapsed();
+        self.sent.lock().unwrap().push((at, call));
+        self.script.lock().unwrap().pop_front().expect("a request that the test did not expect")
+    }
+}
+
+impl Scripted {
+    fn seconds(&self) -> Vec<f64> {
+        assert!(self.script.lock().unwrap().is_empty(), "requests that the test expected were not sent");
+        self.sent.lock().unwrap().iter().map(|(at, _)| at.as_secs_f64().round()).collect()
+    }
+}
+
+fn good() -> Result<Answer, Error> {
+    let body = json!({"artifacts": [{"base64": "aGVsbG8=", "seed": 7, "finishReason": "SUCCESS"}]});
+    Ok(Answer { status: 200, retry_after: None, body: body.to_string().into() })
+}
+
+fn status(status: u16, body: &Value) -> Result<Answer, Error> {
+    Ok(Answer { status, retry_after: None, body: body.to_string().into() })
+}
+
+fn too_many(retry_after: Option<u64>) -> Result<Answer, Error> {
+    let body = json!({"message": "Rate limit exceeded"}).to_string().into();
+    Ok(Answer { status: 429, retry_after: retry_after.map(Duration::from_secs), body })
+}
+
+fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) {
+    let transport = Arc::new(Scripted { script: Mutex::new(script.into()), ..Scripted::default() });
+    let inner = Inner {
+        transport: Box::new(transport.clone()),
+        quota: Arc::new(GovernorQuota::default()),
+        in_flight: Semaphore::new(4),
+        retries: RetryPolicy::default(),
+        lockout: Duration::from_secs(lockout_s),
+    };
+    (Client { inner: Arc::new(inner) }, transport)
+}
+
+fn request() -> TextToImage {
+    let size = Engine::Sdxl10.size_for(1920, 1080);
+    TextToImage::new(Engine::Sdxl10, size, "A city street").expect("a good request")
+}
+
+/// Collects what is logged while it lives.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn start(&self) -> tracing::subscriber::DefaultGuard {
+        let subscriber = tracing_subscriber::fmt().with_writer(self.clone()).with_ansi(false).finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).expect("logs are text")
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// The task document's test 2, with the lock-out set to zero.
+#[tokio::test(start_paused = true)]
+async fn test_2_two_429s_are_retried_after_2_and_5_seconds() {
+    let (client, transport) = client([too_many(None), too_many(None), good()], 0);
+    let log = Log::default();
+    let generated = {
+        let _guard = log.start();
+        client.generate(&request()).await.expect("the third request succeeds")
+    };
+    assert_eq!(&generated.image[..], b"hello");
+    assert_eq!(generated.spent, Spent { requests: 3, maybe_charged: 1 });
+    assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
+    assert_eq!(log.text().matches("rate limit exceeded, retrying").count(), 2, "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lockout_is_waited_out_and_uses_up_no_retry() {
+    let server = || status(500, &json!({}));
+    let script = [too_many(None), server(), server(), too_many(Some(30)), server(), good()];
+    let (client, transport) = client(script, 60);
+    client.generate(&request()).await.expect("three retries are enough");
+    assert_eq!(transport.seconds(), [0.0, 60.0, 62.0, 67.0, 97.0, 107.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_passes_is_retried_three_times_and_then_given_up() {
+    let failures = || {
+        vec![
+            Err(Error::Connect("refused".into())),
+            Err(Error::Timeout),
+            Err(Error::Interrupted("reset".into())),
+            status(503, &json!({})),
+        ]
+    };
+    let (client, transport) = client(failures(), 60);
+    let error = client.generate(&request()).await.expect_err("nothing works");
+    assert_eq!(error.error.kind(), "server");
+    assert_eq!(error.spent, Spent { requests: 4, maybe_charged: 2 });
+    assert_eq!(transport.seconds(), [0.0, 2.0, 7.0, 17.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_wait_is_begun_that_would_end_after_the_total_limit() {
+    let (client, transport) = client([too_many(Some(200)), too_many(Some(200))], 60);
+    let error = client.generate(&request()).await.expect_err("400 s are more than 5 minutes");
+    assert_eq!(error.error.kind(), "rate_limited");
+    assert_eq!(transport.seconds(), [0.0, 200.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unfinished_or_undecodable_answer_is_retried_and_counted_as_charged() {
+    let unfinished = json!({"artifacts": [{"base64": "", "finishReason": "ERROR"}]});
+    let script = [status(200, &unfinished), status(200, &json!("<html>")), good()];
+    let (client, transport) = client(script, 60);
+    let generated = client.generate(&request()).await.expect("the third request succeeds");
+    assert_eq!(generated.spent, Spent { requests: 3, maybe_charged: 3 });
+    assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
+}
+
+/// The task document's test 3.
+#[tokio::test(start_paused = true)]
+async fn test_3_a_content_policy_refusal_is_not_retried_and_its_prompt_is_logged_once() {
+    let (client, transport) = client([status(400, &json!({"message": "Content policy violation"}))], 60);
+    let log = Log::default();
+    let error = {
+        let _guard = log.start();
+        client.generate(&request()).await.expect_err("it is refused")
+    };
+    assert!(matches!(error.error, Error::ContentPolicy(_)), "{error:?}");
+    assert!(error.error.to_string().contains("Content policy violation"), "{}", error.error);
+    assert_eq!(transport.seconds(), [0.0]);
+    assert_eq!(log.text().matches("A city street").count(), 1, "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filtered_picture_is_never_an_image() {
+    let body = json!({"artifacts": [{"base64": "aGVsbG8=", "seed": 7, "finishReason": "CONTENT_FILTERED"}]});
+    let (client, transport) = client([status(200, &body)], 60);
+    let error = client.generate(&request()).await.expect_err("it is filtered");
+    assert!(matches!(error.error, Error::Filtered), "{error:?}");
+    assert_eq!(error.spent, Spent { requests: 1, maybe_charged: 1 });
+    assert_eq!(transport.seconds(), [0.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_is_not_logged_unless_it_is_refused() {
+    let (client, _) = client([status(500, &json!({})), good()], 60);
+    let log = Log::default();
+    {
+        let _guard = log.start();
+        client.generate(&request()).await.expect("the second request succeeds");
+    }
+    assert!(log.text().contains("request failed, retrying"), "{}", log.text());
+    assert!(!log.text().contains("A city street"), "{}", log.text());
+}

@@ -1,0 +1,169 @@
+//! How many requests the account may send.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota as Rate, RateLimiter};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// The quota could not be asked; nothing may be sent.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the quota cannot be asked: {0}")]
+pub struct QuotaUnavailable(pub String);
+
+/// Permission to send requests, one by one.
+#[async_trait]
+pub trait Quota: Send + Sync {
+    /// Waits until one request may be sent. Cancel-safe: a waiter that is dropped has used nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`QuotaUnavailable`] where it cannot be known whether a request may be sent.
+    async fn acquire(&self) -> Result<(), QuotaUnavailable>;
+
+    /// Lets nobody send before `until`; a pause that ends later stays.
+    async fn pause(&self, until: Instant);
+}
+
+/// The quota of one process, by the generic cell rate algorithm.
+///
+/// Waiters are served in the order they came.
+pub struct GovernorQuota {
+    limiter: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>,
+    clock: TokioClock,
+    turn: Mutex<()>,
+    paused_until: watch::Sender<Option<Instant>>,
+}
+
+impl GovernorQuota {
+    /// `per_minute` requests a minute, of which `burst` may come at once.
+    pub fn new(per_minute: NonZeroU32, burst: NonZeroU32) -> Self {
+        let clock = TokioClock { origin: Instant::now() };
+        Self {
+            limiter: RateLimiter::direct_with_clock(Rate::per_minute(per_minute).allow_burst(burst), clock.clone()),
+            clock,
+            turn: Mutex::new(()),
+            paused_until: watch::Sender::new(None),
+        }
+    }
+
+    async fn wait_out_pause(&self) {
+        loop {
+            let until = *self.paused_until.borrow();
+            match until {
+                Some(until) if until > Instant::now() => sleep_until(until).await,
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Default for GovernorQuota {
+    /// 150 a minute, 10 at once.
+    fn default() -> Self {
+        Self::new(NonZeroU32::new(150).expect("not 0"), NonZeroU32::new(10).expect("not 0"))
+    }
+}
+
+#[async_trait]
+impl Quota for GovernorQuota {
+    async fn acquire(&self) -> Result<(), QuotaUnavailable> {
+        let _turn = self.turn.lock().await;
+        loop {
+            self.wait_out_pause().await;
+            match self.limiter.check() {
+                Ok(()) => return Ok(()),
+                Err(not_until) => sleep(not_until.wait_time_from(self.clock.now())).await,
+            }
+        }
+    }
+
+    async fn pause(&self, until: Instant) {
+        self.paused_until.send_modify(|paused| *paused = (*paused).max(Some(until)));
+    }
+}
+
+/// Governor's clock on tokio's time, so that tests can pause it.
+#[derive(Debug, Clone)]
+struct TokioClock {
+    origin: Instant,
+}
+
+impl Clock for TokioClock {
+    /// Time since the clock was made.
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn quota(per_minute: u32, burst: u32) -> GovernorQuota {
+        let number = |n| NonZeroU32::new(n).expect("not 0");
+        GovernorQuota::new(number(per_minute), number(burst))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_holds_over_an_hour() {
+        let quota = quota(150, 10);
+        let start = Instant::now();
+        let mut sent = 0_u32;
+        while start.elapsed() < Duration::from_hours(1) {
+            quota.acquire().await.expect("a local quota is always there");
+            sent += 1;
+        }
+        assert!((9_000 - 180..=9_000 + 180).contains(&sent), "{sent} in an hour, 9000 allowed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_the_burst_comes_at_once() {
+        let quota = quota(60, 3);
+        let start = Instant::now();
+        let mut seconds = Vec::new();
+        for _ in 0..6 {
+            quota.acquire().await.expect("a local quota is always there");
+            seconds.push(start.elapsed().as_secs_f64().round());
+        }
+        assert_eq!(seconds, [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_passes_before_the_end_of_a_pause_and_the_longest_pause_holds() {
+        let quota = Arc::new(quota(6_000, 100));
+        let start = Instant::now();
+        quota.pause(start + Duration::from_secs(60)).await;
+        quota.pause(start + Duration::from_secs(1)).await;
+        let mut waiters = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let quota = quota.clone();
+            waiters.spawn(async move { quota.acquire().await.map(|()| Instant::now()) });
+        }
+        for passed in waiters.join_all().await {
+            assert!(passed.expect("a local quota is always there") >= start + Duration::from_secs(60));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_waiter_uses_nothing() {
+        let quota = quota(1, 1);
+        quota.acquire().await.expect("the first passes");
+        let start = Instant::now();
+        assert!(
+            tokio::time::timeout(Duration::from_secs(30), quota.acquire()).await.is_err(),
+            "the second waits a minute"
+        );
+        quota.acquire().await.expect("the third passes");
+        assert!(start.elapsed() <= Duration::from_secs(61), "{:?}", start.elapsed());
+    }
+}
