@@ -1,0 +1,53 @@
+//! Pictures that are pleasant to look at, differ by prompt and seed, and show their prompt.
+
+mod canvas;
+mod caption;
+mod noise;
+mod scene;
+
+use sha2::{Digest, Sha256};
+
+use canvas::Canvas;
+use noise::Dice;
+
+/// Paints `prompt` and encodes it as PNG. The same prompt, seed and size always give the same bytes.
+pub(crate) fn picture(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
+    let digest = Sha256::new().chain_update(prompt).chain_update(seed.to_le_bytes()).finalize();
+    let dice = Dice::new(u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes")));
+    let mut canvas = Canvas::new(width as usize, height as usize);
+    scene::paint(&mut canvas, prompt, dice);
+    caption::write(&mut canvas, prompt, &format!("sandbox   seed {seed}   {width}x{height}"));
+    canvas.into_png()
+}
+
+/// A picture of one colour.
+pub(crate) fn blank(width: u32, height: u32) -> Vec<u8> {
+    Canvas::new(width as usize, height as usize).into_png()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_differ_by_prompt_and_seed_and_repeat_exactly() {
+        let one = picture("A fox", 1, 320, 192);
+        assert_eq!(one, picture("A fox", 1, 320, 192));
+        assert_ne!(one, picture("A fox", 2, 320, 192));
+        assert_ne!(one, picture("A cat", 1, 320, 192));
+        let decoded = image::load_from_memory(&one).expect("a PNG");
+        assert_eq!((decoded.width(), decoded.height()), (320, 192));
+    }
+
+    #[test]
+    fn every_scene_has_light_and_shade() {
+        for prompt in
+            ["A mountain", "A busy city street", "The open sea", "Desert dunes", "A deep forest", "A planet in space"]
+        {
+            let decoded = image::load_from_memory(&picture(prompt, 7, 320, 192)).expect("a PNG").into_luma8();
+            let mean = decoded.iter().map(|v| f64::from(*v)).sum::<f64>() / f64::from(320 * 192);
+            let spread = decoded.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / f64::from(320 * 192);
+            assert!(spread.sqrt() > 12.0, "{prompt}: {}", spread.sqrt());
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Error answers as the API words them.
+
+use axum::Json;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// A refusal: status, name and message of the API's error body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) name: &'static str,
+    pub(crate) message: String,
+    pub(crate) retry_after_s: Option<u64>,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: u16, name: &'static str, message: impl Into<String>) -> Self {
+        Self { status, name, message: message.into(), retry_after_s: None }
+    }
+
+    /// The refusal that the API gives with this status when nothing more is known.
+    pub(crate) fn of_status(status: u16) -> Self {
+        let (name, message) = match status {
+            400 => ("bad_request", "the request is not valid"),
+            401 => ("unauthorized", "missing or incorrect authorization header"),
+            402 => ("payment_required", "your organization does not have enough balance to request this action"),
+            403 => ("permission_denied", "you lack the necessary permissions to perform this action"),
+            404 => ("not_found", "the specified engine was not found"),
+            413 => ("payload_too_large", "the request body is too large"),
+            429 => {
+                ("rate_limit_exceeded", "you have exceeded the rate limit of 150 requests within a 10 second period")
+            }
+            _ => ("server_error", "some unexpected server error occurred"),
+        };
+        Self::new(status, name, message)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = Json(json!({"id": "9160aa70222d77b8", "name": self.name, "message": self.message}));
+        let retry_after: Option<[(HeaderName, String); 1]> =
+            self.retry_after_s.map(|seconds| [(header::RETRY_AFTER, seconds.to_string())]);
+        match retry_after {
+            None => (status, body).into_response(),
+            Some(headers) => (status, headers, body).into_response(),
+        }
+    }
+}
