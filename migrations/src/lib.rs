@@ -1,1 +1,19 @@
-//! stub
+//! The worker's database schema: one set of migrations for PostgreSQL and SQLite.
+//!
+//! Ids are native UUIDs (on SQLite, blobs of 16 bytes), times are UTC. A migration that has been released is never edited.
+
+mod m20261124_000001_jobs_and_assets;
+
+use sea_orm_migration::prelude::*;
+
+pub use sea_orm_migration::MigratorTrait;
+
+/// Applies the migrations, in order.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261124_000001_jobs_and_assets::Migration)]
+    }
+}

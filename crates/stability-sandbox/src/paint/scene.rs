@@ -96,7 +96,8 @@ pub(super) fn paint(canvas: &mut Canvas, prompt: &str, mut dice: Dice) {
                 colour = water(&frame, fx, fy);
             }
             for (layer, top) in layers.iter().zip(&tops) {
-                if fy >= *top {
+                // The far shore of a water ends where the water begins.
+                if fy >= *top && !(ground == Ground::Water && fy > frame.horizon) {
                     colour = layer.colour(&frame, fx, fy, *top);
                 }
             }
@@ -166,12 +167,13 @@ fn layers(ground: Ground, frame: &Frame, dice: &mut Dice) -> Vec<Layer> {
     };
     (0..count)
         .map(|index| {
+            let tall = if ground == Ground::Mountains { 1.5 } else { 1.0 };
             let nearness = if count == 1 { 0.25 } else { index as f32 / (count - 1) as f32 };
-            let below = if ground == Ground::Water { 0.004 } else { 0.02 + nearness * 0.26 };
+            let below = if ground == Ground::Water { 0.0 } else { 0.02 + nearness * 0.26 };
             Layer {
                 ground,
                 base: frame.horizon + frame.height * below,
-                rise: frame.height * dice.between(0.16, 0.24) * (1.0 - 0.45 * nearness),
+                rise: tall * frame.height * dice.between(0.16, 0.24) * (1.0 - 0.45 * nearness),
                 scale: dice.between(2.2, 3.4) * (1.0 + nearness),
                 nearness,
                 salt: frame.salt + 101 * (index as u32 + 1),
@@ -206,7 +208,7 @@ impl Layer {
             Ground::Mountains | Ground::Water | Ground::Space => {
                 let ridge = noise::cloudy(along, 0.5, self.salt, 6);
                 let peak = 1.0 - (ridge - 0.5).abs() * 2.0;
-                let low = if self.ground == Ground::Water { 0.25 * (ridge - 0.45) } else { 0.3 * ridge + 0.75 * peak };
+                let low = if self.ground == Ground::Water { 0.5 * (ridge - 0.35) } else { 0.3 * ridge + 0.75 * peak };
                 self.base - self.rise * low
             }
         }

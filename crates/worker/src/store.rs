@@ -1,0 +1,119 @@
+//! The database: jobs, assets, and what may become of them. The only module that names `sea-orm`.
+//!
+//! Every method is one short transaction or statement; none waits for anything but the database.
+
+mod asset;
+mod claim;
+mod finish;
+mod image;
+mod job;
+mod report;
+
+use std::path::Path;
+use std::time::Duration;
+
+use migrations::{Migrator, MigratorTrait};
+use sea_orm::sqlx::sqlite::SqliteJournalMode;
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use secrecy::{ExposeSecret, SecretString};
+
+pub use claim::{Claim, Claimed, ClaimedImage, TerminalEvent};
+pub use finish::Ending;
+pub use image::Cost;
+pub use report::{AssetReport, JobReport};
+
+/// How long a connection is waited for, and a database that does not answer.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A job holds no connection while it waits for anything else, so that few are enough.
+const MAX_CONNECTIONS: u32 = 8;
+
+/// The database failed, while doing what.
+#[derive(Debug, thiserror::Error)]
+#[error("the database cannot {doing}")]
+pub struct StoreError {
+    doing: &'static str,
+    #[source]
+    source: DbErr,
+}
+
+/// Names what was being done when the database failed.
+trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, StoreError>;
+}
+
+impl<T> Doing<T> for Result<T, DbErr> {
+    fn doing(self, doing: &'static str) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError { doing, source })
+    }
+}
+
+/// A pool of connections. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    db: DatabaseConnection,
+}
+
+impl Store {
+    /// Connects to `postgres://…` or `sqlite://…`; the folder of an SQLite file is made.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where the database cannot be reached or opened.
+    pub async fn connect(url: &SecretString) -> Result<Self, StoreError> {
+        let url = url.expose_secret();
+        if let Some(folder) = sqlite_file(url).and_then(Path::parent) {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| DbErr::Custom(format!("cannot make the folder {}: {error}", folder.display())))
+                .doing("be opened")?;
+        }
+        let mut options = ConnectOptions::new(url);
+        options
+            .max_connections(MAX_CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_timeout(ACQUIRE_TIMEOUT)
+            .sqlx_logging(false)
+            .map_sqlx_sqlite_opts(|options| {
+                // Readers do not wait for the one writer, and writers wait for each other.
+                options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
+            });
+        Ok(Self { db: Database::connect(options).await.doing("be reached")? })
+    }
+
+    /// Applies the migrations that are missing, and returns how many they were.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where one fails; those before it stay applied.
+    pub async fn migrate(&self) -> Result<usize, StoreError> {
+        let pending = self.pending_migrations().await?;
+        if pending > 0 {
+            Migrator::up(&self.db, None).await.doing("be migrated")?;
+        }
+        Ok(pending)
+    }
+
+    /// How many migrations have not been applied.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where the database does not answer.
+    pub async fn pending_migrations(&self) -> Result<usize, StoreError> {
+        Ok(Migrator::get_pending_migrations(&self.db).await.doing("list its migrations")?.len())
+    }
+
+    /// Asks the database for an answer.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where it gives none.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.db.ping().await.doing("be reached")
+    }
+}
+
+/// The file of an SQLite URL; none for a database in memory or another kind.
+fn sqlite_file(url: &str) -> Option<&Path> {
+    let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
+    let path = rest.split('?').next().unwrap_or(rest);
+    (!path.is_empty() && path != ":memory:").then(|| Path::new(path))
+}

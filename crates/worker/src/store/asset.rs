@@ -1,0 +1,118 @@
+//! A row of `assets`.
+
+use domain::failure::ImageFailureCode;
+use domain::image_spec::ImageFormat;
+use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
+use sea_orm::entity::prelude::*;
+use serde::{Deserialize, Serialize};
+
+pub(super) const PENDING: &str = "pending";
+pub(super) const COMPLETED: &str = "completed";
+pub(super) const FAILED: &str = "failed";
+pub(super) const IMAGE: &str = "image";
+
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "assets")]
+pub(super) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub(super) id: Uuid,
+    pub(super) project_id: i64,
+    pub(super) job_id: Uuid,
+    pub(super) index: i32,
+    #[sea_orm(column_name = "type")]
+    pub(super) kind: String,
+    pub(super) status: String,
+    #[sea_orm(unique)]
+    pub(super) file_path: Option<String>,
+    pub(super) metadata: Json,
+    pub(super) format: Option<String>,
+    pub(super) width: Option<i32>,
+    pub(super) height: Option<i32>,
+    pub(super) size_bytes: Option<i64>,
+    pub(super) sha256: Option<String>,
+    pub(super) error_code: Option<String>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub(super) error_message: Option<String>,
+    pub(super) requests: i32,
+    pub(super) charged: i32,
+    pub(super) created_at: TimeDateTimeWithTimeZone,
+    pub(super) updated_at: TimeDateTimeWithTimeZone,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(super) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+/// What `metadata` holds. Before an image is finished only the first two are known.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Metadata {
+    pub(super) description: String,
+    pub(super) index: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) seed: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) origin: Option<Origin>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) uri: Option<String>,
+}
+
+impl Metadata {
+    pub(super) fn json(&self) -> Json {
+        serde_json::to_value(self).expect("plain data serialises")
+    }
+}
+
+impl Model {
+    pub(super) fn number(&self) -> u32 {
+        u32::try_from(self.index).unwrap_or_default()
+    }
+
+    pub(super) fn metadata(&self) -> Metadata {
+        serde_json::from_value(self.metadata.clone()).unwrap_or_default()
+    }
+
+    /// What the row says of its image. A row that says nonsense counts as untried, so that its image is made anew.
+    pub(super) fn state(&self) -> ImageState {
+        match self.status.as_str() {
+            COMPLETED => self.finished().map_or(ImageState::Untried, ImageState::Completed),
+            FAILED => self.failure().map_or(ImageState::Untried, ImageState::Failed),
+            _ => ImageState::Untried,
+        }
+    }
+
+    fn finished(&self) -> Option<Asset> {
+        let metadata = self.metadata();
+        Some(Asset {
+            id: self.id,
+            index: self.number(),
+            file_path: self.file_path.clone()?,
+            uri: metadata.uri?,
+            width: u32::try_from(self.width?).ok()?,
+            height: u32::try_from(self.height?).ok()?,
+            format: match self.format.as_deref()? {
+                "png" => ImageFormat::Png,
+                "jpeg" => ImageFormat::Jpeg,
+                _ => return None,
+            },
+            size_bytes: u64::try_from(self.size_bytes?).ok()?,
+            sha256: self.sha256.clone()?,
+            description: metadata.description,
+            prompt: metadata.prompt?,
+            seed: metadata.seed?,
+            origin: metadata.origin?,
+        })
+    }
+
+    fn failure(&self) -> Option<ImageFailure> {
+        Some(ImageFailure {
+            index: self.number(),
+            description: self.metadata().description,
+            code: self.error_code.as_deref()?.parse::<ImageFailureCode>().ok()?,
+            message: self.error_message.clone().unwrap_or_default(),
+            attempts: u32::try_from(self.requests).unwrap_or_default(),
+        })
+    }
+}

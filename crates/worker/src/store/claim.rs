@@ -1,0 +1,218 @@
+//! Taking a job on: it is new, to be continued, finished, or in conflict with another of the same id.
+
+use domain::command::{Command, JobKey};
+use domain::event::{Event, EventKind, event_id};
+use domain::outcome::ImageState;
+use domain::trace::TraceParent;
+use sea_orm::ActiveValue::Set;
+use sea_orm::{
+    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, TransactionTrait, TryInsertResult,
+};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Doing, Store, StoreError, asset, job};
+
+/// A terminal event as it was stored with its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TerminalEvent {
+    /// The event, byte for byte.
+    pub event: Event,
+    /// Whether a queue has taken it before.
+    pub published: bool,
+}
+
+/// What a command's job turned out to be.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is ours to work on.
+    Run(Claimed),
+    /// It has ended; this is its terminal event.
+    Finished(TerminalEvent),
+    /// The id belongs to another command.
+    Conflict,
+}
+
+/// A job that is ours to work on.
+#[derive(Debug)]
+pub struct Claimed {
+    /// Nobody claimed it before.
+    pub first: bool,
+    /// Tries that have ended.
+    pub attempts: u32,
+    /// When it was first claimed.
+    pub created_at: OffsetDateTime,
+    /// Its images, by index.
+    pub images: Vec<ClaimedImage>,
+}
+
+/// An image of a claimed job.
+#[derive(Debug)]
+pub struct ClaimedImage {
+    /// The row's id.
+    pub id: Uuid,
+    /// From 1.
+    pub index: u32,
+    /// As far as it has come.
+    pub state: ImageState,
+    /// The path an earlier try reserved.
+    pub file_path: Option<String>,
+    /// Requests sent so far.
+    pub requests: u32,
+    /// Those of them that may have been charged.
+    pub charged: u32,
+}
+
+impl Store {
+    /// Claims the job of a command, making its rows where there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing was written.
+    pub async fn claim(&self, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, StoreError> {
+        let transaction = self.db.begin().await.doing("claim a job")?;
+        let claim = claimed(&transaction, command, trace).await.doing("claim a job")?;
+        transaction.commit().await.doing("claim a job")?;
+        Ok(claim)
+    }
+
+    /// Records a job that cannot be followed as failed. Where a job of that id is known, nothing is written; its terminal event is
+    /// given back if it is the one of this very body, so that a repeat after a crash publishes it after all.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing was written.
+    pub async fn record_invalid(
+        &self,
+        key: JobKey,
+        body: &[u8],
+        message: &str,
+        event: &Event,
+    ) -> Result<Option<Event>, StoreError> {
+        let doing = "record an invalid job";
+        let now = OffsetDateTime::now_utc();
+        let digest = digest(body);
+        let row = job::ActiveModel {
+            id: Set(key.job_id),
+            project_id: Set(key.project_id),
+            status: Set(job::FAILED.to_owned()),
+            digest: Set(digest.clone()),
+            total: Set(0),
+            attempts: Set(0),
+            cost_usd: Set(0.0),
+            error_code: Set(Some(domain::failure::JobFailureCode::InvalidRequest.as_str().to_owned())),
+            error_message: Set(Some(message.to_owned())),
+            trace_parent: Set(event.trace_parent.as_ref().map(|trace| trace.as_str().to_owned())),
+            terminal_type: Set(Some(event.kind.as_str().to_owned())),
+            terminal_event: Set(Some(event.body.clone())),
+            created_at: Set(now),
+            updated_at: Set(now),
+            finished_at: Set(Some(now)),
+            ..Default::default()
+        };
+        let inserted =
+            job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).await.doing(doing)?;
+        if matches!(inserted, TryInsertResult::Inserted(1..)) {
+            return Ok(Some(event.clone()));
+        }
+        let known = job::Entity::find_by_id(key.job_id).one(&self.db).await.doing(doing)?;
+        Ok(known.filter(|row| row.digest == digest).and_then(|row| terminal_event(&row)).map(|terminal| terminal.event))
+    }
+}
+
+async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, DbErr> {
+    let digest = digest(&serde_json::to_vec(command).expect("a command serialises"));
+    // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
+    let inserted = job::Entity::insert(new_job(command, trace, &digest))
+        .on_conflict_do_nothing()
+        .exec_without_returning(db)
+        .await?;
+    let first = matches!(inserted, TryInsertResult::Inserted(1..));
+    if first {
+        asset::Entity::insert_many(new_assets(command)).exec_without_returning(db).await?;
+    }
+    let row = job::Entity::find_by_id(command.job_id)
+        .one(db)
+        .await?
+        .ok_or_else(|| DbErr::RecordNotFound(format!("job {}", command.job_id)))?;
+    if row.digest != digest {
+        return Ok(Claim::Conflict);
+    }
+    if let Some(terminal) = terminal_event(&row) {
+        return Ok(Claim::Finished(terminal));
+    }
+    let rows = asset::Entity::find()
+        .filter(asset::Column::JobId.eq(command.job_id))
+        .order_by_asc(asset::Column::Index)
+        .all(db)
+        .await?;
+    let number = |value: i32| u32::try_from(value).unwrap_or_default();
+    Ok(Claim::Run(Claimed {
+        first,
+        attempts: number(row.attempts),
+        created_at: row.created_at,
+        images: rows
+            .into_iter()
+            .map(|row| ClaimedImage {
+                id: row.id,
+                index: row.number(),
+                state: row.state(),
+                requests: number(row.requests),
+                charged: number(row.charged),
+                file_path: row.file_path,
+            })
+            .collect(),
+    }))
+}
+
+fn new_job(command: &Command, trace: Option<&TraceParent>, digest: &str) -> job::ActiveModel {
+    let now = OffsetDateTime::now_utc();
+    job::ActiveModel {
+        id: Set(command.job_id),
+        project_id: Set(command.project_id),
+        status: Set(job::RUNNING.to_owned()),
+        digest: Set(digest.to_owned()),
+        command: Set(Some(serde_json::to_value(command).expect("a command serialises"))),
+        total: Set(i32::try_from(command.image_descriptions.len()).expect("a command has at most 200 images")),
+        attempts: Set(0),
+        cost_usd: Set(0.0),
+        trace_parent: Set(trace.map(|trace| trace.as_str().to_owned())),
+        created_at: Set(now),
+        updated_at: Set(now),
+        ..Default::default()
+    }
+}
+
+fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
+    let now = OffsetDateTime::now_utc();
+    (1_u32..).zip(&command.image_descriptions).map(move |(index, description)| {
+        let metadata = asset::Metadata { description: description.clone(), index, ..asset::Metadata::default() };
+        asset::ActiveModel {
+            id: Set(Uuid::now_v7()),
+            project_id: Set(command.project_id),
+            job_id: Set(command.job_id),
+            index: Set(i32::try_from(index).expect("a command has at most 200 images")),
+            kind: Set(asset::IMAGE.to_owned()),
+            status: Set(asset::PENDING.to_owned()),
+            metadata: Set(metadata.json()),
+            requests: Set(0),
+            charged: Set(0),
+            created_at: Set(now),
+            updated_at: Set(now),
+            ..Default::default()
+        }
+    })
+}
+
+/// The terminal event of a job that has ended.
+fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
+    let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
+    let trace_parent = row.trace_parent.as_deref().and_then(TraceParent::parse);
+    let event = Event::stored(kind, event_id(row.id, kind, None), trace_parent, row.terminal_event.clone()?);
+    Some(TerminalEvent { event, published: row.published_at.is_some() })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    crate::hex(&Sha256::digest(bytes))
+}

@@ -1,0 +1,36 @@
+//! A row of `jobs`.
+
+use sea_orm::entity::prelude::*;
+
+pub(super) const RUNNING: &str = "running";
+pub(super) const COMPLETED: &str = "completed";
+pub(super) const FAILED: &str = "failed";
+
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "jobs")]
+pub(super) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub(super) id: Uuid,
+    pub(super) project_id: i64,
+    pub(super) status: String,
+    pub(super) digest: String,
+    pub(super) command: Option<Json>,
+    pub(super) total: i32,
+    pub(super) attempts: i32,
+    pub(super) error_code: Option<String>,
+    pub(super) error_message: Option<String>,
+    pub(super) cost_usd: f64,
+    pub(super) trace_parent: Option<String>,
+    pub(super) terminal_type: Option<String>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub(super) terminal_event: Option<String>,
+    pub(super) published_at: Option<TimeDateTimeWithTimeZone>,
+    pub(super) created_at: TimeDateTimeWithTimeZone,
+    pub(super) updated_at: TimeDateTimeWithTimeZone,
+    pub(super) finished_at: Option<TimeDateTimeWithTimeZone>,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(super) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
