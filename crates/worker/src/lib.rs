@@ -1,4 +1,7 @@
 //! The worker. stub
+pub mod picture;
+pub mod settings;
+pub mod storage;
 pub mod store;
 /// Bytes in lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {

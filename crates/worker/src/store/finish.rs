@@ -74,9 +74,7 @@ impl Store {
         }
         for (id, state) in ending.images {
             if let ImageState::Failed(failure) = state {
-                failed(&transaction, *id, failure.code, &failure.message, Cost::default())
-                    .await
-                    .doing(doing)?;
+                failed(&transaction, *id, failure.code, &failure.message, Cost::default()).await.doing(doing)?;
             }
         }
         transaction.commit().await.doing(doing)?;

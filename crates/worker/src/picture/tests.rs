@@ -1,0 +1,103 @@
+use std::io::Cursor;
+
+use image::{DynamicImage, Rgb, RgbImage};
+
+use super::*;
+
+/// A picture whose colours say where a pixel came from: red grows to the right, green downwards.
+fn gradient(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
+        let share = |at: u32, of: u32| u8::try_from(at * 255 / of.max(1)).expect("a share of 255");
+        Rgb([share(x, width), share(y, height), 128])
+    })
+}
+
+fn encoded(picture: &RgbImage, format: image::ImageFormat) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    DynamicImage::from(picture.clone()).write_to(&mut file, format).expect("it encodes");
+    file.into_inner()
+}
+
+fn png(width: u32, height: u32) -> Vec<u8> {
+    encoded(&gradient(width, height), image::ImageFormat::Png)
+}
+
+fn decoded(bytes: &[u8]) -> RgbImage {
+    image::load_from_memory(bytes).expect("it decodes").into_rgb8()
+}
+
+/// The task document's test 6.
+#[test]
+fn test_6_an_image_is_checked_for_resolution_format_bytes_and_whether_it_loads() {
+    let spec = ImageSpec::default();
+    let good = png(1920, 1080);
+    assert_eq!(check(&good, &spec), Ok(()));
+    assert_eq!(check(&encoded(&gradient(1920, 1080), image::ImageFormat::Jpeg), &spec), Ok(()));
+    let refused = |bytes: &[u8], spec: &ImageSpec| check(bytes, spec).expect_err("it is refused").to_string();
+    assert_eq!(refused(&png(1280, 720), &spec), "wrong resolution: 1280x720, expected 1920x1080");
+    assert_eq!(refused(b"GIF89a\x01\x00\x01\x00", &spec), "wrong format: expected PNG or JPEG");
+    assert_eq!(refused(b"", &spec), "wrong format: expected PNG or JPEG");
+    assert!(refused(&good[..good.len() / 2], &spec).starts_with("not a readable image"));
+    let small = ImageSpec { max_bytes: good.len() as u64, ..spec };
+    assert!(refused(&good, &small).starts_with("file too large"));
+}
+
+#[test]
+fn a_picture_of_the_api_fills_the_frame_undistorted_around_its_middle() {
+    let finished = finish(&png(1344, 768), &ImageSpec::default()).expect("it is finished");
+    assert_eq!(finished.format, ImageFormat::Png);
+    let picture = decoded(&finished.bytes);
+    assert_eq!(picture.dimensions(), (1920, 1080));
+    // 1344x768 scaled to cover 1920x1080 is 1920x1097: the full width stays, 6 rows of 768 go at the top and at the bottom.
+    let near = |found: u8, wanted: u8| found.abs_diff(wanted) <= 2;
+    let [left, top, _] = picture.get_pixel(0, 0).0;
+    let [right, bottom, _] = picture.get_pixel(1919, 1079).0;
+    let [middle_x, middle_y, _] = picture.get_pixel(960, 540).0;
+    assert!(near(left, 0) && near(right, 254), "{left} {right}");
+    assert!(near(top, 2) && near(bottom, 252), "{top} {bottom}");
+    assert!(near(middle_x, 127) && near(middle_y, 127), "{middle_x} {middle_y}");
+}
+
+#[test]
+fn any_shape_is_cropped_to_cover() {
+    for (width, height) in [(640, 1536), (1536, 640), (1024, 1024), (320, 180), (1920, 1080), (1, 1)] {
+        let finished = finish(&png(width, height), &ImageSpec::default()).expect("it is finished");
+        assert_eq!(decoded(&finished.bytes).dimensions(), (1920, 1080), "{width}x{height}");
+    }
+}
+
+#[test]
+fn a_png_that_would_be_too_large_becomes_a_jpeg() {
+    let mut state = 1_u32;
+    let noise = RgbImage::from_fn(1920, 1080, |_, _| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let [a, b, c, _] = state.to_be_bytes();
+        Rgb([a, b, c])
+    });
+    let sent = encoded(&noise, image::ImageFormat::Png);
+    let spec = ImageSpec { max_bytes: 4 * 1024 * 1024, ..ImageSpec::default() };
+    let finished = finish(&sent, &spec).expect("it is finished");
+    assert_eq!(finished.format, ImageFormat::Jpeg);
+    assert!((finished.bytes.len() as u64) < spec.max_bytes);
+    assert_eq!(check(&finished.bytes, &spec), Ok(()));
+    let tiny = ImageSpec { max_bytes: 10_000, ..spec };
+    assert!(matches!(finish(&sent, &tiny), Err(ImageDefect::TooLarge { .. })));
+}
+
+#[test]
+fn what_is_no_picture_is_refused_without_being_unpacked() {
+    let mut bomb = Vec::new();
+    let mut encoder = ::png::Encoder::new(&mut bomb, 60_000, 60_000);
+    encoder.set_color(::png::ColorType::Grayscale);
+    drop(encoder.write_header().expect("a header"));
+    for sent in [&b""[..], b"<html></html>", b"\x89PNG\r\n\x1a\n", &png(1344, 768)[..5_000], &bomb] {
+        assert!(finish(sent, &ImageSpec::default()).is_err());
+    }
+}
+
+#[tokio::test]
+async fn the_sum_is_that_of_the_file() {
+    let finisher = Finisher::new(ImageSpec { width: 64, height: 64, ..ImageSpec::default() });
+    let finished = finisher.finish(png(128, 128).into()).await.expect("it is finished");
+    assert_eq!(finished.sha256, crate::hex(&Sha256::digest(&finished.bytes)));
+}

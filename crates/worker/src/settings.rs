@@ -1,0 +1,210 @@
+//! Every setting, read once at the start.
+//!
+//! Settings are a pure function of their source, so that tests pass a map. Only [`Settings::from_env`] reads the environment. An
+//! empty value counts as unset. Whatever may hold a secret can also come from a file: `NAME_FILE`.
+
+mod read;
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use domain::image_spec::ImageSpec;
+use secrecy::SecretString;
+use url::Url;
+
+use read::Reader;
+pub use read::SettingError;
+
+/// One row of the settings table.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// The environment variable.
+    pub name: &'static str,
+    /// The value where it is not set, as the documentation shows it.
+    pub default: &'static str,
+    /// Whether its value may hold a secret; then `NAME_FILE` works too.
+    pub secret: bool,
+}
+
+const fn setting(name: &'static str, default: &'static str) -> Setting {
+    Setting { name, default, secret: false }
+}
+
+const fn secret(name: &'static str, default: &'static str) -> Setting {
+    Setting { name, default, secret: true }
+}
+
+/// Every setting there is. The README's table is tested against it.
+pub const ALL: &[Setting] = &[
+    secret("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"),
+    secret("DATABASE_URL", "sqlite://data/asset-worker.db?mode=rwc"),
+    setting("ASSET_STORAGE_URL", ""),
+    secret("STABILITY_API_KEY", ""),
+    setting("STABILITY_BASE_URL", "https://api.stability.ai/"),
+    setting("STABILITY_MAX_CONCURRENT", "4"),
+    setting("STABILITY_RATE_LIMIT", "150"),
+    setting("STABILITY_TIMEOUT", "60s"),
+    setting("STABILITY_RETRY_DELAYS", "2s,5s,10s"),
+    setting("STABILITY_LOCKOUT", "60s"),
+    setting("STABILITY_COST_PER_IMAGE_USD", "0.02"),
+    setting("IMAGE_WIDTH", "1920"),
+    setting("IMAGE_HEIGHT", "1080"),
+    setting("IMAGE_CFG_SCALE", "8.0"),
+    setting("IMAGE_STEPS", "40"),
+    setting("IMAGE_MAX_BYTES", "10485760"),
+    setting("WORKER_MAX_IN_FLIGHT_JOBS", "2"),
+    setting("WORKER_JOB_MAX_ATTEMPTS", "3"),
+    setting("WORKER_JOB_RETRY_DELAYS", "30s,2m"),
+    setting("WORKER_SHUTDOWN_GRACE", "25s"),
+    setting("HTTP_ADDR", "0.0.0.0:8080"),
+    setting("LOG_FORMAT", ""),
+    setting("RUST_LOG", "info"),
+];
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// The settings in force.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The broker.
+    pub amqp_url: SecretString,
+    /// The database.
+    pub database_url: SecretString,
+    /// Where files go.
+    pub storage_root: PathBuf,
+    /// Stability's API.
+    pub stability: StabilitySettings,
+    /// What every stored image measures.
+    pub image: ImageSpec,
+    /// Default of a job.
+    pub cfg_scale: f64,
+    /// Default of a job.
+    pub steps: u8,
+    /// Jobs at once.
+    pub jobs: JobSettings,
+    /// From SIGTERM to the end.
+    pub shutdown_grace: Duration,
+    /// Health endpoints.
+    pub http_addr: SocketAddr,
+    /// `None`: text on a terminal, else JSON.
+    pub log_format: Option<LogFormat>,
+    /// Filter directives.
+    pub log_filter: String,
+}
+
+/// How the API is used.
+#[derive(Debug, Clone)]
+pub struct StabilitySettings {
+    /// Needed for generation only.
+    pub api_key: Option<SecretString>,
+    /// Where the API is.
+    pub base_url: Url,
+    /// Requests in flight in this process.
+    pub max_concurrent: NonZeroUsize,
+    /// Requests a minute.
+    pub rate_limit: NonZeroU32,
+    /// One request.
+    pub timeout: Duration,
+    /// A retry after each.
+    pub retry_delays: Vec<Duration>,
+    /// The pause after a 429 that names none.
+    pub lockout: Duration,
+    /// For estimates and budgets.
+    pub cost_per_image_usd: f64,
+}
+
+/// How jobs are run.
+#[derive(Debug, Clone)]
+pub struct JobSettings {
+    /// At once; also the prefetch.
+    pub max_in_flight: NonZeroUsize,
+    /// Tries in all.
+    pub max_attempts: NonZeroU32,
+    /// Between tries; the last one repeats.
+    pub retry_delays: Vec<Duration>,
+}
+
+impl JobSettings {
+    /// The wait after the try that ended as number `attempts` (from 1).
+    pub fn delay_after(&self, attempts: u32) -> Duration {
+        let position = (attempts.max(1) - 1) as usize;
+        self.retry_delays.get(position).or(self.retry_delays.last()).copied().unwrap_or(Duration::from_secs(30))
+    }
+}
+
+impl Settings {
+    /// Reads the settings of this process.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingError`] names the variable, its value (never a secret's) and what is allowed.
+    #[expect(clippy::disallowed_methods, reason = "this is the one door to the environment")]
+    pub fn from_env() -> Result<Self, SettingError> {
+        Self::from_source(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    /// Reads the settings from any source.
+    ///
+    /// # Errors
+    ///
+    /// As [`Settings::from_env`].
+    pub fn from_source(source: impl Fn(&str) -> Option<String>) -> Result<Self, SettingError> {
+        let read = Reader::new(&source);
+        let settings = Self {
+            amqp_url: read.url_secret("AMQP_URL", &["amqp", "amqps"])?,
+            database_url: read.url_secret("DATABASE_URL", &["postgres", "postgresql", "sqlite"])?,
+            storage_root: read.storage_root("ASSET_STORAGE_URL")?,
+            stability: StabilitySettings {
+                api_key: read.secret("STABILITY_API_KEY")?,
+                base_url: read.http_url("STABILITY_BASE_URL")?,
+                max_concurrent: read.number("STABILITY_MAX_CONCURRENT", 1..=64)?,
+                rate_limit: read.number("STABILITY_RATE_LIMIT", 1..=100_000)?,
+                timeout: read.duration("STABILITY_TIMEOUT", 1..=600)?,
+                retry_delays: read.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
+                lockout: read.duration("STABILITY_LOCKOUT", 0..=3_600)?,
+                cost_per_image_usd: read.real("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
+            },
+            image: ImageSpec {
+                width: read.number("IMAGE_WIDTH", 64..=8_192)?,
+                height: read.number("IMAGE_HEIGHT", 64..=8_192)?,
+                max_bytes: read.number("IMAGE_MAX_BYTES", 10_000..=1_073_741_824)?,
+            },
+            cfg_scale: read.real("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
+            steps: read.number("IMAGE_STEPS", 10..=50)?,
+            jobs: JobSettings {
+                max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
+                max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
+                retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
+            },
+            shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
+            http_addr: read.address("HTTP_ADDR")?,
+            log_format: read.log_format("LOG_FORMAT")?,
+            log_filter: read.text("RUST_LOG")?.unwrap_or_default(),
+        };
+        Ok(settings)
+    }
+
+    /// The key, for what cannot be done without it.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingError`] where it is not set.
+    pub fn require_api_key(&self) -> Result<&SecretString, SettingError> {
+        self.stability
+            .api_key
+            .as_ref()
+            .ok_or_else(|| SettingError::missing("STABILITY_API_KEY", "a key of the account at platform.stability.ai"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! Reads single settings, each with an error that says what is allowed.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::{ALL, LogFormat};
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {value}; {allowed}")]
+pub struct SettingError {
+    name: String,
+    value: String,
+    allowed: String,
+}
+
+impl SettingError {
+    fn refused(name: &str, value: &str, allowed: impl Display) -> Self {
+        Self { name: name.to_owned(), value: format!("{value:?} is not allowed"), allowed: allowed.to_string() }
+    }
+
+    /// Without the value, which may hold a secret.
+    fn refused_secret(name: &str, allowed: impl Display) -> Self {
+        Self { name: name.to_owned(), value: "its value is not allowed".to_owned(), allowed: allowed.to_string() }
+    }
+
+    pub(super) fn missing(name: &str, allowed: impl Display) -> Self {
+        Self { name: name.to_owned(), value: "not set".to_owned(), allowed: allowed.to_string() }
+    }
+}
+
+pub(super) struct Reader<'a> {
+    source: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(source: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { source }
+    }
+
+    fn set(&self, name: &str) -> Option<String> {
+        (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// The value, or its default where that is not empty.
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>, SettingError> {
+        let setting = ALL.iter().find(|setting| setting.name == name).expect("every setting stands in the table");
+        let value = self.set(name);
+        let file = if setting.secret { self.set(&format!("{name}_FILE")) } else { None };
+        match (value, file) {
+            (Some(_), Some(_)) => Err(SettingError {
+                name: name.to_owned(),
+                value: format!("set together with {name}_FILE"),
+                allowed: "only one of them".to_owned(),
+            }),
+            (Some(value), None) => Ok(Some(value)),
+            (None, Some(file)) => from_file(&format!("{name}_FILE"), &file).map(Some),
+            (None, None) => Ok(Some(setting.default.to_owned()).filter(|default| !default.is_empty())),
+        }
+    }
+
+    fn needed(&self, name: &str) -> Result<String, SettingError> {
+        Ok(self.text(name)?.expect("the setting has a default"))
+    }
+
+    fn parsed<T>(
+        &self,
+        name: &str,
+        allowed: impl Display,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, SettingError> {
+        let text = self.needed(name)?;
+        parse(&text).ok_or_else(|| SettingError::refused(name, &text, allowed))
+    }
+
+    pub(super) fn secret(&self, name: &str) -> Result<Option<SecretString>, SettingError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        if text.chars().any(|c| !c.is_ascii_graphic()) {
+            return Err(SettingError::refused_secret(name, "printable ASCII characters without blanks"));
+        }
+        Ok(Some(SecretString::from(text)))
+    }
+
+    pub(super) fn url_secret(&self, name: &str, schemes: &[&str]) -> Result<SecretString, SettingError> {
+        let text = self.needed(name)?;
+        let allowed = schemes.iter().map(|scheme| format!("{scheme}://…")).collect::<Vec<_>>().join(" or ");
+        match text.split_once("://") {
+            Some((scheme, rest)) if schemes.contains(&scheme) && !rest.is_empty() => Ok(SecretString::from(text)),
+            _ => Err(SettingError::refused_secret(name, format!("a URL: {allowed}"))),
+        }
+    }
+
+    pub(super) fn http_url(&self, name: &str) -> Result<Url, SettingError> {
+        self.parsed(name, "an http:// or https:// URL", |text| {
+            Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        })
+    }
+
+    /// The folder of a `file://` URL, made absolute.
+    pub(super) fn storage_root(&self, name: &str) -> Result<PathBuf, SettingError> {
+        let Some(text) = self.text(name)? else {
+            let folder = Path::new("data/assets");
+            return std::path::absolute(folder).map_err(|_| SettingError::missing(name, "a file:// URL"));
+        };
+        Url::parse(&text)
+            .ok()
+            .filter(|url| url.scheme() == "file")
+            .and_then(|url| url.to_file_path().ok())
+            .ok_or_else(|| SettingError::refused(name, &text, "a file:// URL with an absolute path"))
+    }
+
+    pub(super) fn number<T>(&self, name: &str, range: RangeInclusive<u64>) -> Result<T, SettingError>
+    where
+        T: FromStr,
+    {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        self.parsed(name, allowed, |text| {
+            let number = text.parse().ok()?;
+            if range.contains(&number) { text.parse().ok() } else { None }
+        })
+    }
+
+    pub(super) fn real(&self, name: &str, range: RangeInclusive<f64>) -> Result<f64, SettingError> {
+        let allowed = format!("a number from {} to {}", range.start(), range.end());
+        self.parsed(name, allowed, |text| text.parse().ok().filter(|number| range.contains(number)))
+    }
+
+    pub(super) fn duration(&self, name: &str, seconds: RangeInclusive<u64>) -> Result<Duration, SettingError> {
+        let allowed = format!("a duration from {}s to {}s, such as 500ms, 30s or 2m", seconds.start(), seconds.end());
+        self.parsed(name, allowed, |text| {
+            let duration = duration(text)?;
+            let range = Duration::from_secs(*seconds.start())..=Duration::from_secs(*seconds.end());
+            range.contains(&duration).then_some(duration)
+        })
+    }
+
+    /// Durations with commas between them, at most an hour each. `none` is an empty list.
+    pub(super) fn durations(&self, name: &str, count: RangeInclusive<usize>) -> Result<Vec<Duration>, SettingError> {
+        let none = if *count.start() == 0 { ", or none" } else { "" };
+        let allowed = format!(
+            "{} to {} durations with commas between them, such as 2s,5s,10s{none}",
+            count.start().max(&1),
+            count.end()
+        );
+        self.parsed(name, allowed, |text| {
+            let durations: Option<Vec<_>> = if text == "none" {
+                Some(Vec::new())
+            } else {
+                text.split(',').map(|part| duration(part.trim())).collect()
+            };
+            durations.filter(|durations| {
+                count.contains(&durations.len())
+                    && durations.iter().all(|duration| *duration <= Duration::from_hours(1))
+            })
+        })
+    }
+
+    pub(super) fn address(&self, name: &str) -> Result<SocketAddr, SettingError> {
+        self.parsed(name, "an address and a port, such as 0.0.0.0:8080", |text| text.parse().ok())
+    }
+
+    pub(super) fn log_format(&self, name: &str) -> Result<Option<LogFormat>, SettingError> {
+        match self.text(name)?.as_deref() {
+            None => Ok(None),
+            Some("text") => Ok(Some(LogFormat::Text)),
+            Some("json") => Ok(Some(LogFormat::Json)),
+            Some(other) => Err(SettingError::refused(name, other, "text or json")),
+        }
+    }
+}
+
+fn from_file(name: &str, file: &str) -> Result<String, SettingError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| SettingError::refused(name, file, format_args!("a file that can be read ({error})")))?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(SettingError::refused(name, file, "a file that is not empty"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A plain `0` is refused by the library for want of a unit; everybody understands it.
+fn duration(text: &str) -> Option<Duration> {
+    if text == "0" { Some(Duration::ZERO) } else { humantime::parse_duration(text).ok() }
+}

@@ -1,0 +1,124 @@
+use secrecy::ExposeSecret;
+
+use super::*;
+
+fn load(pairs: &[(&str, &str)]) -> Result<Settings, SettingError> {
+    Settings::from_source(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    let settings = load(&[]).expect("defaults are good");
+    assert_eq!(settings.amqp_url.expose_secret(), "amqp://guest:guest@127.0.0.1:5672/%2f");
+    assert_eq!(settings.database_url.expose_secret(), "sqlite://data/asset-worker.db?mode=rwc");
+    assert!(settings.storage_root.is_absolute() && settings.storage_root.ends_with("data/assets"));
+    assert!(settings.stability.api_key.is_none());
+    assert_eq!(settings.stability.base_url.as_str(), "https://api.stability.ai/");
+    assert_eq!(settings.stability.max_concurrent.get(), 4);
+    assert_eq!(settings.stability.rate_limit.get(), 150);
+    assert_eq!(settings.stability.timeout, Duration::from_mins(1));
+    assert_eq!(settings.stability.retry_delays, [2, 5, 10].map(Duration::from_secs));
+    assert_eq!(settings.stability.lockout, Duration::from_mins(1));
+    assert_eq!(settings.image, ImageSpec::default());
+    assert_eq!(settings.steps, 40);
+    assert_eq!(settings.jobs.max_in_flight.get(), 2);
+    assert_eq!(settings.jobs.max_attempts.get(), 3);
+    assert_eq!(settings.jobs.retry_delays, [30, 120].map(Duration::from_secs));
+    assert_eq!(settings.shutdown_grace, Duration::from_secs(25));
+    assert_eq!(settings.http_addr.to_string(), "0.0.0.0:8080");
+    assert_eq!(settings.log_format, None);
+    assert_eq!(settings.log_filter, "info");
+}
+
+#[test]
+fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
+    let check = |name: &str, value: &str, expected: &str| {
+        assert_eq!(load(&[(name, value)]).expect_err(expected).to_string(), expected);
+    };
+    check(
+        "STABILITY_MAX_CONCURRENT",
+        "0",
+        "STABILITY_MAX_CONCURRENT: \"0\" is not allowed; a whole number from 1 to 64",
+    );
+    check(
+        "STABILITY_RATE_LIMIT",
+        "fast",
+        "STABILITY_RATE_LIMIT: \"fast\" is not allowed; a whole number from 1 to 100000",
+    );
+    check(
+        "STABILITY_TIMEOUT",
+        "60",
+        "STABILITY_TIMEOUT: \"60\" is not allowed; a duration from 1s to 600s, such as 500ms, 30s or 2m",
+    );
+    check(
+        "STABILITY_RETRY_DELAYS",
+        "2s,,5s",
+        "STABILITY_RETRY_DELAYS: \"2s,,5s\" is not allowed; 1 to 10 durations with commas between them, such as 2s,5s,10s, or none",
+    );
+    check("IMAGE_CFG_SCALE", "NaN", "IMAGE_CFG_SCALE: \"NaN\" is not allowed; a number from 0 to 35");
+    check("HTTP_ADDR", "8080", "HTTP_ADDR: \"8080\" is not allowed; an address and a port, such as 0.0.0.0:8080");
+    check("LOG_FORMAT", "xml", "LOG_FORMAT: \"xml\" is not allowed; text or json");
+    check(
+        "STABILITY_BASE_URL",
+        "ftp://x",
+        "STABILITY_BASE_URL: \"ftp://x\" is not allowed; an http:// or https:// URL",
+    );
+    check(
+        "ASSET_STORAGE_URL",
+        "data",
+        "ASSET_STORAGE_URL: \"data\" is not allowed; a file:// URL with an absolute path",
+    );
+}
+
+#[test]
+fn the_value_of_a_secret_is_never_repeated() {
+    for (name, value) in
+        [("AMQP_URL", "hunter2"), ("DATABASE_URL", "mysql://u:hunter2@x/y"), ("STABILITY_API_KEY", "hunter2 é")]
+    {
+        let error = load(&[(name, value)]).expect_err("it is not allowed");
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        assert!(error.to_string().starts_with(name), "{error}");
+    }
+    let settings = load(&[("STABILITY_API_KEY", "hunter2"), ("AMQP_URL", "amqp://u:hunter2@x/")]).expect("good");
+    assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+}
+
+#[test]
+fn a_secret_may_come_from_a_file_but_not_from_both() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("key");
+    std::fs::write(&file, "sk-from-file\n").expect("a file");
+    let path = file.to_str().expect("a path");
+    let settings = load(&[("STABILITY_API_KEY_FILE", path)]).expect("good");
+    assert_eq!(settings.stability.api_key.expect("a key").expose_secret(), "sk-from-file");
+    let both = load(&[("STABILITY_API_KEY_FILE", path), ("STABILITY_API_KEY", "x")]).expect_err("both");
+    assert_eq!(both.to_string(), "STABILITY_API_KEY: set together with STABILITY_API_KEY_FILE; only one of them");
+    let gone = load(&[("STABILITY_API_KEY_FILE", "/nowhere/key")]).expect_err("gone");
+    assert!(gone.to_string().starts_with("STABILITY_API_KEY_FILE: \"/nowhere/key\" is not allowed; a file"), "{gone}");
+}
+
+#[test]
+fn an_empty_value_counts_as_unset_and_lists_can_be_empty() {
+    let settings = load(&[("STABILITY_TIMEOUT", " "), ("STABILITY_RETRY_DELAYS", "none"), ("STABILITY_LOCKOUT", "0")])
+        .expect("good");
+    assert_eq!(settings.stability.timeout, Duration::from_mins(1));
+    assert!(settings.stability.retry_delays.is_empty());
+    assert!(settings.stability.lockout.is_zero());
+}
+
+#[test]
+fn the_wait_between_tries_grows_and_its_last_value_repeats() {
+    let jobs = load(&[]).expect("good").jobs;
+    let waits: Vec<_> = (1..=4).map(|attempts| jobs.delay_after(attempts).as_secs()).collect();
+    assert_eq!(waits, [30, 120, 120, 120]);
+}
+
+#[test]
+fn the_readme_lists_every_setting_with_its_default() {
+    let readme = include_str!("../../../../README.md");
+    for setting in ALL {
+        let row = readme.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", setting.name)));
+        let row = row.unwrap_or_else(|| panic!("README.md has no row for {}", setting.name));
+        assert!(row.contains(setting.default), "README.md shows another default of {}: {row}", setting.name);
+    }
+}

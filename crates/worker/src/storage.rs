@@ -1,0 +1,125 @@
+//! Where files go: whole, or not at all.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use url::Url;
+
+/// A file could not be stored or looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("storage cannot {doing} {path}")]
+pub struct StorageError {
+    doing: &'static str,
+    path: String,
+    #[source]
+    source: object_store::Error,
+}
+
+/// The storage root. Paths are relative to it. Clones share it.
+#[derive(Clone)]
+pub struct Storage {
+    store: Arc<dyn ObjectStore>,
+    root: Url,
+}
+
+impl Storage {
+    /// Opens a folder, which is made where it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] where it cannot be made or opened.
+    pub fn open(root: &Path) -> Result<Self, StorageError> {
+        let failed = |source| StorageError { doing: "open", path: root.display().to_string(), source };
+        std::fs::create_dir_all(root)
+            .map_err(|error| failed(object_store::Error::Generic { store: "file", source: Box::new(error) }))?;
+        let store = LocalFileSystem::new_with_prefix(root).map_err(failed)?.with_fsync(true);
+        let root = Url::from_directory_path(root).expect("the settings make the root absolute");
+        Ok(Self { store: Arc::new(store), root })
+    }
+
+    /// Stores a file under a path, in place of what may stand there. The file is on disk when this returns; after a failure
+    /// nothing of it is seen.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`].
+    pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
+        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
+        self.store.put_opts(&Key::from(path), bytes.into(), options).await.map(drop).map_err(|source| StorageError {
+            doing: "store",
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Whether a file stands there.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`].
+    pub async fn exists(&self, path: &str) -> Result<bool, StorageError> {
+        match self.store.head(&Key::from(path)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(StorageError { doing: "look at", path: path.to_owned(), source }),
+        }
+    }
+
+    /// Whether files can be stored at this moment: stores one, and removes it.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`].
+    pub async fn check(&self) -> Result<(), StorageError> {
+        let path = format!(".check-{}", uuid::Uuid::now_v7());
+        self.put(&path, Bytes::from_static(b"check")).await?;
+        self.store.delete(&Key::from(path.as_str())).await.map_err(|source| StorageError {
+            doing: "remove",
+            path,
+            source,
+        })
+    }
+
+    /// Where a renderer opens the file.
+    pub fn uri(&self, path: &str) -> String {
+        self.root.join(path).map_or_else(|_| format!("{}{path}", self.root), String::from)
+    }
+
+    /// The root, for people.
+    pub fn root(&self) -> &str {
+        self.root.as_str()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stored_file_is_whole_and_found_by_its_uri() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let storage = Storage::open(&folder.path().join("new")).expect("a storage");
+        let path = "projects/42/assets/image_001.png";
+        assert!(!storage.exists(path).await.expect("an answer"));
+        storage.put(path, Bytes::from_static(b"one")).await.expect("stored");
+        storage.put(path, Bytes::from_static(b"other")).await.expect("stored again");
+        assert!(storage.exists(path).await.expect("an answer"));
+        let file = Url::parse(&storage.uri(path)).expect("a URL").to_file_path().expect("a file");
+        assert_eq!(std::fs::read(&file).expect("a file"), b"other");
+        storage.check().await.expect("it can be written");
+        let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
+        assert_eq!(left.len(), 1, "only projects/ is left");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_made_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("file"), b"x").expect("a file");
+        let error = Storage::open(&folder.path().join("file/below")).err().expect("a file is no folder");
+        assert!(error.to_string().contains("storage cannot open"), "{error}");
+    }
+}
