@@ -140,6 +140,11 @@ impl InvalidCommand {
 }
 
 impl Command {
+    /// Whose job it is.
+    pub fn key(&self) -> JobKey {
+        JobKey { job_id: self.job_id, project_id: self.project_id }
+    }
+
     /// Reads a command from the body of a message.
     ///
     /// # Errors

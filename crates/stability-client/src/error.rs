@@ -64,7 +64,6 @@ fn first_chars(text: &str) -> String {
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The request is out of the API's ranges and was not sent.
     #[error("the request is not valid")]

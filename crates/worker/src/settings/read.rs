@@ -31,6 +31,11 @@ impl SettingError {
         Self { name: name.to_owned(), value: "its value is not allowed".to_owned(), allowed: allowed.to_string() }
     }
 
+    /// A value that turned out to be of no use; `why` must not repeat a secret.
+    pub(crate) fn unusable(name: &str, why: impl Display) -> Self {
+        Self { name: name.to_owned(), value: "its value is of no use".to_owned(), allowed: why.to_string() }
+    }
+
     pub(super) fn missing(name: &str, allowed: impl Display) -> Self {
         Self { name: name.to_owned(), value: "not set".to_owned(), allowed: allowed.to_string() }
     }

@@ -77,6 +77,22 @@ impl Store {
             .doing("complete an image")
     }
 
+    /// Adds to what an image has cost, where it has had no end.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing was written.
+    pub async fn add_cost(&self, id: Uuid, cost: Cost) -> Result<(), StoreError> {
+        asset::Entity::update_many()
+            .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(column(cost.requests)))
+            .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(column(cost.charged)))
+            .filter(asset::Column::Id.eq(id))
+            .exec(&self.db)
+            .await
+            .map(drop)
+            .doing("count a request")
+    }
+
     /// Records the failure of an image. A row that is complete stays as it is.
     ///
     /// # Errors

@@ -1,0 +1,97 @@
+//! RabbitMQ: connection, topology, publishing. The only module that names `lapin`.
+
+mod consumer;
+mod delivery;
+mod publisher;
+mod topology;
+mod watch;
+
+use std::time::Duration;
+
+use lapin::{Channel, Connection, ConnectionProperties};
+use secrecy::{ExposeSecret, SecretString};
+
+pub use consumer::{Commands, Lost};
+pub use delivery::{Incoming, Settlement, Unsettled};
+pub use publisher::Publisher;
+pub use topology::Topology;
+pub use watch::Watch;
+
+/// The bound on connecting, and on any single answer of the broker: it answers within milliseconds, or it is in trouble.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The broker failed, while doing what.
+#[derive(Debug, thiserror::Error)]
+#[error("the broker cannot {doing}: {cause}")]
+pub struct BrokerError {
+    doing: &'static str,
+    cause: String,
+}
+
+/// Bounds a wait for the broker, and names what was waited for.
+async fn answered<T>(doing: &'static str, wait: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, wait).await {
+        Ok(result) => result.map_err(|error| BrokerError { doing, cause: error.to_string() }),
+        Err(_) => Err(BrokerError { doing, cause: format!("no answer within {ANSWER_TIMEOUT:?}") }),
+    }
+}
+
+/// A connection to the broker with its exchanges and queues in place.
+pub struct Broker {
+    connection: Connection,
+}
+
+impl Broker {
+    /// Connects, and declares the topology.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where the broker cannot be reached, or has queues of other arguments.
+    pub async fn connect(url: &SecretString, topology: &Topology) -> Result<Self, BrokerError> {
+        let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
+        let connection = answered("be reached", Connection::connect(url.expose_secret(), properties)).await?;
+        let broker = Self { connection };
+        let channel = broker.channel().await?;
+        topology.declare(&channel).await?;
+        // Nobody waits for the end of this channel.
+        let _ = channel.close(200, "done".into()).await;
+        Ok(broker)
+    }
+
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        answered("open a channel", self.connection.create_channel()).await
+    }
+
+    /// A publisher with a channel of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
+        Publisher::open(self.channel().await?).await
+    }
+
+    /// Starts to take commands, at most `prefetch` unsettled ones at once.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn commands(&self, prefetch: u16) -> Result<Commands, BrokerError> {
+        Commands::consume(self.channel().await?, prefetch).await
+    }
+
+    /// Starts to watch the events of every job.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn watch(&self) -> Result<Watch, BrokerError> {
+        Watch::start(self.channel().await?).await
+    }
+
+    /// Closes the connection in order.
+    pub async fn close(self) {
+        // It is closed either way; a broker that does not answer is not waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
+    }
+}

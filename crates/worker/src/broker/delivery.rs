@@ -1,0 +1,69 @@
+//! A command as it came, and what is said to the broker about it.
+
+use domain::trace::TraceParent;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::types::AMQPValue;
+
+use super::{BrokerError, answered};
+
+/// What a command's message held.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// The body, unread.
+    pub body: Vec<u8>,
+    pub(super) properties: BasicProperties,
+}
+
+impl Incoming {
+    /// The trace the producer sent along, where it is well formed.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        let headers = self.properties.headers().as_ref()?;
+        match headers.inner().get("traceparent")? {
+            AMQPValue::LongString(text) => TraceParent::parse(std::str::from_utf8(text.as_bytes()).ok()?),
+            AMQPValue::ShortString(text) => TraceParent::parse(text.as_str()),
+            _ => None,
+        }
+    }
+}
+
+/// What is said to the broker about a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// It is dealt with: its last event is confirmed, or it lies safely on another queue.
+    Done,
+    /// It goes back to its queue at once, for whoever comes next.
+    Return,
+}
+
+/// A delivery that the broker is still to hear about. Dropping it settles nothing: the broker delivers again when the channel
+/// closes.
+#[derive(Debug)]
+#[must_use]
+pub struct Unsettled(Delivery);
+
+impl Unsettled {
+    /// Takes a delivery apart: what it held, and the right to settle it.
+    pub(super) fn new(mut delivery: Delivery) -> (Incoming, Self) {
+        let body = std::mem::take(&mut delivery.data);
+        let properties = delivery.properties.clone();
+        (Incoming { body, properties }, Self(delivery))
+    }
+
+    /// Tells the broker; settling twice does not compile.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where the channel is gone; the broker delivers again.
+    pub async fn settle(self, settlement: Settlement) -> Result<(), BrokerError> {
+        let doing = "take a settlement";
+        match settlement {
+            Settlement::Done => answered(doing, self.0.ack(BasicAckOptions::default())).await.map(drop),
+            Settlement::Return => {
+                let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+                answered(doing, self.0.nack(options)).await.map(drop)
+            }
+        }
+    }
+}

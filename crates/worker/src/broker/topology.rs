@@ -1,0 +1,105 @@
+//! Exchanges and queues, as the contract has them.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+
+use super::{BrokerError, answered};
+
+pub(super) const COMMANDS: &str = "assets.commands";
+pub(super) const GENERATE_KEY: &str = "generate";
+pub(super) const GENERATE_QUEUE: &str = "assets.generate";
+pub(super) const EVENTS: &str = "assets.events";
+pub(super) const DEAD_LETTER: &str = "assets.dead-letter";
+const DEAD_QUEUE: &str = "assets.generate.dead";
+/// After so many deliveries without an end the broker itself gives a command to the dead letters. It counts every lost
+/// connection and every rolling update, so that it is far above what is seen in good times.
+const DELIVERY_LIMIT: i32 = 20;
+
+/// What is declared at every connection.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    retry_delays: Vec<Duration>,
+}
+
+impl Topology {
+    /// The contract's exchanges and queues, and a retry queue for each delay.
+    pub fn new(retry_delays: &[Duration]) -> Self {
+        Self { retry_delays: retry_delays.to_vec() }
+    }
+
+    pub(super) async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
+        exchange(channel, COMMANDS, ExchangeKind::Direct).await?;
+        exchange(channel, EVENTS, ExchangeKind::Topic).await?;
+        exchange(channel, DEAD_LETTER, ExchangeKind::Fanout).await?;
+        queue(channel, DEAD_QUEUE, &[]).await?;
+        bind(channel, DEAD_QUEUE, DEAD_LETTER, "").await?;
+        let mut arguments = dead_lettering_to(DEAD_LETTER);
+        arguments.push(("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)));
+        queue(channel, GENERATE_QUEUE, &arguments).await?;
+        bind(channel, GENERATE_QUEUE, COMMANDS, GENERATE_KEY).await?;
+        // One queue a delay: in a queue of mixed delays, a short one waits behind a long one.
+        for delay in &self.retry_delays {
+            let ttl = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+            let mut arguments = dead_lettering_to(COMMANDS);
+            arguments.push(("x-dead-letter-routing-key", text(GENERATE_KEY)));
+            arguments.push(("x-message-ttl", AMQPValue::LongLongInt(ttl)));
+            queue(channel, &retry_queue(*delay), &arguments).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The queue where a command waits for its next try: `assets.generate.retry.30s`.
+pub(super) fn retry_queue(delay: Duration) -> String {
+    format!("{GENERATE_QUEUE}.retry.{}", humantime::format_duration(delay).to_string().replace(' ', ""))
+}
+
+/// Quorum queues lose no dead letter on its way with this strategy, which wants this way to be full.
+fn dead_lettering_to(exchange: &str) -> Vec<(&'static str, AMQPValue)> {
+    vec![
+        ("x-dead-letter-exchange", text(exchange)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ]
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+async fn exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), BrokerError> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    answered("declare an exchange", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
+}
+
+async fn queue(channel: &Channel, name: &str, arguments: &[(&'static str, AMQPValue)]) -> Result<(), BrokerError> {
+    let mut table = FieldTable::default();
+    table.insert("x-queue-type".into(), text("quorum"));
+    for (key, value) in arguments {
+        table.insert((*key).into(), value.clone());
+    }
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    answered("declare a queue", channel.queue_declare(name.into(), options, table)).await.map(drop)
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {
+    let options = QueueBindOptions::default();
+    let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+    answered("bind a queue", bound).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_delay_has_a_queue_named_after_it() {
+        let check = |seconds, name: &str| assert_eq!(retry_queue(Duration::from_secs(seconds)), name);
+        check(30, "assets.generate.retry.30s");
+        check(120, "assets.generate.retry.2m");
+        check(90, "assets.generate.retry.1m30s");
+    }
+}

@@ -1,0 +1,153 @@
+//! What is done with one command from the broker, from its body to its settlement.
+
+use std::time::Duration;
+
+use domain::command::{Command, InvalidCommand, JobKey, Rules};
+use domain::event::{Context, Event, JobError, Totals};
+use domain::failure::JobFailureCode;
+use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info, info_span, warn};
+use uuid::Uuid;
+
+use crate::broker::{BrokerError, Incoming, Publisher, Settlement};
+use crate::causes;
+use crate::event_sink::{EventSink, PublishError, Routed};
+use crate::job::{JobRunError, Verdict, Workshop};
+use crate::store::{StoreError, TerminalEvent};
+
+/// The reason of a dead letter whose id belongs to another command.
+const CONFLICT: &str = "job_id_conflict";
+
+/// What the API behind this worker takes.
+pub fn rules() -> Rules {
+    Rules {
+        engines: Engine::ALL.iter().map(|engine| engine.id()).collect(),
+        style_presets: StylePreset::ALL.iter().map(|preset| preset.as_str()).collect(),
+        cfg_scale: CFG_SCALE,
+        steps: STEPS,
+    }
+}
+
+/// Why a command could not be dealt with now.
+#[derive(Debug, thiserror::Error)]
+enum IntakeError {
+    #[error(transparent)]
+    Job(#[from] JobRunError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+/// Deals with commands. Clones share everything.
+#[derive(Clone)]
+pub struct Intake {
+    workshop: Workshop,
+    publisher: Publisher,
+    rules: Rules,
+    /// Where our own infrastructure fails, the command comes back after this.
+    broken_delay: Duration,
+}
+
+impl Intake {
+    /// Brings the parts together.
+    pub fn new(workshop: Workshop, publisher: Publisher, broken_delay: Duration) -> Self {
+        Self { workshop, publisher, rules: rules(), broken_delay }
+    }
+
+    /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
+    pub async fn handle(self, incoming: Incoming, stop: CancellationToken) -> Settlement {
+        match self.dealt_with(&incoming, &stop).await {
+            Ok(settlement) => settlement,
+            Err(error) => {
+                error!(error = causes::joined(&error), delay = ?self.broken_delay, "a command could not be dealt with; it comes back later");
+                match self.publisher.retry_later(&incoming, self.broken_delay).await {
+                    Ok(()) => Settlement::Done,
+                    // The broker is in trouble itself; the queue is the safest place.
+                    Err(_) => Settlement::Return,
+                }
+            }
+        }
+    }
+
+    async fn dealt_with(&self, incoming: &Incoming, stop: &CancellationToken) -> Result<Settlement, IntakeError> {
+        match Command::parse(&incoming.body, &self.rules) {
+            Ok(command) => {
+                let span = info_span!("job", job.id = %command.job_id, project.id = command.project_id);
+                self.run(incoming, &command, stop).instrument(span).await
+            }
+            Err(invalid) => self.refuse(incoming, invalid).await,
+        }
+    }
+
+    async fn run(
+        &self,
+        incoming: &Incoming,
+        command: &Command,
+        stop: &CancellationToken,
+    ) -> Result<Settlement, IntakeError> {
+        let trace = incoming.trace_parent();
+        match self.workshop.run(command, trace.as_ref(), &self.publisher, stop).await? {
+            Verdict::Ended(terminal) => {
+                self.publish_terminal(command.job_id, &terminal).await?;
+                Ok(Settlement::Done)
+            }
+            Verdict::TryAgain(delay) => {
+                self.publisher.retry_later(incoming, delay).await?;
+                Ok(Settlement::Done)
+            }
+            Verdict::Interrupted => {
+                info!("the rest of the job is left to another worker");
+                Ok(Settlement::Return)
+            }
+            Verdict::Conflict => {
+                warn!("another command has this job id; it goes to the dead letters");
+                self.publisher.dead_letter(incoming, CONFLICT).await?;
+                Ok(Settlement::Done)
+            }
+        }
+    }
+
+    async fn publish_terminal(&self, job_id: Uuid, terminal: &TerminalEvent) -> Result<(), IntakeError> {
+        match self.publish(&terminal.event).await? {
+            Routed::Taken if terminal.published => {}
+            Routed::Taken => self.workshop.store().mark_published(job_id).await?,
+            Routed::Nobody => {
+                warn!(
+                    event = terminal.event.kind.as_str(),
+                    "no queue is bound for the job's terminal event; it is kept with the job"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, event: &Event) -> Result<Routed, PublishError> {
+        EventSink::publish(&self.publisher, event).await
+    }
+
+    /// A body that is no command: a dead letter, and where its job can be named, that job's end.
+    async fn refuse(&self, incoming: &Incoming, invalid: InvalidCommand) -> Result<Settlement, IntakeError> {
+        let reason = invalid.to_string();
+        warn!(reason, "a message is no command; it goes to the dead letters");
+        if let Some(key) = invalid.key {
+            let event = self.invalid_event(incoming, key, &reason);
+            let known = self.workshop.store().record_invalid(key, &incoming.body, &reason, &event).await?;
+            if let Some(event) = known {
+                self.publish_terminal(key.job_id, &TerminalEvent { event, published: false }).await?;
+            }
+        }
+        self.publisher.dead_letter(incoming, &format!("{}: {reason}", JobFailureCode::InvalidRequest)).await?;
+        Ok(Settlement::Done)
+    }
+
+    fn invalid_event(&self, incoming: &Incoming, key: JobKey, reason: &str) -> Event {
+        let context = Context { key, trace_parent: incoming.trace_parent(), time: OffsetDateTime::now_utc() };
+        let error = JobError { code: JobFailureCode::InvalidRequest, message: reason.to_owned() };
+        Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error))
+    }
+}

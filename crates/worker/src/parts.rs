@@ -1,0 +1,51 @@
+//! Opens what a job needs, as the settings say.
+
+use stability_client::{Client, RetryPolicy};
+
+use crate::settings::{SettingError, Settings};
+use crate::storage::{Storage, StorageError};
+use crate::store::{Store, StoreError};
+
+/// A part could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PartsError {
+    /// The database is away; it may come back.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The storage cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Opens the storage and the database, and applies the migrations.
+///
+/// # Errors
+///
+/// [`PartsError`].
+pub async fn open(settings: &Settings) -> Result<(Store, Storage), PartsError> {
+    let storage = Storage::open(&settings.storage_root)?;
+    let store = Store::connect(&settings.database_url).await?;
+    let applied = store.migrate().await?;
+    if applied > 0 {
+        tracing::info!(applied, "the database was migrated");
+    }
+    Ok((store, storage))
+}
+
+/// Makes the API's client.
+///
+/// # Errors
+///
+/// [`SettingError`] where there is no key, or one that cannot stand in a header.
+pub fn client(settings: &Settings) -> Result<Client, SettingError> {
+    let stability = &settings.stability;
+    Client::builder(settings.require_api_key()?.clone())
+        .base_url(stability.base_url.clone())
+        .request_timeout(stability.timeout)
+        .rate_limit(stability.rate_limit)
+        .max_in_flight(stability.max_concurrent)
+        .retries(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
+        .lockout(stability.lockout)
+        .build()
+        .map_err(|error| SettingError::unusable("STABILITY_API_KEY", &error))
+}

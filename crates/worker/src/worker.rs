@@ -1,0 +1,159 @@
+//! `run`: the loop that takes commands, and the supervision above it.
+//!
+//! A slot first, a message second: no more is taken from the broker than can be started. Each job is a task that ends in a
+//! settlement; one place settles. A lost broker ends a session, not the worker.
+
+mod session;
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::broker::{Broker, BrokerError, Topology};
+use crate::causes;
+use crate::health::Health;
+use crate::intake::Intake;
+use crate::job::Workshop;
+use crate::parts::{self, PartsError};
+use crate::settings::{SettingError, Settings};
+use session::{Ended, Session};
+
+/// Why the worker could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A setting is missing or cannot be used.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// A part cannot be opened.
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    /// The probes cannot be served.
+    #[error("HTTP_ADDR: {address} cannot be listened on ({source})")]
+    Probes {
+        /// As set.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs the worker until `stop` is cancelled; then what is in flight has the grace to finish.
+///
+/// # Errors
+///
+/// [`RunError`] at the start. Later nothing that a message says, and no loss of broker or database, ends it.
+pub async fn run(settings: &Settings, stop: &CancellationToken) -> Result<(), RunError> {
+    settings.require_api_key()?;
+    let health = Health::default();
+    let probes_stop = CancellationToken::new();
+    let mut probes = JoinSet::new();
+    probes.spawn(health.clone().serve(settings.http_addr, probes_stop.clone()));
+    let worked = tokio::select! {
+        // Probes are served until they are told to stop, so that this is their failure.
+        Some(served) = probes.join_next() => Err(RunError::Probes {
+            address: settings.http_addr,
+            source: served.map_err(std::io::Error::other).and_then(|served| served).err().unwrap_or_else(|| std::io::ErrorKind::Other.into()),
+        }),
+        worked = work(settings, &health, stop) => worked,
+    };
+    probes_stop.cancel();
+    probes.shutdown().await;
+    worked
+}
+
+async fn work(settings: &Settings, health: &Health, stop: &CancellationToken) -> Result<(), RunError> {
+    let Some((store, storage)) = patiently(stop, "database", || parts::open(settings)).await? else { return Ok(()) };
+    health.set_parts(store.clone(), storage.clone());
+    let workshop = Workshop::new(settings, store, storage, parts::client(settings)?);
+    supervise(settings, &workshop, health, stop).await;
+    Ok(())
+}
+
+/// Connects, works, and connects again, until `stop`.
+async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, stop: &CancellationToken) {
+    let topology = Topology::new(&settings.jobs.retry_delays);
+    while !stop.is_cancelled() {
+        let connected = patiently(stop, "broker", || Broker::connect(&settings.amqp_url, &topology)).await;
+        let Ok(Some(broker)) = connected else { return };
+        let ended = match session(settings, workshop, &broker, health, stop).await {
+            Ok(ended) => ended,
+            Err(error) => Ended::Lost(error.to_string()),
+        };
+        health.set_broker(false);
+        match ended {
+            Ended::Stopped => info!("stopped"),
+            Ended::Lost(cause) => error!(cause, "the broker was lost; connecting again"),
+        }
+        broker.close().await;
+    }
+}
+
+async fn session(
+    settings: &Settings,
+    workshop: &Workshop,
+    broker: &Broker,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Ended, BrokerError> {
+    let max_in_flight = settings.jobs.max_in_flight.get();
+    let prefetch = u16::try_from(max_in_flight).unwrap_or(u16::MAX);
+    let commands = broker.commands(prefetch).await?;
+    let intake = Intake::new(workshop.clone(), broker.publisher().await?, settings.jobs.delay_after(1));
+    health.set_broker(true);
+    info!(prefetch, "taking commands");
+    let session = Session::new(commands, intake, max_in_flight, settings.shutdown_grace);
+    Ok(session.serve(health, stop).await)
+}
+
+/// An error that waiting may mend.
+trait Passing: std::error::Error {
+    fn may_pass(&self) -> bool;
+}
+
+impl Passing for PartsError {
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(_))
+    }
+}
+
+impl Passing for BrokerError {
+    fn may_pass(&self) -> bool {
+        true
+    }
+}
+
+/// Tries until it works or `stop` is cancelled (then `None`), at longer and longer intervals up to 30 seconds.
+async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
+    stop: &CancellationToken,
+    what: &'static str,
+    attempt: impl Fn() -> F,
+) -> Result<Option<T>, E> {
+    let backoff = || {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(250))
+            .with_max_delay(Duration::from_secs(30))
+            .without_max_times()
+            .with_jitter()
+            .build()
+    };
+    for delay in backoff() {
+        let tried = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            tried = attempt() => tried,
+        };
+        match tried {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) if !error.may_pass() => return Err(error),
+            Err(error) => warn!(error = causes::joined(&error), ?delay, "waiting for the {what}"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+    Ok(None)
+}
