@@ -14,8 +14,8 @@ use secrecy::{ExposeSecret, SecretString};
 pub use consumer::{Commands, Lost};
 pub use delivery::{Incoming, Settlement, Unsettled};
 pub use publisher::Publisher;
-pub use topology::Topology;
-pub use watch::Watch;
+pub use topology::{QueueState, Topology};
+pub use watch::{Watch, Watched};
 
 /// The bound on connecting, and on any single answer of the broker: it answers within milliseconds, or it is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -48,14 +48,31 @@ impl Broker {
     ///
     /// [`BrokerError`] where the broker cannot be reached, or has queues of other arguments.
     pub async fn connect(url: &SecretString, topology: &Topology) -> Result<Self, BrokerError> {
-        let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
-        let connection = answered("be reached", Connection::connect(url.expose_secret(), properties)).await?;
-        let broker = Self { connection };
+        let broker = Self::reach(url).await?;
         let channel = broker.channel().await?;
         topology.declare(&channel).await?;
         // Nobody waits for the end of this channel.
         let _ = channel.close(200, "done".into()).await;
         Ok(broker)
+    }
+
+    /// Connects, and declares nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where the broker cannot be reached.
+    pub async fn reach(url: &SecretString) -> Result<Self, BrokerError> {
+        let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
+        let connection = answered("be reached", Connection::connect(url.expose_secret(), properties)).await?;
+        Ok(Self { connection })
+    }
+
+    /// What is known of the queue of commands, without making it.
+    pub async fn generate_queue(&self) -> QueueState {
+        match self.channel().await {
+            Ok(channel) => topology::generate_queue(&channel).await,
+            Err(_) => QueueState::Missing,
+        }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {

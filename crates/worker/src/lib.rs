@@ -1,16 +1,29 @@
-//! The worker. stub
+//! The worker: commands in; finished images, rows and events out.
+//!
+//! In reading order: the [`cli`] reads the [`settings`] and starts what was asked for. `run` is the [`worker`]: it takes commands from
+//! the [`broker`], the [`intake`] brings each to its settlement. `generate` goes straight to the [`job`], which knows no broker: it
+//! claims the job in the [`store`], asks Stability for what is missing, finishes each [`picture`], puts it into the [`storage`], and
+//! tells an [`event_sink`]. [`parts`] opens what a job needs; [`health`] answers probes; [`logging`] writes lines.
+
+pub mod cli;
+pub mod settings;
+pub mod worker;
+
 pub mod broker;
-mod causes;
 pub mod event_sink;
-pub mod health;
 pub mod intake;
 pub mod job;
+
 pub mod parts;
 pub mod picture;
-pub mod settings;
 pub mod storage;
 pub mod store;
-pub mod worker;
+
+mod causes;
+pub mod health;
+pub mod logging;
+mod stop;
+
 /// Bytes in lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;

@@ -1,1 +1,7 @@
-fn main() {}
+//! `asset-worker`: see [`worker::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    worker::cli::main()
+}

@@ -97,8 +97,10 @@ pub struct Settings {
     pub http_addr: SocketAddr,
     /// `None`: text on a terminal, else JSON.
     pub log_format: Option<LogFormat>,
-    /// Filter directives.
-    pub log_filter: String,
+    /// Filter directives; `None` leaves it to the command.
+    pub log_filter: Option<String>,
+    /// Every setting with its value as text, for people: secrets are redacted.
+    pub in_force: Vec<(&'static str, String)>,
 }
 
 /// How the API is used.
@@ -188,7 +190,8 @@ impl Settings {
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: read.address("HTTP_ADDR")?,
             log_format: read.log_format("LOG_FORMAT")?,
-            log_filter: read.text("RUST_LOG")?.unwrap_or_default(),
+            log_filter: read.given("RUST_LOG"),
+            in_force: read.in_force()?,
         };
         Ok(settings)
     }

@@ -19,12 +19,23 @@ pub struct Incoming {
 impl Incoming {
     /// The trace the producer sent along, where it is well formed.
     pub fn trace_parent(&self) -> Option<TraceParent> {
-        let headers = self.properties.headers().as_ref()?;
-        match headers.inner().get("traceparent")? {
-            AMQPValue::LongString(text) => TraceParent::parse(std::str::from_utf8(text.as_bytes()).ok()?),
-            AMQPValue::ShortString(text) => TraceParent::parse(text.as_str()),
-            _ => None,
-        }
+        TraceParent::parse(&text_header(&self.properties, "traceparent")?)
+    }
+}
+
+/// Why a dead letter lies where it lies.
+pub(super) const REASON_HEADER: &str = "x-rejected-reason";
+
+/// The reason of a dead letter, where it has one.
+pub(super) fn reason(properties: &BasicProperties) -> Option<String> {
+    text_header(properties, REASON_HEADER)
+}
+
+fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
+    match properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
     }
 }
 

@@ -9,15 +9,13 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 
-use super::delivery::Incoming;
+use super::delivery::{Incoming, REASON_HEADER};
 use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
 use super::{BrokerError, answered};
 use crate::event_sink::{EventSink, PublishError, Routed};
 
 /// Survives a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// Why a dead letter lies where it lies.
-const REASON_HEADER: &str = "x-rejected-reason";
 /// A reason is for people; a list of every broken rule of a large command is not.
 const MAX_REASON_CHARS: usize = 2_000;
 

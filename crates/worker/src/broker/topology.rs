@@ -52,6 +52,30 @@ impl Topology {
     }
 }
 
+/// What is known of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueState {
+    /// It is there.
+    There {
+        /// Messages that are ready.
+        messages: u32,
+        /// Consumers it has.
+        consumers: u32,
+    },
+    /// It has not been declared.
+    Missing,
+}
+
+/// Looks at the queue of commands; the channel is of no use afterwards.
+pub(super) async fn generate_queue(channel: &Channel) -> QueueState {
+    let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(GENERATE_QUEUE.into(), options, FieldTable::default());
+    match answered("look at a queue", declared).await {
+        Ok(queue) => QueueState::There { messages: queue.message_count(), consumers: queue.consumer_count() },
+        Err(_) => QueueState::Missing,
+    }
+}
+
 /// The queue where a command waits for its next try: `assets.generate.retry.30s`.
 pub(super) fn retry_queue(delay: Duration) -> String {
     format!("{GENERATE_QUEUE}.retry.{}", humantime::format_duration(delay).to_string().replace(' ', ""))

@@ -55,11 +55,9 @@ fn unmade(error: &Error) -> Unmade {
         Error::Unauthorized(_) => job(JobFailureCode::Unauthorized),
         Error::OutOfCredit(_) => job(JobFailureCode::InsufficientCredits),
         Error::UnknownEngine(_) => job(JobFailureCode::UnknownEngine),
-        Error::Connect(_)
-        | Error::Interrupted(_)
-        | Error::Server(_)
-        | Error::Unfinished
-        | Error::Undecodable(_) => image(ImageFailureCode::ProviderUnavailable),
+        Error::Connect(_) | Error::Interrupted(_) | Error::Server(_) | Error::Unfinished | Error::Undecodable(_) => {
+            image(ImageFailureCode::ProviderUnavailable)
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    fn refused(name: &str, value: &str, allowed: impl Display) -> Self {
+    pub(crate) fn refused(name: &str, value: &str, allowed: impl Display) -> Self {
         Self { name: name.to_owned(), value: format!("{value:?} is not allowed"), allowed: allowed.to_string() }
     }
 
@@ -50,15 +50,16 @@ impl<'a> Reader<'a> {
         Self { source }
     }
 
-    fn set(&self, name: &str) -> Option<String> {
+    /// The value, where one is set.
+    pub(super) fn given(&self, name: &str) -> Option<String> {
         (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
     /// The value, or its default where that is not empty.
     pub(super) fn text(&self, name: &str) -> Result<Option<String>, SettingError> {
         let setting = ALL.iter().find(|setting| setting.name == name).expect("every setting stands in the table");
-        let value = self.set(name);
-        let file = if setting.secret { self.set(&format!("{name}_FILE")) } else { None };
+        let value = self.given(name);
+        let file = if setting.secret { self.given(&format!("{name}_FILE")) } else { None };
         match (value, file) {
             (Some(_), Some(_)) => Err(SettingError {
                 name: name.to_owned(),
@@ -69,6 +70,22 @@ impl<'a> Reader<'a> {
             (None, Some(file)) => from_file(&format!("{name}_FILE"), &file).map(Some),
             (None, None) => Ok(Some(setting.default.to_owned()).filter(|default| !default.is_empty())),
         }
+    }
+
+    /// Every setting with its value, without secrets.
+    pub(super) fn in_force(&self) -> Result<Vec<(&'static str, String)>, SettingError> {
+        ALL.iter()
+            .map(|setting| {
+                let value = self.text(setting.name)?;
+                let shown = match value {
+                    None => "(not set)".to_owned(),
+                    Some(value) if !setting.secret => value,
+                    Some(value) if setting.name.ends_with("_URL") => redacted(&value),
+                    Some(_) => "(set)".to_owned(),
+                };
+                Ok((setting.name, shown))
+            })
+            .collect()
     }
 
     fn needed(&self, name: &str) -> Result<String, SettingError> {
@@ -179,6 +196,20 @@ impl<'a> Reader<'a> {
             Some(other) => Err(SettingError::refused(name, other, "text or json")),
         }
     }
+}
+
+/// A URL without its password and without its query, which may hold one.
+fn redacted(secret: &str) -> String {
+    if secret.starts_with("sqlite:") {
+        return secret.to_owned();
+    }
+    let Ok(mut url) = Url::parse(secret) else { return "(set)".to_owned() };
+    if url.password().is_some() {
+        // Refused only by URLs without a host, which have no password.
+        let _ = url.set_password(Some("***"));
+    }
+    url.set_query(None);
+    url.into()
 }
 
 fn from_file(name: &str, file: &str) -> Result<String, SettingError> {

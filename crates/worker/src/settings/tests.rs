@@ -27,7 +27,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(settings.shutdown_grace, Duration::from_secs(25));
     assert_eq!(settings.http_addr.to_string(), "0.0.0.0:8080");
     assert_eq!(settings.log_format, None);
-    assert_eq!(settings.log_filter, "info");
+    assert_eq!(settings.log_filter, None);
 }
 
 #[test]
@@ -81,6 +81,28 @@ fn the_value_of_a_secret_is_never_repeated() {
     }
     let settings = load(&[("STABILITY_API_KEY", "hunter2"), ("AMQP_URL", "amqp://u:hunter2@x/")]).expect("good");
     assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+}
+
+#[test]
+fn the_settings_in_force_are_shown_without_secrets() {
+    let pairs = [
+        ("STABILITY_API_KEY", "sk-hunter2"),
+        ("AMQP_URL", "amqp://pipeline:hunter2@broker:5672/assets"),
+        ("DATABASE_URL", "postgres://worker:hunter2@db/assets?sslpassword=hunter2"),
+        ("IMAGE_STEPS", "30"),
+    ];
+    let in_force = load(&pairs).expect("good").in_force;
+    let check = |name: &str, expected: &str| {
+        let shown = in_force.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        assert_eq!(shown, Some(expected), "{name}");
+    };
+    check("AMQP_URL", "amqp://pipeline:***@broker:5672/assets");
+    check("DATABASE_URL", "postgres://worker:***@db/assets");
+    check("STABILITY_API_KEY", "(set)");
+    check("IMAGE_STEPS", "30");
+    check("STABILITY_TIMEOUT", "60s");
+    check("ASSET_STORAGE_URL", "(not set)");
+    assert_eq!(in_force.len(), ALL.len());
 }
 
 #[test]

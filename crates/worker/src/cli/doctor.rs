@@ -1,0 +1,192 @@
+//! `doctor`: every setting and every connection, each with what to do where it is not well.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use stability_client::{Client, Engine};
+
+use super::exit::Failure;
+use super::screen::Screen;
+use crate::broker::{Broker, QueueState};
+use crate::causes;
+use crate::parts;
+use crate::settings::{SettingError, Settings};
+use crate::storage::Storage;
+use crate::store::Store;
+
+/// A part that has not answered by then is not well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found out about one thing.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    #[serde(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+enum State {
+    Ok {
+        message: String,
+    },
+    Failed {
+        message: String,
+        advice: String,
+        /// A setting is to blame, not a service.
+        #[serde(skip)]
+        usage: bool,
+    },
+}
+
+impl State {
+    fn ok(message: impl Into<String>) -> Self {
+        Self::Ok { message: message.into() }
+    }
+
+    fn failed(message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), advice: advice.into(), usage: false }
+    }
+
+    fn setting(error: &SettingError) -> Self {
+        Self::Failed {
+            message: error.to_string(),
+            advice: "mend the setting; the README lists all".into(),
+            usage: true,
+        }
+    }
+}
+
+pub(super) async fn doctor(
+    options: &Options,
+    settings: Result<Settings, SettingError>,
+    screen: &Screen,
+) -> Result<(), Failure> {
+    let findings = match settings {
+        Err(error) => vec![Finding { name: "settings", state: State::setting(&error) }],
+        Ok(settings) => findings(&settings).await,
+    };
+    if options.json {
+        screen.print(&serde_json::to_string_pretty(&findings).expect("plain data serialises"));
+    } else {
+        screen.print(&findings.iter().map(line).collect::<Vec<_>>().join("\n"));
+    }
+    let failed = || {
+        findings.iter().filter_map(|finding| match &finding.state {
+            State::Ok { .. } => None,
+            State::Failed { usage, .. } => Some(*usage),
+        })
+    };
+    match failed().count() {
+        0 => Ok(()),
+        count if failed().any(|usage| usage) => Err(Failure::Usage(format!("{count} not well"))),
+        count => Err(Failure::unreachable(format!("{count} not well"))),
+    }
+}
+
+fn line(finding: &Finding) -> String {
+    match &finding.state {
+        State::Ok { message } => format!("ok      {:<10}{message}", finding.name),
+        State::Failed { message, advice, .. } => {
+            format!("FAILED  {:<10}{message}\n        {:<10}what to do: {advice}", finding.name, "")
+        }
+    }
+}
+
+async fn findings(settings: &Settings) -> Vec<Finding> {
+    let (broker, database, storage, api) = tokio::join!(
+        in_time(broker(settings)),
+        in_time(database(settings)),
+        in_time(storage(settings)),
+        in_time(api(settings)),
+    );
+    let all_good = State::ok(format!("{} settings are well formed", settings.in_force.len()));
+    [("settings", all_good), ("broker", broker), ("database", database), ("storage", storage), ("api", api)]
+        .into_iter()
+        .map(|(name, state)| Finding { name, state })
+        .collect()
+}
+
+async fn in_time(check: impl Future<Output = State>) -> State {
+    tokio::time::timeout(PATIENCE, check)
+        .await
+        .unwrap_or_else(|_| State::failed(format!("no answer within {PATIENCE:?}"), "look at the network in between"))
+}
+
+async fn broker(settings: &Settings) -> State {
+    let advice = "start RabbitMQ, or mend AMQP_URL (user, password, virtual host)";
+    let broker = match Broker::reach(&settings.amqp_url).await {
+        Ok(broker) => broker,
+        Err(error) => return State::failed(causes::joined(&error), advice),
+    };
+    let queue = broker.generate_queue().await;
+    broker.close().await;
+    match queue {
+        QueueState::There { messages, consumers } => {
+            State::ok(format!("reached; {messages} commands wait, {consumers} workers take them"))
+        }
+        QueueState::Missing => State::ok("reached; no queue yet, the first worker makes it"),
+    }
+}
+
+async fn database(settings: &Settings) -> State {
+    let pending = match Store::connect(&settings.database_url).await {
+        Ok(store) => store.pending_migrations().await,
+        Err(error) => Err(error),
+    };
+    match pending {
+        Ok(0) => State::ok("reached; its schema is up to date"),
+        Ok(pending) => State::ok(format!(
+            "reached; {pending} migrations are missing, `asset-worker migrate` or the next start applies them"
+        )),
+        Err(error) => State::failed(causes::joined(&error), "start the database, or mend DATABASE_URL"),
+    }
+}
+
+async fn storage(settings: &Settings) -> State {
+    let checked = match Storage::open(&settings.storage_root) {
+        Ok(storage) => storage.check().await.map(|()| storage.root().to_owned()),
+        Err(error) => Err(error),
+    };
+    match checked {
+        Ok(root) => State::ok(format!("{root} can be written")),
+        Err(error) => State::failed(causes::joined(&error), "mend ASSET_STORAGE_URL, or the folder's rights and space"),
+    }
+}
+
+async fn api(settings: &Settings) -> State {
+    let client = match parts::client(settings) {
+        Ok(client) => client,
+        Err(error) => return State::setting(&error),
+    };
+    match asked(&client).await {
+        Ok(state) => state,
+        Err(error) => State::failed(
+            causes::joined(&error),
+            "look at STABILITY_API_KEY and STABILITY_BASE_URL, and at the API's status page",
+        ),
+    }
+}
+
+async fn asked(client: &Client) -> Result<State, stability_client::Error> {
+    let balance = client.balance().await?;
+    let engine = Engine::default();
+    if !client.engines().await?.iter().any(|listing| listing.id == engine.id()) {
+        return Ok(State::failed(
+            format!("the account does not list {engine}"),
+            "ask Stability whether it was retired",
+        ));
+    }
+    if balance.credits <= 0.0 {
+        return Ok(State::failed("the key is good, but no credits are left", "buy credits at platform.stability.ai"));
+    }
+    Ok(State::ok(format!("the key is good; {engine} is there; {:.1} credits are left", balance.credits)))
+}

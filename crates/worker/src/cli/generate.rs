@@ -1,0 +1,68 @@
+//! `generate`: the same work as the worker's, in this process and without a broker.
+
+use async_trait::async_trait;
+use domain::event::Event;
+
+use super::exit::Failure;
+use super::order::Order;
+use super::screen::{Progress, Screen};
+use super::submit::shown;
+use super::tables::Seen;
+use crate::event_sink::{EventSink, PublishError, Routed};
+use crate::job::{Verdict, Workshop};
+use crate::parts;
+use crate::settings::Settings;
+use crate::stop::Stop;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    order: Order,
+    /// Print the terminal event as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
+    let command = options.order.command()?;
+    let client = parts::client(settings)?;
+    let stop = Stop::on_signal().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
+    let (store, storage) = parts::open(settings).await?;
+    let workshop = Workshop::new(settings, store, storage, client);
+    let progress = screen.progress(command.image_descriptions.len());
+    let interrupted = || {
+        Failure::Job(format!(
+            "stopped; what is finished is kept, and the same command with the job id {} goes on from there",
+            command.job_id
+        ))
+    };
+    loop {
+        match workshop.run(&command, None, &progress, stop.token()).await? {
+            Verdict::Ended(terminal) => {
+                drop(progress);
+                return shown(terminal.event.body.as_bytes(), options.json, screen);
+            }
+            Verdict::TryAgain(delay) => {
+                screen.note(&format!("what is missing is tried again in {}", humantime::format_duration(delay)));
+                tokio::select! {
+                    () = stop.token().cancelled() => return Err(interrupted()),
+                    () = tokio::time::sleep(delay) => {}
+                }
+            }
+            Verdict::Interrupted => return Err(interrupted()),
+            Verdict::Conflict => {
+                return Err(Failure::Usage(format!("--job-id: {} belongs to another command", command.job_id)));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl EventSink for Progress {
+    async fn publish(&self, event: &Event) -> Result<Routed, PublishError> {
+        if let Some(seen) = Seen::read(event.body.as_bytes()) {
+            self.show(&seen);
+        }
+        Ok(Routed::Taken)
+    }
+}

@@ -1,0 +1,25 @@
+//! `migrate`: the schema.
+
+use serde_json::json;
+
+use super::exit::Failure;
+use super::screen::Screen;
+use crate::settings::Settings;
+use crate::store::Store;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn migrate(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
+    let applied = Store::connect(&settings.database_url).await?.migrate().await?;
+    screen.print(&match applied {
+        applied if options.json => json!({ "applied": applied }).to_string(),
+        0 => "the database is up to date".to_owned(),
+        applied => format!("{applied} migrations applied"),
+    });
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! Events and rows, written for people.
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::store::JobReport;
+
+/// Tables are no wider than this; longer texts are wrapped in their cell.
+const TABLE_COLUMNS: u16 = 116;
+
+/// As much of an event as people are shown, read from its body.
+#[derive(Debug, Deserialize)]
+pub(super) struct Seen {
+    #[serde(rename = "type")]
+    kind: String,
+    pub(super) data: SeenData,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct SeenData {
+    pub(super) job_id: Uuid,
+    #[serde(default)]
+    pub(super) total: u32,
+    #[serde(default)]
+    pub(super) succeeded: u32,
+    #[serde(default)]
+    pub(super) failed: u32,
+    #[serde(default)]
+    from_cache: u32,
+    pub(super) code: Option<String>,
+    index: Option<u32>,
+    project_id: i64,
+    success_rate: Option<f64>,
+    #[serde(default)]
+    cost_usd: f64,
+    #[serde(default)]
+    duration_ms: u64,
+    #[serde(default)]
+    assets: Vec<SeenAsset>,
+    #[serde(default)]
+    failures: Vec<SeenFailure>,
+    error: Option<SeenError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SeenAsset {
+    index: u32,
+    file_path: String,
+    width: u32,
+    height: u32,
+    size_bytes: u64,
+    origin: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct SeenFailure {
+    index: u32,
+    code: String,
+    message: String,
+    attempts: u32,
+    description: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct SeenError {
+    code: String,
+    message: String,
+}
+
+impl Seen {
+    /// Reads an event's body; `None` where it is no event of ours.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        serde_json::from_slice(body).ok()
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.kind.strip_prefix("assets.generation.") == Some(name)
+    }
+
+    pub(super) fn is_started(&self) -> bool {
+        self.is("started")
+    }
+
+    pub(super) fn is_completed(&self) -> bool {
+        self.is("completed")
+    }
+
+    /// Whether nothing comes after it.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.is_completed() || self.is("failed")
+    }
+
+    /// A line for those who watch.
+    pub(super) fn line(&self) -> Option<String> {
+        let SeenData { total, succeeded, failed, code, index, .. } = &self.data;
+        if self.is_started() {
+            return Some(format!("job {} has started: {total} images", self.data.job_id));
+        }
+        let index = index.as_ref()?;
+        let outcome = code.as_ref().map_or_else(|| "completed".to_owned(), |code| format!("failed ({code})"));
+        Some(format!("image {index} {outcome}; {} of {total} done", succeeded + failed))
+    }
+
+    /// A terminal event: in short, then its assets, then its failures.
+    pub(super) fn report(&self) -> String {
+        let data = &self.data;
+        let name = self.kind.rsplit('.').next().unwrap_or(&self.kind);
+        let seconds = std::time::Duration::from_millis(data.duration_ms).as_secs_f64();
+        let mut text = format!(
+            "{name}: job {} of project {}\n{} of {} images ({:.0}%), {} failed, {} from the cache, USD {:.2}, {seconds:.1} s\n",
+            data.job_id,
+            data.project_id,
+            data.succeeded,
+            data.total,
+            100.0 * data.success_rate.unwrap_or_default(),
+            data.failed,
+            data.from_cache,
+            data.cost_usd,
+        );
+        if let Some(error) = &data.error {
+            text += &format!("{}: {}\n", error.code, error.message);
+        }
+        if !data.assets.is_empty() {
+            let mut table = table(&["image", "file", "pixels", "size", "origin"]);
+            for asset in &data.assets {
+                table.add_row([
+                    asset.index.to_string(),
+                    asset.file_path.clone(),
+                    format!("{}x{}", asset.width, asset.height),
+                    size(asset.size_bytes),
+                    asset.origin.clone(),
+                ]);
+            }
+            align(&mut table, &[0, 3]);
+            text += &format!("\n{table}\n");
+        }
+        if !data.failures.is_empty() {
+            let mut table = table(&["image", "failed with", "requests", "description", "why"]);
+            for failure in &data.failures {
+                table.add_row([
+                    failure.index.to_string(),
+                    failure.code.clone(),
+                    failure.attempts.to_string(),
+                    shortened(&failure.description, 40),
+                    shortened(&failure.message, 200),
+                ]);
+            }
+            align(&mut table, &[0, 2]);
+            text += &format!("\n{table}\n");
+        }
+        text
+    }
+}
+
+/// `jobs list`.
+pub(super) fn job_list(jobs: &[JobReport]) -> String {
+    let mut table = table(&["job", "project", "status", "images", "tries", "cost USD", "created (UTC)"]);
+    for job in jobs {
+        table.add_row([
+            job.job_id.to_string(),
+            job.project_id.to_string(),
+            status(job),
+            job.total.to_string(),
+            job.attempts.to_string(),
+            format!("{:.2}", job.cost_usd),
+            moment(job.created_at),
+        ]);
+    }
+    align(&mut table, &[1, 3, 4, 5]);
+    table.to_string()
+}
+
+/// `jobs show`.
+pub(super) fn job(job: &JobReport) -> String {
+    let mut text = format!("job {} of project {}\n", job.job_id, job.project_id);
+    let mut line = |name: &str, value: String| text += &format!("{name:<16}{value}\n");
+    line("status", status(job));
+    if let Some(message) = &job.error_message {
+        line("error", message.clone());
+    }
+    line("created", moment(job.created_at));
+    line("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), moment));
+    line("cost", format!("USD {:.2}", job.cost_usd));
+    line("terminal event", if job.event_published { "published" } else { "not published" }.to_owned());
+    if job.assets.is_empty() {
+        return text;
+    }
+    let mut table = table(&["image", "status", "file or cause", "size", "requests", "description"]);
+    for asset in &job.assets {
+        let cause = asset.error_code.clone().unwrap_or_default();
+        table.add_row([
+            asset.index.to_string(),
+            asset.status.clone(),
+            asset.file_path.clone().unwrap_or(cause),
+            asset.size_bytes.and_then(|bytes| u64::try_from(bytes).ok()).map(size).unwrap_or_default(),
+            asset.requests.to_string(),
+            shortened(asset.metadata["description"].as_str().unwrap_or_default(), 40),
+        ]);
+    }
+    align(&mut table, &[0, 3, 4]);
+    format!("{text}\n{table}\n")
+}
+
+fn status(job: &JobReport) -> String {
+    match &job.error_code {
+        None => job.status.clone(),
+        Some(code) => format!("{} ({code})", job.status),
+    }
+}
+
+fn table(headers: &[&str]) -> Table {
+    let style = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+    let mut table = Table::new();
+    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_width(TABLE_COLUMNS);
+    table.set_header(headers);
+    table
+}
+
+fn align(table: &mut Table, numbers: &[usize]) {
+    for number in numbers {
+        if let Some(column) = table.column_mut(*number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+fn moment(time: time::OffsetDateTime) -> String {
+    let (date, clock) = (time.date(), time.time());
+    format!("{date} {:02}:{:02}:{:02}", clock.hour(), clock.minute(), clock.second())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rounded figure for people")]
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        _ => format!("{:.2} MB", bytes as f64 / 1e6),
+    }
+}
+
+fn shortened(text: &str, chars: usize) -> String {
+    if text.chars().count() <= chars {
+        return text.to_owned();
+    }
+    text.chars().take(chars - 1).chain(['…']).collect()
+}
