@@ -1,1 +1,28 @@
-//! stub
+//! Real services for tests and the demo, and the demo itself. Nothing here is part of the product.
+//!
+//! In reading order: [`services`] obtains RabbitMQ and PostgreSQL from wherever they can be had and stops what it started;
+//! [`programs`] finds and starts our own built programs; [`demo`] plays the main job with them. [`process`], [`wait`] and
+//! [`variable`] are what all of them need.
+
+pub mod demo;
+pub mod process;
+pub mod programs;
+pub mod services;
+pub mod wait;
+
+/// An HTTP client that gives up in good time.
+///
+/// # Errors
+///
+/// Where TLS cannot be set up.
+pub fn http() -> anyhow::Result<reqwest::Client> {
+    // Fails only where a provider was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(reqwest::Client::builder().timeout(std::time::Duration::from_secs(10)).build()?)
+}
+
+/// An environment variable that is set and not empty.
+#[expect(clippy::disallowed_methods, reason = "this crate's one door to the environment")]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
+}

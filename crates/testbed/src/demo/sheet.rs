@@ -1,0 +1,110 @@
+//! The contact sheet: one page that opens from disk, without a network.
+
+use serde_json::Value;
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --line: #8884; --quiet: #777; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1500px; padding: 2rem 1.5rem 4rem; font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0; }
+header p { margin: .25rem 0 2rem; color: var(--quiet); }
+main { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
+img, .failed { display: block; width: 100%; aspect-ratio: 16 / 9; }
+.failed { display: grid; place-content: center; text-align: center; padding: 1rem; background: repeating-linear-gradient(135deg, #c0392b14 0 12px, #c0392b22 12px 24px); }
+.failed b { font-size: 1.2rem; color: #c0392b; }
+figcaption { padding: .8rem 1rem 1rem; }
+figcaption h2 { font-size: 1rem; margin: 0 0 .3rem; }
+figcaption p { margin: 0 0 .3rem; }
+.prompt { color: var(--quiet); font-size: .875rem; }
+.facts { color: var(--quiet); font-size: .8125rem; font-variant-numeric: tabular-nums; }
+";
+
+/// The page for a job as `asset-worker jobs show --json` prints it. Its pictures are found relative to the page.
+pub(super) fn page(job: &Value) -> String {
+    let assets = job["assets"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let made = assets.iter().filter(|asset| asset["status"] == "completed").count();
+    let figures: String = assets.iter().map(figure).collect();
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>Contact sheet of job {id}</title>\n<style>{STYLE}</style>\n\
+         <header><h1>Project {project}: {made} of {total} images</h1>\n\
+         <p>job {id}, {status}, USD {cost:.2}</p></header>\n<main>\n{figures}</main>\n</html>\n",
+        id = text(&job["job_id"]),
+        project = text(&job["project_id"]),
+        total = assets.len(),
+        status = text(&job["status"]),
+        cost = job["cost_usd"].as_f64().unwrap_or_default(),
+    )
+}
+
+fn figure(asset: &Value) -> String {
+    let metadata = &asset["metadata"];
+    let (index, description) = (text(&asset["index"]), text(&metadata["description"]));
+    if asset["status"] != "completed" {
+        return format!(
+            "<figure><div class=\"failed\"><b>{}</b>{}</div>\n\
+             <figcaption><h2>{index}. {description}</h2><p class=\"facts\">{} requests, no picture</p></figcaption></figure>\n",
+            text(&asset["error_code"]),
+            text(&asset["error_message"]),
+            text(&asset["requests"]),
+        );
+    }
+    let path = text(&asset["file_path"]);
+    #[expect(clippy::cast_precision_loss, reason = "a rounded figure for people")]
+    let megabytes = asset["size_bytes"].as_u64().unwrap_or_default() as f64 / 1e6;
+    format!(
+        "<figure><a href=\"data/assets/{path}\"><img src=\"data/assets/{path}\" alt=\"{description}\"></a>\n\
+         <figcaption><h2>{index}. {description}</h2>\n<p class=\"prompt\">{}</p>\n\
+         <p class=\"facts\">{path}, {megabytes:.2} MB, {}, seed {}</p></figcaption></figure>\n",
+        text(&metadata["prompt"]),
+        text(&metadata["origin"]),
+        text(&metadata["seed"]),
+    )
+}
+
+/// A value as text that is safe in HTML.
+fn text(value: &Value) -> String {
+    let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    plain.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_page_shows_what_was_made_and_what_was_not_and_takes_no_markup_from_texts() {
+        let job = json!({
+            "job_id": "0199", "project_id": 42, "status": "completed", "cost_usd": 0.02,
+            "assets": [
+                {
+                    "index": 1, "status": "completed", "file_path": "projects/42/assets/image_001.png",
+                    "size_bytes": 3_100_000, "requests": 1,
+                    "metadata": {"description": "<b>A fox</b>", "prompt": "A fox, 4k", "seed": 7, "origin": "generated"},
+                },
+                {
+                    "index": 2, "status": "failed", "error_code": "content_policy", "error_message": "refused & gone",
+                    "requests": 1, "metadata": {"description": "A battle"},
+                },
+            ],
+        });
+        let page = page(&job);
+        for part in [
+            "Project 42: 1 of 2 images",
+            "src=\"data/assets/projects/42/assets/image_001.png\"",
+            "1. &lt;b&gt;A fox&lt;/b&gt;",
+            "A fox, 4k",
+            "3.10 MB, generated, seed 7",
+            "<b>content_policy</b>refused &amp; gone",
+            "2. A battle",
+        ] {
+            assert!(page.contains(part), "{part} is missing in {page}");
+        }
+        assert!(!page.contains("<b>A fox"), "{page}");
+        assert!(!page.contains("http"), "nothing is loaded from elsewhere: {page}");
+    }
+}

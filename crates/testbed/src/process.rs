@@ -1,0 +1,108 @@
+//! Processes that do not outlive us.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, kill_process_group};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+pub use rustix::process::Signal;
+
+/// A process in a process group of its own. Dropping it kills the whole group.
+pub struct Process {
+    name: String,
+    child: Child,
+    group: Option<Pid>,
+}
+
+impl Process {
+    /// Starts a program whose output goes where the command says.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be started.
+    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+        let child =
+            command.process_group(0).kill_on_drop(true).spawn().with_context(|| format!("cannot start {name}"))?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        Ok(Self { name: name.to_owned(), child, group })
+    }
+
+    /// Starts a program whose output goes to a file.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be started, or the file cannot be made.
+    pub fn logged(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Self::start(name, command)
+    }
+
+    /// The id of the process; none once it was waited for.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal to the whole group.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            // It fails only where the group is gone.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// Where the system cannot tell.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().await.with_context(|| format!("cannot wait for {}", self.name))
+    }
+
+    /// Sends a signal and waits; what is left of the group after the grace is killed.
+    pub async fn stop(mut self, signal: Signal, grace: Duration) {
+        self.signal(signal);
+        // Either it ended, or dropping it ends it.
+        let _ = timeout(grace, self.child.wait()).await;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// A command that is told to stop when this process dies, however it dies.
+pub fn bound_to_us(program: &Path, user: Option<&str>) -> Command {
+    let Some(setpriv) = find(&["/usr/bin/setpriv"]) else { return Command::new(program) };
+    let mut command = Command::new(setpriv);
+    if let Some(user) = user {
+        command.args(["--reuid", user, "--regid", user, "--init-groups"]);
+    }
+    command.args(["--pdeathsig", "TERM"]).arg(program);
+    command
+}
+
+/// The first of these files that exists.
+pub fn find(candidates: &[&str]) -> Option<PathBuf> {
+    candidates.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// The end of a log, to be shown with a failure.
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

@@ -1,0 +1,41 @@
+//! Our own built programs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// The folder of this build's programs, such as `target/debug`.
+///
+/// # Errors
+///
+/// Where the running program's own path is unknown.
+pub fn folder() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("the path of this program is unknown")?;
+    let folder = own.parent().unwrap_or(Path::new("."));
+    // Test programs stand one level deeper.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    Ok(folder.to_owned())
+}
+
+/// A built program, such as `asset-worker`.
+///
+/// # Errors
+///
+/// Where it has not been built.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let program = folder()?.join(name);
+    if !program.is_file() {
+        bail!("{} is missing; build it with: make build", program.display());
+    }
+    Ok(program)
+}
+
+/// The build's `target` folder.
+///
+/// # Errors
+///
+/// As [`folder`].
+pub fn target() -> Result<PathBuf> {
+    let folder = folder()?;
+    Ok(folder.parent().map_or(folder.clone(), Path::to_owned))
+}

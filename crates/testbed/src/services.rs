@@ -1,0 +1,200 @@
+//! RabbitMQ and PostgreSQL, from wherever they can be had.
+//!
+//! In this order: URLs given in the environment; a Docker engine that can give the image; installed binaries, started as private
+//! processes on loopback with ports and folders of their own; on Debian and Ubuntu as root, installed first. A broker or
+//! database that runs already is never touched unless its URL is given.
+
+mod docker;
+mod install;
+mod postgres;
+mod rabbitmq;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use tokio::sync::Mutex;
+
+use crate::process::Process;
+use crate::{programs, variable};
+
+/// Where tests find RabbitMQ.
+pub const AMQP_URL: &str = "TEST_AMQP_URL";
+/// Where they find its management API, with user and password.
+pub const RABBITMQ_API_URL: &str = "TEST_RABBITMQ_API_URL";
+/// Where they find PostgreSQL, as a user who may create databases.
+pub const DATABASE_URL: &str = "TEST_DATABASE_URL";
+
+/// A running RabbitMQ.
+pub struct RabbitMq {
+    /// `amqp://user:password@host:port/%2f`
+    pub amqp_url: String,
+    /// `http://user:password@host:port`
+    pub api_url: String,
+    /// For people: where it came from.
+    pub origin: String,
+    kept: Kept,
+}
+
+/// A running PostgreSQL.
+pub struct Postgres {
+    /// `postgres://user:password@host:port/postgres`
+    pub url: String,
+    /// For people: where it came from.
+    pub origin: String,
+    kept: Kept,
+}
+
+/// What must be stopped in the end, in this order.
+enum Kept {
+    Nothing,
+    Container(Box<docker::Stoppable>),
+    Processes(Vec<Server>),
+}
+
+struct Server {
+    process: Process,
+    stop: crate::process::Signal,
+}
+
+impl Kept {
+    async fn stop(self) {
+        match self {
+            Self::Nothing => {}
+            Self::Container(container) => container.stop().await,
+            Self::Processes(servers) => {
+                for server in servers {
+                    server.process.stop(server.stop, std::time::Duration::from_secs(20)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Obtains services, and keeps their files until it is dropped, which must be after them.
+pub struct Supply {
+    folder: PathBuf,
+    installing: Mutex<()>,
+}
+
+impl Supply {
+    /// A supply with a folder of its own below `target`, or below the system's temporary folder where servers that run as another
+    /// user cannot reach `target`.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder cannot be made.
+    pub fn new() -> Result<Self> {
+        let name = format!("testbed-{}", std::process::id());
+        let mut folder = programs::target()?.join(&name);
+        if !reachable_by_others(&folder) {
+            folder = std::env::temp_dir().join(format!("asset-worker-{name}"));
+        }
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self { folder, installing: Mutex::new(()) })
+    }
+
+    /// RabbitMQ, with its management API.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says how to get it.
+    pub async fn rabbitmq(&self) -> Result<RabbitMq> {
+        if let Some(given) = given_rabbitmq()? {
+            return Ok(given);
+        }
+        match docker::rabbitmq().await {
+            Ok(container) => return Ok(container),
+            Err(why) => say(&format!("no RabbitMQ from Docker: {why:#}")),
+        }
+        let program = self.installed(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL).await?;
+        rabbitmq::start(&program, &self.folder.join("rabbitmq")).await
+    }
+
+    /// PostgreSQL, as a user who may create databases.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says how to get it.
+    pub async fn postgres(&self) -> Result<Postgres> {
+        if let Some(url) = variable(DATABASE_URL) {
+            return Ok(Postgres { url, origin: format!("given by {DATABASE_URL}"), kept: Kept::Nothing });
+        }
+        match docker::postgres().await {
+            Ok(container) => return Ok(container),
+            Err(why) => say(&format!("no PostgreSQL from Docker: {why:#}")),
+        }
+        let programs = self.installed(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL).await?;
+        postgres::start(&programs, &self.folder.join("postgres")).await
+    }
+
+    /// What `find` finds, after an installation if need be.
+    async fn installed(
+        &self,
+        find: impl Fn() -> Option<PathBuf>,
+        name: &str,
+        package: &str,
+        variable: &str,
+    ) -> Result<PathBuf> {
+        if let Some(found) = find() {
+            return Ok(found);
+        }
+        let way_out = format!(
+            "{name} is needed: set {variable}, or start a Docker engine, or install the package {package} (as root on Debian or Ubuntu it is installed for you)"
+        );
+        let _one_at_a_time = self.installing.lock().await;
+        install::package(package).await.context(way_out.clone())?;
+        find().ok_or_else(|| anyhow!(way_out))
+    }
+}
+
+impl Drop for Supply {
+    fn drop(&mut self) {
+        // What cannot be removed is in nobody's way.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl RabbitMq {
+    /// Stops it, if it was started for us.
+    pub async fn stop(self) {
+        self.kept.stop().await;
+    }
+}
+
+impl Postgres {
+    /// Stops it, if it was started for us.
+    pub async fn stop(self) {
+        self.kept.stop().await;
+    }
+}
+
+fn given_rabbitmq() -> Result<Option<RabbitMq>> {
+    let Some(amqp_url) = variable(AMQP_URL) else { return Ok(None) };
+    let api_url = match variable(RABBITMQ_API_URL) {
+        Some(api_url) => api_url,
+        None => usual_api_url(&amqp_url).with_context(|| format!("{AMQP_URL} is no URL; or set {RABBITMQ_API_URL}"))?,
+    };
+    Ok(Some(RabbitMq { amqp_url, api_url, origin: format!("given by {AMQP_URL}"), kept: Kept::Nothing }))
+}
+
+/// The management API at its usual port.
+fn usual_api_url(amqp_url: &str) -> Result<String> {
+    let amqp = url::Url::parse(amqp_url)?;
+    let user = if amqp.username().is_empty() { "guest" } else { amqp.username() };
+    let password = amqp.password().unwrap_or("guest");
+    Ok(format!("http://{user}:{password}@{}:15672", amqp.host_str().unwrap_or("127.0.0.1")))
+}
+
+/// Whether every folder above lets other users through.
+fn reachable_by_others(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.ancestors()
+        .filter_map(|folder| folder.metadata().ok())
+        .all(|metadata| metadata.permissions().mode() & 0o001 == 0o001)
+}
+
+/// Says something by the way.
+#[expect(clippy::print_stderr, reason = "a program for developers speaks to them")]
+pub(crate) fn say(text: &str) {
+    eprintln!("testbed: {text}");
+}
