@@ -1,1 +1,27 @@
-//! stub
+//! What the tests of the whole share. They know the built programs only from the outside: messages, rows, files, exit codes.
+//!
+//! In reading order: a [`World`] is a virtual host, a database, a folder and a sandbox that no other test sees; in it a
+//! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it.
+
+mod broker;
+mod proxy;
+mod world;
+
+use std::time::Duration;
+
+pub use broker::{Events, Message, Producer};
+pub use proxy::Proxy;
+pub use world::{Database, Worker, World};
+
+/// What takes longer than this does not happen. Tests never wait for it unless they fail.
+pub const LIMIT: Duration = Duration::from_secs(90);
+
+/// A command for these descriptions, with a new job id.
+pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Value) -> serde_json::Value {
+    serde_json::json!({
+        "job_id": uuid::Uuid::now_v7(),
+        "project_id": project_id,
+        "image_descriptions": descriptions,
+        "config": config,
+    })
+}

@@ -152,16 +152,10 @@ impl Stage {
 async fn ready(process: &mut Process, http_addr: SocketAddr) -> Result<()> {
     let http = crate::http()?;
     let url = format!("http://{http_addr}/readyz");
-    until("the worker to be ready", READY_LIMIT, || {
-        let alive = process.is_running();
-        let answer = http.get(&url).send();
-        async move {
-            match answer.await {
-                Ok(answer) if answer.status().is_success() => Some(Ok(())),
-                _ if !alive => Some(Err(anyhow::anyhow!("it ended"))),
-                _ => None,
-            }
-        }
+    until("the worker to be ready", READY_LIMIT, async || match http.get(&url).send().await {
+        Ok(answer) if answer.status().is_success() => Some(Ok(())),
+        _ if process.is_running() => None,
+        _ => Some(Err(anyhow::anyhow!("it ended"))),
     })
     .await?
 }

@@ -14,11 +14,7 @@ const INTERVAL: Duration = Duration::from_millis(25);
 /// # Errors
 ///
 /// Where it has given none within `limit`; the message says `what` was waited for.
-pub async fn until<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    limit: Duration,
-    mut look: impl FnMut() -> F,
-) -> Result<T> {
+pub async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = look().await {

@@ -6,6 +6,7 @@ mod publisher;
 mod topology;
 mod watch;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -39,6 +40,8 @@ async fn answered<T>(doing: &'static str, wait: impl Future<Output = lapin::Resu
 /// A connection to the broker with its exchanges and queues in place.
 pub struct Broker {
     connection: Connection,
+    /// Kept until the connection is closed: a channel that is dropped in the same moment makes lapin log an error.
+    channels: Mutex<Vec<Channel>>,
 }
 
 impl Broker {
@@ -49,10 +52,7 @@ impl Broker {
     /// [`BrokerError`] where the broker cannot be reached, or has queues of other arguments.
     pub async fn connect(url: &SecretString, topology: &Topology) -> Result<Self, BrokerError> {
         let broker = Self::reach(url).await?;
-        let channel = broker.channel().await?;
-        topology.declare(&channel).await?;
-        // Nobody waits for the end of this channel.
-        let _ = channel.close(200, "done".into()).await;
+        topology.declare(&broker.channel().await?).await?;
         Ok(broker)
     }
 
@@ -64,7 +64,7 @@ impl Broker {
     pub async fn reach(url: &SecretString) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
         let connection = answered("be reached", Connection::connect(url.expose_secret(), properties)).await?;
-        Ok(Self { connection })
+        Ok(Self { connection, channels: Mutex::default() })
     }
 
     /// What is known of the queue of commands, without making it.
@@ -76,7 +76,9 @@ impl Broker {
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
-        answered("open a channel", self.connection.create_channel()).await
+        let channel = answered("open a channel", self.connection.create_channel()).await?;
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
+        Ok(channel)
     }
 
     /// A publisher with a channel of its own.

@@ -212,7 +212,7 @@ impl Run<'_> {
             ),
             Some(error) => warn!(
                 code = error.code.as_str(),
-                message = error.message,
+                reason = error.message,
                 succeeded = tally.completed,
                 failed = tally.failed(),
                 cost_usd,

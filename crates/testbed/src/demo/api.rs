@@ -84,10 +84,7 @@ impl Choice {
         let process = Process::logged("the sandbox", command, &log)?;
         let http = http()?;
         let ledger = format!("{base_url}_sandbox/ledger");
-        let up = until("the sandbox", START_LIMIT, || {
-            let answer = http.get(&ledger).send();
-            async { answer.await.ok() }
-        });
+        let up = until("the sandbox", START_LIMIT, async || http.get(&ledger).send().await.ok());
         up.await.with_context(|| format!("the sandbox did not start; the end of its log:\n{}", tail(&log)))?;
         Ok((Api::Sandbox { base_url }, Some(process)))
     }

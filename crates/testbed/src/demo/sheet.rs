@@ -45,7 +45,7 @@ fn figure(asset: &Value) -> String {
     if asset["status"] != "completed" {
         return format!(
             "<figure><div class=\"failed\"><b>{}</b>{}</div>\n\
-             <figcaption><h2>{index}. {description}</h2><p class=\"facts\">{} requests, no picture</p></figcaption></figure>\n",
+             <figcaption><h2>{index}. {description}</h2><p class=\"facts\">no picture, requests: {}</p></figcaption></figure>\n",
             text(&asset["error_code"]),
             text(&asset["error_message"]),
             text(&asset["requests"]),

@@ -82,16 +82,13 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
 
 async fn ready(process: &mut Process, programs: &Path, port: u16) -> Result<()> {
     let program = programs.join("pg_isready");
-    until("PostgreSQL", START_LIMIT, || {
-        let alive = process.is_running();
+    until("PostgreSQL", START_LIMIT, async || {
         let mut command = Command::new(&program);
         command.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).kill_on_drop(true);
-        async move {
-            match command.status().await {
-                Ok(status) if status.success() => Some(Ok(())),
-                _ if !alive => Some(Err(anyhow::anyhow!("it ended"))),
-                _ => None,
-            }
+        match command.status().await {
+            Ok(status) if status.success() => Some(Ok(())),
+            _ if process.is_running() => None,
+            _ => Some(Err(anyhow::anyhow!("it ended"))),
         }
     })
     .await?

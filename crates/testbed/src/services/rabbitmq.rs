@@ -75,16 +75,10 @@ async fn ready(process: &mut Process, api_url: &str) -> Result<()> {
     let http = crate::http()?;
     // The queues of the default virtual host can be asked for only when everything has started.
     let url = format!("{api_url}/api/aliveness-test/%2f");
-    until("RabbitMQ's management API", START_LIMIT, || {
-        let alive = process.is_running();
-        let answer = http.get(&url).send();
-        async move {
-            match answer.await {
-                Ok(answer) if answer.status().is_success() => Some(Ok(())),
-                _ if !alive => Some(Err(anyhow::anyhow!("it ended"))),
-                _ => None,
-            }
-        }
+    until("RabbitMQ's management API", START_LIMIT, async || match http.get(&url).send().await {
+        Ok(answer) if answer.status().is_success() => Some(Ok(())),
+        _ if process.is_running() => None,
+        _ => Some(Err(anyhow::anyhow!("it ended"))),
     })
     .await?
 }

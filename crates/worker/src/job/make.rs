@@ -87,7 +87,7 @@ impl Run<'_> {
                     let attempts = slot.requests_before + spent.requests;
                     warn!(
                         code = code.as_str(),
-                        message,
+                        reason = message,
                         attempts,
                         description = shortened(&slot.description),
                         "image failed"
@@ -100,7 +100,7 @@ impl Run<'_> {
                     }
                 }
                 Err(Unmade::Job(code, message)) => {
-                    warn!(code = code.as_str(), message, "no request can succeed; no further one is sent");
+                    warn!(code = code.as_str(), reason = message, "no request can succeed; no further one is sent");
                     self.workshop.store.add_cost(slot.id, cost).await?;
                     settle(ImageState::Untried);
                     board.set_fatal(code, message);

@@ -41,6 +41,9 @@ impl SettingError {
     }
 }
 
+/// The one setting whose default depends on where the program runs.
+const STORAGE: &str = "ASSET_STORAGE_URL";
+
 pub(super) struct Reader<'a> {
     source: &'a dyn Fn(&str) -> Option<String>,
 }
@@ -78,6 +81,7 @@ impl<'a> Reader<'a> {
             .map(|setting| {
                 let value = self.text(setting.name)?;
                 let shown = match value {
+                    None if setting.name == STORAGE => self.storage_root(STORAGE)?.display().to_string(),
                     None => "(not set)".to_owned(),
                     Some(value) if !setting.secret => value,
                     Some(value) if setting.name.ends_with("_URL") => redacted(&value),

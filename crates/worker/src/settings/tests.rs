@@ -101,7 +101,7 @@ fn the_settings_in_force_are_shown_without_secrets() {
     check("STABILITY_API_KEY", "(set)");
     check("IMAGE_STEPS", "30");
     check("STABILITY_TIMEOUT", "60s");
-    check("ASSET_STORAGE_URL", "(not set)");
+    check("LOG_FORMAT", "(not set)");
     assert_eq!(in_force.len(), ALL.len());
 }
 

@@ -1,0 +1,265 @@
+//! The main job: from a command to images, rows and events.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use integration_tests::{Database, World, command};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use stability_sandbox::faults::FaultOrder;
+
+const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+#[tokio::test]
+async fn a_command_becomes_images_rows_and_events_on_sqlite() -> Result<()> {
+    a_command_becomes_images_rows_and_events(Database::Sqlite).await
+}
+
+#[tokio::test]
+async fn a_command_becomes_images_rows_and_events_on_postgres() -> Result<()> {
+    a_command_becomes_images_rows_and_events(Database::Postgres).await
+}
+
+async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<()> {
+    let world = World::with(database).await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = ["A serene mountain landscape", "A gory battle", "A quiet beach"];
+    let command = command(42, &descriptions, &json!({"min_success_rate": 0.6, "style_modifiers": ["4k quality"]}));
+    producer.publish_bytes(command.to_string().as_bytes(), Some(TRACE_PARENT)).await?;
+    let events = events.until("completed").await?;
+
+    let kinds: Vec<_> = events.iter().map(|event| event.kind().replace("assets.generation.", "")).collect();
+    assert_eq!(kinds, ["started", "progress", "progress", "progress", "completed"]);
+    for event in &events {
+        let envelope = event.json();
+        assert_eq!(event.content_type().as_deref(), Some("application/cloudevents+json"));
+        assert!(event.is_persistent());
+        assert_eq!(event.routing_key, event.kind());
+        assert_eq!(event.header("traceparent").as_deref(), Some(TRACE_PARENT));
+        assert_eq!(envelope["traceparent"], TRACE_PARENT);
+        assert_eq!(envelope["specversion"], "1.0");
+        assert_eq!(envelope["source"], "/asset-worker");
+        assert_eq!(envelope["subject"], format!("projects/42/jobs/{}", command["job_id"].as_str().unwrap_or_default()));
+    }
+    let data = events[4].json()["data"].clone();
+    assert_eq!([&data["total"], &data["succeeded"], &data["failed"]], [&json!(3), &json!(2), &json!(1)]);
+    assert_eq!(data["cost_usd"], json!(0.04));
+    assert_eq!(data["failures"][0]["code"], "content_policy");
+    assert_eq!(data["failures"][0]["index"], 2);
+    assert_files(&world, &data, &[1, 3])?;
+    assert_eq!(data["assets"][0]["prompt"], "A serene mountain landscape, 4k quality");
+
+    let jobs = world.rows("SELECT project_id, status, total, error_code FROM jobs").await?;
+    assert_eq!(jobs, [json!({"project_id": 42, "status": "completed", "total": 3, "error_code": null})]);
+    let rows = world
+        .rows(r#"SELECT "index", type, status, file_path, error_code, metadata FROM assets ORDER BY "index""#)
+        .await?;
+    let shown: Vec<_> =
+        rows.iter().map(|row| [&row["index"], &row["status"], &row["error_code"]].map(Value::clone)).collect();
+    assert_eq!(
+        shown,
+        [
+            [json!(1), json!("completed"), json!(null)],
+            [json!(2), json!("failed"), json!("content_policy")],
+            [json!(3), json!("completed"), json!(null)],
+        ]
+    );
+    let metadata = match &rows[0]["metadata"] {
+        // SQLite keeps JSON as text.
+        Value::String(text) => serde_json::from_str(text)?,
+        other => other.clone(),
+    };
+    assert_eq!(rows[0]["file_path"], "projects/42/assets/image_001.png");
+    assert_eq!(metadata["description"], "A serene mountain landscape");
+    assert_eq!(metadata["prompt"], "A serene mountain landscape, 4k quality");
+    assert_eq!(metadata["index"], 1);
+    assert_eq!(metadata["origin"], "generated");
+    assert_eq!(metadata["seed"], data["assets"][0]["seed"]);
+    assert_eq!(world.sandbox.ledger().requests, 3);
+    Ok(())
+}
+
+/// Every asset of a terminal event is a whole file of the right size, and the indices are these.
+fn assert_files(world: &World, data: &Value, indices: &[u32]) -> Result<()> {
+    let assets = data["assets"].as_array().expect("a list");
+    let found: Vec<_> = assets.iter().map(|asset| asset["index"].as_u64().unwrap_or_default()).collect();
+    assert_eq!(found, indices.iter().map(|index| u64::from(*index)).collect::<Vec<_>>());
+    for asset in assets {
+        let path = asset["file_path"].as_str().expect("a path");
+        let bytes = std::fs::read(world.file(path))?;
+        let picture = image::load_from_memory(&bytes)?;
+        assert_eq!((picture.width(), picture.height()), (1920, 1080), "{path}");
+        assert_eq!(asset["size_bytes"], bytes.len());
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(asset["sha256"], digest);
+        assert_eq!(asset["format"], "png");
+        let uri = url::Url::parse(asset["uri"].as_str().expect("a URI"))?;
+        assert_eq!(uri.to_file_path().expect("a file").canonicalize()?, world.file(path).canonicalize()?);
+    }
+    Ok(())
+}
+
+/// The task document's test 4. How long it takes is a matter for benchmarks; how many are in flight is what must hold.
+#[tokio::test]
+async fn test_4_ten_images_are_made_four_at_once() -> Result<()> {
+    let world = World::new().await?;
+    world.sandbox.set_latency(Duration::from_millis(500));
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = [
+        "A mountain landscape",
+        "A busy city street",
+        "A peaceful beach",
+        "A forest path",
+        "A desert sunset",
+        "A snowy village",
+        "A tropical island",
+        "A modern building",
+        "A vintage car",
+        "A flower garden",
+    ];
+    let config =
+        json!({"style_modifiers": ["cinematic lighting", "4k quality"], "negative_prompt": "blurry, low quality"});
+    producer.publish(&command(1, &descriptions, &config)).await?;
+    let data = events.data_of("completed").await?;
+    assert_eq!(data["succeeded"], 10);
+    assert_files(&world, &data, &(1..=10).collect::<Vec<_>>())?;
+    let ledger = world.sandbox.ledger();
+    assert_eq!(ledger.max_in_flight, 4);
+    assert_eq!((ledger.requests, ledger.charged), (10, 10));
+    for (description, prompt) in descriptions.iter().zip(data["assets"].as_array().expect("a list")) {
+        assert_eq!(prompt["prompt"], format!("{description}, cinematic lighting, 4k quality"));
+        assert_eq!(ledger.asked(description).requests, 1);
+    }
+    Ok(())
+}
+
+/// The task document's test 7: exactly 80% is enough.
+#[tokio::test]
+async fn test_7_two_failures_of_ten_are_tolerated() -> Result<()> {
+    let world = World::new().await?;
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions: Vec<_> = (0..10).map(|index| format!("Image number {index}")).collect();
+    for index in [2, 7] {
+        let prompt_contains = Some(format!("number {index}"));
+        let order = FaultOrder { fault: "status=500".into(), times: None, prompt_contains };
+        world.sandbox.order(order).map_err(anyhow::Error::msg)?;
+    }
+    let descriptions: Vec<_> = descriptions.iter().map(String::as_str).collect();
+    producer.publish(&command(1, &descriptions, &json!({}))).await?;
+    let data = events.data_of("completed").await?;
+    assert_eq!(data["success_rate"], json!(0.8));
+    assert_files(&world, &data, &[1, 2, 4, 5, 6, 7, 9, 10])?;
+    let failures: Vec<_> = data["failures"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|failure| (failure["index"].clone(), failure["code"].clone(), failure["attempts"].clone()))
+        .collect();
+    // Three retries each, as many as there are delays.
+    assert_eq!(
+        failures,
+        [(json!(3), json!("provider_unavailable"), json!(4)), (json!(8), json!("provider_unavailable"), json!(4)),]
+    );
+    worker.has_logged("Image number 2").await?;
+    worker.has_logged("Image number 7").await?;
+    assert!(worker.is_running());
+    Ok(())
+}
+
+/// The other side of test 7: below 80% the job fails, and what was made is kept and listed.
+#[tokio::test]
+async fn test_7_three_failures_of_ten_fail_the_job_and_nothing_more_is_spent() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = ["A calm lake", "Gore one", "Gore two", "Gore three", "A", "B", "C", "D", "E", "F"];
+    producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "success_rate_too_low");
+    assert_files(&world, &data, &[1])?;
+    let codes: Vec<_> =
+        data["failures"].as_array().expect("a list").iter().map(|failure| failure["code"].clone()).collect();
+    let expected = [vec!["content_policy"; 3], vec!["not_attempted"; 6]].concat();
+    assert_eq!(codes, expected);
+    assert_eq!(world.sandbox.ledger().charged, 1, "once three of ten have failed for good, nothing can save the job");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_later_job_of_the_same_project_overwrites_nothing() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(7, &["A fox"], &json!({}))).await?;
+    let first = events.data_of("completed").await?;
+    let before = std::fs::read(world.file("projects/7/assets/image_001.png"))?;
+    let second_command = command(7, &["A bear"], &json!({}));
+    producer.publish(&second_command).await?;
+    let second = events.data_of("completed").await?;
+    assert_eq!(first["assets"][0]["file_path"], "projects/7/assets/image_001.png");
+    let job_id = second_command["job_id"].as_str().expect("an id");
+    assert_eq!(second["assets"][0]["file_path"], format!("projects/7/assets/image_001-{job_id}.png"));
+    assert_eq!(std::fs::read(world.file("projects/7/assets/image_001.png"))?, before);
+    assert_files(&world, &second, &[1])
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_for_those_images_only() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    // Four requests are one try of an image, so that it succeeds in the job's second try.
+    let descriptions = ["A steady river", "A shy fox [fault:status=503 x4]"];
+    producer.publish(&command(1, &descriptions, &json!({"min_success_rate": 1.0}))).await?;
+    let data = events.data_of("completed").await?;
+    assert_files(&world, &data, &[1, 2])?;
+    let ledger = world.sandbox.ledger();
+    assert_eq!(ledger.asked("A steady river").requests, 1);
+    assert_eq!((ledger.asked("A shy fox").requests, ledger.asked("A shy fox").charged), (5, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_would_cost_too_much_is_refused_before_it_costs_anything() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox", "A bear", "An owl"], &json!({"max_cost_usd": 0.05}))).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "budget_exceeded");
+    assert_eq!(world.sandbox.ledger().requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_accepted_fails_the_job_after_its_tries_and_shows_nowhere() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("STABILITY_API_KEY", "sk-hunter2-is-wrong");
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox", "A bear"], &json!({"max_concurrent": 1}))).await?;
+    let seen = events.until("failed").await?;
+    let data = seen[seen.len() - 1].json()["data"].clone();
+    assert_eq!(data["error"]["code"], "unauthorized");
+    let codes: Vec<_> =
+        data["failures"].as_array().expect("a list").iter().map(|failure| failure["code"].clone()).collect();
+    assert_eq!(codes, ["not_attempted", "not_attempted"]);
+    assert_eq!(world.sandbox.ledger().requests, 3, "one request in each of three tries");
+    let told: String = seen.iter().map(|event| String::from_utf8_lossy(&event.body).into_owned()).collect();
+    let rows = format!("{:?}", world.rows("SELECT error_message, command FROM jobs").await?);
+    for text in [worker.log(), told, rows] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    Ok(())
+}

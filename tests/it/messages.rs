@@ -1,0 +1,115 @@
+//! What messages may say: nothing is lost, nothing is done twice, nothing ends the worker.
+
+use anyhow::Result;
+use integration_tests::{LIMIT, World, command};
+use serde_json::{Value, json};
+use testbed::wait::until;
+
+#[tokio::test]
+async fn a_malformed_message_lies_in_the_dead_letters_with_its_reason_and_the_worker_goes_on() -> Result<()> {
+    let world = World::new().await?;
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    for (body, reason) in [
+        (&b"\xff\xfenot JSON"[..], "invalid_request: body: not JSON in UTF-8"),
+        (b"[1, 2]", "invalid_request: body: "),
+        (b"", "invalid_request: body: not JSON in UTF-8"),
+        (br#"{"job_id": 7}"#, "invalid_request: job_id: 7 is not allowed; a UUID"),
+    ] {
+        producer.publish_bytes(body, None).await?;
+        let dead = producer.dead_letter().await?;
+        assert_eq!(dead.body, body);
+        let found = dead.header("x-rejected-reason").unwrap_or_default();
+        assert!(found.starts_with(reason), "{found}");
+    }
+    let mut bad = command(42, &["A fox"], &json!({"steps": 5, "sparkle": true}));
+    producer.publish(&bad).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "invalid_request");
+    assert_eq!((&data["job_id"], &data["project_id"]), (&bad["job_id"], &json!(42)));
+    let message = data["error"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("config.steps: 5 is not allowed; a whole number from 10 to 50"), "{message}");
+    assert!(message.contains("config.sparkle: unknown key"), "{message}");
+    let dead = producer.dead_letter().await?;
+    assert_eq!(dead.json(), bad);
+    let jobs = world.rows("SELECT status, error_code FROM jobs").await?;
+    assert_eq!(jobs, [json!({"status": "failed", "error_code": "invalid_request"})]);
+
+    // The same id mended is another command: the job of that id has ended.
+    bad["config"] = json!({});
+    producer.publish(&bad).await?;
+    assert_eq!(producer.dead_letter().await?.header("x-rejected-reason").as_deref(), Some("job_id_conflict"));
+    producer.publish(&command(42, &["A fox"], &json!({}))).await?;
+    events.until("completed").await?;
+    assert!(worker.is_running());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redelivered_job_is_not_paid_for_twice_and_its_terminal_event_is_the_same() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let command = command(1, &["A fox", "A bear"], &json!({"seed": 7, "steps": 30}));
+    producer.publish(&command).await?;
+    let first = events.until("completed").await?.pop().expect("an event");
+    // The same command, with its keys in another order and other white space.
+    let reordered = format!(
+        "{{ \"config\": {{\"steps\": 30, \"seed\": 7}},\n \"image_descriptions\": [\"A fox\", \" A bear \"], \"project_id\": 1, \"job_id\": {} }}",
+        command["job_id"]
+    );
+    producer.publish_bytes(reordered.as_bytes(), None).await?;
+    let again = events.next().await?;
+    assert_eq!(String::from_utf8_lossy(&again.body), String::from_utf8_lossy(&first.body));
+    assert_eq!(world.sandbox.ledger().requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_command_with_the_id_of_a_job_goes_to_the_dead_letters_without_an_event() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let first = command(1, &["A fox"], &json!({}));
+    producer.publish(&first).await?;
+    events.until("completed").await?;
+    let mut other = first.clone();
+    other["image_descriptions"] = json!(["A bear"]);
+    producer.publish(&other).await?;
+    let dead = producer.dead_letter().await?;
+    assert_eq!(dead.header("x-rejected-reason").as_deref(), Some("job_id_conflict"));
+    assert_eq!(dead.json(), other);
+    // The next event is the next job's.
+    let next = command(1, &["An owl"], &json!({}));
+    producer.publish(&next).await?;
+    assert_eq!(events.next().await?.json()["data"]["job_id"], next["job_id"]);
+    assert_eq!(world.sandbox.ledger().asked("A bear").requests, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminal_event_that_nobody_takes_is_kept_with_the_job_and_the_command_is_settled() -> Result<()> {
+    let world = World::new().await?;
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let command = command(1, &["A fox"], &json!({}));
+    producer.publish(&command).await?;
+    worker.has_logged("no queue is bound for the job's terminal event").await?;
+    let settled = async || {
+        let rows = world.rows("SELECT status, published_at, terminal_event FROM jobs").await.ok()?;
+        rows.into_iter().find(|row| row["status"] == "completed")
+    };
+    let row = until("the job's end", LIMIT, settled).await?;
+    assert_eq!(row["published_at"], Value::Null);
+    // A repeat of the command, and now somebody listens: the kept event goes out.
+    let mut events = producer.events().await?;
+    producer.publish(&command).await?;
+    let event = events.next().await?;
+    assert_eq!(Some(String::from_utf8_lossy(&event.body).as_ref()), row["terminal_event"].as_str());
+    assert_eq!(world.sandbox.ledger().requests, 1);
+    assert_eq!(producer.ready("assets.generate").await?, 0);
+    Ok(())
+}
