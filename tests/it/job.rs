@@ -92,8 +92,7 @@ fn assert_files(world: &World, data: &Value, indices: &[u32]) -> Result<()> {
         let picture = image::load_from_memory(&bytes)?;
         assert_eq!((picture.width(), picture.height()), (1920, 1080), "{path}");
         assert_eq!(asset["size_bytes"], bytes.len());
-        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(asset["sha256"], digest);
+        assert_eq!(asset["sha256"], format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&bytes))));
         assert_eq!(asset["format"], "png");
         let uri = url::Url::parse(asset["uri"].as_str().expect("a URI"))?;
         assert_eq!(uri.to_file_path().expect("a file").canonicalize()?, world.file(path).canonicalize()?);

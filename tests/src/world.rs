@@ -152,7 +152,7 @@ impl World {
     }
 }
 
-/// A running `asset-worker run`. Dropped, it is killed; where the test fails, the end of its log is shown.
+/// A running `asset-worker run`. Dropped, it is stopped; where the test fails, the end of its log is shown.
 pub struct Worker {
     process: Process,
     log: PathBuf,
@@ -213,6 +213,8 @@ impl Drop for Worker {
         if std::thread::panicking() {
             eprintln!("the end of {}:\n{}", self.log.display(), tail(&self.log));
         }
+        // In order, so that what it measured of itself (its coverage) is written.
+        self.process.stop_blocking(Signal::TERM, Duration::from_secs(5));
     }
 }
 

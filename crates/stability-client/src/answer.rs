@@ -43,7 +43,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<Picture, Error> {
         "SUCCESS" => {}
         "CONTENT_FILTERED" => return Err(Error::Filtered),
         "ERROR" => return Err(Error::Unfinished),
-        other => return Err(Error::Undecodable(format!("unknown finish reason {:.40}", other))),
+        other => return Err(Error::Undecodable(format!("unknown finish reason {other:.40}"))),
     }
     let image = STANDARD
         .decode(artifact.base64)

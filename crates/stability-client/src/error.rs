@@ -36,15 +36,12 @@ struct ErrorBody {
 impl ApiFailure {
     /// Reads an error body; any bytes will do.
     pub(crate) fn read(status: u16, body: &[u8]) -> Self {
-        match serde_json::from_slice::<ErrorBody>(body) {
-            Ok(ErrorBody { id, name, message, errors }) => {
-                let message = message.unwrap_or_else(|| errors.join("; "));
-                Self { status, id, name, message: first_chars(&message) }
-            }
-            Err(_) => {
-                let text = String::from_utf8_lossy(&body[..body.len().min(4 * KEPT_CHARS)]);
-                Self { status, id: None, name: None, message: first_chars(text.trim()) }
-            }
+        if let Ok(ErrorBody { id, name, message, errors }) = serde_json::from_slice::<ErrorBody>(body) {
+            let message = message.unwrap_or_else(|| errors.join("; "));
+            Self { status, id, name, message: first_chars(&message) }
+        } else {
+            let text = String::from_utf8_lossy(&body[..body.len().min(4 * KEPT_CHARS)]);
+            Self { status, id: None, name: None, message: first_chars(text.trim()) }
         }
     }
 

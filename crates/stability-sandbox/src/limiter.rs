@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn the_request_over_the_limit_locks_out_until_the_lockout_ends() {
-        let mut limiter = Limiter::new(2, Duration::from_secs(10), Duration::from_secs(60));
+        let mut limiter = Limiter::new(2, Duration::from_secs(10), Duration::from_mins(1));
         let start = Instant::now();
         let mut at = |seconds| limiter.admit(start + Duration::from_secs(seconds));
         assert_eq!([at(0), at(1), at(10), at(11)], [true, true, true, true], "two in any ten seconds");

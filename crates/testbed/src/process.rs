@@ -70,6 +70,16 @@ impl Process {
         self.child.wait().await.with_context(|| format!("cannot wait for {}", self.name))
     }
 
+    /// As [`Process::stop`], where nothing can be awaited.
+    pub fn stop_blocking(&mut self, signal: Signal, grace: Duration) {
+        self.signal(signal);
+        let deadline = std::time::Instant::now() + grace;
+        while self.is_running() && std::time::Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        self.signal(Signal::KILL);
+    }
+
     /// Sends a signal and waits; what is left of the group after the grace is killed.
     pub async fn stop(mut self, signal: Signal, grace: Duration) {
         self.signal(signal);

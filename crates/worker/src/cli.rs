@@ -107,6 +107,3 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         Asked::Doctor(_) => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -135,7 +135,7 @@ impl Intake {
         let reason = invalid.to_string();
         warn!(reason, "a message is no command; it goes to the dead letters");
         if let Some(key) = invalid.key {
-            let event = self.invalid_event(incoming, key, &reason);
+            let event = invalid_event(incoming, key, &reason);
             let known = self.workshop.store().record_invalid(key, &incoming.body, &reason, &event).await?;
             if let Some(event) = known {
                 self.publish_terminal(key.job_id, &TerminalEvent { event, published: false }).await?;
@@ -144,10 +144,10 @@ impl Intake {
         self.publisher.dead_letter(incoming, &format!("{}: {reason}", JobFailureCode::InvalidRequest)).await?;
         Ok(Settlement::Done)
     }
+}
 
-    fn invalid_event(&self, incoming: &Incoming, key: JobKey, reason: &str) -> Event {
-        let context = Context { key, trace_parent: incoming.trace_parent(), time: OffsetDateTime::now_utc() };
-        let error = JobError { code: JobFailureCode::InvalidRequest, message: reason.to_owned() };
-        Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error))
-    }
+fn invalid_event(incoming: &Incoming, key: JobKey, reason: &str) -> Event {
+    let context = Context { key, trace_parent: incoming.trace_parent(), time: OffsetDateTime::now_utc() };
+    let error = JobError { code: JobFailureCode::InvalidRequest, message: reason.to_owned() };
+    Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error))
 }

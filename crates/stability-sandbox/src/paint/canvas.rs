@@ -6,6 +6,7 @@ pub(super) struct Colour(pub(super) f32, pub(super) f32, pub(super) f32);
 
 impl Colour {
     pub(super) const fn rgb(hex: u32) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a byte fits an f32")]
         const fn channel(hex: u32, shift: u32) -> f32 {
             ((hex >> shift) & 0xFF) as f32 / 255.0
         }

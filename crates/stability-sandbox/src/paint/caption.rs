@@ -10,6 +10,7 @@ const MARGIN: usize = 36;
 const MAX_LINES: usize = 3;
 
 /// Writes up to three lines of the prompt and a small line below them.
+#[expect(clippy::cast_precision_loss, reason = "a picture's sides are small")]
 pub(super) fn write(canvas: &mut Canvas, prompt: &str, note: &str) {
     let columns = canvas.width.saturating_sub(2 * MARGIN) / get_raster_width(FontWeight::Bold, RasterHeight::Size24);
     let lines = wrapped(prompt, columns.max(1));

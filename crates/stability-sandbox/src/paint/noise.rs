@@ -1,6 +1,6 @@
 //! Numbers that look random and repeat exactly.
 
-/// A small generator (SplitMix64).
+/// A small generator (`SplitMix64`).
 #[derive(Debug, Clone)]
 pub(super) struct Dice(u64);
 

@@ -71,7 +71,12 @@ struct Frame<'a> {
 }
 
 /// Paints the whole canvas.
-#[expect(clippy::cast_precision_loss, reason = "a picture's sides are small")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "a picture's sides are small"
+)]
 pub(super) fn paint(canvas: &mut Canvas, prompt: &str, mut dice: Dice) {
     let ground = ground_for(prompt);
     let (width, height) = (canvas.width as f32, canvas.height as f32);
@@ -159,7 +164,7 @@ struct Layer {
 
 #[expect(clippy::cast_precision_loss, reason = "a handful of layers")]
 fn layers(ground: Ground, frame: &Frame, dice: &mut Dice) -> Vec<Layer> {
-    let count = match ground {
+    let count: u32 = match ground {
         Ground::Mountains | Ground::Forest => 5,
         Ground::City | Ground::Dunes => 4,
         Ground::Water => 1,
@@ -176,7 +181,7 @@ fn layers(ground: Ground, frame: &Frame, dice: &mut Dice) -> Vec<Layer> {
                 rise: tall * frame.height * dice.between(0.16, 0.24) * (1.0 - 0.45 * nearness),
                 scale: dice.between(2.2, 3.4) * (1.0 + nearness),
                 nearness,
-                salt: frame.salt + 101 * (index as u32 + 1),
+                salt: frame.salt + 101 * (index + 1),
             }
         })
         .collect()

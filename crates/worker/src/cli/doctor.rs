@@ -72,7 +72,7 @@ pub(super) async fn doctor(
 ) -> Result<(), Failure> {
     let findings = match settings {
         Err(error) => vec![Finding { name: "settings", state: State::setting(&error) }],
-        Ok(settings) => findings(&settings).await,
+        Ok(settings) => Box::pin(findings(&settings)).await,
     };
     if options.json {
         screen.print(&serde_json::to_string_pretty(&findings).expect("plain data serialises"));

@@ -1,0 +1,57 @@
+# Every way in. CI calls only these targets.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Tools that are not part of the toolchain are installed below target, so that nothing else is touched.
+TOOLS := $(abspath $(TARGET)/tools)
+CARGO_DENY_VERSION := 0.20.2
+CARGO_TARPAULIN_VERSION := 0.37.5
+# The task document's mark, in percent of lines.
+COVERAGE := 85
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check lint docs audit coverage fmt clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build every program
+	$(CARGO) build --workspace --bins --locked
+
+demo: build ## Do the main job once and show it: broker, sandbox, worker, six pictures
+	@$(TARGET)/debug/testbed demo
+
+test: build ## Run every test, with the services they need
+	$(TARGET)/debug/testbed run $(CARGO) test --workspace --locked
+
+check: lint docs test audit ## Everything that must pass before a commit lands
+
+lint: ## Check formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+docs: ## Build the API documentation; a warning is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+audit: $(TOOLS)/bin/cargo-deny ## Check licences, sources, bans and known vulnerabilities of dependencies
+	$< --locked --log-level error check bans licenses sources
+	@if $< --locked --log-level error fetch db >/dev/null 2>&1; then \
+	  $< --locked --log-level error check advisories; \
+	else \
+	  echo "audit: the advisory database cannot be reached; advisories were not checked"; \
+	fi
+
+coverage: build $(TOOLS)/bin/cargo-tarpaulin ## Measure the lines that tests cover; fails below 85%
+	PATH="$(TOOLS)/bin:$$PATH" $(TARGET)/debug/testbed run $(CARGO) tarpaulin --fail-under $(COVERAGE)
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root $(TOOLS)
+
+$(TOOLS)/bin/cargo-tarpaulin:
+	$(CARGO) install cargo-tarpaulin --locked --version $(CARGO_TARPAULIN_VERSION) --root $(TOOLS)
