@@ -1,4 +1,5 @@
 //! How `submit` and `generate` are told what to make.
+#![expect(clippy::doc_markdown, reason = "the documentation of arguments is what --help shows")]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,10 @@ pub(super) struct Order {
     /// Id of the job, a UUID; a new one unless given. The same id with the same command has the effect of once
     #[arg(long, value_name = "UUID")]
     job_id: Option<Uuid>,
-    /// The command's `config`, such as '{"seed": 7, "`style_preset"`: "cinematic"}'
+    /// The command's `config`, such as '{"seed": 7, "style_preset": "cinematic"}'
     #[arg(long, value_name = "JSON")]
     config: Option<String>,
-    /// Read the whole command from a JSON file instead; - is standard input. Without a `job_id` in it, it gets a new one
+    /// Read the whole command from a JSON file instead; - is standard input. Without a job_id in it, it gets a new one
     #[arg(long, value_name = "FILE", conflicts_with_all = ["descriptions", "project", "job_id", "config"])]
     file: Option<PathBuf>,
 }
