@@ -83,7 +83,7 @@ async fn every_fault_on_the_way_has_its_kind_and_its_number_of_requests() {
 #[tokio::test]
 async fn an_answer_that_does_not_come_is_a_time_out_and_a_server_that_is_not_there_a_failed_connection() {
     let sandbox = sandbox().await;
-    sandbox.set_latency(Duration::from_secs(60));
+    sandbox.set_latency(Duration::from_mins(1));
     let impatient = Client::builder("sk-sandbox")
         .base_url(sandbox.base_url().parse().expect("a URL"))
         .request_timeout(Duration::from_millis(100))
