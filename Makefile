@@ -1,13 +1,16 @@
 # Every way in. CI calls only these targets.
 
 CARGO ?= cargo
-TARGET := $(or $(CARGO_TARGET_DIR),target)
-# Tools that are not part of the toolchain are installed below target, so that nothing else is touched.
-TOOLS := $(abspath $(TARGET)/tools)
+# Where Cargo builds, whatever decides it: asked when a target needs it.
+TARGET = $(shell $(CARGO) metadata --no-deps --locked --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+# Tools that are not part of the toolchain are built below it, so that nothing else is touched.
+TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION := 0.20.2
 CARGO_TARPAULIN_VERSION := 0.37.5
 # The task document's mark, in percent of lines.
 COVERAGE := 85
+# For make test, such as ARGS='--test it messages::'
+ARGS :=
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check lint docs audit coverage fmt clean
@@ -19,10 +22,10 @@ build: ## Build every program
 	$(CARGO) build --workspace --bins --locked
 
 demo: build ## Do the main job once and show it: broker, sandbox, worker, six pictures
-	@$(TARGET)/debug/testbed demo
+	@"$(TARGET)/debug/testbed" demo
 
-test: build ## Run every test, with the services they need
-	$(TARGET)/debug/testbed run $(CARGO) test --workspace --locked
+test: build ## Run every test, with the services they need; ARGS='…' is for cargo test
+	"$(TARGET)/debug/testbed" run $(CARGO) test --workspace --locked $(ARGS)
 
 check: lint docs test audit ## Everything that must pass before a commit lands
 
@@ -33,25 +36,24 @@ lint: ## Check formatting and lints
 docs: ## Build the API documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-audit: $(TOOLS)/bin/cargo-deny ## Check licences, sources, bans and known vulnerabilities of dependencies
-	$< --locked --log-level error check bans licenses sources
-	@if $< --locked --log-level error fetch db >/dev/null 2>&1; then \
-	  $< --locked --log-level error check advisories; \
+audit: ## Check licences, sources, bans and known vulnerabilities of dependencies
+	@test -x "$(TOOLS)/bin/cargo-deny" || \
+	  $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root "$(TOOLS)"
+	"$(TOOLS)/bin/cargo-deny" --locked --log-level error check bans licenses sources
+	@if "$(TOOLS)/bin/cargo-deny" --locked --log-level error fetch db >/dev/null 2>&1; then \
+	  "$(TOOLS)/bin/cargo-deny" --locked --log-level error check advisories; \
 	else \
 	  echo "audit: the advisory database cannot be reached; advisories were not checked"; \
 	fi
 
-coverage: build $(TOOLS)/bin/cargo-tarpaulin ## Measure the lines that tests cover; fails below 85%
-	PATH="$(TOOLS)/bin:$$PATH" $(TARGET)/debug/testbed run $(CARGO) tarpaulin --fail-under $(COVERAGE)
+coverage: build ## Measure the lines that tests cover; fails below 85%
+	@test -x "$(TOOLS)/bin/cargo-tarpaulin" || \
+	  $(CARGO) install cargo-tarpaulin --locked --version $(CARGO_TARPAULIN_VERSION) --root "$(TOOLS)"
+	PATH="$(TOOLS)/bin:$$PATH" "$(TARGET)/debug/testbed" run \
+	  $(CARGO) tarpaulin --target-dir "$(TARGET)/coverage" --output-dir "$(TARGET)/coverage" --fail-under $(COVERAGE)
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
 clean: ## Remove everything that was built
 	$(CARGO) clean
-
-$(TOOLS)/bin/cargo-deny:
-	$(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root $(TOOLS)
-
-$(TOOLS)/bin/cargo-tarpaulin:
-	$(CARGO) install cargo-tarpaulin --locked --version $(CARGO_TARPAULIN_VERSION) --root $(TOOLS)

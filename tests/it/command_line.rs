@@ -143,12 +143,10 @@ async fn a_service_that_cannot_be_reached_is_exit_69() -> Result<()> {
     assert!(complained(&submit).contains("the broker cannot be reached"), "{}", complained(&submit));
     assert!(!complained(&submit).contains("hunter2"), "{}", complained(&submit));
     world.set("DATABASE_URL", "postgres://worker:hunter2@127.0.0.1:1/assets");
-    for arguments in [&["migrate"][..], &["jobs", "list"]] {
-        let output = world.run(arguments).await?;
-        assert_exit(&output, 69);
-        assert!(complained(&output).contains("the database cannot be reached"), "{}", complained(&output));
-        assert!(!complained(&output).contains("hunter2"), "{}", complained(&output));
-    }
+    let jobs = world.run(&["jobs", "list"]).await?;
+    assert_exit(&jobs, 69);
+    assert!(complained(&jobs).contains("the database cannot be reached"), "{}", complained(&jobs));
+    assert!(!complained(&jobs).contains("hunter2"), "{}", complained(&jobs));
     Ok(())
 }
 

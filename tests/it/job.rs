@@ -7,6 +7,7 @@ use integration_tests::{Database, World, command};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use stability_sandbox::faults::FaultOrder;
+use testbed::process::Signal;
 
 const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -22,7 +23,7 @@ async fn a_command_becomes_images_rows_and_events_on_postgres() -> Result<()> {
 
 async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<()> {
     let world = World::with(database).await?;
-    let _worker = world.worker().await?;
+    let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;
     let descriptions = ["A serene mountain landscape", "A gory battle", "A quiet beach"];
@@ -78,6 +79,9 @@ async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<
     assert_eq!(metadata["origin"], "generated");
     assert_eq!(metadata["seed"], data["assets"][0]["seed"]);
     assert_eq!(world.sandbox.ledger().requests, 3);
+    worker.signal(Signal::TERM);
+    worker.ended().await?;
+    assert_eq!(producer.ready("assets.generate").await?, 0, "the command was acknowledged");
     Ok(())
 }
 
@@ -224,6 +228,41 @@ async fn what_may_pass_is_tried_again_for_those_images_only() -> Result<()> {
     let ledger = world.sandbox.ledger();
     assert_eq!(ledger.asked("A steady river").requests, 1);
     assert_eq!((ledger.asked("A shy fox").requests, ledger.asked("A shy fox").charged), (5, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_picture_is_an_invalid_image_and_is_never_stored() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = ["One [fault:corrupt]", "Two [fault:bomb]", "Three [fault:wrong-size]"];
+    producer.publish(&command(1, &descriptions, &json!({"min_success_rate": 0.3}))).await?;
+    let data = events.data_of("completed").await?;
+    // A picture of another size is scaled and cropped like any other.
+    assert_files(&world, &data, &[3])?;
+    let codes: Vec<_> =
+        data["failures"].as_array().expect("a list").iter().map(|failure| failure["code"].clone()).collect();
+    assert_eq!(codes, ["invalid_image", "invalid_image"]);
+    let files = std::fs::read_dir(world.file("projects/1/assets"))?.count();
+    assert_eq!(files, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn storage_that_takes_nothing_exhausts_the_tries_of_a_job() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    // A file where a folder is needed.
+    std::fs::write(world.file("projects"), "in the way")?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "attempts_exhausted");
+    assert_eq!(data["failures"][0]["code"], "storage");
+    assert_eq!(data["failures"][0]["attempts"], 3);
     Ok(())
 }
 

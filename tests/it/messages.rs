@@ -1,9 +1,13 @@
 //! What messages may say: nothing is lost, nothing is done twice, nothing ends the worker.
 
 use anyhow::Result;
-use integration_tests::{LIMIT, World, command};
+use integration_tests::{Database, LIMIT, World, command};
+use lapin::BasicProperties;
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
+use testbed::process::Signal;
 use testbed::wait::until;
+use uuid::Uuid;
 
 #[tokio::test]
 async fn a_malformed_message_lies_in_the_dead_letters_with_its_reason_and_the_worker_goes_on() -> Result<()> {
@@ -93,7 +97,7 @@ async fn another_command_with_the_id_of_a_job_goes_to_the_dead_letters_without_a
 #[tokio::test]
 async fn a_terminal_event_that_nobody_takes_is_kept_with_the_job_and_the_command_is_settled() -> Result<()> {
     let world = World::new().await?;
-    let worker = world.worker().await?;
+    let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let command = command(1, &["A fox"], &json!({}));
     producer.publish(&command).await?;
@@ -110,6 +114,63 @@ async fn a_terminal_event_that_nobody_takes_is_kept_with_the_job_and_the_command
     let event = events.next().await?;
     assert_eq!(Some(String::from_utf8_lossy(&event.body).as_ref()), row["terminal_event"].as_str());
     assert_eq!(world.sandbox.ledger().requests, 1);
+    worker.signal(Signal::TERM);
+    worker.ended().await?;
+    assert_eq!(producer.ready("assets.generate").await?, 0, "both deliveries were acknowledged");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_same_command_delivered_twice_at_once_is_worked_on_once() -> Result<()> {
+    let world = World::new().await?;
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let command = command(1, &["A fox [fault:slow=400]", "A bear [fault:slow=400]"], &json!({}));
+    producer.publish(&command).await?;
+    producer.publish(&command).await?;
+    let first = events.until("completed").await?.pop().expect("an event");
+    let second = events.until("completed").await?.pop().expect("an event");
+    assert_eq!(String::from_utf8_lossy(&first.body), String::from_utf8_lossy(&second.body));
+    assert_eq!(world.sandbox.ledger().requests, 2);
+    worker.signal(Signal::TERM);
+    worker.ended().await?;
     assert_eq!(producer.ready("assets.generate").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_letter_keeps_what_was_said_with_it_but_not_what_would_let_it_vanish() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut headers = FieldTable::default();
+    headers.insert("x-pipeline".into(), lapin::types::AMQPValue::LongString("seven".into()));
+    let properties = BasicProperties::default()
+        .with_expiration("60000".into())
+        .with_user_id("guest".into())
+        .with_correlation_id("c-1".into())
+        .with_headers(headers);
+    producer.publish_with(b"{}", properties).await?;
+    let dead = producer.dead_letter().await?;
+    assert_eq!(dead.header("x-pipeline").as_deref(), Some("seven"));
+    assert_eq!(dead.properties().correlation_id().as_ref().map(ToString::to_string).as_deref(), Some("c-1"));
+    assert_eq!(dead.content_type().as_deref(), Some("application/json"));
+    assert!(dead.is_persistent());
+    assert!(dead.properties().expiration().is_none() && dead.properties().user_id().is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_no_database_takes_is_refused_like_any_other() -> Result<()> {
+    let world = World::with(Database::Postgres).await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let body = format!(r#"{{"job_id": "{}", "project_id": 1, "a\u0000b": 1}}"#, Uuid::now_v7());
+    producer.publish_bytes(body.as_bytes(), None).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "invalid_request");
+    assert_eq!(producer.dead_letter().await?.body, body.as_bytes());
     Ok(())
 }

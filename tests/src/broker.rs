@@ -62,6 +62,11 @@ impl Message {
         self.properties.content_type().as_ref().map(ToString::to_string)
     }
 
+    /// Its AMQP properties.
+    pub fn properties(&self) -> &BasicProperties {
+        &self.properties
+    }
+
     /// Whether it survives a restart of the broker.
     pub fn is_persistent(&self) -> bool {
         *self.properties.delivery_mode() == Some(2)
@@ -93,10 +98,12 @@ impl Producer {
         if let Some(trace_parent) = trace_parent {
             headers.insert("traceparent".into(), AMQPValue::LongString(trace_parent.into()));
         }
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_delivery_mode(2)
-            .with_headers(headers);
+        self.publish_with(body, BasicProperties::default().with_headers(headers)).await
+    }
+
+    /// Publishes any bytes as a command, with these properties and those that every command has.
+    pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
+        let properties = properties.with_content_type("application/json".into()).with_delivery_mode(2);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirmation = self
             .channel

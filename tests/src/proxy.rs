@@ -1,34 +1,58 @@
 //! A TCP forwarder, so that a test can have its own broker come late and its own connections cut.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Forwards connections while it lives; dropping it cuts them all.
+/// Forwards connections while it is open; while it is closed, whoever connects is cut off at once.
 pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    open: watch::Sender<bool>,
     _acceptor: JoinSet<()>,
 }
 
 impl Proxy {
-    /// Listens on `address` and forwards to `upstream`.
-    pub async fn start(address: SocketAddr, upstream: String) -> Result<Self> {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    /// A closed proxy to `upstream`, such as `127.0.0.1:5672`.
+    pub async fn closed(upstream: String) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let (open, _) = watch::channel(false);
         let mut acceptor = JoinSet::new();
-        acceptor.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((mut near, _)) = listener.accept().await {
-                let upstream = upstream.clone();
-                connections.spawn(async move {
-                    if let Ok(mut far) = TcpStream::connect(&upstream).await {
-                        // Either side may hang up; both are told.
-                        let _ = copy_bidirectional(&mut near, &mut far).await;
-                    }
-                });
+        acceptor.spawn(accept(listener, Arc::new(upstream), open.subscribe()));
+        Ok(Self { address, open, _acceptor: acceptor })
+    }
+
+    /// Lets connections through.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Cuts every connection, and lets none through.
+    pub fn close(&self) {
+        self.open.send_replace(false);
+    }
+}
+
+async fn accept(listener: TcpListener, upstream: Arc<String>, open: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut near, _)) = listener.accept().await {
+        let (upstream, mut open) = (upstream.clone(), open.clone());
+        if !*open.borrow() {
+            continue;
+        }
+        connections.spawn(async move {
+            if let Ok(mut far) = TcpStream::connect(upstream.as_str()).await {
+                tokio::select! {
+                    _ = copy_bidirectional(&mut near, &mut far) => {}
+                    _ = open.wait_for(|open| !open) => {}
+                }
             }
         });
-        Ok(Self { _acceptor: acceptor })
     }
 }

@@ -1,17 +1,17 @@
 //! A virtual host, a database, a folder and a sandbox of a test's own.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, Database as Connect, FromQueryResult, JsonValue, Statement};
 use serde_json::Value;
 use stability_sandbox::{Sandbox, Settings};
 use tempfile::TempDir;
-use testbed::process::{Process, Signal, tail};
-use testbed::{programs, services, variable, wait};
+use testbed::process::{Process, Signal, bound_to_us, tail};
+use testbed::services::{self, Vhost};
+use testbed::{programs, variable, wait};
 use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
@@ -49,8 +49,8 @@ impl World {
 
     /// A world with this database.
     pub async fn with(database: Database) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let vhost = Vhost::make().await?;
+        let folder = tempfile::Builder::new().prefix("world-").tempdir_in(programs::target()?)?;
+        let vhost = Vhost::make(&needed(services::AMQP_URL)?, &needed(services::RABBITMQ_API_URL)?).await?;
         let sandbox = Sandbox::start(Settings { limit: 10_000, ..Settings::default() }).await?;
         let sqlite = format!("sqlite://{}/data/asset-worker.db", folder.path().display());
         let postgres = match database {
@@ -86,7 +86,7 @@ impl World {
 
     /// `asset-worker` with this world's settings: short delays, so that what is retried is retried at once.
     pub fn asset_worker(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(programs::built("asset-worker")?);
+        let mut command = bound_to_us(&programs::built("asset-worker")?, "TERM");
         command
             .args(arguments)
             .env_clear()
@@ -122,12 +122,10 @@ impl World {
 
     /// Starts a worker, and waits for nothing.
     pub fn start_worker(&self) -> Result<Worker> {
-        let http_addr = wait::free_address()?;
-        let mut command = self.asset_worker(&["run"])?;
-        command.env("HTTP_ADDR", http_addr.to_string());
-        let log = self.folder.path().join(format!("worker-{}.log", http_addr.port()));
+        let command = self.asset_worker(&["run"])?;
+        let log = self.folder.path().join(format!("worker-{}.log", Uuid::now_v7().simple()));
         let process = Process::logged("asset-worker run", command, &log)?;
-        Ok(Worker { process, log, http_addr })
+        Ok(Worker { process, log })
     }
 
     /// Starts a worker that takes commands.
@@ -152,33 +150,25 @@ impl World {
     }
 }
 
-/// A running `asset-worker run`. Dropped, it is stopped; where the test fails, the end of its log is shown.
+/// A running `asset-worker run`. Dropped, it is stopped.
 pub struct Worker {
     process: Process,
     log: PathBuf,
-    http_addr: SocketAddr,
 }
 
 impl Worker {
     /// Waits until it takes commands.
     pub async fn ready(&mut self) -> Result<()> {
         let log = self.log.clone();
-        wait::until("the worker to be ready", LIMIT, async || {
-            let alive = self.process.is_running();
-            match self.probe("readyz").await {
-                Ok((200, _)) => Some(Ok(())),
-                _ if alive => None,
-                _ => Some(Err(anyhow!("it ended:\n{}", tail(&log)))),
-            }
-        })
-        .await?
+        let ready = self.process.until("the worker to be ready", LIMIT, async || {
+            probe(&log, "readyz").await.ok().filter(|(status, _)| *status == 200)
+        });
+        ready.await.map(drop).with_context(|| tail(&log))
     }
 
     /// Asks a probe: status and body.
     pub async fn probe(&self, path: &str) -> Result<(u16, Value)> {
-        let answer = testbed::http()?.get(format!("http://{}/{path}", self.http_addr)).send().await?;
-        let status = answer.status().as_u16();
-        Ok((status, serde_json::from_str(&answer.text().await?)?))
+        probe(&self.log, path).await
     }
 
     /// Sends a signal.
@@ -210,53 +200,26 @@ impl Worker {
 impl Drop for Worker {
     #[expect(clippy::print_stderr, reason = "shown by the test harness where the test fails")]
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the end of {}:\n{}", self.log.display(), tail(&self.log));
-        }
+        eprintln!("the end of {}:\n{}", self.log.display(), tail(&self.log));
         // In order, so that what it measured of itself (its coverage) is written.
         self.process.stop_blocking(Signal::TERM, Duration::from_secs(5));
     }
 }
 
+/// Asks a probe at the address that the worker has logged.
+async fn probe(log: &Path, path: &str) -> Result<(u16, Value)> {
+    let text = std::fs::read_to_string(log)?;
+    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let address = lines.find_map(|line| Some(line["address"].as_str()?.to_owned()));
+    let address = address.context("the worker has not said where its probes are")?;
+    let answer = testbed::http()?.get(format!("http://{address}/{path}")).send().await?;
+    let status = answer.status().as_u16();
+    Ok((status, serde_json::from_str(&answer.text().await?)?))
+}
+
 fn needed(name: &str) -> Result<String> {
     variable(name)
         .with_context(|| format!("{name} is not set: run the tests with `make test`, which brings the services"))
-}
-
-struct Vhost {
-    amqp_url: String,
-    api_url: String,
-    name: String,
-}
-
-impl Vhost {
-    async fn make() -> Result<Self> {
-        let name = format!("test-{}", Uuid::now_v7().simple());
-        let mut amqp_url = Url::parse(&needed(services::AMQP_URL)?)?;
-        let user = if amqp_url.username().is_empty() { "guest" } else { amqp_url.username() }.to_owned();
-        amqp_url.set_path(&name);
-        let vhost = Self { amqp_url: amqp_url.into(), api_url: needed(services::RABBITMQ_API_URL)?, name };
-        let http = testbed::http()?;
-        let made =
-            http.put(vhost.resource("vhosts")).header("content-type", "application/json").body("{}").send().await?;
-        ensure!(made.status().is_success(), "the virtual host was not made: {}", made.status());
-        let rights = r#"{"configure": ".*", "write": ".*", "read": ".*"}"#;
-        let permissions = format!("{}/{user}", vhost.resource("permissions"));
-        let granted = http.put(permissions).header("content-type", "application/json").body(rights).send().await?;
-        ensure!(granted.status().is_success(), "the rights were not granted: {}", granted.status());
-        Ok(vhost)
-    }
-
-    fn resource(&self, kind: &str) -> String {
-        format!("{}/api/{kind}/{}", self.api_url.trim_end_matches('/'), self.name)
-    }
-}
-
-impl Drop for Vhost {
-    fn drop(&mut self) {
-        let url = self.resource("vhosts");
-        at_last(async move { testbed::http()?.delete(url).send().await.map(drop).map_err(Into::into) });
-    }
 }
 
 struct PostgresDatabase {
@@ -281,19 +244,10 @@ impl PostgresDatabase {
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let (server_url, name) = (self.server_url.clone(), self.name.clone());
-        at_last(async move {
+        testbed::at_last(async move {
             let server = Connect::connect(&server_url).await?;
             server.execute_unprepared(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
             Ok(server.close().await?)
         });
     }
-}
-
-/// Cleans up at the end of a test, from a place where nothing can be awaited. What cannot be removed harms no other test.
-fn at_last(work: impl Future<Output = Result<()>> + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), work).await? })
-    });
-    let _ = thread.join();
 }

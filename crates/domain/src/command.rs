@@ -21,6 +21,8 @@ pub const MAX_IMAGES: usize = 200;
 pub const MAX_DESCRIPTION_CHARS: usize = 2_000;
 /// The most style modifiers in one command.
 pub const MAX_STYLE_MODIFIERS: usize = 50;
+/// The most broken rules that are told one by one.
+const MAX_VIOLATIONS: usize = 20;
 /// The most requests a job may have in flight.
 pub const MAX_CONCURRENT: u8 = 6;
 
@@ -192,9 +194,19 @@ impl Command {
             (Some(JobKey { job_id, project_id }), Some(image_descriptions)) if violations.is_empty() => {
                 Ok(Self { job_id, project_id, image_descriptions, config })
             }
-            (key, _) => Err(InvalidCommand { violations, key }),
+            (key, _) => Err(InvalidCommand { violations: first_ones(violations), key }),
         }
     }
+}
+
+/// A body of megabytes can break a rule with every key; an error message of as many bytes helps nobody.
+fn first_ones(mut violations: Vec<String>) -> Vec<String> {
+    let left_out = violations.len().saturating_sub(MAX_VIOLATIONS);
+    if left_out > 0 {
+        violations.truncate(MAX_VIOLATIONS);
+        violations.push(format!("and {left_out} more"));
+    }
+    violations
 }
 
 impl JobConfig {

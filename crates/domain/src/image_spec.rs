@@ -30,14 +30,6 @@ impl ImageFormat {
             Self::Jpeg => "jpg",
         }
     }
-
-    /// The media type.
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Png => "image/png",
-            Self::Jpeg => "image/jpeg",
-        }
-    }
 }
 
 impl fmt::Display for ImageFormat {

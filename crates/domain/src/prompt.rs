@@ -48,13 +48,16 @@ pub fn enhance_prompt(description: &str, modifiers: Option<&[String]>) -> String
 pub fn needs_translation(text: &str) -> bool {
     text.chars().any(|c| {
         matches!(c,
-            '\u{2E80}'..='\u{2FDF}'      // radicals
+            '\u{1100}'..='\u{11FF}'      // hangul jamo
+            | '\u{2E80}'..='\u{2FDF}'    // radicals
             | '\u{3005}'..='\u{3007}'    // iteration mark, zero
-            | '\u{3040}'..='\u{31BF}'    // kana, bopomofo, compatibility jamo
+            | '\u{3040}'..='\u{31FF}'    // kana, bopomofo, compatibility jamo, strokes
             | '\u{3400}'..='\u{4DBF}'    // Han, extension A
             | '\u{4E00}'..='\u{9FFF}'    // Han
-            | '\u{AC00}'..='\u{D7AF}'    // hangul
+            | '\u{A960}'..='\u{A97F}'    // hangul jamo, extension A
+            | '\u{AC00}'..='\u{D7FF}'    // hangul
             | '\u{F900}'..='\u{FAFF}'    // Han, compatibility
+            | '\u{FF66}'..='\u{FFDC}'    // kana and hangul, half width
             | '\u{20000}'..='\u{3FFFF}') // Han, extensions
     })
 }
@@ -100,7 +103,8 @@ mod tests {
 
     #[test]
     fn chinese_needs_translation_and_european_languages_do_not() {
-        for text in ["一座寧靜的山景", "A 山 view", "ひらがな", "한국어", "ㄅㄆㄇ"] {
+        for text in ["一座寧靜的山景", "A 山 view", "ひらがな", "한국어", "\u{1112}\u{1161}\u{11AB}", "ｶﾀｶﾅ", "ㄅㄆㄇ"]
+        {
             assert!(needs_translation(text), "{text}");
         }
         for text in ["A serene mountain", "Café à Paris, naïve œuvre", "Ünïcödé — “quotes” 🎨", ""] {

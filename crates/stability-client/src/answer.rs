@@ -1,5 +1,7 @@
 //! What a good status carries.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -18,13 +20,13 @@ struct Body<'a> {
 
 #[derive(Deserialize)]
 struct Artifact<'a> {
-    /// Borrowed from the body: a picture of megabytes is not copied to be decoded.
-    #[serde(default)]
-    base64: &'a str,
+    /// Borrowed from the body, where it is not escaped: a picture of megabytes is not copied to be decoded.
+    #[serde(borrow, default)]
+    base64: Option<Cow<'a, str>>,
     #[serde(default)]
     seed: u32,
-    #[serde(rename = "finishReason", default)]
-    finish_reason: Option<&'a str>,
+    #[serde(borrow, rename = "finishReason", default)]
+    finish_reason: Option<Cow<'a, str>>,
 }
 
 /// One picture as the API sent it.
@@ -39,14 +41,14 @@ pub(crate) fn decode(body: &[u8]) -> Result<Picture, Error> {
     let parsed: Body = serde_json::from_slice(body)
         .map_err(|error| Error::Undecodable(format!("{} bytes that are not the API's JSON ({error})", body.len())))?;
     let artifact = parsed.artifacts.first().ok_or_else(|| Error::Undecodable("no artifacts".to_owned()))?;
-    match artifact.finish_reason.unwrap_or("SUCCESS") {
+    match artifact.finish_reason.as_deref().unwrap_or("SUCCESS") {
         "SUCCESS" => {}
         "CONTENT_FILTERED" => return Err(Error::Filtered),
         "ERROR" => return Err(Error::Unfinished),
         other => return Err(Error::Undecodable(format!("unknown finish reason {other:.40}"))),
     }
     let image = STANDARD
-        .decode(artifact.base64)
+        .decode(artifact.base64.as_deref().unwrap_or_default())
         .map_err(|error| Error::Undecodable(format!("the picture is not base64 ({error})")))?;
     if image.is_empty() {
         return Err(Error::Undecodable("the picture is empty".to_owned()));
@@ -76,6 +78,8 @@ mod tests {
         check(r#"{"artifacts":[{"base64":"aGVsbG8=","seed":7,"finishReason":"MAYBE"}]}"#, "undecodable");
         check(r#"{"artifacts":[{"base64":"not base64!"}]}"#, "undecodable");
         check(r#"{"artifacts":[{"base64":""}]}"#, "undecodable");
+        check(r#"{"artifacts":[{"base64":null,"finishReason":"CONTENT_FILTERED"}]}"#, "filtered");
+        check(r#"{"artifacts":[{"base64":"aGVsbG8\u003d","seed":7}]}"#, "5 bytes, seed 7");
         check(r#"{"artifacts":[]}"#, "undecodable");
         check(r#"{"artifacts":[{"base64":"aGVsbG"#, "undecodable");
         check("{}", "undecodable");

@@ -9,7 +9,7 @@ use backon::Retryable;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 use url::Url;
 
@@ -17,7 +17,7 @@ use crate::account::{Balance, EngineListing};
 use crate::answer::{self, Picture};
 use crate::api_key::ApiKey;
 use crate::error::{ApiFailure, Error};
-use crate::quota::{GovernorQuota, Quota};
+use crate::quota::{GovernorQuota, Quota, QuotaUnavailable};
 use crate::request::TextToImage;
 use crate::retry::RetryPolicy;
 use crate::transport::{Answer, Call, Http, HttpSettings, Transport};
@@ -258,7 +258,10 @@ impl Client {
         loop {
             let _permit = self.inner.in_flight.acquire().await.expect("the semaphore is never closed");
             let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
-            self.inner.quota.acquire().await?;
+            let Ok(permitted) = timeout_at(deadline, self.inner.quota.acquire()).await else {
+                return Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into());
+            };
+            permitted?;
             debug!(attempt = meter.requests() + 1, "sending a request");
             let failure = match self.inner.transport.send(call.clone()).await.and_then(checked) {
                 Ok(answer) => {

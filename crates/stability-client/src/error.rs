@@ -55,8 +55,9 @@ impl ApiFailure {
     }
 }
 
+/// The beginning of a text, without what neither a log nor a database takes.
 fn first_chars(text: &str) -> String {
-    text.chars().take(KEPT_CHARS).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(KEPT_CHARS).collect()
 }
 
 /// Why there is no picture.

@@ -9,7 +9,7 @@ use backon::BackoffBuilder;
 pub struct RetryPolicy {
     /// The wait before each retry; its length is the number of retries.
     pub delays: Vec<Duration>,
-    /// No wait is begun that would end later than this after the first request.
+    /// No wait for a retry, a pause or the quota ends later than this after the first request got its turn.
     pub total: Duration,
 }
 

@@ -13,8 +13,8 @@ use tokio::process::Command;
 use uuid::Uuid;
 
 use crate::process::{Process, Signal, bound_to_us, tail};
-use crate::services::Supply;
-use crate::wait::{free_address, until};
+use crate::services::{Supply, Vhost};
+use crate::wait::free_addresses;
 use crate::{programs, variable};
 use api::Api;
 
@@ -45,9 +45,11 @@ pub async fn play() -> Result<()> {
     let supply = Supply::new()?;
     let rabbitmq = supply.rabbitmq().await?;
     step("RabbitMQ", &rabbitmq.origin);
+    // Where the broker is the user's own, its default virtual host is none of our business either.
+    let vhost = Vhost::make(&rabbitmq.amqp_url, &rabbitmq.api_url).await?;
     let (api, sandbox) = api.start(&folder).await?;
     step("API", api.name());
-    let stage = Stage { folder, amqp_url: rabbitmq.amqp_url.clone(), api };
+    let stage = Stage { folder, amqp_url: vhost.amqp_url.clone(), api };
     let worker = stage.worker().await?;
     step("worker", "on its embedded defaults: SQLite, local files");
     let outcome = stage.job().await;
@@ -55,6 +57,7 @@ pub async fn play() -> Result<()> {
     if let Some(sandbox) = sandbox {
         sandbox.stop(Signal::TERM, GRACE).await;
     }
+    drop(vhost);
     rabbitmq.stop().await;
     stage.farewell(&outcome?);
     Ok(())
@@ -86,7 +89,20 @@ impl Stage {
     /// One of our programs, with the demo's settings and none of the user's: their database is none of our business.
     fn command(&self, mut command: Command) -> Command {
         command.env_clear().current_dir(&self.folder).env("AMQP_URL", &self.amqp_url);
-        for kept in ["PATH", "HOME", "TERM", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        for kept in [
+            "PATH",
+            "HOME",
+            "TERM",
+            "LANG",
+            "LC_ALL",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+            "HTTPS_PROXY",
+            "https_proxy",
+            "ALL_PROXY",
+            "NO_PROXY",
+            "no_proxy",
+        ] {
             if let Some(value) = variable(kept) {
                 command.env(kept, value);
             }
@@ -98,9 +114,9 @@ impl Stage {
     }
 
     async fn worker(&self) -> Result<Process> {
-        let http_addr = free_address()?;
+        let [http_addr] = free_addresses()?;
         let log = self.folder.join("worker.log");
-        let mut command = self.command(bound_to_us(&programs::built("asset-worker")?, None));
+        let mut command = self.command(bound_to_us(&programs::built("asset-worker")?, "TERM"));
         command.arg("run").env("HTTP_ADDR", http_addr.to_string()).env("LOG_FORMAT", "text");
         let mut process = Process::logged("the worker", command, &log)?;
         let ready = ready(&mut process, http_addr).await;
@@ -138,13 +154,13 @@ impl Stage {
     fn farewell(&self, outcome: &Outcome) {
         let asset_worker = programs::built("asset-worker").unwrap_or_default();
         let (folder, asset_worker) = (self.folder.display(), asset_worker.display());
-        print(&format!("the pictures   {folder}/data/assets/projects/{PROJECT}/assets/"));
+        print(&format!("\nthe pictures   {folder}/data/assets/projects/{PROJECT}/assets/"));
         print(&format!("contact sheet  {}", outcome.sheet.display()));
         print(&format!("worker's log   {folder}/worker.log"));
         print("\nWhat to try next:");
-        print(&format!("  cd {folder} && {asset_worker} jobs show {}", outcome.job_id));
-        print(&format!("  {asset_worker} generate --help      one job without a broker"));
-        print("  make test                           every test, against real services");
+        print(&format!("  cd '{folder}' && '{asset_worker}' jobs show {}", outcome.job_id));
+        print(&format!("  '{asset_worker}' --help"));
+        print("  make test                                        every test, against real services");
         print("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   the same with real pictures");
     }
 }
@@ -152,12 +168,12 @@ impl Stage {
 async fn ready(process: &mut Process, http_addr: SocketAddr) -> Result<()> {
     let http = crate::http()?;
     let url = format!("http://{http_addr}/readyz");
-    until("the worker to be ready", READY_LIMIT, async || match http.get(&url).send().await {
-        Ok(answer) if answer.status().is_success() => Some(Ok(())),
-        _ if process.is_running() => None,
-        _ => Some(Err(anyhow::anyhow!("it ended"))),
-    })
-    .await?
+    process
+        .until("the worker to be ready", READY_LIMIT, async || {
+            http.get(&url).send().await.ok().filter(|answer| answer.status().is_success())
+        })
+        .await
+        .map(drop)
 }
 
 fn step(name: &str, what: &str) {

@@ -18,7 +18,18 @@ pub mod wait;
 pub fn http() -> anyhow::Result<reqwest::Client> {
     // Fails only where a provider was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().timeout(std::time::Duration::from_secs(10)).build()?)
+    // All it talks to is on this machine.
+    Ok(reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(10)).build()?)
+}
+
+/// Cleans up in a place where nothing can be awaited. What cannot be removed is in nobody's way.
+pub fn at_last(work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(10), work).await? })
+    });
+    // Neither a failure nor a panic of it is of interest any more.
+    let _ = thread.join();
 }
 
 /// An environment variable that is set and not empty.

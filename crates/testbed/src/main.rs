@@ -1,13 +1,13 @@
 //! `testbed`: services around a command, and the demo.
 
+use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use testbed::process::{Process, Signal};
+use testbed::process::{Process, Signal, bound_to_us};
 use testbed::services::{self, Supply};
-use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Real services for tests and the demo
@@ -29,11 +29,19 @@ enum Asked {
     Demo,
 }
 
-/// From the signal to a command until what is left of it is killed.
-const GRACE: Duration = Duration::from_secs(30);
+/// From a signal until what is left of the command is killed.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
+#[expect(clippy::print_stderr, reason = "a program for developers speaks to them")]
+async fn main() -> ExitCode {
+    done().await.unwrap_or_else(|error| {
+        eprintln!("testbed: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn done() -> Result<ExitCode> {
     match Cli::parse().asked {
         Asked::Run { command } => Box::pin(run(&command)).await,
         Asked::Demo => {
@@ -52,26 +60,27 @@ async fn main() -> Result<ExitCode> {
 async fn run(command: &[String]) -> Result<ExitCode> {
     let mut told = told_to_stop()?;
     let supply = Supply::new()?;
-    // Where a signal comes first, whatever was started is killed as it is dropped.
-    tokio::select! {
-        code = with_services(&supply, command) => code,
-        signal = told.next() => Ok(ExitCode::from(128 + signal)),
-    }
-}
-
-async fn with_services(supply: &Supply, command: &[String]) -> Result<ExitCode> {
-    let (rabbitmq, postgres) = tokio::try_join!(supply.rabbitmq(), supply.postgres())?;
-    let mut child = Command::new(&command[0]);
+    // Where a signal comes meanwhile, whatever was started is killed as it is dropped.
+    let (rabbitmq, postgres) = tokio::select! {
+        obtained = supply.both() => obtained?,
+        signal = told.next() => return Ok(ExitCode::from(128 + signal)),
+    };
+    let mut child = bound_to_us(Path::new(&command[0]), "TERM");
     child
         .args(&command[1..])
         .env(services::AMQP_URL, &rabbitmq.amqp_url)
         .env(services::RABBITMQ_API_URL, &rabbitmq.api_url)
-        .env(services::DATABASE_URL, &postgres.url);
+        .env(services::DATABASE_URL, &postgres.url)
+        // All of it is on this machine.
+        .env("NO_PROXY", "127.0.0.1,localhost");
     let mut process = Process::start(&command[0], child)?;
-    let status = process.wait().await;
+    let code = tokio::select! {
+        status = process.wait() => status.map(code),
+        signal = told.next() => Ok(ExitCode::from(128 + signal)),
+    };
     process.stop(Signal::TERM, GRACE).await;
     tokio::join!(rabbitmq.stop(), postgres.stop());
-    status.map(code)
+    code
 }
 
 fn code(status: ExitStatus) -> ExitCode {

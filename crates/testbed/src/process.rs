@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use rustix::process::{Pid, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::wait::until;
+
 pub use rustix::process::Signal;
+
+/// Of util-linux, on every Debian and Ubuntu.
+const SETPRIV: &str = "/usr/bin/setpriv";
 
 /// A process in a process group of its own. Dropping it kills the whole group.
 pub struct Process {
@@ -51,6 +56,25 @@ impl Process {
     /// Whether it is still there.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Looks at a condition until it gives a value.
+    ///
+    /// # Errors
+    ///
+    /// Where it has given none within `limit`, or the process has ended.
+    pub async fn until<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut look: impl AsyncFnMut() -> Option<T>,
+    ) -> Result<T> {
+        until(what, limit, async || match look().await {
+            Some(value) => Some(Ok(value)),
+            None if self.is_running() => None,
+            None => Some(Err(anyhow!("{} has ended before {what}", self.name))),
+        })
+        .await?
     }
 
     /// Sends a signal to the whole group.
@@ -94,15 +118,30 @@ impl Drop for Process {
     }
 }
 
-/// A command that is told to stop when this process dies, however it dies.
-pub fn bound_to_us(program: &Path, user: Option<&str>) -> Command {
-    let Some(setpriv) = find(&["/usr/bin/setpriv"]) else { return Command::new(program) };
-    let mut command = Command::new(setpriv);
-    if let Some(user) = user {
-        command.args(["--reuid", user, "--regid", user, "--init-groups"]);
+/// A command that gets this signal (its name without `SIG`) when we die, however we die. Where the system has no `setpriv`, it is a plain command, and
+/// outlives a SIGKILL of ours.
+pub fn bound_to_us(program: &Path, signal: &str) -> Command {
+    match find(&[SETPRIV]) {
+        None => Command::new(program),
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", signal]).arg(program);
+            command
+        }
     }
-    command.args(["--pdeathsig", "TERM"]).arg(program);
-    command
+}
+
+/// As [`bound_to_us`], run by another user, which only root may ask for.
+///
+/// # Errors
+///
+/// Where the system has no `setpriv`.
+pub fn as_user(user: &str, program: &Path, signal: &str) -> Result<Command> {
+    let setpriv = find(&[SETPRIV]).with_context(|| format!("{SETPRIV} is needed to start {}", program.display()))?;
+    let mut command = Command::new(setpriv);
+    command.args(["--reuid", user, "--regid", user, "--init-groups"]);
+    command.args(["--pdeathsig", signal]).arg(program);
+    Ok(command)
 }
 
 /// The first of these files that exists.

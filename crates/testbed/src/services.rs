@@ -8,11 +8,16 @@ mod docker;
 mod install;
 mod postgres;
 mod rabbitmq;
+mod vhost;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use tempfile::TempDir;
 use tokio::sync::Mutex;
+
+pub use vhost::Vhost;
 
 use crate::process::Process;
 use crate::{programs, variable};
@@ -72,25 +77,37 @@ impl Kept {
 
 /// Obtains services, and keeps their files until it is dropped, which must be after them.
 pub struct Supply {
-    folder: PathBuf,
+    folder: TempDir,
     installing: Mutex<()>,
 }
 
 impl Supply {
-    /// A supply with a folder of its own below `target`, or below the system's temporary folder where servers that run as another
-    /// user cannot reach `target`.
+    /// A supply with a folder of its own below `target`; below the system's temporary folder where servers that root starts as
+    /// another user cannot reach `target`.
     ///
     /// # Errors
     ///
     /// Where the folder cannot be made.
     pub fn new() -> Result<Self> {
-        let name = format!("testbed-{}", std::process::id());
-        let mut folder = programs::target()?.join(&name);
-        if !reachable_by_others(&folder) {
-            folder = std::env::temp_dir().join(format!("asset-worker-{name}"));
-        }
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let target = programs::target()?;
+        let elsewhere = rustix::process::geteuid().is_root() && !reachable_by_others(&target);
+        let parent = if elsewhere { std::env::temp_dir() } else { target };
+        let folder = tempfile::Builder::new().prefix("testbed-").permissions(open_to_others()).tempdir_in(&parent);
+        let folder = folder.with_context(|| format!("cannot make a folder in {}", parent.display()))?;
         Ok(Self { folder, installing: Mutex::new(()) })
+    }
+
+    /// RabbitMQ and PostgreSQL, side by side.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for each that cannot be had.
+    pub async fn both(&self) -> Result<(RabbitMq, Postgres)> {
+        match tokio::join!(self.rabbitmq(), self.postgres()) {
+            (Ok(rabbitmq), Ok(postgres)) => Ok((rabbitmq, postgres)),
+            (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
+            (Err(one), Ok(_)) | (Ok(_), Err(one)) => Err(one),
+        }
     }
 
     /// RabbitMQ, with its management API.
@@ -102,12 +119,12 @@ impl Supply {
         if let Some(given) = given_rabbitmq()? {
             return Ok(given);
         }
-        match docker::rabbitmq().await {
+        let no_container = match docker::rabbitmq().await {
             Ok(container) => return Ok(container),
-            Err(why) => say(&format!("no RabbitMQ from Docker: {why:#}")),
-        }
-        let program = self.installed(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL).await?;
-        rabbitmq::start(&program, &self.folder.join("rabbitmq")).await
+            Err(why) => why,
+        };
+        let program = self.installed(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL, &no_container).await?;
+        rabbitmq::start(&program, &self.folder.path().join("rabbitmq")).await
     }
 
     /// PostgreSQL, as a user who may create databases.
@@ -119,12 +136,12 @@ impl Supply {
         if let Some(url) = variable(DATABASE_URL) {
             return Ok(Postgres { url, origin: format!("given by {DATABASE_URL}"), kept: Kept::Nothing });
         }
-        match docker::postgres().await {
+        let no_container = match docker::postgres().await {
             Ok(container) => return Ok(container),
-            Err(why) => say(&format!("no PostgreSQL from Docker: {why:#}")),
-        }
-        let programs = self.installed(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL).await?;
-        postgres::start(&programs, &self.folder.join("postgres")).await
+            Err(why) => why,
+        };
+        let programs = self.installed(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL, &no_container).await?;
+        postgres::start(&programs, &self.folder.path().join("postgres")).await
     }
 
     /// What `find` finds, after an installation if need be.
@@ -134,23 +151,19 @@ impl Supply {
         name: &str,
         package: &str,
         variable: &str,
+        no_container: &anyhow::Error,
     ) -> Result<PathBuf> {
         if let Some(found) = find() {
             return Ok(found);
         }
-        let way_out = format!(
-            "{name} is needed: set {variable}, or start a Docker engine, or install the package {package} (as root on Debian or Ubuntu it is installed for you)"
-        );
         let _one_at_a_time = self.installing.lock().await;
-        install::package(package).await.context(way_out.clone())?;
-        find().ok_or_else(|| anyhow!(way_out))
-    }
-}
-
-impl Drop for Supply {
-    fn drop(&mut self) {
-        // What cannot be removed is in nobody's way.
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let installed = install::package(package).and_then(|()| find().context("it is not where it was looked for"));
+        installed.map_err(|not_installed| {
+            anyhow!(
+                "{name} is needed: set {variable}, or start a Docker engine ({no_container:#}), or install the package \
+                 {package} ({not_installed:#})"
+            )
+        })
     }
 }
 
@@ -185,9 +198,13 @@ fn usual_api_url(amqp_url: &str) -> Result<String> {
     Ok(format!("http://{user}:{password}@{}:15672", amqp.host_str().unwrap_or("127.0.0.1")))
 }
 
+/// The servers' own folders below it are theirs alone.
+fn open_to_others() -> std::fs::Permissions {
+    std::fs::Permissions::from_mode(0o755)
+}
+
 /// Whether every folder above lets other users through.
 fn reachable_by_others(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
     path.ancestors()
         .filter_map(|folder| folder.metadata().ok())
         .all(|metadata| metadata.permissions().mode() & 0o001 == 0o001)

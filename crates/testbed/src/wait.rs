@@ -1,4 +1,4 @@
-//! Waiting for conditions and for free ports.
+//! Waiting for conditions, and free ports.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -27,12 +27,19 @@ pub async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -
     }
 }
 
-/// A loopback address whose port nobody listens on at this moment.
+/// Different loopback addresses whose ports nobody listens on at this moment.
 ///
 /// # Errors
 ///
 /// Where the system has no free port.
-pub fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?)
+pub fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
+    // All are held until all are chosen, so that none is given twice.
+    let mut listeners = Vec::with_capacity(N);
+    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for address in &mut addresses {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
+        *address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(addresses)
 }

@@ -68,11 +68,12 @@ impl Broker {
     }
 
     /// What is known of the queue of commands, without making it.
-    pub async fn generate_queue(&self) -> QueueState {
-        match self.channel().await {
-            Ok(channel) => topology::generate_queue(&channel).await,
-            Err(_) => QueueState::Missing,
-        }
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where it may not be looked at.
+    pub async fn generate_queue(&self) -> Result<QueueState, BrokerError> {
+        topology::generate_queue(&self.channel().await?).await
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
@@ -81,13 +82,13 @@ impl Broker {
         Ok(channel)
     }
 
-    /// A publisher with a channel of its own.
+    /// A publisher with channels of its own.
     ///
     /// # Errors
     ///
     /// [`BrokerError`].
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
-        Publisher::open(self.channel().await?).await
+        Publisher::open(self.channel().await?, self.channel().await?).await
     }
 
     /// Starts to take commands, at most `prefetch` unsettled ones at once.

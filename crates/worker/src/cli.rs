@@ -97,7 +97,7 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         return doctor::doctor(&options, Settings::from_env(), screen).await;
     }
     let settings = Settings::from_env()?;
-    logging::start(&settings, asked.default_filter(), screen.log_writer())?;
+    logging::start(&settings, asked.default_filter(), screen.log_writer());
     match asked {
         Asked::Run => run::run(&settings).await,
         Asked::Submit(options) => submit::submit(&options, &settings, screen).await,

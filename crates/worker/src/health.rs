@@ -12,6 +12,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::causes;
@@ -20,6 +22,9 @@ use crate::store::Store;
 
 /// A probe waits no longer than this for a part to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether files can be stored is tried no more often than this, however often probes ask: it writes one.
+const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the probes look at. Clones share it.
 #[derive(Clone, Default)]
@@ -32,6 +37,7 @@ struct Parts {
     broker: AtomicBool,
     stopping: AtomicBool,
     database: tokio::sync::OnceCell<(Store, Storage)>,
+    storage: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl Health {
@@ -73,7 +79,15 @@ impl Health {
 
     async fn storage(&self) -> Result<(), String> {
         let Some((_, storage)) = self.state.database.get() else { return Err("not opened yet".to_owned()) };
-        in_time(storage.exists("projects")).await.map(drop)
+        let mut known = self.state.storage.lock().await;
+        match &*known {
+            Some((looked, found)) if looked.elapsed() < STORAGE_INTERVAL => found.clone(),
+            _ => {
+                let found = in_time(storage.check()).await;
+                *known = Some((Instant::now(), found.clone()));
+                found
+            }
+        }
     }
 }
 

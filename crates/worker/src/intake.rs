@@ -49,38 +49,46 @@ pub struct Intake {
     workshop: Workshop,
     publisher: Publisher,
     rules: Rules,
-    /// Where our own infrastructure fails, the command comes back after this.
-    broken_delay: Duration,
+    /// A command that cannot be dealt with now comes back after this.
+    later: Duration,
 }
 
 impl Intake {
     /// Brings the parts together.
-    pub fn new(workshop: Workshop, publisher: Publisher, broken_delay: Duration) -> Self {
-        Self { workshop, publisher, rules: rules(), broken_delay }
+    pub fn new(workshop: Workshop, publisher: Publisher, later: Duration) -> Self {
+        Self { workshop, publisher, rules: rules(), later }
     }
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
     pub async fn handle(self, incoming: Incoming, stop: CancellationToken) -> Settlement {
-        match self.dealt_with(&incoming, &stop).await {
-            Ok(settlement) => settlement,
-            Err(error) => {
-                error!(error = causes::joined(&error), delay = ?self.broken_delay, "a command could not be dealt with; it comes back later");
-                match self.publisher.retry_later(&incoming, self.broken_delay).await {
-                    Ok(()) => Settlement::Done,
-                    // The broker is in trouble itself; the queue is the safest place.
-                    Err(_) => Settlement::Return,
-                }
-            }
-        }
-    }
-
-    async fn dealt_with(&self, incoming: &Incoming, stop: &CancellationToken) -> Result<Settlement, IntakeError> {
         match Command::parse(&incoming.body, &self.rules) {
             Ok(command) => {
                 let span = info_span!("job", job.id = %command.job_id, project.id = command.project_id);
-                self.run(incoming, &command, stop).instrument(span).await
+                self.settled(&incoming, self.run(&incoming, &command, &stop)).instrument(span).await
             }
-            Err(invalid) => self.refuse(incoming, invalid).await,
+            Err(invalid) => self.settled(&incoming, self.refuse(&incoming, invalid)).await,
+        }
+    }
+
+    /// What the broker is to hear, also where our own infrastructure failed.
+    async fn settled(
+        &self,
+        incoming: &Incoming,
+        dealt_with: impl Future<Output = Result<Settlement, IntakeError>>,
+    ) -> Settlement {
+        let error = match dealt_with.await {
+            Ok(settlement) => return settlement,
+            Err(error) => causes::joined(&error),
+        };
+        match self.publisher.retry_later(incoming, self.later).await {
+            Ok(()) => {
+                error!(error, delay = ?self.later, "a command could not be dealt with; it comes back later");
+                Settlement::Done
+            }
+            Err(unpublished) => {
+                error!(error, %unpublished, "a command could not be dealt with; it goes back to its queue");
+                Settlement::GiveUp
+            }
         }
     }
 
@@ -98,6 +106,11 @@ impl Intake {
             }
             Verdict::TryAgain(delay) => {
                 self.publisher.retry_later(incoming, delay).await?;
+                Ok(Settlement::Done)
+            }
+            Verdict::Held => {
+                info!("the job is being worked on; its repeat comes back later");
+                self.publisher.retry_later(incoming, self.later).await?;
                 Ok(Settlement::Done)
             }
             Verdict::Interrupted => {

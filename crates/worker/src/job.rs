@@ -4,8 +4,10 @@ mod board;
 mod make;
 mod plan;
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use domain::command::Command;
 use domain::event::{Context, Event, JobError, Totals};
@@ -17,6 +19,7 @@ use stability_client::Client;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use crate::event_sink::EventSink;
 use crate::picture::Finisher;
@@ -43,6 +46,8 @@ pub enum Verdict {
     TryAgain(std::time::Duration),
     /// We were told to stop; the rest is for whoever gets it next.
     Interrupted,
+    /// This process is working on it already.
+    Held,
     /// The id belongs to another command.
     Conflict,
 }
@@ -58,6 +63,7 @@ pub struct Workshop {
     jobs: JobSettings,
     max_concurrent: NonZeroUsize,
     cost_per_image_usd: f64,
+    running: Arc<Mutex<HashSet<Uuid>>>,
 }
 
 impl Workshop {
@@ -72,6 +78,7 @@ impl Workshop {
             jobs: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
             cost_per_image_usd: settings.stability.cost_per_image_usd,
+            running: Arc::default(),
         }
     }
 
@@ -93,13 +100,33 @@ impl Workshop {
         sink: &dyn EventSink,
         stop: &CancellationToken,
     ) -> Result<Verdict, JobRunError> {
+        let Some(_running) = Running::enter(&self.running, command.job_id) else { return Ok(Verdict::Held) };
         let claimed = match self.store.claim(command, trace).await? {
             Claim::Run(claimed) => claimed,
             Claim::Finished(terminal) => return Ok(Verdict::Ended(terminal)),
             Claim::Conflict => return Ok(Verdict::Conflict),
         };
-        let run = Run { workshop: self, command, trace, sink, stop };
+        let run = Run { workshop: self, command, trace, sink, stop, unheard: AtomicBool::new(false) };
         run.to_verdict(claimed).await
+    }
+}
+
+/// A job that this process works on, until this is dropped.
+struct Running {
+    all: Arc<Mutex<HashSet<Uuid>>>,
+    job_id: Uuid,
+}
+
+impl Running {
+    fn enter(all: &Arc<Mutex<HashSet<Uuid>>>, job_id: Uuid) -> Option<Self> {
+        let entered = all.lock().unwrap_or_else(PoisonError::into_inner).insert(job_id);
+        entered.then(|| Self { all: all.clone(), job_id })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.job_id);
     }
 }
 
@@ -110,6 +137,8 @@ struct Run<'a> {
     trace: Option<&'a TraceParent>,
     sink: &'a dyn EventSink,
     stop: &'a CancellationToken,
+    /// An event for watching could not be sent; no further one is tried, since each may wait long for a broker in trouble.
+    unheard: AtomicBool,
 }
 
 impl Run<'_> {
@@ -124,17 +153,14 @@ impl Run<'_> {
         if let Some(error) = self.over_budget(&board) {
             return self.end(&board, created_at, Some(error)).await;
         }
-        self.make_images(&board).await?;
+        let all_begun = self.make_images(&board).await?;
         let tries_left = attempts + 1 < self.workshop.jobs.max_attempts.get();
         let tally = board.tally();
-        let decision = decide(&tally, self.min_success_rate(), board.fatal(), tries_left);
-        if self.stop.is_cancelled()
-            && tally.untried > 0
-            && !matches!(decision, Decision::Fail(JobFailureCode::SuccessRateTooLow))
-        {
+        if !all_begun && tally.reachable(self.min_success_rate()) {
+            // A try that we cut off ourselves has not failed, and does not count.
             return Ok(Verdict::Interrupted);
         }
-        match decision {
+        match decide(&tally, self.min_success_rate(), board.fatal(), tries_left) {
             Decision::Complete => self.end(&board, created_at, None).await,
             Decision::Fail(code) => {
                 let error = JobError { code, message: self.why(code, &board) };
@@ -154,27 +180,31 @@ impl Run<'_> {
         }
     }
 
-    /// Makes what is missing, a bounded number at once. No image is begun that cannot help the job any more.
-    async fn make_images(&self, board: &Board) -> Result<(), JobRunError> {
+    /// Makes what is missing, a bounded number at once. No image is begun that cannot help the job any more. `false` where some were
+    /// not begun because we were told to stop.
+    async fn make_images(&self, board: &Board) -> Result<bool, JobRunError> {
         let asked = self.command.config.max_concurrent.map_or(usize::MAX, usize::from);
         let at_once = asked.min(self.workshop.max_concurrent.get());
         let mut images = stream::iter(board.missing())
             .map(|index| async move {
-                if self.stop.is_cancelled() || !board.is_worth_trying() {
-                    return Ok(());
+                if !board.is_worth_trying() {
+                    return Ok(true);
                 }
-                self.make_image(board, index).await
+                if self.stop.is_cancelled() {
+                    return Ok(false);
+                }
+                self.make_image(board, index).await.map(|()| true)
             })
             .buffer_unordered(at_once);
-        let mut result = Ok(());
-        while let Some(made) = images.next().await {
+        let mut all_begun = Ok(true);
+        while let Some(begun) = images.next().await {
             // The first failure of our own stops new images; those in flight still come to their end.
-            if let Err(error) = made {
+            if begun.is_err() {
                 board.give_up();
-                result = result.and(Err(error));
             }
+            all_begun = all_begun.and_then(|all| begun.map(|this| all && this));
         }
-        result
+        all_begun
     }
 
     /// Ends the job: outcome and terminal event are stored together.
@@ -185,9 +215,6 @@ impl Run<'_> {
         error: Option<JobError>,
     ) -> Result<Verdict, JobRunError> {
         board.mark_not_attempted();
-        for (index, failure) in board.unannounced_failures() {
-            self.announce(&Event::progress(&self.context(), index, Some(failure), &board.tally())).await;
-        }
         let context = self.context();
         let cost_usd = f64::from(board.charged()) * self.workshop.cost_per_image_usd;
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
@@ -202,6 +229,9 @@ impl Run<'_> {
             }
         }
         let tally = board.tally();
+        for (index, failure) in board.unannounced_failures() {
+            self.announce(&Event::progress(&self.context(), index, Some(failure), &tally)).await;
+        }
         match &error {
             None => info!(
                 succeeded = tally.completed,
@@ -223,14 +253,14 @@ impl Run<'_> {
         Ok(Verdict::Ended(TerminalEvent { event, published: false }))
     }
 
+    /// Whether a job of which nothing was paid yet would cost more than it may.
     fn over_budget(&self, board: &Board) -> Option<JobError> {
-        let limit = self.command.config.max_cost_usd?;
-        let spent = f64::from(board.charged()) * self.workshop.cost_per_image_usd;
-        let missing = board.missing().len();
-        let cost = spent + f64::from(u32::try_from(missing).unwrap_or(u32::MAX)) * self.workshop.cost_per_image_usd;
+        let limit = self.command.config.max_cost_usd.filter(|_| board.charged() == 0)?;
+        let images = board.missing().len();
+        let cost = f64::from(u32::try_from(images).unwrap_or(u32::MAX)) * self.workshop.cost_per_image_usd;
         (cost > limit + 1e-9).then(|| JobError {
             code: JobFailureCode::BudgetExceeded,
-            message: format!("{missing} images would make it USD {cost:.2}, and max_cost_usd is {limit:.2}"),
+            message: format!("{images} images cost about USD {cost:.2}, and max_cost_usd is {limit:.2}"),
         })
     }
 
@@ -258,8 +288,12 @@ impl Run<'_> {
 
     /// Sends an event that is for watching only: that it cannot be sent is no reason to stop.
     async fn announce(&self, event: &Event) {
+        if self.unheard.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = self.sink.publish(event).await {
-            warn!(%error, event = event.kind.as_str(), "an event was not published");
+            self.unheard.store(true, Ordering::Relaxed);
+            warn!(%error, event = event.kind.as_str(), "an event was not published, nor are others of this try");
         }
     }
 

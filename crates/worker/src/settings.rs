@@ -190,7 +190,7 @@ impl Settings {
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: read.address("HTTP_ADDR")?,
             log_format: read.log_format("LOG_FORMAT")?,
-            log_filter: read.given("RUST_LOG"),
+            log_filter: read.log_filter("RUST_LOG")?,
             in_force: read.in_force()?,
         };
         Ok(settings)

@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// What a process that was told twice to stop exits with.
+/// What a process that was told twice to stop exits with: it did not do what it was started for.
 const CUT_OFF: i32 = 1;
 
 /// Listens to signals while it lives.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
@@ -17,6 +18,23 @@ pub struct StorageError {
     path: String,
     #[source]
     source: object_store::Error,
+}
+
+/// The bound on any single operation: a file of 10 MiB takes less than a second, or the storage is in trouble.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bounds a wait for the storage, and names what was waited for.
+async fn answered<T>(
+    doing: &'static str,
+    path: &str,
+    wait: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, StorageError> {
+    let late = |_| {
+        let source = format!("no answer within {ANSWER_TIMEOUT:?}").into();
+        Err(object_store::Error::Generic { store: "storage", source })
+    };
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, wait).await.unwrap_or_else(late);
+    answer.map_err(|source| StorageError { doing, path: path.to_owned(), source })
 }
 
 /// The storage root. Paths are relative to it. Clones share it.
@@ -49,11 +67,7 @@ impl Storage {
     /// [`StorageError`].
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
         let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
-        self.store.put_opts(&Key::from(path), bytes.into(), options).await.map(drop).map_err(|source| StorageError {
-            doing: "store",
-            path: path.to_owned(),
-            source,
-        })
+        answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
     }
 
     /// Whether a file stands there.
@@ -62,10 +76,10 @@ impl Storage {
     ///
     /// [`StorageError`].
     pub async fn exists(&self, path: &str) -> Result<bool, StorageError> {
-        match self.store.head(&Key::from(path)).await {
+        match answered("look at", path, self.store.head(&Key::from(path))).await {
             Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(source) => Err(StorageError { doing: "look at", path: path.to_owned(), source }),
+            Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -77,11 +91,7 @@ impl Storage {
     pub async fn check(&self) -> Result<(), StorageError> {
         let path = format!(".check-{}", uuid::Uuid::now_v7());
         self.put(&path, Bytes::from_static(b"check")).await?;
-        self.store.delete(&Key::from(path.as_str())).await.map_err(|source| StorageError {
-            doing: "remove",
-            path,
-            source,
-        })
+        answered("remove", &path, self.store.delete(&Key::from(path.as_str()))).await
     }
 
     /// Where a renderer opens the file.

@@ -22,8 +22,10 @@ pub use finish::Ending;
 pub use image::Cost;
 pub use report::{AssetReport, JobReport};
 
-/// How long a connection is waited for, and a database that does not answer.
+/// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The bound on any single answer: statements take milliseconds, or the database is in trouble.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A job holds no connection while it waits for anything else, so that few are enough.
 const MAX_CONNECTIONS: u32 = 8;
 
@@ -36,14 +38,19 @@ pub struct StoreError {
     source: DbErr,
 }
 
-/// Names what was being done when the database failed.
-trait Doing<T> {
-    fn doing(self, doing: &'static str) -> Result<T, StoreError>;
+/// Bounds a wait for the database, and names what was waited for.
+trait Doing<'a, T> {
+    fn doing(self, doing: &'static str) -> impl Future<Output = Result<T, StoreError>> + Send + 'a;
 }
 
-impl<T> Doing<T> for Result<T, DbErr> {
-    fn doing(self, doing: &'static str) -> Result<T, StoreError> {
-        self.map_err(|source| StoreError { doing, source })
+impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> Doing<'a, T> for F {
+    fn doing(self, doing: &'static str) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
+        // Boxed, since these futures hold kilobytes and go into all that waits for them.
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(self));
+        async move {
+            let late = |_| Err(DbErr::Custom(format!("no answer within {ANSWER_TIMEOUT:?}")));
+            answer.await.unwrap_or_else(late).map_err(|source| StoreError { doing, source })
+        }
     }
 }
 
@@ -62,9 +69,10 @@ impl Store {
     pub async fn connect(url: &SecretString) -> Result<Self, StoreError> {
         let url = url.expose_secret();
         if let Some(folder) = sqlite_file(url).and_then(Path::parent) {
-            std::fs::create_dir_all(folder)
-                .map_err(|error| DbErr::Custom(format!("cannot make the folder {}: {error}", folder.display())))
-                .doing("be opened")?;
+            std::fs::create_dir_all(folder).map_err(|error| StoreError {
+                doing: "be opened",
+                source: DbErr::Custom(format!("cannot make the folder {}: {error}", folder.display())),
+            })?;
         }
         let mut options = ConnectOptions::new(url);
         options
@@ -76,7 +84,7 @@ impl Store {
                 // Readers do not wait for the one writer, and writers wait for each other.
                 options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
             });
-        Ok(Self { db: Database::connect(options).await.doing("be reached")? })
+        Ok(Self { db: Database::connect(options).doing("be reached").await? })
     }
 
     /// Applies the migrations that are missing, and returns how many they were.
@@ -87,7 +95,7 @@ impl Store {
     pub async fn migrate(&self) -> Result<usize, StoreError> {
         let pending = self.pending_migrations().await?;
         if pending > 0 {
-            Migrator::up(&self.db, None).await.doing("be migrated")?;
+            Migrator::up(&self.db, None).await.map_err(|source| StoreError { doing: "be migrated", source })?;
         }
         Ok(pending)
     }
@@ -98,7 +106,7 @@ impl Store {
     ///
     /// [`StoreError`] where the database does not answer.
     pub async fn pending_migrations(&self) -> Result<usize, StoreError> {
-        Ok(Migrator::get_pending_migrations(&self.db).await.doing("list its migrations")?.len())
+        Ok(Migrator::get_pending_migrations_read_only(&self.db).doing("list its migrations").await?.len())
     }
 
     /// Asks the database for an answer.
@@ -107,7 +115,7 @@ impl Store {
     ///
     /// [`StoreError`] where it gives none.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.db.ping().await.doing("be reached")
+        self.db.ping().doing("be reached").await
     }
 }
 

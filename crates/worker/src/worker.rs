@@ -7,8 +7,9 @@ mod session;
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -20,6 +21,9 @@ use crate::job::Workshop;
 use crate::parts::{self, PartsError};
 use crate::settings::{SettingError, Settings};
 use session::{Ended, Session};
+
+/// A session that lasted this long was a good one.
+const HEALTHY: Duration = Duration::from_secs(30);
 
 /// Why the worker could not run.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +80,9 @@ async fn work(settings: &Settings, health: &Health, stop: &CancellationToken) ->
 /// Connects, works, and connects again, until `stop`.
 async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, stop: &CancellationToken) {
     let topology = Topology::new(&settings.jobs.retry_delays);
+    let mut pauses = backoff();
     while !stop.is_cancelled() {
+        let begun = Instant::now();
         let connected = patiently(stop, "broker", || Broker::connect(&settings.amqp_url, &topology)).await;
         let Ok(Some(broker)) = connected else { return };
         let ended = match session(settings, workshop, &broker, health, stop).await {
@@ -89,6 +95,14 @@ async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, st
             Ended::Lost(cause) => error!(cause, "the broker was lost; connecting again"),
         }
         broker.close().await;
+        // A broker that takes us and throws us out at once is left alone longer and longer.
+        if begun.elapsed() > HEALTHY {
+            pauses = backoff();
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(pauses.next().unwrap_or_default()) => {}
+        }
     }
 }
 
@@ -99,13 +113,12 @@ async fn session(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Ended, BrokerError> {
-    let max_in_flight = settings.jobs.max_in_flight.get();
-    let prefetch = u16::try_from(max_in_flight).unwrap_or(u16::MAX);
+    let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
     let commands = broker.commands(prefetch).await?;
     let intake = Intake::new(workshop.clone(), broker.publisher().await?, settings.jobs.delay_after(1));
     health.set_broker(true);
     info!(prefetch, "taking commands");
-    let session = Session::new(commands, intake, max_in_flight, settings.shutdown_grace);
+    let session = Session::new(commands, intake, settings.shutdown_grace);
     Ok(session.serve(health, stop).await)
 }
 
@@ -126,20 +139,22 @@ impl Passing for BrokerError {
     }
 }
 
+/// From a quarter of a second to half a minute, without end.
+fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(250))
+        .with_max_delay(Duration::from_secs(30))
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
 /// Tries until it works or `stop` is cancelled (then `None`), at longer and longer intervals up to 30 seconds.
 async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     what: &'static str,
     attempt: impl Fn() -> F,
 ) -> Result<Option<T>, E> {
-    let backoff = || {
-        ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(250))
-            .with_max_delay(Duration::from_secs(30))
-            .without_max_times()
-            .with_jitter()
-            .build()
-    };
     for delay in backoff() {
         let tried = tokio::select! {
             () = stop.cancelled() => return Ok(None),

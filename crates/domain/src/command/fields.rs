@@ -29,7 +29,8 @@ impl Fields {
     pub(super) fn finish(mut self) -> Vec<String> {
         let known = self.known.join(", ");
         for key in self.left.keys() {
-            let key = truncated(key);
+            // Escaped, since a key may hold what neither a log nor a database takes.
+            let key = truncated(key).escape_debug().to_string();
             self.violations.push(format!("{}{key}: unknown key; allowed: {known}", self.path));
         }
         self.violations

@@ -139,6 +139,20 @@ fn every_broken_rule_is_named_with_field_value_and_what_is_allowed() {
 }
 
 #[test]
+fn a_key_is_shown_without_what_a_database_cannot_take_and_a_thousand_of_them_only_in_part() {
+    let error = parse(&with("/a\0b", json!(1))).expect_err("an unknown key");
+    assert!(error.to_string().starts_with("a\\0b: unknown key"), "{error}");
+    let mut many = with("/project_id", json!(42));
+    for number in 0..1_000 {
+        many[format!("key{number}")] = json!(number);
+    }
+    let error = parse(&many).expect_err("unknown keys");
+    assert_eq!(error.violations.len(), 21);
+    assert_eq!(error.violations.last().map(String::as_str), Some("and 980 more"));
+    assert!(error.key.is_some());
+}
+
+#[test]
 fn all_broken_rules_are_reported_at_once() {
     let error = parse(&json!({"job_id": 1, "config": {"steps": 1, "speed": 2}})).expect_err("broken");
     insta::assert_snapshot!(error.violations.join("\n"));

@@ -155,6 +155,17 @@ async fn no_wait_is_begun_that_would_end_after_the_total_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_of_the_account_is_not_waited_out_beyond_the_total_limit() {
+    let (client, transport) = client([], 60);
+    let start = Instant::now();
+    client.inner.quota.pause(start + Duration::from_hours(1)).await;
+    let error = client.generate(&request()).await.expect_err("an hour is more than 5 minutes");
+    assert_eq!((error.error.kind(), error.spent), ("quota", Spent::default()));
+    assert_eq!(start.elapsed(), Duration::from_mins(5));
+    assert!(transport.seconds().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unfinished_or_undecodable_answer_is_retried_and_counted_as_charged() {
     let unfinished = json!({"artifacts": [{"base64": "", "finishReason": "ERROR"}]});
     let script = [status(200, &unfinished), status(200, &json!("<html>")), good()];

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::print;
 use crate::process::{Process, bound_to_us, tail};
-use crate::wait::{free_address, until};
+use crate::wait::free_addresses;
 use crate::{http, programs, variable};
 
 /// Of the task document.
@@ -75,16 +75,16 @@ impl Choice {
         if let Some(key) = self.live_key {
             return Ok((Api::Live { key }, None));
         }
-        let address = free_address()?;
+        let [address] = free_addresses()?;
         let base_url = format!("http://{address}/");
         let log = folder.join("sandbox.log");
-        let mut command = bound_to_us(&programs::built("stability-sandbox")?, None);
+        let mut command = bound_to_us(&programs::built("stability-sandbox")?, "TERM");
         command.args(["--listen", &address.to_string(), "--key", SANDBOX_KEY]);
         command.args(["--latency-ms", &LATENCY_MS.to_string()]);
-        let process = Process::logged("the sandbox", command, &log)?;
+        let mut process = Process::logged("the sandbox", command, &log)?;
         let http = http()?;
         let ledger = format!("{base_url}_sandbox/ledger");
-        let up = until("the sandbox", START_LIMIT, async || http.get(&ledger).send().await.ok());
+        let up = process.until("the sandbox", START_LIMIT, async || http.get(&ledger).send().await.ok());
         up.await.with_context(|| format!("the sandbox did not start; the end of its log:\n{}", tail(&log)))?;
         Ok((Api::Sandbox { base_url }, Some(process)))
     }

@@ -1,12 +1,18 @@
 //! Services as containers. An engine that cannot give the image counts as none.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use testcontainers_modules::postgres::Postgres as PostgresImage;
 use testcontainers_modules::testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers_modules::testcontainers::runners::AsyncRunner;
 use testcontainers_modules::testcontainers::{ContainerAsync, GenericImage, ImageExt};
+use tokio::time::timeout;
 
 use super::{Kept, Postgres, RabbitMq};
+
+/// Pulling an image and starting it may take this long.
+const START_LIMIT: Duration = Duration::from_mins(5);
 
 /// A container that is removed when it is stopped or dropped.
 pub(super) enum Stoppable {
@@ -29,8 +35,8 @@ pub(super) async fn rabbitmq() -> Result<RabbitMq> {
         .with_exposed_port(5672.tcp())
         .with_exposed_port(15672.tcp())
         .with_wait_for(WaitFor::message_on_stdout("Server startup complete"))
-        .start()
-        .await?;
+        .with_startup_timeout(START_LIMIT);
+    let container = timeout(START_LIMIT, container.start()).await??;
     let host = container.get_host().await?;
     let (amqp, api) = (container.get_host_port_ipv4(5672).await?, container.get_host_port_ipv4(15672).await?);
     Ok(RabbitMq {
@@ -45,8 +51,8 @@ pub(super) async fn postgres() -> Result<Postgres> {
     let container = PostgresImage::default()
         .with_tag("15")
         .with_cmd(["-c", "fsync=off", "-c", "max_connections=300"])
-        .start()
-        .await?;
+        .with_startup_timeout(START_LIMIT);
+    let container = timeout(START_LIMIT, container.start()).await??;
     let host = container.get_host().await?;
     let port = container.get_host_port_ipv4(5432).await?;
     Ok(Postgres {

@@ -2,18 +2,25 @@
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tokio::process::Command;
 
 use super::say;
 
 /// Asked by Debian's packages before they start the service they bring.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// Ours: no service is started. If a kill of ours leaves it behind, the next run knows it and removes it.
+const NO_SERVICES: &[u8] = b"#!/bin/sh\n# testbed: while it installs packages\nexit 101\n";
+/// Other installations may be under way, as on a machine that has just been started.
+const LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=300";
 
 /// Installs a package with apt, without starting its service: a server of our own is started later, on private ports.
-pub(super) async fn package(name: &str) -> Result<()> {
+///
+/// Blocks, on purpose: a signal is heeded when it is over, since a half-installed package would be everybody's trouble.
+pub(super) fn package(name: &str) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").is_file() {
         bail!("this system has no apt-get");
     }
@@ -22,17 +29,21 @@ pub(super) async fn package(name: &str) -> Result<()> {
     }
     say(&format!("installing the package {name} with apt-get"));
     let _no_services = NoServices::declare()?;
-    apt(&["update", "-qq"]).await?;
-    apt(&["install", "-y", "-qq", "--no-install-recommends", name]).await
+    if let Err(error) = apt(&["update", "-qq"]) {
+        // A broken source need not be the one that has the package.
+        say(&format!("{error:#}"));
+    }
+    apt(&["install", "-y", "-qq", "--no-install-recommends", name])
 }
 
-async fn apt(arguments: &[&str]) -> Result<()> {
+fn apt(arguments: &[&str]) -> Result<()> {
     let output = Command::new("apt-get")
+        .args(["-o", LOCK_TIMEOUT])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .kill_on_drop(true)
+        // A Ctrl-C is for us, not for it.
+        .process_group(0)
         .output()
-        .await
         .context("apt-get cannot be started")?;
     if !output.status.success() {
         bail!("apt-get {} failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
@@ -47,8 +58,8 @@ struct NoServices {
 
 impl NoServices {
     fn declare() -> Result<Self> {
-        if Path::new(POLICY).exists() {
-            return Ok(Self { ours: false });
+        if let Ok(policy) = std::fs::read(POLICY) {
+            return Ok(Self { ours: policy == NO_SERVICES });
         }
         let mut file = std::fs::OpenOptions::new()
             .write(true)
@@ -56,7 +67,7 @@ impl NoServices {
             .mode(0o755)
             .open(POLICY)
             .with_context(|| format!("cannot write {POLICY}"))?;
-        file.write_all(b"#!/bin/sh\nexit 101\n")?;
+        file.write_all(NO_SERVICES)?;
         Ok(Self { ours: true })
     }
 }

@@ -8,8 +8,8 @@ use tokio::process::Command;
 use uuid::Uuid;
 
 use super::{Kept, Postgres, Server};
-use crate::process::{Process, Signal, bound_to_us, tail};
-use crate::wait::{free_address, until};
+use crate::process::{Process, Signal, as_user, bound_to_us, tail};
+use crate::wait::free_addresses;
 
 /// From its start until it answers; usually a second.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -43,7 +43,7 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     if let Some(user) = user {
         chown(user, folder).await?;
     }
-    let mut initdb = bound_to_us(&programs.join("initdb"), user);
+    let mut initdb = server(&programs.join("initdb"), user)?;
     initdb
         .args([
             "--auth=scram-sha-256",
@@ -57,9 +57,9 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
         .arg("--pwfile")
         .arg(&password_file);
     finished(initdb, "initdb").await?;
-    let address = free_address()?;
+    let [address] = free_addresses()?;
     let log = folder.join("postgres.log");
-    let mut command = bound_to_us(&programs.join("postgres"), user);
+    let mut command = server(&programs.join("postgres"), user)?;
     command.arg("-D").arg(&data);
     for setting in [
         "listen_addresses=127.0.0.1",
@@ -80,18 +80,27 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     })
 }
 
+/// One of its programs, with nothing of the user's own environment in it.
+fn server(program: &Path, user: Option<&str>) -> Result<Command> {
+    // SIGINT, since SIGTERM would wait for clients to leave.
+    let mut command = match user {
+        None => bound_to_us(program, "INT"),
+        Some(user) => as_user(user, program, "INT")?,
+    };
+    command.env_clear().env("LANG", "C.UTF-8").current_dir("/");
+    Ok(command)
+}
+
 async fn ready(process: &mut Process, programs: &Path, port: u16) -> Result<()> {
     let program = programs.join("pg_isready");
-    until("PostgreSQL", START_LIMIT, async || {
-        let mut command = Command::new(&program);
-        command.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).kill_on_drop(true);
-        match command.status().await {
-            Ok(status) if status.success() => Some(Ok(())),
-            _ if process.is_running() => None,
-            _ => Some(Err(anyhow::anyhow!("it ended"))),
-        }
-    })
-    .await?
+    process
+        .until("PostgreSQL", START_LIMIT, async || {
+            let mut command = Command::new(&program);
+            command.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).kill_on_drop(true);
+            command.status().await.ok().filter(std::process::ExitStatus::success)
+        })
+        .await
+        .map(drop)
 }
 
 async fn chown(user: &str, folder: &Path) -> Result<()> {

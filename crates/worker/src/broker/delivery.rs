@@ -46,6 +46,8 @@ pub enum Settlement {
     Done,
     /// It goes back to its queue at once, for whoever comes next.
     Return,
+    /// As `Return`; and since the broker takes nothing from us any more, this session is of no use.
+    GiveUp,
 }
 
 /// A delivery that the broker is still to hear about. Dropping it settles nothing: the broker delivers again when the channel
@@ -71,7 +73,7 @@ impl Unsettled {
         let doing = "take a settlement";
         match settlement {
             Settlement::Done => answered(doing, self.0.ack(BasicAckOptions::default())).await.map(drop),
-            Settlement::Return => {
+            Settlement::Return | Settlement::GiveUp => {
                 let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
                 answered(doing, self.0.nack(options)).await.map(drop)
             }

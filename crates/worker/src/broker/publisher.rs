@@ -1,13 +1,17 @@
 //! Publishing, always with a confirm: what returns `Ok` is on the broker's disk.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use domain::event::{CONTENT_TYPE, Event};
+use domain::event::{CONTENT_TYPE, Event, EventKind};
 use domain::trace::TraceParent;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
+
+use tokio::sync::Mutex;
 
 use super::delivery::{Incoming, REASON_HEADER};
 use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
@@ -19,18 +23,25 @@ const PERSISTENT: u8 = 2;
 /// A reason is for people; a list of every broken rule of a large command is not.
 const MAX_REASON_CHARS: usize = 2_000;
 
-/// Publishes on a channel of its own. Clones share it.
+/// Publishes on channels of its own. Clones share them.
 #[derive(Clone)]
 pub struct Publisher {
-    channel: Channel,
+    /// For what must be known to be on a queue. lapin gives a returned message to whichever confirm comes next, so that on this
+    /// channel one message at a time is published.
+    certain: Arc<Mutex<Channel>>,
+    /// For events that are for watching only.
+    watching: Channel,
 }
 
 impl Publisher {
-    pub(super) async fn open(channel: Channel) -> Result<Self, BrokerError> {
-        answered("confirm what it takes", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(Self { channel })
+    pub(super) async fn open(certain: Channel, watching: Channel) -> Result<Self, BrokerError> {
+        for channel in [&certain, &watching] {
+            answered("confirm what it takes", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        }
+        Ok(Self { certain: Arc::new(Mutex::new(certain)), watching })
     }
 
+    /// Publishes a message, and says whether a queue took it.
     async fn publish(
         &self,
         exchange: &str,
@@ -38,19 +49,9 @@ impl Publisher {
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Routed, BrokerError> {
-        let doing = "take a message";
+        let channel = self.certain.lock().await;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = properties.with_delivery_mode(PERSISTENT);
-        let confirmation = answered(doing, async {
-            self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await
-        })
-        .await?;
-        match confirmation {
-            Confirmation::Ack(None) => Ok(Routed::Taken),
-            Confirmation::Ack(Some(_)) => Ok(Routed::Nobody),
-            Confirmation::Nack(_) => Err(BrokerError { doing, cause: "it was nacked".to_owned() }),
-            Confirmation::NotRequested => Err(BrokerError { doing, cause: "confirms are off".to_owned() }),
-        }
+        confirmed(&channel, exchange, key, options, body, properties).await
     }
 
     /// Puts a command on its queue.
@@ -73,7 +74,8 @@ impl Publisher {
     ///
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
     pub async fn retry_later(&self, incoming: &Incoming, delay: Duration) -> Result<(), BrokerError> {
-        routed(self.publish("", &retry_queue(delay), &incoming.body, incoming.properties.clone()).await?)
+        let properties = carried(&incoming.properties);
+        routed(self.publish("", &retry_queue(delay), &incoming.body, properties).await?)
     }
 
     /// Gives a command to the dead letters with a reason.
@@ -82,12 +84,68 @@ impl Publisher {
     ///
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
     pub async fn dead_letter(&self, incoming: &Incoming, reason: &str) -> Result<(), BrokerError> {
-        let mut headers = incoming.properties.headers().clone().unwrap_or_default();
+        let carried = carried(&incoming.properties);
+        let mut headers = carried.headers().clone().unwrap_or_default();
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
-        let properties = incoming.properties.clone().with_headers(headers);
+        let properties = carried.with_headers(headers);
         routed(self.publish(DEAD_LETTER, GENERATE_KEY, &incoming.body, properties).await?)
     }
+}
+
+async fn confirmed(
+    channel: &Channel,
+    exchange: &str,
+    key: &str,
+    options: BasicPublishOptions,
+    body: &[u8],
+    properties: BasicProperties,
+) -> Result<Routed, BrokerError> {
+    let doing = "take a message";
+    let properties = properties.with_delivery_mode(PERSISTENT);
+    let confirmation = answered(doing, async {
+        channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await
+    })
+    .await?;
+    match confirmation {
+        Confirmation::Ack(None) => Ok(Routed::Taken),
+        Confirmation::Ack(Some(_)) => Ok(Routed::Nobody),
+        Confirmation::Nack(_) => Err(BrokerError { doing, cause: "it was nacked".to_owned() }),
+        Confirmation::NotRequested => Err(BrokerError { doing, cause: "confirms are off".to_owned() }),
+    }
+}
+
+/// What of a producer's properties goes along when its command is moved to another queue. Not its `expiration`, which would let it
+/// vanish there; not its `user_id`, which the broker lets nobody else use; not the headers by which it asked for copies.
+fn carried(properties: &BasicProperties) -> BasicProperties {
+    let mut carried = BasicProperties::default();
+    if let Some(content_type) = properties.content_type() {
+        carried = carried.with_content_type(content_type.clone());
+    }
+    if let Some(content_encoding) = properties.content_encoding() {
+        carried = carried.with_content_encoding(content_encoding.clone());
+    }
+    if let Some(message_id) = properties.message_id() {
+        carried = carried.with_message_id(message_id.clone());
+    }
+    if let Some(correlation_id) = properties.correlation_id() {
+        carried = carried.with_correlation_id(correlation_id.clone());
+    }
+    if let Some(timestamp) = properties.timestamp() {
+        carried = carried.with_timestamp(*timestamp);
+    }
+    if let Some(kind) = properties.kind() {
+        carried = carried.with_type(kind.clone());
+    }
+    if let Some(app_id) = properties.app_id() {
+        carried = carried.with_app_id(app_id.clone());
+    }
+    if let Some(headers) = properties.headers() {
+        let kept = headers.inner().iter().filter(|(name, _)| !matches!(name.as_str(), "CC" | "BCC"));
+        carried = carried
+            .with_headers(kept.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>().into());
+    }
+    carried
 }
 
 /// Our own queues are bound when we connect; where one is gone, the message must stay where it is.
@@ -110,8 +168,13 @@ impl EventSink for Publisher {
             .with_message_id(event.id.to_string().into())
             .with_type(event.kind.as_str().into())
             .with_headers(headers);
-        self.publish(EVENTS, event.routing_key(), event.body.as_bytes(), properties)
-            .await
-            .map_err(|error| PublishError(error.to_string()))
+        let (key, body) = (event.routing_key(), event.body.as_bytes());
+        let published = match event.kind {
+            EventKind::Started | EventKind::Progress => {
+                confirmed(&self.watching, EVENTS, key, BasicPublishOptions::default(), body, properties).await
+            }
+            EventKind::Completed | EventKind::Failed => self.publish(EVENTS, key, body, properties).await,
+        };
+        published.map_err(|error| PublishError(error.to_string()))
     }
 }

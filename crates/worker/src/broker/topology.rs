@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind};
+use lapin::{Channel, ErrorKind, ExchangeKind};
 
 use super::{BrokerError, answered};
 
@@ -67,12 +68,23 @@ pub enum QueueState {
 }
 
 /// Looks at the queue of commands; the channel is of no use afterwards.
-pub(super) async fn generate_queue(channel: &Channel) -> QueueState {
+pub(super) async fn generate_queue(channel: &Channel) -> Result<QueueState, BrokerError> {
     let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(GENERATE_QUEUE.into(), options, FieldTable::default());
-    match answered("look at a queue", declared).await {
-        Ok(queue) => QueueState::There { messages: queue.message_count(), consumers: queue.consumer_count() },
-        Err(_) => QueueState::Missing,
+    let looked = async {
+        match declared.await {
+            Ok(queue) => Ok(QueueState::There { messages: queue.message_count(), consumers: queue.consumer_count() }),
+            Err(error) if is_not_found(&error) => Ok(QueueState::Missing),
+            Err(error) => Err(error),
+        }
+    };
+    answered("look at a queue", looked).await
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_id() == AMQPSoftError::NOTFOUND.get_id(),
+        _ => false,
     }
 }
 

@@ -130,10 +130,11 @@ async fn broker(settings: &Settings) -> State {
     let queue = broker.generate_queue().await;
     broker.close().await;
     match queue {
-        QueueState::There { messages, consumers } => {
+        Ok(QueueState::There { messages, consumers }) => {
             State::ok(format!("reached; {messages} commands wait, {consumers} workers take them"))
         }
-        QueueState::Missing => State::ok("reached; no queue yet, the first worker makes it"),
+        Ok(QueueState::Missing) => State::ok("reached; no queue yet, the first worker makes it"),
+        Err(error) => State::failed(causes::joined(&error), "give the user its rights on the virtual host"),
     }
 }
 

@@ -49,7 +49,8 @@ pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Sc
                     () = tokio::time::sleep(delay) => {}
                 }
             }
-            Verdict::Interrupted => return Err(interrupted()),
+            // One process, one job: nobody else holds it here.
+            Verdict::Held | Verdict::Interrupted => return Err(interrupted()),
             Verdict::Conflict => {
                 return Err(Failure::Usage(format!("--job-id: {} belongs to another command", command.job_id)));
             }

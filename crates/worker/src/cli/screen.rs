@@ -20,9 +20,9 @@ impl Screen {
     }
 
     /// Prints a result.
-    #[expect(clippy::print_stdout, reason = "this is where the program prints")]
     pub(super) fn print(&self, text: &str) {
-        self.bars.suspend(|| println!("{}", text.trim_end()));
+        // A reader that has seen enough and hung up is no failure of ours.
+        let _ = self.bars.suspend(|| writeln!(io::stdout(), "{}", text.trim_end()));
     }
 
     /// Says what went wrong.
@@ -31,9 +31,8 @@ impl Screen {
     }
 
     /// Says something by the way.
-    #[expect(clippy::print_stderr, reason = "this is where the program prints")]
     pub(super) fn note(&self, text: &str) {
-        self.bars.suspend(|| eprintln!("{text}"));
+        let _ = self.bars.suspend(|| writeln!(io::stderr(), "{text}"));
     }
 
     /// Writes log lines without tearing the progress bar.

@@ -1,13 +1,14 @@
 //! Events and rows, written for people.
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+use console::Term;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::store::JobReport;
 
-/// Tables are no wider than this; longer texts are wrapped in their cell.
-const TABLE_COLUMNS: u16 = 116;
+/// The width of tables where standard output is no terminal. Longer texts are wrapped in their cell.
+const USUAL_COLUMNS: u16 = 116;
 
 /// As much of an event as people are shown, read from its body.
 #[derive(Debug, Deserialize)]
@@ -155,7 +156,7 @@ impl Seen {
 
 /// `jobs list`.
 pub(super) fn job_list(jobs: &[JobReport]) -> String {
-    let mut table = table(&["job", "project", "status", "images", "tries", "cost USD", "created (UTC)"]);
+    let mut table = table(&["job", "project", "status", "images", "retries", "cost USD", "created (UTC)"]);
     for job in jobs {
         table.add_row([
             job.job_id.to_string(),
@@ -212,9 +213,14 @@ fn status(job: &JobReport) -> String {
 fn table(headers: &[&str]) -> Table {
     let style = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
     let mut table = Table::new();
-    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_width(TABLE_COLUMNS);
+    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_width(columns());
     table.set_header(headers);
     table
+}
+
+/// The columns of the terminal.
+fn columns() -> u16 {
+    Term::stdout().size_checked().map_or(USUAL_COLUMNS, |(_, columns)| columns)
 }
 
 fn align(table: &mut Table, numbers: &[usize]) {

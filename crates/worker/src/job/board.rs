@@ -133,13 +133,18 @@ impl Board {
 
     /// The job ends: what was not tried will not be.
     pub(super) fn mark_not_attempted(&self) {
-        for image in &mut self.lock().images {
+        let mut board = self.lock();
+        let fatal = board.fatal.as_ref().map(|(_, message)| message.clone());
+        for image in &mut board.images {
             if image.row.state == ImageState::Untried {
+                let before = || "the job ended before its turn".to_owned();
+                // An image that was asked for met what ended the job.
+                let message = fatal.clone().filter(|_| image.row.requests > 0).unwrap_or_else(before);
                 image.row.state = ImageState::Failed(ImageFailure {
                     index: image.row.index,
                     description: image.description.clone(),
                     code: ImageFailureCode::NotAttempted,
-                    message: "the job ended before its turn".to_owned(),
+                    message,
                     attempts: image.row.requests,
                 });
             }

@@ -88,7 +88,7 @@ impl Run<'_> {
                     warn!(
                         code = code.as_str(),
                         reason = message,
-                        attempts,
+                        requests = attempts,
                         description = shortened(&slot.description),
                         "image failed"
                     );

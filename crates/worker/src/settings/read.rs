@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::{ALL, LogFormat};
@@ -22,7 +23,7 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    pub(crate) fn refused(name: &str, value: &str, allowed: impl Display) -> Self {
+    fn refused(name: &str, value: &str, allowed: impl Display) -> Self {
         Self { name: name.to_owned(), value: format!("{value:?} is not allowed"), allowed: allowed.to_string() }
     }
 
@@ -118,14 +119,20 @@ impl<'a> Reader<'a> {
         let text = self.needed(name)?;
         let allowed = schemes.iter().map(|scheme| format!("{scheme}://…")).collect::<Vec<_>>().join(" or ");
         match text.split_once("://") {
-            Some((scheme, rest)) if schemes.contains(&scheme) && !rest.is_empty() => Ok(SecretString::from(text)),
+            Some(("sqlite", rest)) if schemes.contains(&"sqlite") && !rest.is_empty() => Ok(SecretString::from(text)),
+            // Parsed here, since those who parse it later repeat it in their errors, password and all.
+            Some((scheme, _)) if schemes.contains(&scheme) && Url::parse(&text).is_ok_and(|url| url.has_host()) => {
+                Ok(SecretString::from(text))
+            }
             _ => Err(SettingError::refused_secret(name, format!("a URL: {allowed}"))),
         }
     }
 
     pub(super) fn http_url(&self, name: &str) -> Result<Url, SettingError> {
-        self.parsed(name, "an http:// or https:// URL", |text| {
-            Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        self.parsed(name, "an http:// or https:// URL without a user", |text| {
+            let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())?;
+            // It is shown at the start, and in errors.
+            (url.username().is_empty() && url.password().is_none()).then_some(url)
         })
     }
 
@@ -171,7 +178,7 @@ impl<'a> Reader<'a> {
     pub(super) fn durations(&self, name: &str, count: RangeInclusive<usize>) -> Result<Vec<Duration>, SettingError> {
         let none = if *count.start() == 0 { ", or none" } else { "" };
         let allowed = format!(
-            "{} to {} durations with commas between them, such as 2s,5s,10s{none}",
+            "{} to {} durations of at most an hour with commas between them, such as 2s,5s,10s{none}",
             count.start().max(&1),
             count.end()
         );
@@ -190,6 +197,15 @@ impl<'a> Reader<'a> {
 
     pub(super) fn address(&self, name: &str) -> Result<SocketAddr, SettingError> {
         self.parsed(name, "an address and a port, such as 0.0.0.0:8080", |text| text.parse().ok())
+    }
+
+    /// Filter directives, where given.
+    pub(super) fn log_filter(&self, name: &str) -> Result<Option<String>, SettingError> {
+        let Some(text) = self.given(name) else { return Ok(None) };
+        match EnvFilter::try_new(&text) {
+            Ok(_) => Ok(Some(text)),
+            Err(error) => Err(SettingError::refused(name, &text, format_args!("filter directives ({error})"))),
+        }
     }
 
     pub(super) fn log_format(&self, name: &str) -> Result<Option<LogFormat>, SettingError> {
@@ -217,11 +233,19 @@ fn redacted(secret: &str) -> String {
 }
 
 fn from_file(name: &str, file: &str) -> Result<String, SettingError> {
+    let refused = |allowed: String| {
+        // Somebody may have put the secret itself where its file is to be named.
+        if file.starts_with('/') {
+            SettingError::refused(name, file, allowed)
+        } else {
+            SettingError::refused_secret(name, allowed)
+        }
+    };
     let text = std::fs::read_to_string(file)
-        .map_err(|error| SettingError::refused(name, file, format_args!("a file that can be read ({error})")))?;
+        .map_err(|error| refused(format!("the path of a file that can be read ({error})")))?;
     let text = text.trim();
     if text.is_empty() {
-        return Err(SettingError::refused(name, file, "a file that is not empty"));
+        return Err(refused("the path of a file that is not empty".to_owned()));
     }
     Ok(text.to_owned())
 }

@@ -53,7 +53,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
     check(
         "STABILITY_RETRY_DELAYS",
         "2s,,5s",
-        "STABILITY_RETRY_DELAYS: \"2s,,5s\" is not allowed; 1 to 10 durations with commas between them, such as 2s,5s,10s, or none",
+        "STABILITY_RETRY_DELAYS: \"2s,,5s\" is not allowed; 1 to 10 durations of at most an hour with commas between them, such as 2s,5s,10s, or none",
     );
     check("IMAGE_CFG_SCALE", "NaN", "IMAGE_CFG_SCALE: \"NaN\" is not allowed; a number from 0 to 35");
     check("HTTP_ADDR", "8080", "HTTP_ADDR: \"8080\" is not allowed; an address and a port, such as 0.0.0.0:8080");
@@ -61,7 +61,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
     check(
         "STABILITY_BASE_URL",
         "ftp://x",
-        "STABILITY_BASE_URL: \"ftp://x\" is not allowed; an http:// or https:// URL",
+        "STABILITY_BASE_URL: \"ftp://x\" is not allowed; an http:// or https:// URL without a user",
     );
     check(
         "ASSET_STORAGE_URL",
@@ -72,9 +72,14 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
 
 #[test]
 fn the_value_of_a_secret_is_never_repeated() {
-    for (name, value) in
-        [("AMQP_URL", "hunter2"), ("DATABASE_URL", "mysql://u:hunter2@x/y"), ("STABILITY_API_KEY", "hunter2 é")]
-    {
+    for (name, value) in [
+        ("AMQP_URL", "hunter2"),
+        ("AMQP_URL", "amqp://u:hunter2@broker:notaport/"),
+        ("DATABASE_URL", "mysql://u:hunter2@x/y"),
+        ("DATABASE_URL", "postgres://u:hunter2/x#y@db/z"),
+        ("STABILITY_API_KEY", "hunter2 é"),
+        ("STABILITY_API_KEY_FILE", "sk-hunter2"),
+    ] {
         let error = load(&[(name, value)]).expect_err("it is not allowed");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         assert!(error.to_string().starts_with(name), "{error}");
@@ -116,7 +121,10 @@ fn a_secret_may_come_from_a_file_but_not_from_both() {
     let both = load(&[("STABILITY_API_KEY_FILE", path), ("STABILITY_API_KEY", "x")]).expect_err("both");
     assert_eq!(both.to_string(), "STABILITY_API_KEY: set together with STABILITY_API_KEY_FILE; only one of them");
     let gone = load(&[("STABILITY_API_KEY_FILE", "/nowhere/key")]).expect_err("gone");
-    assert!(gone.to_string().starts_with("STABILITY_API_KEY_FILE: \"/nowhere/key\" is not allowed; a file"), "{gone}");
+    assert!(
+        gone.to_string().starts_with("STABILITY_API_KEY_FILE: \"/nowhere/key\" is not allowed; the path of a file"),
+        "{gone}"
+    );
 }
 
 #[test]
@@ -141,6 +149,14 @@ fn the_readme_lists_every_setting_with_its_default() {
     for setting in ALL {
         let row = readme.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", setting.name)));
         let row = row.unwrap_or_else(|| panic!("README.md has no row for {}", setting.name));
-        assert!(row.contains(setting.default), "README.md shows another default of {}: {row}", setting.name);
+        let shown = row.split('|').nth(2).unwrap_or_default();
+        // Where there is no fixed default, the README says in words what happens.
+        let expected = if setting.default.is_empty() { String::new() } else { format!("`{}`", setting.default) };
+        assert!(shown.contains(&expected), "README.md shows another default of {}: {row}", setting.name);
+        let marked = row.split('|').nth(1).is_some_and(|name| name.contains('*'));
+        assert_eq!(marked, setting.secret, "README.md marks what may come from a file: {row}");
     }
+    let settings = readme.split("## Settings").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
+    let rows = settings.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, ALL.len(), "README.md shows a setting that is not there");
 }

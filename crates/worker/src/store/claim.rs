@@ -71,9 +71,9 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written.
     pub async fn claim(&self, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, StoreError> {
-        let transaction = self.db.begin().await.doing("claim a job")?;
-        let claim = claimed(&transaction, command, trace).await.doing("claim a job")?;
-        transaction.commit().await.doing("claim a job")?;
+        let transaction = self.db.begin().doing("claim a job").await?;
+        let claim = claimed(&transaction, command, trace).doing("claim a job").await?;
+        transaction.commit().doing("claim a job").await?;
         Ok(claim)
     }
 
@@ -112,11 +112,11 @@ impl Store {
             ..Default::default()
         };
         let inserted =
-            job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).await.doing(doing)?;
+            job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).doing(doing).await?;
         if matches!(inserted, TryInsertResult::Inserted(1..)) {
             return Ok(Some(event.clone()));
         }
-        let known = job::Entity::find_by_id(key.job_id).one(&self.db).await.doing(doing)?;
+        let known = job::Entity::find_by_id(key.job_id).one(&self.db).doing(doing).await?;
         Ok(known.filter(|row| row.digest == digest).and_then(|row| terminal_event(&row)).map(|terminal| terminal.event))
     }
 }

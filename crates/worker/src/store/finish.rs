@@ -39,9 +39,9 @@ impl Store {
             .filter(job::Column::Id.eq(job_id))
             .filter(job::Column::Status.eq(job::RUNNING))
             .exec(&self.db)
+            .doing("count a try")
             .await
             .map(drop)
-            .doing("count a try")
     }
 
     /// Ends a job: its outcome, its failed images and its terminal event, together or not at all. Where it had ended before, what
@@ -54,7 +54,7 @@ impl Store {
         let doing = "end a job";
         let now = OffsetDateTime::now_utc();
         let status = if ending.error.is_none() { job::COMPLETED } else { job::FAILED };
-        let transaction = self.db.begin().await.doing(doing)?;
+        let transaction = self.db.begin().doing(doing).await?;
         let ended = job::Entity::update_many()
             .col_expr(job::Column::Status, Expr::value(status))
             .col_expr(job::Column::ErrorCode, Expr::value(ending.error.map(|error| error.code.as_str())))
@@ -67,17 +67,17 @@ impl Store {
             .filter(job::Column::Id.eq(ending.key.job_id))
             .filter(job::Column::Status.eq(job::RUNNING))
             .exec(&transaction)
-            .await
-            .doing(doing)?;
+            .doing(doing)
+            .await?;
         if ended.rows_affected == 0 {
             return Ok(false);
         }
         for (id, state) in ending.images {
             if let ImageState::Failed(failure) = state {
-                failed(&transaction, *id, failure.code, &failure.message, Cost::default()).await.doing(doing)?;
+                failed(&transaction, *id, failure.code, &failure.message, Cost::default()).doing(doing).await?;
             }
         }
-        transaction.commit().await.doing(doing)?;
+        transaction.commit().doing(doing).await?;
         Ok(true)
     }
 
@@ -91,8 +91,8 @@ impl Store {
             .col_expr(job::Column::PublishedAt, Expr::value(OffsetDateTime::now_utc()))
             .filter(job::Column::Id.eq(job_id))
             .exec(&self.db)
+            .doing("note a published event")
             .await
             .map(drop)
-            .doing("note a published event")
     }
 }

@@ -29,16 +29,18 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written.
     pub async fn reserve_path(&self, asset_id: Uuid, path: &str) -> Result<bool, StoreError> {
-        let reserved = asset::Entity::update_many()
+        let reserve = asset::Entity::update_many()
             .col_expr(asset::Column::FilePath, Expr::value(path))
             .filter(asset::Column::Id.eq(asset_id))
             .filter(asset::Column::Status.ne(asset::COMPLETED))
-            .exec(&self.db)
-            .await;
-        match reserved {
-            Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => Ok(false),
-            result => result.map(|result| result.rows_affected == 1).doing("reserve a path"),
-        }
+            .exec(&self.db);
+        let reserved = async {
+            match reserve.await {
+                Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => Ok(false),
+                result => result.map(|result| result.rows_affected == 1),
+            }
+        };
+        reserved.doing("reserve a path").await
     }
 
     /// Completes the row of a finished image. A row that is complete already stays as it is.
@@ -72,9 +74,9 @@ impl Store {
             .filter(asset::Column::Id.eq(asset.id))
             .filter(asset::Column::Status.ne(asset::COMPLETED))
             .exec(&self.db)
+            .doing("complete an image")
             .await
             .map(drop)
-            .doing("complete an image")
     }
 
     /// Adds to what an image has cost, where it has had no end.
@@ -88,9 +90,9 @@ impl Store {
             .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(column(cost.charged)))
             .filter(asset::Column::Id.eq(id))
             .exec(&self.db)
+            .doing("count a request")
             .await
             .map(drop)
-            .doing("count a request")
     }
 
     /// Records the failure of an image. A row that is complete stays as it is.
@@ -99,7 +101,7 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written.
     pub async fn fail_image(&self, id: Uuid, failure: &ImageFailure, cost: Cost) -> Result<(), StoreError> {
-        failed(&self.db, id, failure.code, &failure.message, cost).await.doing("record a failed image")
+        failed(&self.db, id, failure.code, &failure.message, cost).doing("record a failed image").await
     }
 }
 

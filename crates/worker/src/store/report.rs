@@ -90,7 +90,7 @@ impl Store {
         if let Some(project_id) = project_id {
             query = query.filter(job::Column::ProjectId.eq(project_id));
         }
-        Ok(query.all(&self.db).await.doing("list jobs")?.into_iter().map(JobReport::from).collect())
+        Ok(query.all(&self.db).doing("list jobs").await?.into_iter().map(JobReport::from).collect())
     }
 
     /// One job with its images.
@@ -99,15 +99,15 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn job(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
-        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).await.doing("show a job")? else {
+        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("show a job").await? else {
             return Ok(None);
         };
         let assets = asset::Entity::find()
             .filter(asset::Column::JobId.eq(job_id))
             .order_by_asc(asset::Column::Index)
             .all(&self.db)
-            .await
-            .doing("show a job")?;
+            .doing("show a job")
+            .await?;
         let assets = assets
             .into_iter()
             .map(|row| AssetReport {

@@ -12,6 +12,9 @@ use crate::broker::{Commands, Lost, Settlement, Unsettled};
 use crate::health::Health;
 use crate::intake::Intake;
 
+/// Handing back what was dropped may take this much longer than the grace: the broker answers in milliseconds, or not at all.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// How a session ended.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -24,15 +27,14 @@ pub(super) enum Ended {
 pub(super) struct Session {
     commands: Commands,
     intake: Intake,
-    max_in_flight: usize,
     grace: Duration,
     jobs: JoinSet<Settlement>,
     unsettled: HashMap<Id, Unsettled>,
 }
 
 impl Session {
-    pub(super) fn new(commands: Commands, intake: Intake, max_in_flight: usize, grace: Duration) -> Self {
-        Self { commands, intake, max_in_flight, grace, jobs: JoinSet::new(), unsettled: HashMap::new() }
+    pub(super) fn new(commands: Commands, intake: Intake, grace: Duration) -> Self {
+        Self { commands, intake, grace, jobs: JoinSet::new(), unsettled: HashMap::new() }
     }
 
     /// Takes commands until `stop`, or until the broker is lost.
@@ -40,67 +42,62 @@ impl Session {
         // Where the broker is lost, jobs stop too: their images in flight are kept, and the rest is delivered anew.
         let jobs_stop = stop.child_token();
         let lost = loop {
-            let has_slot = self.jobs.len() < self.max_in_flight;
             tokio::select! {
                 () = stop.cancelled() => break None,
-                next = self.commands.next(), if has_slot => match next {
+                // No more comes than there are slots, since the broker sends no more unsettled commands than that. That it is lost
+                // must be noticed with all slots taken too.
+                next = self.commands.next() => match next {
                     Ok((incoming, unsettled)) => {
                         let task = self.jobs.spawn(self.intake.clone().handle(incoming, jobs_stop.clone()));
                         self.unsettled.insert(task.id(), unsettled);
                     }
-                    Err(lost) => break Some(lost),
+                    Err(Lost(cause)) => break Some(cause),
                 },
-                Some(ended) = self.jobs.join_next_with_id() => self.settle(ended).await,
+                Some(ended) = self.jobs.join_next_with_id() => {
+                    if let Settlement::GiveUp = self.settle(ended).await {
+                        break Some("it takes no messages from us".to_owned());
+                    }
+                }
             }
         };
+        jobs_stop.cancel();
+        let deadline = Instant::now() + self.grace;
         match lost {
-            None => self.drain(health).await,
-            Some(Lost(cause)) => {
+            None => {
+                health.set_stopping();
+                info!(jobs = self.jobs.len(), grace = ?self.grace, "stopping: no new image is begun");
+                // A broker that does not answer sends nothing either.
+                let _ = timeout_at(deadline, self.commands.stop()).await;
+                self.finish_until(deadline).await;
+                Ended::Stopped
+            }
+            Some(cause) => {
                 health.set_broker(false);
-                jobs_stop.cancel();
-                warn!(jobs = self.jobs.len(), "the broker is lost; images in flight are finished and kept");
-                self.finish_until(None).await;
+                warn!(jobs = self.jobs.len(), cause, "the broker is lost; images in flight are finished and kept");
+                self.finish_until(deadline).await;
                 Ended::Lost(cause)
             }
         }
     }
 
-    /// Takes nothing new, lets images in flight finish within the grace, and hands back the rest.
-    async fn drain(mut self, health: &Health) -> Ended {
-        health.set_stopping();
-        info!(jobs = self.jobs.len(), grace = ?self.grace, "stopping: no new image is begun");
-        let deadline = Instant::now() + self.grace;
-        self.commands.stop().await;
-        self.finish_until(Some(deadline)).await;
+    /// Lets jobs come to their end; what is left at the deadline is dropped, and its command handed back.
+    async fn finish_until(mut self, deadline: Instant) {
+        while let Ok(Some(ended)) = timeout_at(deadline, self.jobs.join_next_with_id()).await {
+            self.settle(ended).await;
+        }
         if !self.jobs.is_empty() {
             warn!(jobs = self.jobs.len(), "the grace is over; what is in flight is dropped");
         }
         self.jobs.shutdown().await;
+        let deadline = deadline + SETTLING;
         for (_, unsettled) in self.unsettled.drain() {
             // Where this fails the broker takes it back by itself when the connection closes.
-            let _ = unsettled.settle(Settlement::Return).await;
-        }
-        Ended::Stopped
-    }
-
-    async fn finish_until(&mut self, deadline: Option<Instant>) {
-        loop {
-            let ended = match deadline {
-                None => self.jobs.join_next_with_id().await,
-                Some(deadline) => match timeout_at(deadline, self.jobs.join_next_with_id()).await {
-                    Ok(ended) => ended,
-                    Err(_) => return,
-                },
-            };
-            match ended {
-                None => return,
-                Some(ended) => self.settle(ended).await,
-            }
+            let _ = timeout_at(deadline, unsettled.settle(Settlement::Return)).await;
         }
     }
 
     /// The one place where the broker hears what became of a command.
-    async fn settle(&mut self, ended: Result<(Id, Settlement), JoinError>) {
+    async fn settle(&mut self, ended: Result<(Id, Settlement), JoinError>) -> Settlement {
         let (id, settlement) = match ended {
             Ok((id, settlement)) => (id, settlement),
             Err(failed) => {
@@ -113,5 +110,6 @@ impl Session {
         {
             warn!(%error, ?settlement, "a command could not be settled; the broker delivers it again");
         }
+        settlement
     }
 }
