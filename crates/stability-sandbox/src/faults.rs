@@ -14,7 +14,7 @@ use serde::Deserialize;
 pub enum Fault {
     /// `status=503`: this status with the API's error body; `status=429:7` adds `Retry-After: 7`.
     Status(u16, Option<u64>),
-    /// `filtered`: the picture is made and withheld.
+    /// `filtered`: the picture is made and, blurred, withheld.
     Filtered,
     /// `error`: the API says that the picture could not be finished.
     Error,

@@ -10,14 +10,28 @@ use sha2::{Digest, Sha256};
 use canvas::Canvas;
 use noise::Dice;
 
+/// The side of the squares of a blurred picture, in pixels.
+const BLUR: usize = 64;
+
 /// Paints `prompt` and encodes it as PNG. The same prompt, seed and size always give the same bytes.
 pub(crate) fn picture(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
-    let digest = Sha256::new().chain_update(prompt).chain_update(seed.to_le_bytes()).finalize();
-    let dice = Dice::new(u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes")));
     let mut canvas = Canvas::new(width as usize, height as usize);
-    scene::paint(&mut canvas, prompt, dice);
+    scene::paint(&mut canvas, prompt, dice(prompt, seed));
     caption::write(&mut canvas, prompt, &format!("sandbox   seed {seed}   {width}x{height}"));
     canvas.into_png()
+}
+
+/// As [`picture`], blurred beyond recognition: what the API sends of a picture that it withholds.
+pub(crate) fn blurred(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
+    let mut canvas = Canvas::new(width as usize, height as usize);
+    scene::paint(&mut canvas, prompt, dice(prompt, seed));
+    canvas.coarsen(BLUR);
+    canvas.into_png()
+}
+
+fn dice(prompt: &str, seed: u32) -> Dice {
+    let digest = Sha256::new().chain_update(prompt).chain_update(seed.to_le_bytes()).finalize();
+    Dice::new(u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes")))
 }
 
 /// A picture of one colour.

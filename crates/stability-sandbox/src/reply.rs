@@ -27,7 +27,9 @@ impl Refusal {
             402 => ("payment_required", "your organization does not have enough balance to request this action"),
             403 => ("permission_denied", "you lack the necessary permissions to perform this action"),
             404 => ("not_found", "the specified engine was not found"),
+            405 => ("method_not_allowed", "the method is not allowed for this path"),
             413 => ("payload_too_large", "the request body is too large"),
+            422 => ("unprocessable_entity", "the request is well formed, but it is refused"),
             429 => {
                 ("rate_limit_exceeded", "you have exceeded the rate limit of 150 requests within a 10 second period")
             }

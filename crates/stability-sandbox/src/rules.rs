@@ -41,6 +41,21 @@ const STYLE_PRESETS: [&str; 17] = [
     "tile-texture",
 ];
 
+const SAMPLERS: [&str; 10] = [
+    "DDIM",
+    "DDPM",
+    "K_DPMPP_2M",
+    "K_DPMPP_2S_ANCESTRAL",
+    "K_DPM_2",
+    "K_DPM_2_ANCESTRAL",
+    "K_EULER",
+    "K_EULER_ANCESTRAL",
+    "K_HEUN",
+    "K_LMS",
+];
+
+const CLIP_GUIDANCE_PRESETS: [&str; 7] = ["FAST_BLUE", "FAST_GREEN", "NONE", "SIMPLE", "SLOW", "SLOWER", "SLOWEST"];
+
 const KEYS: [&str; 11] = [
     "text_prompts",
     "width",
@@ -84,10 +99,15 @@ pub(crate) fn check(engine: &str, body: &[u8]) -> Result<Order, Refusal> {
         return Err(bad(format!("{unknown}: unknown field")));
     }
     let samples = whole(object, "samples", 1, 1, 10, "invalid_samples")?;
-    whole(object, "steps", 30, 10, 50, "invalid_steps")?;
-    let seed = whole(object, "seed", 0, 0, u64::from(u32::MAX), "invalid_seed")?;
+    whole(object, "steps", 30, 10, 50, "bad_request")?;
+    let seed = whole(object, "seed", 0, 0, u64::from(u32::MAX), "bad_request")?;
     number(object, "cfg_scale", 0.0, 35.0)?;
     one_of(object, "style_preset", &STYLE_PRESETS)?;
+    one_of(object, "sampler", &SAMPLERS)?;
+    one_of(object, "clip_guidance_preset", &CLIP_GUIDANCE_PRESETS)?;
+    if object.get("extras").is_some_and(|extras| !extras.is_object()) {
+        return Err(bad("extras: must be a JSON object".to_owned()));
+    }
     let (width, height) = size(object, sdxl)?;
     let prompt = prompts(object)?;
     Ok(Order { prompt, width: narrow(width), height: narrow(height), samples: narrow(samples), seed: narrow(seed) })
@@ -116,11 +136,7 @@ fn whole(
 
 fn number(object: &Map<String, Value>, key: &str, min: f64, max: f64) -> Result<(), Refusal> {
     let good = object.get(key).is_none_or(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
-    if good {
-        Ok(())
-    } else {
-        Err(Refusal::new(400, "invalid_cfg_scale", format!("{key}: must be between {min} and {max}")))
-    }
+    if good { Ok(()) } else { Err(Refusal::new(400, "bad_request", format!("{key}: must be between {min} and {max}"))) }
 }
 
 fn one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Result<(), Refusal> {
@@ -128,13 +144,13 @@ fn one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Result<(), 
     if good {
         Ok(())
     } else {
-        Err(Refusal::new(400, "invalid_style_preset", format!("{key}: must be one of {}", names.join(", "))))
+        Err(Refusal::new(400, "bad_request", format!("{key}: must be one of {}", names.join(", "))))
     }
 }
 
 fn size(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64), Refusal> {
     let side = |key: &str| match object.get(key) {
-        None => Ok(512),
+        None => Ok(1024),
         Some(value) => value.as_u64().ok_or_else(|| {
             Refusal::new(400, "invalid_height_or_width", format!("{key}: must be a whole number of pixels"))
         }),
@@ -226,6 +242,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_has_the_apis_default() {
+        let order = check(SDXL, br#"{"text_prompts": [{"text": "A fox"}], "sampler": "K_EULER"}"#);
+        assert_eq!(order, Ok(Order { prompt: "A fox".into(), width: 1024, height: 1024, samples: 1, seed: 0 }));
+    }
+
+    #[test]
     fn each_broken_rule_has_the_apis_name() {
         let check = |engine: &str, key: &str, value: Value, expected: &str| {
             let mut body = body();
@@ -238,10 +260,13 @@ mod tests {
         check(SDXL, "width", json!("wide"), "400 invalid_height_or_width");
         check(SD16, "width", json!(1345), "400 invalid_height_or_width");
         check(SDXL, "samples", json!(11), "400 invalid_samples");
-        check(SDXL, "steps", json!(51), "400 invalid_steps");
-        check(SDXL, "cfg_scale", json!(36), "400 invalid_cfg_scale");
-        check(SDXL, "seed", json!(4_294_967_296_u64), "400 invalid_seed");
-        check(SDXL, "style_preset", json!("baroque"), "400 invalid_style_preset");
+        check(SDXL, "steps", json!(51), "400 bad_request");
+        check(SDXL, "cfg_scale", json!(36), "400 bad_request");
+        check(SDXL, "seed", json!(4_294_967_296_u64), "400 bad_request");
+        check(SDXL, "style_preset", json!("baroque"), "400 bad_request");
+        check(SDXL, "sampler", json!("EULER"), "400 bad_request");
+        check(SDXL, "clip_guidance_preset", json!("fast"), "400 bad_request");
+        check(SDXL, "extras", json!(7), "400 bad_request");
         check(SDXL, "quality", json!("best"), "400 bad_request");
         check(SDXL, "text_prompts", json!([]), "400 bad_request");
         check(SDXL, "text_prompts", json!([{"text": "x".repeat(2001)}]), "400 bad_request");

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -150,6 +151,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/_sandbox/ledger", get(ledger))
         .route("/_sandbox/faults", post(order_fault).delete(clear_faults))
         .fallback(|| async { Refusal::new(404, "not_found", "no such path") })
+        .method_not_allowed_fallback(|| async { Refusal::of_status(405) })
         .layer(DefaultBodyLimit::max(1024 * 1024))
         .with_state(shared)
 }
@@ -206,10 +208,14 @@ async fn text_to_image(
     State(shared): State<Arc<Shared>>,
     Path(engine): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let in_flight = InFlight::enter(shared.clone());
-    let response = match answer(&shared, &engine, &headers, &body).await {
+    let answered = match body {
+        Ok(body) => answer(&shared, &engine, &headers, &body).await,
+        Err(rejected) => Err(Refusal::of_status(rejected.status().as_u16())),
+    };
+    let response = match answered {
         Ok(response) => response,
         Err(refusal) => refusal.into_response(),
     };
@@ -230,6 +236,9 @@ async fn answer(shared: &Arc<Shared>, engine: &str, headers: &HeaderMap, body: &
         Some(_) => return Err(Refusal::new(400, "bad_request", "accept: must be application/json or image/png")),
     };
     let order = rules::check(engine, body)?;
+    if as_png && order.samples > 1 {
+        return Err(Refusal::new(400, "invalid_samples", "samples: must be 1 where an image is asked for"));
+    }
     let (fault, latency) = {
         let mut state = shared.lock();
         state.ledger.by_prompt.entry(order.prompt.clone()).or_default().requests += 1;
@@ -295,6 +304,7 @@ async fn painted(shared: &Shared, order: Order, fault: Option<Fault>, as_png: bo
 
 fn picture(order: &Order, seed: u32, fault: Option<Fault>) -> Vec<u8> {
     match fault {
+        Some(Fault::Filtered) => paint::blurred(&order.prompt, seed, order.width, order.height),
         Some(Fault::WrongSize) => paint::picture(&order.prompt, seed, 512, 512),
         Some(Fault::Blank) => paint::blank(order.width, order.height),
         Some(Fault::Bomb) => bomb(),

@@ -1,0 +1,144 @@
+//! The sandbox as a client meets it: over HTTP.
+
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::{Value, json};
+use stability_sandbox::{Sandbox, Settings};
+
+const ENGINE: &str = "stable-diffusion-xl-1024-v1-0";
+
+struct Api {
+    sandbox: Sandbox,
+    http: Client,
+}
+
+impl Api {
+    async fn start(settings: Settings) -> Self {
+        // Fails only where a provider was chosen before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder().no_proxy().timeout(Duration::from_mins(1)).build().expect("a client");
+        Self { sandbox: Sandbox::start(settings).await.expect("a free port"), http }
+    }
+
+    fn post(&self, path: &str) -> RequestBuilder {
+        self.http.post(format!("{}{path}", self.sandbox.base_url())).bearer_auth("sk-sandbox")
+    }
+
+    fn ask(&self, body: &Value) -> RequestBuilder {
+        self.post(&format!("v1/generation/{ENGINE}/text-to-image")).json(body)
+    }
+
+    async fn get(&self, path: &str, key: &str) -> Response {
+        let url = format!("{}{path}", self.sandbox.base_url());
+        self.http.get(url).bearer_auth(key).send().await.expect("an answer")
+    }
+}
+
+fn body(prompt: &str) -> Value {
+    json!({"text_prompts": [{"text": prompt}], "width": 640, "height": 1536, "seed": 7})
+}
+
+/// Status and name of an error answer.
+async fn refusal(request: RequestBuilder) -> (u16, String) {
+    let answer = request.send().await.expect("an answer");
+    let status = answer.status().as_u16();
+    let error: Value = answer.json().await.expect("the API's error body");
+    assert!(error["id"].is_string() && error["message"].is_string(), "{error}");
+    (status, error["name"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn a_picture_comes_as_json_or_as_an_image_and_is_the_same() {
+    use base64::Engine as _;
+    let api = Api::start(Settings::default()).await;
+    let answer: Value = api.ask(&body("A fox")).send().await.expect("an answer").json().await.expect("JSON");
+    let artifact = &answer["artifacts"][0];
+    assert_eq!((&artifact["finishReason"], &artifact["seed"]), (&json!("SUCCESS"), &json!(7)));
+    let encoded = artifact["base64"].as_str().expect("base64");
+    let from_json = base64::engine::general_purpose::STANDARD.decode(encoded).expect("base64");
+
+    let answer = api.ask(&body("A fox")).header("accept", "image/png").send().await.expect("an answer");
+    assert_eq!(answer.headers()["finish-reason"], "SUCCESS");
+    assert_eq!(answer.headers()["seed"], "7");
+    assert_eq!(answer.headers()["content-type"], "image/png");
+    let from_image = answer.bytes().await.expect("a body");
+    assert_eq!(from_json, from_image);
+    let picture = image::load_from_memory(&from_image).expect("a PNG");
+    assert_eq!((picture.width(), picture.height()), (640, 1536));
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_apis_error_body_and_costs_nothing() {
+    let api = Api::start(Settings { credits: 3.0, ..Settings::default() }).await;
+    let check = async |request: RequestBuilder, status: u16, name: &str| {
+        assert_eq!(refusal(request).await, (status, name.to_owned()));
+    };
+    let path = format!("v1/generation/{ENGINE}/text-to-image");
+    let url = format!("{}{path}", api.sandbox.base_url());
+    check(api.http.post(&url).bearer_auth("sk-other").json(&body("A fox")), 401, "unauthorized").await;
+    check(api.http.post(&url).json(&body("A fox")), 401, "unauthorized").await;
+    check(api.post("v1/generation/gone/text-to-image").json(&body("A fox")), 404, "not_found").await;
+    check(api.post("v1/nowhere"), 404, "not_found").await;
+    check(api.http.put(&url), 405, "method_not_allowed").await;
+    check(api.post(&path).body(vec![b' '; 2 * 1024 * 1024]), 413, "payload_too_large").await;
+    check(api.ask(&body("A gory fight")), 400, "invalid_prompts").await;
+    check(api.ask(&body("A fox [fault:status=422]")), 422, "unprocessable_entity").await;
+    let mut several = body("A fox");
+    several["samples"] = json!(2);
+    check(api.ask(&several).header("accept", "image/png"), 400, "invalid_samples").await;
+    check(api.ask(&body("A fox")).header("accept", "image/webp"), 400, "bad_request").await;
+    // Two of three credits for one picture, and no second one.
+    api.ask(&body("A fox")).send().await.expect("an answer").error_for_status().expect("a picture");
+    check(api.ask(&body("A fox")), 402, "payment_required").await;
+    assert_eq!(api.sandbox.ledger().charged, 1);
+    let balance: Value = api.get("v1/user/balance", "sk-sandbox").await.json().await.expect("JSON");
+    assert_eq!(balance, json!({"credits": 1.0}));
+}
+
+#[tokio::test]
+async fn whoever_goes_over_the_limit_is_locked_out() {
+    let api = Api::start(Settings { limit: 2, ..Settings::default() }).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(refusal(api.ask(&json!({}))).await);
+    }
+    let named = |status: u16, name: &str| (status, name.to_owned());
+    let (bad, locked_out) = (named(400, "bad_request"), named(429, "rate_limit_exceeded"));
+    assert_eq!(statuses, [bad.clone(), bad, locked_out.clone(), locked_out]);
+}
+
+#[tokio::test]
+async fn faults_are_ordered_and_cleared_and_the_ledger_is_read_over_http() {
+    let api = Api::start(Settings::default()).await;
+    let unknown = api.post("_sandbox/faults").json(&json!({"fault": "explode"}));
+    assert_eq!(refusal(unknown).await.0, 400);
+    let order = json!({"fault": "status=429:7", "prompt_contains": "fox"});
+    api.post("_sandbox/faults").json(&order).send().await.expect("an answer").error_for_status().expect("taken");
+    let answer = api.ask(&body("A fox")).send().await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].as_bytes()), (429, &b"7"[..]));
+    let clear = api.http.delete(format!("{}_sandbox/faults", api.sandbox.base_url()));
+    clear.send().await.expect("an answer").error_for_status().expect("cleared");
+    api.ask(&body("A fox")).send().await.expect("an answer").error_for_status().expect("a picture");
+    let ledger: Value = api.get("_sandbox/ledger", "").await.json().await.expect("JSON");
+    assert_eq!((&ledger["requests"], &ledger["charged"]), (&json!(2), &json!(1)));
+    assert_eq!(ledger["by_status"], json!({"200": 1, "429": 1}));
+    assert_eq!(ledger["by_prompt"]["A fox"], json!({"requests": 2, "charged": 1}));
+}
+
+#[tokio::test]
+async fn a_withheld_picture_is_not_the_picture() {
+    let api = Api::start(Settings::default()).await;
+    let ask = async |prompt: &str| {
+        let answer = api.ask(&body(prompt)).header("accept", "image/png").send().await.expect("an answer");
+        let reason = answer.headers()["finish-reason"].to_str().expect("text").to_owned();
+        (reason, image::load_from_memory(&answer.bytes().await.expect("a body")).expect("a PNG").into_rgb8())
+    };
+    let (reason, withheld) = ask("A fox [fault:filtered]").await;
+    assert_eq!(reason, "CONTENT_FILTERED");
+    let first = withheld.get_pixel(0, 0);
+    assert!((0..64).all(|x| withheld.get_pixel(x, 63) == first), "squares of one colour are all that is left");
+    let (reason, clear) = ask("A fox").await;
+    assert_eq!(reason, "SUCCESS");
+    assert!((0..64).any(|x| clear.get_pixel(x, 63) != clear.get_pixel(0, 0)));
+}
