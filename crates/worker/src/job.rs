@@ -3,11 +3,11 @@
 mod board;
 mod make;
 mod plan;
+mod running;
 
-use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use domain::command::Command;
 use domain::event::{Context, Event, JobError, Totals};
@@ -19,7 +19,6 @@ use stability_client::Client;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::event_sink::EventSink;
 use crate::picture::Finisher;
@@ -28,6 +27,7 @@ use crate::storage::Storage;
 use crate::store::{Claim, Claimed, Ending, Store, StoreError, TerminalEvent};
 use board::Board;
 use plan::Planner;
+use running::Running;
 
 /// Why a job could not be worked on: our own infrastructure failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub struct Workshop {
     jobs: JobSettings,
     max_concurrent: NonZeroUsize,
     cost_per_image_usd: f64,
-    running: Arc<Mutex<HashSet<Uuid>>>,
+    running: Running,
 }
 
 impl Workshop {
@@ -78,7 +78,7 @@ impl Workshop {
             jobs: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
             cost_per_image_usd: settings.stability.cost_per_image_usd,
-            running: Arc::default(),
+            running: Running::default(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Workshop {
         sink: &dyn EventSink,
         stop: &CancellationToken,
     ) -> Result<Verdict, JobRunError> {
-        let Some(_running) = Running::enter(&self.running, command.job_id) else { return Ok(Verdict::Held) };
+        let Some(_held) = self.running.hold(command.job_id) else { return Ok(Verdict::Held) };
         let claimed = match self.store.claim(command, trace).await? {
             Claim::Run(claimed) => claimed,
             Claim::Finished(terminal) => return Ok(Verdict::Ended(terminal)),
@@ -108,25 +108,6 @@ impl Workshop {
         };
         let run = Run { workshop: self, command, trace, sink, stop, unheard: AtomicBool::new(false) };
         run.to_verdict(claimed).await
-    }
-}
-
-/// A job that this process works on, until this is dropped.
-struct Running {
-    all: Arc<Mutex<HashSet<Uuid>>>,
-    job_id: Uuid,
-}
-
-impl Running {
-    fn enter(all: &Arc<Mutex<HashSet<Uuid>>>, job_id: Uuid) -> Option<Self> {
-        let entered = all.lock().unwrap_or_else(PoisonError::into_inner).insert(job_id);
-        entered.then(|| Self { all: all.clone(), job_id })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.job_id);
     }
 }
 
