@@ -215,6 +215,22 @@ async fn a_later_job_of_the_same_project_overwrites_nothing() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_file_that_somebody_else_put_there_is_not_overwritten() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let stranger = world.file("projects/7/assets/image_001.png");
+    std::fs::create_dir_all(world.file("projects/7/assets"))?;
+    std::fs::write(&stranger, "a stranger's")?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(7, &["A fox"], &json!({}))).await?;
+    let data = events.data_of("completed").await?;
+    assert_ne!(data["assets"][0]["file_path"], "projects/7/assets/image_001.png");
+    assert_eq!(std::fs::read(&stranger)?, b"a stranger's");
+    assert_files(&world, &data, &[1])
+}
+
+#[tokio::test]
 async fn what_may_pass_is_tried_again_for_those_images_only() -> Result<()> {
     let world = World::new().await?;
     let _worker = world.worker().await?;

@@ -35,7 +35,7 @@ impl Api {
         let live = variable("DEMO_LIVE").as_deref() == Some("1");
         let images = u32::try_from(images).unwrap_or(u32::MAX);
         let cost = format!(
-            "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2} at most, more if requests must be repeated",
+            "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2}, more where requests must be repeated",
             f64::from(images) * COST_PER_IMAGE_USD
         );
         match &key {

@@ -61,8 +61,9 @@ pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
     let api_url = format!("http://guest:guest@{api}");
     let started = ready(&mut process, &api_url).await;
     started.with_context(|| format!("RabbitMQ did not start; the end of its log:\n{}", tail(&log)))?;
-    // The broker goes first, its port mapper after it.
-    servers.insert(0, Server { process, stop: Signal::TERM });
+    // The broker goes first, its port mapper after it. Its data is thrown away, so that nothing is lost by a kill, and to stop in
+    // order takes it seconds.
+    servers.insert(0, Server { process, stop: Signal::KILL });
     Ok(RabbitMq {
         amqp_url: format!("amqp://guest:guest@{amqp}/%2f"),
         api_url,
