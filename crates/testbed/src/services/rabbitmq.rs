@@ -61,9 +61,9 @@ pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
     let api_url = format!("http://guest:guest@{api}");
     let started = ready(&mut process, &api_url).await;
     started.with_context(|| format!("RabbitMQ did not start; the end of its log:\n{}", tail(&log)))?;
-    // The broker goes first, its port mapper after it. Its data is thrown away, so that nothing is lost by a kill, and to stop in
-    // order takes it seconds.
-    servers.insert(0, Server { process, stop: Signal::KILL });
+    // The broker goes first, its port mapper after it. In order, though it takes seconds: a kill would leave its children to
+    // whoever is process 1, and in containers that is often nobody who cares.
+    servers.insert(0, Server { process, stop: Signal::TERM });
     Ok(RabbitMq {
         amqp_url: format!("amqp://guest:guest@{amqp}/%2f"),
         api_url,
