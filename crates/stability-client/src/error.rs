@@ -87,8 +87,13 @@ pub enum Error {
     #[error(transparent)]
     Quota(#[from] QuotaUnavailable),
     /// The API failed.
-    #[error("the API failed ({0})")]
-    Server(ApiFailure),
+    #[error("the API failed ({failure})")]
+    Server {
+        /// How long the API asks to wait.
+        retry_after: Option<Duration>,
+        /// What it said.
+        failure: ApiFailure,
+    },
     /// The API made something, and says itself that it went wrong (`finishReason: ERROR`).
     #[error("the API could not finish the picture")]
     Unfinished,
@@ -110,6 +115,12 @@ pub enum Error {
     /// The engine does not exist, or was retired.
     #[error("the API does not know the engine ({0})")]
     UnknownEngine(ApiFailure),
+    /// A good status with a picture that is not whole, or none at all.
+    #[error("the picture is damaged: {size_bytes} bytes that are no whole PNG, JPEG or WebP")]
+    Damaged {
+        /// How much of it came.
+        size_bytes: usize,
+    },
     /// A good status with a body that holds no picture.
     #[error("the API's answer cannot be decoded: {0}")]
     Undecodable(String),
@@ -145,7 +156,7 @@ impl Error {
             401 | 403 => Self::Unauthorized(failure),
             404 => Self::UnknownEngine(failure),
             429 => Self::RateLimited { retry_after, failure },
-            408 | 500..=599 => Self::Server(failure),
+            408 | 500..=599 => Self::Server { retry_after, failure },
             _ => Self::Rejected(failure),
         }
     }
@@ -155,13 +166,21 @@ impl Error {
         const PASSES: Fate = Fate { retry: true, fatal: false, maybe_charged: false };
         const STAYS: Fate = Fate { retry: false, fatal: false, maybe_charged: false };
         match self {
-            Self::Connect(_) | Self::RateLimited { .. } | Self::Quota(_) | Self::Server(_) => PASSES,
-            Self::Timeout | Self::Interrupted(_) | Self::Unfinished | Self::Undecodable(_) => {
+            Self::Connect(_) | Self::RateLimited { .. } | Self::Quota(_) | Self::Server { .. } => PASSES,
+            Self::Timeout | Self::Interrupted(_) | Self::Unfinished | Self::Damaged { .. } | Self::Undecodable(_) => {
                 Fate { maybe_charged: true, ..PASSES }
             }
             Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) => STAYS,
             Self::Filtered => Fate { maybe_charged: true, ..STAYS },
             Self::Unauthorized(_) | Self::OutOfCredit(_) | Self::UnknownEngine(_) => Fate { fatal: true, ..STAYS },
+        }
+    }
+
+    /// How long the API asks to wait before the next request.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::Server { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 
@@ -174,7 +193,7 @@ impl Error {
             Self::Interrupted(_) => "interrupted",
             Self::RateLimited { .. } => "rate_limited",
             Self::Quota(_) => "quota",
-            Self::Server(_) => "server",
+            Self::Server { .. } => "server",
             Self::Unfinished => "unfinished",
             Self::Rejected(_) => "rejected",
             Self::ContentPolicy(_) => "content_policy",
@@ -182,6 +201,7 @@ impl Error {
             Self::Unauthorized(_) => "unauthorized",
             Self::OutOfCredit(_) => "out_of_credit",
             Self::UnknownEngine(_) => "unknown_engine",
+            Self::Damaged { .. } => "damaged",
             Self::Undecodable(_) => "undecodable",
         }
     }
@@ -232,7 +252,7 @@ mod tests {
         let error = read(400, r#"{"id":"9160aa70","name":"invalid_samples","message":"samples: above 10"}"#);
         assert_eq!(error.to_string(), "the API refuses the request (400 invalid_samples: samples: above 10)");
         let html = format!("<html>{}", "x".repeat(1_000));
-        let Error::Server(failure) = read(502, &html) else { panic!("a 502 is a server failure") };
+        let Error::Server { failure, .. } = read(502, &html) else { panic!("a 502 is a server failure") };
         assert_eq!(failure.message.len(), 200);
         let v2 = read(422, r#"{"id":"1","name":"unprocessable","errors":["seed: too big","model: unknown"]}"#);
         assert!(v2.to_string().contains("seed: too big; model: unknown"), "{v2}");

@@ -9,16 +9,17 @@
 //! use stability_client::{Client, Engine, TextToImage};
 //!
 //! let client = Client::builder("sk-…").build()?;
-//! let size = Engine::Sdxl10.size_for(1920, 1080);
-//! let request = TextToImage::new(Engine::Sdxl10, size, "A lighthouse at dusk")?.negative_prompt("blurry")?;
-//! let generated = client.generate(&request).await?;
-//! println!("{} bytes, seed {}", generated.image.len(), generated.seed);
+//! let engine = Engine::Sdxl10;
+//! let request = TextToImage::new(engine, engine.frame_for(1920, 1080), "A lighthouse at dusk")?.negative_prompt("blurry")?;
+//! let picture = client.generate(&request).await?.into_first();
+//! println!("{} bytes, seed {}", picture.image.len(), picture.seed);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! In reading order: an [`Engine`] takes a [`TextToImage`] request; the [`Client`] sends it within its [`Quota`], and decodes the
-//! answer or reduces the failure to one [`Error`], whose [`Fate`] decides about retries.
+//! In reading order: an [`Engine`] takes a [`TextToImage`] request in one of its [`Frame`]s; the [`Client`] sends it within its [`Quota`],
+//! and decodes the answer or reduces the failure to one [`Error`], whose [`Fate`] decides about retries, by a [`RetryPolicy`]; an
+//! [`Observer`] is told.
 
 mod account;
 mod answer;
@@ -26,17 +27,23 @@ mod api_key;
 mod client;
 mod engine;
 mod error;
+mod frame;
+mod options;
 mod quota;
 mod request;
 mod retry;
+mod spent;
 mod transport;
 
 pub use account::{Balance, EngineListing};
-pub use answer::MAX_BODY_BYTES;
+pub use answer::{AnswerForm, MAX_BODY_BYTES, Picture};
 pub use api_key::ApiKey;
-pub use client::{BuildError, Client, ClientBuilder, GenerateError, Generated, Spent};
-pub use engine::{Engine, Size, StylePreset, UnknownName};
+pub use client::{BuildError, Checked, Client, ClientBuilder, GenerateError, Generated};
+pub use engine::{Engine, Family, UnknownName};
 pub use error::{ApiFailure, Error, Fate};
+pub use frame::{AspectRatio, Frame, Size};
+pub use options::{ClipGuidance, OutputFormat, Sampler, StylePreset};
 pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
-pub use request::{CFG_SCALE, InvalidRequest, MAX_PROMPT_CHARS, STEPS, TextToImage};
-pub use retry::RetryPolicy;
+pub use request::{CFG_SCALE, InvalidRequest, SAMPLES, STEPS, TextToImage};
+pub use retry::{Observer, Retry, RetryPolicy};
+pub use spent::Spent;

@@ -1,22 +1,24 @@
-//! When a failed request is sent again.
+//! When a failed request is sent again, and who is told.
 
 use std::time::Duration;
 
 use backon::BackoffBuilder;
 
 /// The waits before each retry, and the time they may take in all.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
-    /// The wait before each retry; its length is the number of retries.
+    /// The wait before each retry; its length is the number of retries. A `Retry-After` that is longer wins.
     pub delays: Vec<Duration>,
     /// No wait for a retry, a pause or the quota ends later than this after the first request got its turn.
     pub total: Duration,
+    /// How much longer a wait may be, by chance, as a share of itself: 0.25 makes 2 s at most 2.5 s. 0 is none.
+    pub jitter: f64,
 }
 
 impl Default for RetryPolicy {
-    /// 2, 5 and 10 seconds, 5 minutes in all.
+    /// 2, 5 and 10 seconds, 5 minutes in all, no jitter.
     fn default() -> Self {
-        Self { delays: [2, 5, 10].map(Duration::from_secs).to_vec(), total: Duration::from_mins(5) }
+        Self { delays: [2, 5, 10].map(Duration::from_secs).to_vec(), total: Duration::from_mins(5), jitter: 0.0 }
     }
 }
 
@@ -24,6 +26,54 @@ impl BackoffBuilder for RetryPolicy {
     type Backoff = std::vec::IntoIter<Duration>;
 
     fn build(self) -> Self::Backoff {
-        self.delays.into_iter()
+        let jitter = self.jitter.clamp(0.0, 10.0);
+        let waits = self.delays.iter().map(|delay| delay.mul_f64(1.0 + jitter * fastrand::f64()));
+        waits.collect::<Vec<_>>().into_iter()
+    }
+}
+
+/// A request that will be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// Requests sent so far for this call.
+    pub attempt: u32,
+    /// [`crate::Error::kind`] of the last failure.
+    pub cause: &'static str,
+    /// How long is waited first.
+    pub wait: Duration,
+}
+
+/// Is told what the client waits for; for metrics. It is called on the way and should return at once.
+pub trait Observer: Send + Sync {
+    /// A request failed and is sent again after a wait.
+    fn retrying(&self, retry: &Retry) {
+        let _ = retry;
+    }
+
+    /// The account is paused after a 429: nobody sends for this long.
+    fn paused(&self, pause: Duration) {
+        let _ = pause;
+    }
+}
+
+/// Nobody is told.
+pub(crate) struct Unobserved;
+
+impl Observer for Unobserved {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_lengthens_a_wait_by_its_share_at_most_and_none_leaves_it_as_it_is() {
+        let exact: Vec<_> = RetryPolicy::default().build().collect();
+        assert_eq!(exact, [2, 5, 10].map(Duration::from_secs));
+        for _ in 0..100 {
+            let waits = RetryPolicy { jitter: 0.25, ..RetryPolicy::default() }.build();
+            for (wait, delay) in waits.zip(&exact) {
+                assert!((*delay..=delay.mul_f64(1.25)).contains(&wait), "{wait:?}");
+            }
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::multipart::Form;
 use serde_json::Value;
 use url::Url;
 
@@ -20,15 +21,30 @@ const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 pub(crate) struct Call {
     /// Below the base URL, without a leading slash.
     pub(crate) path: String,
-    /// `POST` with this body, or `GET` without one.
-    pub(crate) body: Option<Value>,
+    pub(crate) body: Body,
+    pub(crate) accept: &'static str,
+}
+
+/// What is sent: `POST` with a body, or `GET` without one.
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    None,
+    Json(Value),
+    /// As `multipart/form-data`.
+    Form(Vec<(&'static str, String)>),
 }
 
 /// A complete answer of any status.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) retry_after: Option<Duration>,
+    /// Without its parameters.
+    pub(crate) content_type: Option<String>,
+    /// Of an answer that is a picture.
+    pub(crate) finish_reason: Option<String>,
+    /// Of an answer that is a picture.
+    pub(crate) seed: Option<u32>,
     pub(crate) body: Bytes,
 }
 
@@ -47,6 +63,12 @@ pub(crate) struct HttpSettings {
     pub(crate) base_url: Url,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
+    pub(crate) user_agent: String,
+    /// Further headers that the API knows: `Organization`, `Stability-Client-ID`, `Stability-Client-Version`.
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) proxy: Option<Url>,
+    /// Certificates in PEM that are trusted besides the system's.
+    pub(crate) root_certificates: Vec<Vec<u8>>,
 }
 
 pub(crate) struct Http {
@@ -63,11 +85,28 @@ impl Http {
         key.set_sensitive(true);
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, key);
-        headers.insert(
-            USER_AGENT,
-            HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"))),
-        );
-        let client = reqwest::Client::builder()
+        let value = |name: &str, text: &str| {
+            HeaderValue::from_str(text)
+                .map_err(|_| format!("{name}: {text:?} holds characters that a header cannot carry"))
+        };
+        headers.insert(USER_AGENT, value("user agent", &settings.user_agent)?);
+        for (name, text) in &settings.headers {
+            headers.insert(HeaderName::from_static(name), value(name, text)?);
+        }
+        let mut builder = reqwest::Client::builder();
+        if let Some(proxy) = settings.proxy {
+            // Without the URL, which may hold a password.
+            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "the proxy's URL is of no use".to_owned())?);
+        }
+        for pem in &settings.root_certificates {
+            let certificates = reqwest::Certificate::from_pem_bundle(pem);
+            let certificates = certificates.map_err(|_| "a root certificate is not PEM".to_owned())?;
+            if certificates.is_empty() {
+                return Err("a root certificate is not PEM".to_owned());
+            }
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let client = builder
             .default_headers(headers)
             .connect_timeout(settings.connect_timeout)
             .timeout(settings.request_timeout)
@@ -89,18 +128,16 @@ impl Http {
 impl Transport for Http {
     async fn send(&self, call: Call) -> Result<Answer, Error> {
         let url = self.base_url.join(&call.path).map_err(|error| Error::Connect(error.to_string()))?;
-        let request = match &call.body {
-            None => self.client.get(url),
-            Some(body) => self.client.post(url).json(body),
+        let request = match call.body {
+            Body::None => self.client.get(url),
+            Body::Json(body) => self.client.post(url).json(&body),
+            Body::Form(fields) => {
+                let form = fields.into_iter().fold(Form::new(), |form, (name, value)| form.text(name, value));
+                self.client.post(url).multipart(form)
+            }
         };
-        let request = request.header("accept", "application/json");
-        let mut response = request.send().await.map_err(reduced)?;
-        let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| retry_after(value, SystemTime::now()));
+        let mut response = request.header(ACCEPT, call.accept).send().await.map_err(reduced)?;
+        let mut answer = read_head(response.status().as_u16(), response.headers());
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(reduced)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
@@ -108,7 +145,23 @@ impl Transport for Http {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, retry_after, body: body.freeze() })
+        answer.body = body.freeze();
+        Ok(answer)
+    }
+}
+
+/// What the status line and the headers say.
+fn read_head(status: u16, headers: &HeaderMap) -> Answer {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    Answer {
+        status,
+        retry_after: text("retry-after").and_then(|value| retry_after(value, SystemTime::now())),
+        content_type: text("content-type")
+            .and_then(|value| value.split(';').next())
+            .map(|kind| kind.trim().to_lowercase()),
+        finish_reason: text("finish-reason").map(str::to_owned),
+        seed: text("seed").and_then(|value| value.parse().ok()),
+        body: Bytes::new(),
     }
 }
 

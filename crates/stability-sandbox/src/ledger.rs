@@ -1,6 +1,7 @@
 //! What the sandbox was asked, and what would have been paid for.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,15 @@ pub struct Ledger {
     pub by_status: BTreeMap<u16, u32>,
     /// The same, for each prompt.
     pub by_prompt: BTreeMap<String, Asked>,
+}
+
+/// A request for pictures.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// When it came.
+    pub at: Instant,
+    /// What it was answered with; `None` while it is in flight, and where the caller hung up.
+    pub status: Option<u16>,
 }
 
 /// What was asked with one prompt.

@@ -5,6 +5,9 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+/// The API's id of a failure, for its support.
+const ID: &str = "9160aa70222d77b8";
+
 /// A refusal: status, name and message of the API's error body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -39,15 +42,29 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
+impl Refusal {
+    /// The error body of the v2beta API.
+    pub(crate) fn into_v2beta(self) -> Response {
+        let body = json!({"id": ID, "name": self.name, "errors": [self.message]});
+        self.with(body)
+    }
+
+    fn with(self, body: serde_json::Value) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = Json(json!({"id": "9160aa70222d77b8", "name": self.name, "message": self.message}));
+        let body = Json(body);
         let retry_after: Option<[(HeaderName, String); 1]> =
             self.retry_after_s.map(|seconds| [(header::RETRY_AFTER, seconds.to_string())]);
         match retry_after {
             None => (status, body).into_response(),
             Some(headers) => (status, headers, body).into_response(),
         }
+    }
+}
+
+impl IntoResponse for Refusal {
+    /// The error body of the v1 API.
+    fn into_response(self) -> Response {
+        let body = json!({"id": ID, "name": self.name, "message": self.message});
+        self.with(body)
     }
 }

@@ -46,6 +46,7 @@ pub fn client(settings: &Settings) -> Result<Client, SettingError> {
         .max_in_flight(stability.max_concurrent)
         .retries(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
         .lockout(stability.lockout)
+        .client_id("asset-worker", env!("CARGO_PKG_VERSION"))
         .build()
         .map_err(|error| SettingError::unusable("STABILITY_API_KEY", &error))
 }

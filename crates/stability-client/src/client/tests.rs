@@ -1,5 +1,7 @@
 //! The client over a scripted transport, in paused time.
 
+mod table;
+
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Mutex;
@@ -10,6 +12,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
 use crate::engine::Engine;
+use crate::quota::GovernorQuota;
+use crate::retry::Unobserved;
 use crate::transport::Call;
 
 type Script = VecDeque<Result<Answer, Error>>;
@@ -40,19 +44,19 @@ impl Scripted {
 
 #[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
 fn good() -> Result<Answer, Error> {
-    let body = json!({"artifacts": [{"base64": "aGVsbG8=", "seed": 7, "finishReason": "SUCCESS"}]});
-    Ok(Answer { status: 200, retry_after: None, body: body.to_string().into() })
+    let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "SUCCESS"}]});
+    Ok(Answer { status: 200, body: body.to_string().into(), ..Answer::default() })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
 fn status(status: u16, body: &Value) -> Result<Answer, Error> {
-    Ok(Answer { status, retry_after: None, body: body.to_string().into() })
+    Ok(Answer { status, body: body.to_string().into(), ..Answer::default() })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
 fn too_many(retry_after: Option<u64>) -> Result<Answer, Error> {
     let body = json!({"message": "Rate limit exceeded"}).to_string().into();
-    Ok(Answer { status: 429, retry_after: retry_after.map(Duration::from_secs), body })
+    Ok(Answer { status: 429, retry_after: retry_after.map(Duration::from_secs), body, ..Answer::default() })
 }
 
 fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) {
@@ -63,13 +67,15 @@ fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) 
         in_flight: Semaphore::new(4),
         retries: RetryPolicy::default(),
         lockout: Duration::from_secs(lockout_s),
+        answers: AnswerForm::Json,
+        observer: Arc::new(Unobserved),
     };
     (Client { inner: Arc::new(inner) }, transport)
 }
 
 fn request() -> TextToImage {
-    let size = Engine::Sdxl10.size_for(1920, 1080);
-    TextToImage::new(Engine::Sdxl10, size, "A city street").expect("a good request")
+    let frame = Engine::Sdxl10.frame_for(1920, 1080);
+    TextToImage::new(Engine::Sdxl10, frame, "A city street").expect("a good request")
 }
 
 /// Collects what is logged while it lives.
@@ -114,8 +120,8 @@ async fn test_2_two_429s_are_retried_after_2_and_5_seconds() {
         let _guard = log.start();
         client.generate(&request()).await.expect("the third request succeeds")
     };
-    assert_eq!(&generated.image[..], b"hello");
     assert_eq!(generated.spent, Spent { requests: 3, maybe_charged: 1 });
+    assert_eq!(generated.into_first().image.len(), 20);
     assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
     assert_eq!(log.text().matches("rate limit exceeded, retrying").count(), 2, "{}", log.text());
 }
@@ -144,6 +150,17 @@ async fn what_passes_is_retried_three_times_and_then_given_up() {
     assert_eq!(error.error.kind(), "server");
     assert_eq!(error.spent, Spent { requests: 4, maybe_charged: 2 });
     assert_eq!(transport.seconds(), [0.0, 2.0, 7.0, 17.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_that_is_longer_than_the_delay_wins_and_a_shorter_one_does_not() {
+    let busy = |seconds| {
+        let retry_after = Some(Duration::from_secs(seconds));
+        Ok(Answer { status: 503, retry_after, ..Answer::default() })
+    };
+    let (client, transport) = client([busy(20), busy(1), busy(0), good()], 60);
+    client.generate(&request()).await.expect("the fourth request succeeds");
+    assert_eq!(transport.seconds(), [0.0, 20.0, 25.0, 35.0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +209,7 @@ async fn test_3_a_content_policy_refusal_is_not_retried_and_its_prompt_is_logged
 
 #[tokio::test(start_paused = true)]
 async fn a_filtered_picture_is_never_an_image() {
-    let body = json!({"artifacts": [{"base64": "aGVsbG8=", "seed": 7, "finishReason": "CONTENT_FILTERED"}]});
+    let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "CONTENT_FILTERED"}]});
     let (client, transport) = client([status(200, &body)], 60);
     let error = client.generate(&request()).await.expect_err("it is filtered");
     assert!(matches!(error.error, Error::Filtered), "{error:?}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use stability_client::{Client, Engine};
+use stability_client::{Checked, Client, Engine};
 
 use super::exit::Failure;
 use super::screen::Screen;
@@ -178,16 +178,17 @@ async fn api(settings: &Settings) -> State {
 }
 
 async fn asked(client: &Client) -> Result<State, stability_client::Error> {
-    let balance = client.balance().await?;
     let engine = Engine::default();
-    if !client.engines().await?.iter().any(|listing| listing.id == engine.id()) {
-        return Ok(State::failed(
-            format!("the account does not list {engine}"),
-            "ask Stability whether it was retired",
-        ));
-    }
-    if balance.credits <= 0.0 {
-        return Ok(State::failed("the key is good, but no credits are left", "buy credits at platform.stability.ai"));
-    }
-    Ok(State::ok(format!("the key is good; {engine} is there; {:.1} credits are left", balance.credits)))
+    let checked = client.check(engine).await?;
+    Ok(match checked {
+        Checked { engine_listed: Some(false), .. } => {
+            State::failed(format!("the account does not list {engine}"), "ask Stability whether it was retired")
+        }
+        Checked { credits, .. } if credits <= 0.0 => {
+            State::failed("the key is good, but no credits are left", "buy credits at platform.stability.ai")
+        }
+        Checked { credits, .. } => {
+            State::ok(format!("the key is good; {engine} is there; {credits:.1} credits are left"))
+        }
+    })
 }

@@ -4,7 +4,7 @@ use domain::asset_path;
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
-use stability_client::{Error, Spent};
+use stability_client::{Error, Picture, Spent};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
@@ -50,14 +50,17 @@ fn unmade(error: &Error) -> Unmade {
     match error {
         Error::ContentPolicy(_) | Error::Filtered => image(ImageFailureCode::ContentPolicy),
         Error::RateLimited { .. } | Error::Quota(_) => image(ImageFailureCode::RateLimited),
+        Error::Damaged { .. } => image(ImageFailureCode::InvalidImage),
         Error::Timeout => image(ImageFailureCode::Timeout),
         Error::InvalidRequest(_) | Error::Rejected(_) => image(ImageFailureCode::RejectedRequest),
         Error::Unauthorized(_) => job(JobFailureCode::Unauthorized),
         Error::OutOfCredit(_) => job(JobFailureCode::InsufficientCredits),
         Error::UnknownEngine(_) => job(JobFailureCode::UnknownEngine),
-        Error::Connect(_) | Error::Interrupted(_) | Error::Server(_) | Error::Unfinished | Error::Undecodable(_) => {
-            image(ImageFailureCode::ProviderUnavailable)
-        }
+        Error::Connect(_)
+        | Error::Interrupted(_)
+        | Error::Server { .. }
+        | Error::Unfinished
+        | Error::Undecodable(_) => image(ImageFailureCode::ProviderUnavailable),
     }
 }
 
@@ -123,7 +126,8 @@ impl Run<'_> {
             }
         };
         *spent = generated.spent;
-        let finished = self.workshop.finisher.finish(generated.image).await;
+        let Picture { image, seed } = generated.into_first();
+        let finished = self.workshop.finisher.finish(image).await;
         let finished = finished.map_err(|defect| Unmade::Image(ImageFailureCode::InvalidImage, defect.to_string()))?;
         let Finished { bytes, format, sha256 } = finished;
         let file_path = self.reserve_path(slot, index, format).await?;
@@ -142,7 +146,7 @@ impl Run<'_> {
             sha256,
             description: slot.description.clone(),
             prompt,
-            seed: generated.seed,
+            seed,
             origin: Origin::Generated,
         })
     }

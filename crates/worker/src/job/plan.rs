@@ -3,7 +3,7 @@
 use domain::command::Command;
 use domain::failure::ImageFailureCode;
 use domain::prompt::{DEFAULT_NEGATIVE_PROMPT, enhance_prompt, needs_translation};
-use stability_client::{Engine, InvalidRequest, Size, StylePreset, TextToImage};
+use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage};
 
 use crate::settings::Settings;
 
@@ -56,13 +56,20 @@ impl Planner {
         let engine = engine.map_err(|error| rejected(&error))?;
         let preset = config.style_preset.as_deref().map(str::parse::<StylePreset>).transpose();
         let preset = preset.map_err(|error| rejected(&error))?;
-        let size: Size = engine.size_for(self.width, self.height);
-        let request = TextToImage::new(engine, size, prompt.clone())?
+        let mut request = TextToImage::new(engine, engine.frame_for(self.width, self.height), prompt.clone())?
             .negative_prompt(negative)?
-            .cfg_scale(config.cfg_scale.unwrap_or(self.cfg_scale))?
-            .steps(config.steps.unwrap_or(self.steps))?
-            .seed(config.seed.unwrap_or(0))
-            .style_preset(preset);
+            .seed(config.seed.unwrap_or(0))?;
+        // Our own defaults are for the engines that take them; what the command asks for is refused where it cannot be had.
+        let ours = engine.family() == Family::V1;
+        if let Some(cfg_scale) = config.cfg_scale.or(ours.then_some(self.cfg_scale)) {
+            request = request.cfg_scale(cfg_scale)?;
+        }
+        if let Some(steps) = config.steps.or(ours.then_some(self.steps)) {
+            request = request.steps(steps)?;
+        }
+        if let Some(preset) = preset {
+            request = request.style_preset(preset)?;
+        }
         Ok(Plan { prompt, request })
     }
 }
@@ -90,8 +97,8 @@ mod tests {
     fn a_command_without_config_is_planned_with_the_defaults() {
         let planned = plan("A fox", JobConfig::default()).expect("a plan");
         assert!(planned.prompt.starts_with("A fox, cinematic lighting, "), "{}", planned.prompt);
-        let size = Engine::default().size_for(1920, 1080);
-        let expected = TextToImage::new(Engine::default(), size, planned.prompt.clone())
+        let frame = Engine::default().frame_for(1920, 1080);
+        let expected = TextToImage::new(Engine::default(), frame, planned.prompt.clone())
             .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
             .and_then(|request| request.cfg_scale(8.0))
             .and_then(|request| request.steps(40))
@@ -112,14 +119,27 @@ mod tests {
         };
         let planned = plan("A fox", config).expect("a plan");
         assert_eq!(planned.prompt, "A fox");
-        let size = Engine::default().size_for(1920, 1080);
-        let expected = TextToImage::new(Engine::default(), size, "A fox")
+        let frame = Engine::default().frame_for(1920, 1080);
+        let expected = TextToImage::new(Engine::default(), frame, "A fox")
             .and_then(|request| request.cfg_scale(5.0))
             .and_then(|request| request.steps(10))
-            .expect("a request")
-            .seed(7)
-            .style_preset(StylePreset::Anime);
+            .and_then(|request| request.seed(7))
+            .and_then(|request| request.style_preset(StylePreset::Anime))
+            .expect("a request");
         assert_eq!(planned.request, expected);
+    }
+
+    #[test]
+    fn another_engine_is_asked_for_by_name_and_only_for_what_it_takes() {
+        let core = || JobConfig { engine: Some("core".into()), style_modifiers: Some(vec![]), ..JobConfig::default() };
+        let planned = plan("A fox", core()).expect("a plan");
+        let expected = TextToImage::new(Engine::Core, Engine::Core.frame_for(1920, 1080), "A fox")
+            .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
+            .expect("a request");
+        assert_eq!(planned.request, expected);
+        let refused = plan("A fox", JobConfig { steps: Some(40), ..core() }).expect_err("core takes no steps");
+        assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
+        assert_eq!(refused.message, "steps: 40 is not allowed; not taken by core");
     }
 
     #[test]

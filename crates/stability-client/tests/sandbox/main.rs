@@ -1,8 +1,14 @@
 //! The client over real HTTP, against the sandbox, which holds to the API's rules.
 
+mod agreement;
+mod lockout;
+mod secrets;
+
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stability_client::{Client, Engine, Error, RetryPolicy, TextToImage};
+use stability_client::{Checked, Client, ClientBuilder, Engine, Error, Observer, Retry, RetryPolicy, TextToImage};
 use stability_sandbox::faults::FaultOrder;
 use stability_sandbox::{Sandbox, Settings};
 
@@ -13,20 +19,27 @@ async fn sandbox() -> Sandbox {
 }
 
 /// A client whose retries are real, but short.
-fn client(sandbox: &Sandbox, key: &str) -> Client {
+fn builder(sandbox: &Sandbox, key: &str) -> ClientBuilder {
     let delays = vec![Duration::from_millis(10); 3];
     Client::builder(key)
         .base_url(sandbox.base_url().parse().expect("a URL"))
         .request_timeout(Duration::from_secs(30))
         .retries(RetryPolicy { delays, ..RetryPolicy::default() })
         .lockout(Duration::ZERO)
-        .build()
-        .expect("a good key")
+        .rate_limit(NonZeroU32::new(60_000).expect("not 0"))
+}
+
+fn client(sandbox: &Sandbox, key: &str) -> Client {
+    builder(sandbox, key).build().expect("a good key")
+}
+
+fn no_retries() -> RetryPolicy {
+    RetryPolicy { delays: vec![], ..RetryPolicy::default() }
 }
 
 fn request() -> TextToImage {
-    let size = Engine::Sdxl10.size_for(1920, 1080);
-    TextToImage::new(Engine::Sdxl10, size, PROMPT)
+    let frame = Engine::Sdxl10.frame_for(1920, 1080);
+    TextToImage::new(Engine::Sdxl10, frame, PROMPT)
         .and_then(|request| request.negative_prompt("blurry, low quality, watermark"))
         .and_then(|request| request.cfg_scale(8.0))
         .and_then(|request| request.steps(40))
@@ -39,9 +52,10 @@ fn request() -> TextToImage {
 async fn test_1_one_picture_is_asked_for_and_can_be_decoded() {
     let sandbox = sandbox().await;
     let generated = client(&sandbox, "sk-sandbox").generate(&request()).await.expect("a picture");
-    assert!(generated.image.len() > 1_000);
     assert_eq!((generated.spent.requests, generated.spent.maybe_charged), (1, 1));
-    let picture = image::load_from_memory(&generated.image).expect("it decodes");
+    let image = generated.into_first().image;
+    assert!(image.len() > 1_000);
+    let picture = image::load_from_memory(&image).expect("it decodes");
     assert_eq!((picture.width(), picture.height()), (1344, 768));
     let ledger = sandbox.ledger();
     assert_eq!(ledger.asked(PROMPT).requests, 1);
@@ -49,79 +63,44 @@ async fn test_1_one_picture_is_asked_for_and_can_be_decoded() {
 }
 
 #[tokio::test]
-async fn every_fault_on_the_way_has_its_kind_and_its_number_of_requests() {
-    let sandbox = sandbox().await;
-    let client = client(&sandbox, "sk-sandbox");
-    for (fault, kind, requests) in [
-        ("status=500", "server", 4),
-        ("status=503", "server", 4),
-        ("status=429", "rate_limited", 4),
-        ("status=400", "rejected", 1),
-        ("status=401", "unauthorized", 1),
-        ("status=402", "out_of_credit", 1),
-        ("status=404", "unknown_engine", 1),
-        ("filtered", "filtered", 1),
-        ("error", "unfinished", 4),
-        ("truncated", "undecodable", 4),
-        ("html", "undecodable", 4),
-        ("empty", "undecodable", 4),
-        ("oversized", "undecodable", 4),
-        ("drop", "interrupted", 4),
-    ] {
-        sandbox.clear_faults();
-        let order = FaultOrder { fault: fault.to_owned(), times: None, prompt_contains: None };
-        sandbox.order(order).expect("a known fault");
-        let before = sandbox.ledger().requests;
-        let failure = client.generate(&request()).await.expect_err(fault);
-        assert_eq!((failure.error.kind(), failure.spent.requests), (kind, requests), "{fault}: {:?}", failure.error);
-        assert_eq!(sandbox.ledger().requests - before, requests, "{fault}");
-    }
-    sandbox.clear_faults();
-    client.generate(&request()).await.expect("the client is as good as new");
-}
-
-#[tokio::test]
 async fn an_answer_that_does_not_come_is_a_time_out_and_a_server_that_is_not_there_a_failed_connection() {
     let sandbox = sandbox().await;
     sandbox.set_latency(Duration::from_mins(1));
-    let impatient = Client::builder("sk-sandbox")
-        .base_url(sandbox.base_url().parse().expect("a URL"))
-        .request_timeout(Duration::from_millis(100))
-        .retries(RetryPolicy { delays: vec![], ..RetryPolicy::default() })
-        .build()
-        .expect("a good key");
-    let failure = impatient.generate(&request()).await.expect_err("it takes a minute");
+    let impatient = builder(&sandbox, "sk-sandbox").request_timeout(Duration::from_millis(100)).retries(no_retries());
+    let failure = impatient.build().expect("a client").generate(&request()).await.expect_err("it takes a minute");
     assert!(matches!(failure.error, Error::Timeout), "{:?}", failure.error);
     assert_eq!(failure.spent.maybe_charged, 1);
-    let base_url = sandbox.base_url();
+    let lost = builder(&sandbox, "sk-sandbox").retries(no_retries()).build().expect("a client");
     drop(sandbox);
-    let lost = Client::builder("sk-sandbox")
-        .base_url(base_url.parse().expect("a URL"))
-        .retries(RetryPolicy { delays: vec![], ..RetryPolicy::default() })
-        .build()
-        .expect("a good key");
     let failure = lost.generate(&request()).await.expect_err("nobody listens");
     assert!(matches!(failure.error, Error::Connect(_) | Error::Interrupted(_)), "{:?}", failure.error);
 }
 
 #[tokio::test]
-async fn the_account_is_shown_to_whoever_has_the_key() {
+async fn the_account_is_shown_to_whoever_has_the_key_and_checked_in_one_call() {
     let sandbox = sandbox().await;
     sandbox.set_credits(41.5);
     let good = client(&sandbox, "sk-sandbox");
     assert!((good.balance().await.expect("credits").credits - 41.5).abs() < f64::EPSILON);
     let engines = good.engines().await.expect("engines");
     assert!(engines.iter().any(|engine| engine.id == Engine::Sdxl10.id()), "{engines:?}");
-    let stranger = client(&sandbox, "sk-hunter2");
-    let error = stranger.balance().await.expect_err("a wrong key");
+    let checked = good.check(Engine::Sdxl10).await.expect("the account is well");
+    assert_eq!(checked, Checked { credits: 41.5, engine_listed: Some(true) });
+    assert!(checked.is_ready());
+    let checked = good.check(Engine::Core).await.expect("the account is well");
+    assert_eq!(checked.engine_listed, None, "the API lists no engines of v2beta");
+    sandbox.set_credits(0.0);
+    assert!(!good.check(Engine::Sdxl10).await.expect("the account is known").is_ready());
+    let stranger = client(&sandbox, "sk-other");
+    let error = stranger.check(Engine::Sdxl10).await.expect_err("a wrong key");
     assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
-    assert!(!format!("{error} {error:?}").contains("hunter2"));
+    assert_eq!(sandbox.ledger().charged, 0);
 }
 
 #[tokio::test]
 async fn never_more_requests_are_in_flight_than_the_bound() {
     let sandbox = sandbox().await;
-    sandbox.set_latency(Duration::from_millis(50));
+    sandbox.set_latency(Duration::from_millis(300));
     let client = client(&sandbox, "sk-sandbox");
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..8 {
@@ -132,4 +111,31 @@ async fn never_more_requests_are_in_flight_than_the_bound() {
         result.expect("a picture");
     }
     assert_eq!(sandbox.ledger().max_in_flight, 4);
+}
+
+#[derive(Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl Observer for Told {
+    fn retrying(&self, retry: &Retry) {
+        self.0.lock().expect("a lock").push(format!("{} {} {:?}", retry.attempt, retry.cause, retry.wait));
+    }
+
+    fn paused(&self, pause: Duration) {
+        self.0.lock().expect("a lock").push(format!("paused {pause:?}"));
+    }
+}
+
+#[tokio::test]
+async fn an_observer_hears_of_every_retry_and_pause() {
+    let sandbox = sandbox().await;
+    for (fault, times) in [("status=500", 1), ("status=429:1", 1), ("drop", 1)] {
+        let order = FaultOrder { fault: fault.to_owned(), times: Some(times), prompt_contains: None };
+        sandbox.order(order).expect("a known fault");
+    }
+    let told = Arc::new(Told::default());
+    let client = builder(&sandbox, "sk-sandbox").observer(told.clone()).build().expect("a client");
+    client.generate(&request()).await.expect("the fourth request succeeds");
+    let told = told.0.lock().expect("a lock").clone();
+    assert_eq!(told, ["1 server 10ms", "paused 1s", "3 interrupted 10ms"]);
 }

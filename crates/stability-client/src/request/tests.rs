@@ -1,0 +1,162 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::frame::{AspectRatio, Size};
+
+fn request(engine: Engine) -> TextToImage {
+    TextToImage::new(engine, engine.frame_for(1920, 1080), "A fox").expect("a good request")
+}
+
+fn json_of(request: &TextToImage) -> Value {
+    match request.call(AnswerForm::Json).body {
+        Body::Json(body) => body,
+        other => panic!("not JSON: {other:?}"),
+    }
+}
+
+fn form_of(request: &TextToImage) -> Vec<(&'static str, String)> {
+    match request.call(AnswerForm::Json).body {
+        Body::Form(form) => form,
+        other => panic!("not a form: {other:?}"),
+    }
+}
+
+/// A request with everything that the v1 API takes.
+fn full(engine: Engine) -> Result<TextToImage, InvalidRequest> {
+    request(engine)
+        .weighted_prompt("snow", 0.5)?
+        .negative_prompt("blurry")?
+        .cfg_scale(8.0)?
+        .steps(40)?
+        .samples(2)?
+        .seed(7)?
+        .sampler(Sampler::KEuler)?
+        .clip_guidance(ClipGuidance::Simple)?
+        .style_preset(StylePreset::ThreeDModel)
+}
+
+#[test]
+fn the_body_is_that_of_the_v1_api() {
+    let request = full(Engine::Sdxl10).expect("a good request");
+    assert_eq!(
+        json_of(&request),
+        json!({
+            "text_prompts": [
+                {"text": "A fox", "weight": 1.0}, {"text": "snow", "weight": 0.5}, {"text": "blurry", "weight": -1.0},
+            ],
+            "width": 1344, "height": 768, "cfg_scale": 8.0, "steps": 40, "samples": 2, "seed": 7,
+            "sampler": "K_EULER", "clip_guidance_preset": "SIMPLE", "style_preset": "3d-model",
+        })
+    );
+    let call = request.call(AnswerForm::Image);
+    assert_eq!(call.path, "v1/generation/stable-diffusion-xl-1024-v1-0/text-to-image");
+    assert_eq!(call.accept, "application/json", "two pictures cannot come as one image");
+}
+
+#[test]
+fn what_is_not_set_is_left_to_the_api() {
+    let request = request(Engine::Sd16).negative_prompt("  ").expect("none");
+    let expected = json!({
+        "text_prompts": [{"text": "A fox", "weight": 1.0}], "width": 1024, "height": 576, "samples": 1, "seed": 0,
+    });
+    assert_eq!(json_of(&request), expected);
+    assert_eq!(request.call(AnswerForm::Image).accept, "image/png");
+    assert_eq!(request.call(AnswerForm::Json).accept, "application/json");
+}
+
+#[test]
+fn the_form_is_that_of_the_v2beta_api() {
+    let with = request(Engine::Core)
+        .negative_prompt("blurry")
+        .and_then(|request| request.seed(7))
+        .and_then(|request| request.style_preset(StylePreset::Anime))
+        .and_then(|request| request.output_format(OutputFormat::Webp))
+        .expect("a good request");
+    let owned = |fields: &[(&'static str, &str)]| -> Vec<_> {
+        fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+    };
+    assert_eq!(
+        form_of(&with),
+        owned(&[
+            ("prompt", "A fox"),
+            ("seed", "7"),
+            ("output_format", "webp"),
+            ("aspect_ratio", "16:9"),
+            ("negative_prompt", "blurry"),
+            ("style_preset", "anime"),
+        ])
+    );
+    let plain = request(Engine::Sd35Medium);
+    assert_eq!(
+        form_of(&plain),
+        owned(&[
+            ("prompt", "A fox"),
+            ("seed", "0"),
+            ("output_format", "png"),
+            ("aspect_ratio", "16:9"),
+            ("model", "sd3.5-medium"),
+        ])
+    );
+    let path = |engine: Engine| request(engine).call(AnswerForm::Image).path;
+    assert_eq!(path(Engine::Core), "v2beta/stable-image/generate/core");
+    assert_eq!(path(Engine::Ultra), "v2beta/stable-image/generate/ultra");
+    assert_eq!(path(Engine::Sd35Large), "v2beta/stable-image/generate/sd3");
+    assert_eq!(plain.call(AnswerForm::Image).accept, "image/*");
+}
+
+#[test]
+fn what_the_api_would_refuse_is_not_built() {
+    let check = |result: Result<TextToImage, InvalidRequest>, expected: &str| {
+        assert_eq!(result.expect_err(expected).to_string(), expected);
+    };
+    let v1 = || request(Engine::Sdxl10);
+    let new = |engine: Engine, prompt: &str| TextToImage::new(engine, engine.frame_for(16, 9), prompt);
+    let full_hd = Frame::Size(Size { width: 1920, height: 1080 });
+    check(
+        TextToImage::new(Engine::Sdxl10, full_hd, "A fox"),
+        "size: 1920x1080 is not allowed; one of 1024x1024, 1152x896, 1216x832, 1344x768, 1536x640, 640x1536, 768x1344, 832x1216, 896x1152",
+    );
+    check(
+        TextToImage::new(Engine::Core, full_hd, "A fox"),
+        "aspect_ratio: 1920x1080 is not allowed; an aspect ratio: one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21",
+    );
+    let square = Frame::AspectRatio(AspectRatio::OneOne);
+    check(
+        TextToImage::new(Engine::Sd16, square, "A fox"),
+        "size: 1:1 is not allowed; sides of 320 to 1536 pixels in steps of 64",
+    );
+    check(new(Engine::Sdxl10, " "), "prompt: 1 characters is not allowed; 1 to 2000 characters");
+    check(new(Engine::Sdxl10, &"é".repeat(2001)), "prompt: 2001 characters is not allowed; 1 to 2000 characters");
+    check(new(Engine::Ultra, &"é".repeat(10_001)), "prompt: 10001 characters is not allowed; 1 to 10000 characters");
+    check(v1().weighted_prompt("x", f64::NAN), "text_prompts.weight: NaN is not allowed; a finite number");
+    check(v1().weighted_prompt("", 1.0), "prompt: 0 characters is not allowed; 1 to 2000 characters");
+    check(
+        v1().negative_prompt("x".repeat(2001)),
+        "negative_prompt: 2001 characters is not allowed; 1 to 2000 characters",
+    );
+    check(v1().cfg_scale(35.5), "cfg_scale: 35.5 is not allowed; a number from 0 to 35");
+    check(v1().cfg_scale(f64::NAN), "cfg_scale: NaN is not allowed; a number from 0 to 35");
+    check(v1().steps(9), "steps: 9 is not allowed; a whole number from 10 to 50");
+    check(v1().samples(11), "samples: 11 is not allowed; a whole number from 1 to 10");
+    check(request(Engine::Core).seed(u32::MAX), "seed: 4294967295 is not allowed; a whole number from 0 to 4294967294");
+    assert!(v1().seed(u32::MAX).is_ok());
+}
+
+#[test]
+fn an_option_that_the_engine_does_not_take_is_refused_by_name() {
+    let check = |result: Result<TextToImage, InvalidRequest>, expected: &str| {
+        assert_eq!(result.expect_err(expected).to_string(), expected);
+    };
+    let ultra = || request(Engine::Ultra);
+    check(ultra().weighted_prompt("snow", 0.5), "text_prompts: 0.5 is not allowed; not taken by ultra");
+    check(ultra().cfg_scale(8.0), "cfg_scale: 8 is not allowed; not taken by ultra");
+    check(ultra().steps(40), "steps: 40 is not allowed; not taken by ultra");
+    check(ultra().samples(2), "samples: 2 is not allowed; not taken by ultra");
+    check(ultra().sampler(Sampler::KLms), "sampler: K_LMS is not allowed; not taken by ultra");
+    check(ultra().clip_guidance(ClipGuidance::Slow), "clip_guidance_preset: SLOW is not allowed; not taken by ultra");
+    check(ultra().style_preset(StylePreset::Anime), "style_preset: anime is not allowed; not taken by ultra");
+    check(
+        request(Engine::Sdxl10).output_format(OutputFormat::Jpeg),
+        "output_format: jpeg is not allowed; not taken by stable-diffusion-xl-1024-v1-0",
+    );
+}

@@ -1,0 +1,241 @@
+//! What v1 text-to-image takes, and how it refuses the rest.
+//!
+//! Source: the v1 specification; the order of the checks is ours.
+
+use serde_json::{Map, Value};
+
+use super::{Format, Order, STYLE_PRESETS, check_language, is_refused};
+use crate::reply::Refusal;
+
+pub(crate) const SDXL: &str = "stable-diffusion-xl-1024-v1-0";
+pub(crate) const SD16: &str = "stable-diffusion-v1-6";
+
+const SDXL_SIZES: [(u64, u64); 9] = [
+    (1024, 1024),
+    (1152, 896),
+    (1216, 832),
+    (1344, 768),
+    (1536, 640),
+    (640, 1536),
+    (768, 1344),
+    (832, 1216),
+    (896, 1152),
+];
+
+const SAMPLERS: [&str; 10] = [
+    "DDIM",
+    "DDPM",
+    "K_DPMPP_2M",
+    "K_DPMPP_2S_ANCESTRAL",
+    "K_DPM_2",
+    "K_DPM_2_ANCESTRAL",
+    "K_EULER",
+    "K_EULER_ANCESTRAL",
+    "K_HEUN",
+    "K_LMS",
+];
+
+const CLIP_GUIDANCE_PRESETS: [&str; 7] = ["FAST_BLUE", "FAST_GREEN", "NONE", "SIMPLE", "SLOW", "SLOWER", "SLOWEST"];
+
+const KEYS: [&str; 11] = [
+    "text_prompts",
+    "width",
+    "height",
+    "cfg_scale",
+    "steps",
+    "samples",
+    "seed",
+    "sampler",
+    "clip_guidance_preset",
+    "style_preset",
+    "extras",
+];
+
+/// Checks a request for an engine.
+pub(crate) fn check(engine: &str, body: &[u8]) -> Result<Order, Refusal> {
+    let sdxl = match engine {
+        SDXL => true,
+        SD16 => false,
+        _ => return Err(Refusal::of_status(404)),
+    };
+    let bad = |message: String| Refusal::new(400, "bad_request", message);
+    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("invalid JSON: {error}")))?;
+    let object = value.as_object().ok_or_else(|| bad("the body must be a JSON object".to_owned()))?;
+    if let Some(unknown) = object.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        return Err(bad(format!("{unknown}: unknown field")));
+    }
+    let samples = whole(object, "samples", 1, 1, 10, "invalid_samples")?;
+    whole(object, "steps", 30, 10, 50, "bad_request")?;
+    let seed = whole(object, "seed", 0, 0, u64::from(u32::MAX), "bad_request")?;
+    number(object, "cfg_scale", 0.0, 35.0)?;
+    one_of(object, "style_preset", &STYLE_PRESETS)?;
+    one_of(object, "sampler", &SAMPLERS)?;
+    one_of(object, "clip_guidance_preset", &CLIP_GUIDANCE_PRESETS)?;
+    if object.get("extras").is_some_and(|extras| !extras.is_object()) {
+        return Err(bad("extras: must be a JSON object".to_owned()));
+    }
+    let (width, height) = size(object, sdxl)?;
+    let prompt = prompts(object)?;
+    Ok(Order {
+        prompt,
+        width: narrow(width),
+        height: narrow(height),
+        samples: narrow(samples),
+        seed: narrow(seed),
+        format: Format::Png,
+    })
+}
+
+fn narrow(value: u64) -> u32 {
+    u32::try_from(value).expect("the ranges that were checked fit")
+}
+
+fn whole(
+    object: &Map<String, Value>,
+    key: &str,
+    default: u64,
+    min: u64,
+    max: u64,
+    name: &'static str,
+) -> Result<u64, Refusal> {
+    match object.get(key) {
+        None => Ok(default),
+        Some(value) => value
+            .as_u64()
+            .filter(|number| (min..=max).contains(number))
+            .ok_or_else(|| Refusal::new(400, name, format!("{key}: must be a whole number between {min} and {max}"))),
+    }
+}
+
+fn number(object: &Map<String, Value>, key: &str, min: f64, max: f64) -> Result<(), Refusal> {
+    let good = object.get(key).is_none_or(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
+    if good { Ok(()) } else { Err(Refusal::new(400, "bad_request", format!("{key}: must be between {min} and {max}"))) }
+}
+
+fn one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Result<(), Refusal> {
+    let good = object.get(key).is_none_or(|value| value.as_str().is_some_and(|name| names.contains(&name)));
+    if good {
+        Ok(())
+    } else {
+        Err(Refusal::new(400, "bad_request", format!("{key}: must be one of {}", names.join(", "))))
+    }
+}
+
+fn size(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64), Refusal> {
+    let side = |key: &str| match object.get(key) {
+        None => Ok(1024),
+        Some(value) => value.as_u64().ok_or_else(|| {
+            Refusal::new(400, "invalid_height_or_width", format!("{key}: must be a whole number of pixels"))
+        }),
+    };
+    let (width, height) = (side("width")?, side("height")?);
+    if sdxl && !SDXL_SIZES.contains(&(width, height)) {
+        let sizes: Vec<_> = SDXL_SIZES.iter().map(|(w, h)| format!("{w}x{h}")).collect();
+        return Err(Refusal::new(
+            400,
+            "invalid_sdxl_v1_dimensions",
+            format!("for {SDXL} the allowed dimensions are {}, but we received {width}x{height}", sizes.join(", ")),
+        ));
+    }
+    if !sdxl && [width, height].iter().any(|side| !(320..=1536).contains(side) || side % 64 != 0) {
+        return Err(Refusal::new(
+            400,
+            "invalid_height_or_width",
+            format!("height and width must be multiples of 64 from 320 to 1536, but we received {width}x{height}"),
+        ));
+    }
+    Ok((width, height))
+}
+
+/// The joined prompts of positive weight, if the service understands and allows them.
+fn prompts(object: &Map<String, Value>) -> Result<String, Refusal> {
+    let bad = |message: &str| Refusal::new(400, "bad_request", message);
+    let prompts = object
+        .get("text_prompts")
+        .and_then(Value::as_array)
+        .filter(|prompts| !prompts.is_empty())
+        .ok_or_else(|| bad("text_prompts: at least one prompt is required"))?;
+    let mut positive = Vec::new();
+    for prompt in prompts {
+        let text = prompt.get("text").and_then(Value::as_str).ok_or_else(|| bad("text_prompts.text: is required"))?;
+        if text.is_empty() || text.chars().count() > 2_000 {
+            return Err(bad("text_prompts.text: must be 1 to 2000 characters"));
+        }
+        let weight = match prompt.get("weight") {
+            None | Some(Value::Null) => 1.0,
+            Some(weight) => weight.as_f64().ok_or_else(|| bad("text_prompts.weight: must be a number"))?,
+        };
+        check_language(text)?;
+        if weight > 0.0 {
+            positive.push(text);
+        }
+    }
+    let joined = positive.join(" ");
+    if is_refused(&joined) {
+        return Err(Refusal::new(
+            400,
+            "invalid_prompts",
+            "Invalid prompts detected: your prompt was flagged by moderation",
+        ));
+    }
+    Ok(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn body() -> Value {
+        json!({
+            "text_prompts": [{"text": "A fox", "weight": 1.0}, {"text": "nude, blurry", "weight": -1.0}],
+            "width": 1344, "height": 768, "cfg_scale": 8.0, "steps": 40, "samples": 1, "seed": 7,
+        })
+    }
+
+    #[test]
+    fn a_good_request_is_an_order() {
+        let order = check(SDXL, body().to_string().as_bytes());
+        assert_eq!(
+            order,
+            Ok(Order { prompt: "A fox".into(), width: 1344, height: 768, samples: 1, seed: 7, format: Format::Png })
+        );
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_apis_default() {
+        let order = check(SDXL, br#"{"text_prompts": [{"text": "A fox"}], "sampler": "K_EULER"}"#);
+        assert_eq!(
+            order,
+            Ok(Order { prompt: "A fox".into(), width: 1024, height: 1024, samples: 1, seed: 0, format: Format::Png })
+        );
+    }
+
+    #[test]
+    fn each_broken_rule_has_the_apis_name() {
+        let check = |engine: &str, key: &str, value: Value, expected: &str| {
+            let mut body = body();
+            body[key] = value.clone();
+            let refusal = check(engine, body.to_string().as_bytes()).expect_err(expected);
+            assert_eq!(format!("{} {}", refusal.status, refusal.name), expected, "{key}: {value}");
+        };
+        check("gone", "steps", json!(40), "404 not_found");
+        check(SDXL, "width", json!(1920), "400 invalid_sdxl_v1_dimensions");
+        check(SDXL, "width", json!("wide"), "400 invalid_height_or_width");
+        check(SD16, "width", json!(1345), "400 invalid_height_or_width");
+        check(SDXL, "samples", json!(11), "400 invalid_samples");
+        check(SDXL, "steps", json!(51), "400 bad_request");
+        check(SDXL, "cfg_scale", json!(36), "400 bad_request");
+        check(SDXL, "seed", json!(4_294_967_296_u64), "400 bad_request");
+        check(SDXL, "style_preset", json!("baroque"), "400 bad_request");
+        check(SDXL, "sampler", json!("EULER"), "400 bad_request");
+        check(SDXL, "clip_guidance_preset", json!("fast"), "400 bad_request");
+        check(SDXL, "extras", json!(7), "400 bad_request");
+        check(SDXL, "quality", json!("best"), "400 bad_request");
+        check(SDXL, "text_prompts", json!([]), "400 bad_request");
+        check(SDXL, "text_prompts", json!([{"text": "x".repeat(2001)}]), "400 bad_request");
+        check(SDXL, "text_prompts", json!([{"text": "一座寧靜的山景"}]), "400 invalid_language");
+        check(SDXL, "text_prompts", json!([{"text": "a Gory battle"}]), "400 invalid_prompts");
+    }
+}

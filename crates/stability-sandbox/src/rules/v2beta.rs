@@ -1,0 +1,128 @@
+//! What v2beta's `core`, `ultra` and `sd3` take.
+//!
+//! Source: the public v2beta reference; the order of the checks is ours.
+
+use super::{Format, Order, STYLE_PRESETS, check_language, is_refused};
+use crate::reply::Refusal;
+
+const MODELS: [&str; 4] = ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"];
+const ASPECT_RATIOS: [(&str, u32, u32); 9] = [
+    ("16:9", 1344, 768),
+    ("1:1", 1024, 1024),
+    ("21:9", 1536, 640),
+    ("2:3", 832, 1216),
+    ("3:2", 1216, 832),
+    ("4:5", 896, 1088),
+    ("5:4", 1088, 896),
+    ("9:16", 768, 1344),
+    ("9:21", 640, 1536),
+];
+const MAX_PROMPT_CHARS: usize = 10_000;
+
+/// Checks the fields of a form for a service.
+pub(crate) fn check(service: &str, fields: &[(String, String)]) -> Result<Order, Refusal> {
+    let bad = |message: String| Refusal::new(400, "bad_request", message);
+    let mut keys = vec!["prompt", "negative_prompt", "aspect_ratio", "seed", "output_format"];
+    match service {
+        "core" => keys.push("style_preset"),
+        "ultra" => {}
+        "sd3" => keys.extend(["model", "cfg_scale", "mode"]),
+        _ => return Err(Refusal::new(404, "not_found", "no such service")),
+    }
+    if let Some((unknown, _)) = fields.iter().find(|(name, _)| !keys.contains(&name.as_str())) {
+        return Err(bad(format!("{unknown}: unknown field")));
+    }
+    let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let one_of = |name: &str, allowed: &[&str]| match field(name) {
+        Some(value) if !allowed.contains(&value) => Err(bad(format!("{name}: must be one of {}", allowed.join(", ")))),
+        other => Ok(other),
+    };
+    let prompt = field("prompt").ok_or_else(|| bad("prompt: is required".to_owned()))?;
+    for (name, text) in [("prompt", Some(prompt)), ("negative_prompt", field("negative_prompt"))] {
+        let Some(text) = text else { continue };
+        if text.is_empty() || text.chars().count() > MAX_PROMPT_CHARS {
+            return Err(bad(format!("{name}: must be 1 to {MAX_PROMPT_CHARS} characters")));
+        }
+        check_language(text)?;
+    }
+    let ratios = ASPECT_RATIOS.map(|(name, _, _)| name);
+    let ratio = one_of("aspect_ratio", &ratios)?.unwrap_or("1:1");
+    let format = match one_of("output_format", &["png", "jpeg", "webp"])? {
+        Some("jpeg") => Format::Jpeg,
+        Some("webp") => Format::Webp,
+        _ => Format::Png,
+    };
+    one_of("style_preset", &STYLE_PRESETS)?;
+    one_of("model", &MODELS)?;
+    let seed = match field("seed") {
+        None => 0,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|seed| *seed < u32::MAX)
+            .ok_or_else(|| bad("seed: must be a whole number from 0 to 4294967294".to_owned()))?,
+    };
+    if is_refused(prompt) {
+        return Err(Refusal::new(
+            403,
+            "content_moderation",
+            "Your request was flagged by our content moderation system",
+        ));
+    }
+    let (_, width, height) =
+        ASPECT_RATIOS.into_iter().find(|(name, _, _)| *name == ratio).expect("checked a moment ago");
+    // Core makes 1.5 megapixels, the others one.
+    let (width, height) = if service == "core" { (width * 5 / 4, height * 5 / 4) } else { (width, height) };
+    Ok(Order { prompt: prompt.to_owned(), width, height, samples: 1, seed, format })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_good_form_is_an_order() {
+        let fields = [
+            ("prompt", "A fox"),
+            ("negative_prompt", "nude"),
+            ("aspect_ratio", "16:9"),
+            ("seed", "7"),
+            ("output_format", "jpeg"),
+            ("style_preset", "anime"),
+        ];
+        let order = check("core", &owned(&fields)).expect("an order");
+        assert_eq!((order.width, order.height, order.seed, order.format), (1680, 960, 7, Format::Jpeg));
+        let plain = check("ultra", &owned(&[("prompt", "A fox")])).expect("an order");
+        assert_eq!((plain.width, plain.height, plain.seed, plain.format), (1024, 1024, 0, Format::Png));
+        assert!(check("sd3", &owned(&[("prompt", "A fox"), ("model", "sd3.5-flash")])).is_ok());
+    }
+
+    #[test]
+    fn each_broken_rule_has_the_apis_name() {
+        let check = |service: &str, name: &str, value: &str, expected: &str| {
+            let mut fields = owned(&[("prompt", "A fox")]);
+            fields.retain(|(known, _)| known != name);
+            fields.push((name.to_owned(), value.to_owned()));
+            let refusal = check(service, &fields).expect_err(expected);
+            assert_eq!(format!("{} {}", refusal.status, refusal.name), expected, "{name}: {value}");
+        };
+        check("gone", "seed", "1", "404 not_found");
+        check("core", "prompt", "", "400 bad_request");
+        check("core", "prompt", &"x".repeat(10_001), "400 bad_request");
+        check("core", "prompt", "一座寧靜的山景", "400 invalid_language");
+        check("core", "prompt", "a Gory battle", "403 content_moderation");
+        check("core", "aspect_ratio", "4:3", "400 bad_request");
+        check("core", "seed", "4294967295", "400 bad_request");
+        check("core", "seed", "-1", "400 bad_request");
+        check("core", "output_format", "gif", "400 bad_request");
+        check("core", "style_preset", "baroque", "400 bad_request");
+        check("ultra", "style_preset", "anime", "400 bad_request");
+        check("ultra", "steps", "40", "400 bad_request");
+        check("sd3", "model", "sd3", "400 bad_request");
+        assert!(super::check("core", &[]).is_err());
+    }
+}

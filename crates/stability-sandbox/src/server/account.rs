@@ -1,0 +1,26 @@
+//! The account: credits and engines.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::Shared;
+use crate::reply::Refusal;
+use crate::rules::v1;
+
+pub(super) async fn balance(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    shared.check_key(&headers)?;
+    let credits = shared.lock().credits;
+    Ok(Json(json!({"credits": credits})).into_response())
+}
+
+pub(super) async fn engines(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    shared.check_key(&headers)?;
+    let engine = |id: &str, name: &str| json!({"id": id, "name": name, "description": name, "type": "PICTURE"});
+    let engines = [engine(v1::SDXL, "Stable Diffusion XL v1.0"), engine(v1::SD16, "Stable Diffusion v1.6")];
+    Ok(Json(json!(engines)).into_response())
+}

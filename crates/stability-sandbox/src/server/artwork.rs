@@ -1,0 +1,87 @@
+//! Pictures, and what can be wrong with them or with the way they are sent.
+
+use axum::body::{Body, Bytes};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::faults::Fault;
+use crate::paint;
+use crate::rules::{Format, Order};
+
+/// What was ordered, or what the fault makes of it, encoded.
+pub(super) fn picture(order: &Order, seed: u32, fault: Option<Fault>) -> Vec<u8> {
+    let painted = match fault {
+        Some(Fault::Filtered) => paint::blurred(&order.prompt, seed, order.width, order.height),
+        Some(Fault::WrongSize) => paint::picture(&order.prompt, seed, 512, 512),
+        // Of these answers nobody sees a picture.
+        Some(Fault::Blank | Fault::Html | Fault::Empty | Fault::Oversized | Fault::Drop) => {
+            paint::blank(order.width, order.height)
+        }
+        Some(Fault::Bomb) => bomb(),
+        Some(Fault::Corrupt) => {
+            let mut bytes = paint::picture(&order.prompt, seed, order.width, order.height);
+            let middle = bytes.len() / 2;
+            bytes.truncate(middle);
+            bytes
+        }
+        _ => paint::picture(&order.prompt, seed, order.width, order.height),
+    };
+    if painted_whole(fault) { encoded(painted, order.format) } else { painted }
+}
+
+fn painted_whole(fault: Option<Fault>) -> bool {
+    !matches!(fault, Some(Fault::Bomb | Fault::Corrupt))
+}
+
+/// A PNG in another format.
+fn encoded(painted: Vec<u8>, format: Format) -> Vec<u8> {
+    let target = match format {
+        Format::Png => return painted,
+        Format::Jpeg => image::ImageFormat::Jpeg,
+        Format::Webp => image::ImageFormat::WebP,
+    };
+    let picture = image::load_from_memory(&painted).expect("a PNG of our own");
+    let mut file = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut file, target).expect("writing to memory");
+    file.into_inner()
+}
+
+/// A PNG whose header promises 30000x30000 pixels.
+fn bomb() -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 30_000, 30_000);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::One);
+    let writer = encoder.write_header().expect("writing to memory");
+    drop(writer);
+    file
+}
+
+/// Breaks a good answer on its way.
+pub(super) async fn broken(response: Response, fault: Option<Fault>) -> Response {
+    match fault {
+        Some(Fault::Oversized) => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], vec![b' '; 40 * 1024 * 1024]).into_response()
+        }
+        Some(Fault::Html) => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, "text/html")], "<html><body>please wait</body></html>")
+                .into_response()
+        }
+        Some(Fault::Empty) => StatusCode::OK.into_response(),
+        Some(Fault::Truncated) => {
+            let (parts, body) = response.into_parts();
+            let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+            Response::from_parts(parts, Body::from(bytes.slice(..bytes.len() / 2)))
+        }
+        Some(Fault::Drop) => Response::new(Body::from_stream(cut_off())),
+        _ => response,
+    }
+}
+
+/// A body that breaks after its first bytes, and the connection with it.
+fn cut_off() -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> {
+    futures_util::stream::iter([
+        Ok(Bytes::from_static(b"{\"artifacts\": [{\"base64\": \"iVBORw0KGgo")),
+        Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+    ])
+}
