@@ -13,7 +13,7 @@ COVERAGE := 85
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check lint docs audit coverage fmt clean
+.PHONY: help build demo test test-live bench check lint docs audit coverage fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ demo: build ## Do the main job once and show it: broker, sandbox, worker, six pi
 
 test: build ## Run every test, with the services they need; ARGS='…' is for cargo test
 	"$(TARGET)/debug/testbed" run $(CARGO) test --workspace --locked $(ARGS)
+
+test-live: build ## Make three real images where STABILITY_API_KEY is set; about USD 0.06
+	@"$(TARGET)/debug/testbed" live
+
+bench: ## Measure what is decided by measurement
+	$(CARGO) bench -p stability-client --bench answers --locked
 
 check: lint docs test audit ## Everything that must pass before a commit lands
 

@@ -47,3 +47,8 @@ pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
 pub use request::{CFG_SCALE, InvalidRequest, SAMPLES, STEPS, TextToImage};
 pub use retry::{Observer, Retry, RetryPolicy};
 pub use spent::Spent;
+
+/// The example of the README is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,14 +1,21 @@
 //! Real services for tests and the demo, and the demo itself. Nothing here is part of the product.
 //!
 //! In reading order: [`services`] obtains RabbitMQ and PostgreSQL from wherever they can be had and stops what it started;
-//! [`programs`] finds and starts our own built programs; [`demo`] plays the main job with them. [`process`], [`wait`] and
+//! [`programs`] finds and starts our own built programs; [`demo`] plays the main job with them; [`live`] tests with the real API. [`process`], [`wait`] and
 //! [`variable`] are what all of them need.
 
 pub mod demo;
+pub mod live;
 pub mod process;
 pub mod programs;
 pub mod services;
 pub mod wait;
+
+/// Says something by the way.
+#[expect(clippy::print_stderr, reason = "programs for developers speak to them")]
+pub(crate) fn say(text: &str) {
+    eprintln!("testbed: {text}");
+}
 
 /// An HTTP client that gives up in good time.
 ///

@@ -27,6 +27,8 @@ enum Asked {
     },
     /// Do the worker's main job once, and show it
     Demo,
+    /// Make three images with the real API, where there is a key for it
+    Live,
 }
 
 /// From a signal until what is left of the command is killed.
@@ -44,6 +46,7 @@ async fn main() -> ExitCode {
 async fn done() -> Result<ExitCode> {
     match Cli::parse().asked {
         Asked::Run { command } => Box::pin(run(&command)).await,
+        Asked::Live => testbed::live::test().await.map(|()| ExitCode::SUCCESS),
         Asked::Demo => {
             let mut told = told_to_stop()?;
             tokio::select! {

@@ -209,9 +209,3 @@ fn reachable_by_others(path: &Path) -> bool {
         .filter_map(|folder| folder.metadata().ok())
         .all(|metadata| metadata.permissions().mode() & 0o001 == 0o001)
 }
-
-/// Says something by the way.
-#[expect(clippy::print_stderr, reason = "a program for developers speaks to them")]
-pub(crate) fn say(text: &str) {
-    eprintln!("testbed: {text}");
-}

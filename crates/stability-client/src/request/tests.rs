@@ -160,3 +160,88 @@ fn an_option_that_the_engine_does_not_take_is_refused_by_name() {
         "output_format: jpeg is not allowed; not taken by stable-diffusion-xl-1024-v1-0",
     );
 }
+
+mod schema {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn validator() -> jsonschema::Validator {
+        let schema = serde_json::from_str(include_str!("text-to-image-v1.schema.json")).expect("the schema is JSON");
+        jsonschema::validator_for(&schema).expect("the schema is a schema")
+    }
+
+    #[test]
+    fn the_schema_refuses_what_the_api_would() {
+        let validator = validator();
+        let good = json_of(&full(Engine::Sdxl10).expect("a good request"));
+        assert!(validator.is_valid(&good), "{good}");
+        for (field, bad) in [
+            ("text_prompts", json!([])),
+            ("text_prompts", json!([{"text": ""}])),
+            ("text_prompts", json!([{"text": "x".repeat(2001)}])),
+            ("width", json!(1920)),
+            ("width", json!(256)),
+            ("cfg_scale", json!(35.5)),
+            ("steps", json!(9)),
+            ("samples", json!(11)),
+            ("seed", json!(4_294_967_296_u64)),
+            ("sampler", json!("EULER")),
+            ("clip_guidance_preset", json!("slow")),
+            ("style_preset", json!("baroque")),
+            ("quality", json!("best")),
+        ] {
+            let mut body = good.clone();
+            body[field] = bad;
+            assert!(!validator.is_valid(&body), "{field}: {body}");
+        }
+    }
+
+    fn one_of<T: Copy + std::fmt::Debug + 'static>(all: &'static [T]) -> impl Strategy<Value = T> {
+        proptest::sample::select(all)
+    }
+
+    proptest! {
+        #[test]
+        fn every_request_that_can_be_built_keeps_to_the_specification(
+            engine in one_of(&[Engine::Sdxl10, Engine::Sd16]),
+            (width, height) in (1..5_000_u32, 1..5_000_u32),
+            prompt in "\\PC{0,60}",
+            extra in proptest::option::of(("\\PC{0,20}", -10.0..10.0_f64)),
+            negative in "\\PC{0,20}",
+            cfg_scale in proptest::option::of(-5.0..40.0_f64),
+            steps in proptest::option::of(0..60_u8),
+            samples in proptest::option::of(0..15_u8),
+            seed: u32,
+            sampler in one_of(Sampler::ALL),
+            guidance in one_of(ClipGuidance::ALL),
+            preset in one_of(StylePreset::ALL),
+        ) {
+            let built = || {
+                let mut request = TextToImage::new(engine, engine.frame_for(width, height), prompt)?
+                    .negative_prompt(negative)?
+                    .seed(seed)?
+                    .sampler(sampler)?
+                    .clip_guidance(guidance)?
+                    .style_preset(preset)?;
+                if let Some((text, weight)) = extra {
+                    request = request.weighted_prompt(text, weight)?;
+                }
+                if let Some(cfg_scale) = cfg_scale {
+                    request = request.cfg_scale(cfg_scale)?;
+                }
+                if let Some(steps) = steps {
+                    request = request.steps(steps)?;
+                }
+                if let Some(samples) = samples {
+                    request = request.samples(samples)?;
+                }
+                Ok::<_, InvalidRequest>(request)
+            };
+            if let Ok(request) = built() {
+                let body = json_of(&request);
+                prop_assert!(validator().is_valid(&body), "{}", body);
+            }
+        }
+    }
+}

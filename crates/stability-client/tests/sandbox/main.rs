@@ -1,6 +1,7 @@
 //! The client over real HTTP, against the sandbox, which holds to the API's rules.
 
 mod agreement;
+mod examples;
 mod lockout;
 mod secrets;
 

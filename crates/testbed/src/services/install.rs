@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::say;
+use crate::say;
 
 /// Asked by Debian's packages before they start the service they bring.
 const POLICY: &str = "/usr/sbin/policy-rc.d";

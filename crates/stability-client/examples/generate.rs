@@ -1,0 +1,38 @@
+//! One picture, into a file.
+//!
+//! `STABILITY_API_KEY=sk-… cargo run -p stability-client --example generate "A lighthouse at dusk" lighthouse.png [ENGINE]`
+#![expect(clippy::print_stdout, reason = "it speaks to people")]
+
+mod environment;
+
+use std::error::Error;
+use std::path::Path;
+
+use stability_client::{Client, Engine, TextToImage};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [prompt, file, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: generate PROMPT FILE [ENGINE]".into());
+    };
+    let engine: Engine = rest.first().map_or(Ok(Engine::default()), |name| name.parse())?;
+    let client = environment::client()?.build()?;
+    println!("{}", paint(&client, engine, prompt, Path::new(file)).await?);
+    Ok(())
+}
+
+/// Makes a wide picture of a prompt and writes it to a file.
+pub(crate) async fn paint(
+    client: &Client,
+    engine: Engine,
+    prompt: &str,
+    file: &Path,
+) -> Result<String, Box<dyn Error>> {
+    let request = TextToImage::new(engine, engine.frame_for(1920, 1080), prompt)?.negative_prompt("blurry")?;
+    let generated = client.generate(&request).await.map_err(|failure| failure.error)?;
+    let requests = generated.spent.requests;
+    let picture = generated.into_first();
+    std::fs::write(file, &picture.image)?;
+    Ok(format!("{}: {} bytes, seed {}, {requests} requests", file.display(), picture.image.len(), picture.seed))
+}
