@@ -196,6 +196,26 @@ async fn test_7_three_failures_of_ten_fail_the_job_and_nothing_more_is_spent() -
 }
 
 #[tokio::test]
+async fn an_engine_of_the_other_api_is_chosen_by_name() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let config = json!({"engine": "core", "style_preset": "cinematic", "seed": 7});
+    producer.publish(&command(1, &["A fox", "A bear"], &config)).await?;
+    let data = events.data_of("completed").await?;
+    assert_files(&world, &data, &[1, 2])?;
+    assert_eq!(data["assets"][0]["seed"], 7);
+    // What it does not take fails the images by name, and is not sent.
+    producer.publish(&command(1, &["An owl"], &json!({"engine": "ultra", "steps": 30}))).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["failures"][0]["code"], "rejected_request");
+    assert_eq!(data["failures"][0]["message"], "steps: 30 is not allowed; not taken by ultra");
+    assert_eq!(world.sandbox.ledger().requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_later_job_of_the_same_project_overwrites_nothing() -> Result<()> {
     let world = World::new().await?;
     let _worker = world.worker().await?;
