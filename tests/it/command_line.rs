@@ -167,27 +167,6 @@ async fn migrate_brings_both_databases_up_to_date_once() -> Result<()> {
     Ok(())
 }
 
-/// The task document's test 9 is `make test-live`; here it meets the sandbox.
-#[tokio::test]
-async fn test_9_three_images_are_made_where_there_is_a_key_and_none_where_there_is_none() -> Result<()> {
-    let world = World::new().await?;
-    let live = async |key: &str| {
-        let mut command = tokio::process::Command::new(testbed::programs::built("testbed")?);
-        command.arg("live").env("STABILITY_API_KEY", key).env("STABILITY_BASE_URL", world.sandbox.base_url());
-        anyhow::Ok(command.env_remove("RUST_LOG").kill_on_drop(true).output().await?)
-    };
-    let without = live("").await?;
-    assert_exit(&without, 0);
-    assert!(complained(&without).contains("STABILITY_API_KEY is not set: nothing was run"), "{}", complained(&without));
-    assert_eq!(world.sandbox.ledger().requests, 0);
-    let with = live("sk-sandbox").await?;
-    assert_exit(&with, 0);
-    assert!(complained(&with).contains("3 images of 1920x1080 were made"), "{}", complained(&with));
-    assert_eq!(world.sandbox.ledger().charged, 3);
-    assert_exit(&live("sk-wrong").await?, 1);
-    Ok(())
-}
-
 #[tokio::test]
 async fn doctor_says_what_is_well_and_what_to_do_where_it_is_not() -> Result<()> {
     let mut world = World::new().await?;
