@@ -48,11 +48,6 @@ impl Process {
         Self::start(name, command)
     }
 
-    /// The id of the process; none once it was waited for.
-    pub fn id(&self) -> Option<u32> {
-        self.child.id()
-    }
-
     /// Whether it is still there.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 pub use vhost::Vhost;
 
 use crate::process::Process;
-use crate::{programs, variable};
+use crate::{programs, say, variable};
 
 /// Where tests find RabbitMQ.
 pub const AMQP_URL: &str = "TEST_AMQP_URL";
@@ -124,7 +124,8 @@ impl Supply {
             Err(why) => why,
         };
         let program = self.installed(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL, &no_container).await?;
-        rabbitmq::start(&program, &self.folder.path().join("rabbitmq")).await
+        let folder = self.folder.path().join("rabbitmq");
+        twice(&folder, async |folder| rabbitmq::start(&program, folder).await).await
     }
 
     /// PostgreSQL, as a user who may create databases.
@@ -141,7 +142,8 @@ impl Supply {
             Err(why) => why,
         };
         let programs = self.installed(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL, &no_container).await?;
-        postgres::start(&programs, &self.folder.path().join("postgres")).await
+        let folder = self.folder.path().join("postgres");
+        twice(&folder, async |folder| postgres::start(&programs, folder).await).await
     }
 
     /// What `find` finds, after an installation if need be.
@@ -196,6 +198,18 @@ fn usual_api_url(amqp_url: &str) -> Result<String> {
     let user = if amqp.username().is_empty() { "guest" } else { amqp.username() };
     let password = amqp.password().unwrap_or("guest");
     Ok(format!("http://{user}:{password}@{}:15672", amqp.host_str().unwrap_or("127.0.0.1")))
+}
+
+/// Starts a server, and where that fails once more with other ports: they are chosen before they are used, and whoever connects
+/// anywhere in between may get one of them.
+async fn twice<T>(folder: &Path, start: impl AsyncFn(&Path) -> Result<T>) -> Result<T> {
+    match start(&folder.join("1")).await {
+        Ok(server) => Ok(server),
+        Err(why) => {
+            say(&format!("{why:#}\ntestbed: it is tried once more with other ports"));
+            start(&folder.join("2")).await
+        }
+    }
 }
 
 /// The servers' own folders below it are theirs alone.

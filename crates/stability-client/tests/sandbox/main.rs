@@ -4,6 +4,7 @@ mod agreement;
 mod examples;
 mod lockout;
 mod secrets;
+mod wire;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};

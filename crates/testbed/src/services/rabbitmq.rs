@@ -41,6 +41,7 @@ pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
     // Nothing of the user's own broker: neither its environment nor its files.
     command
         .env_clear()
+        .current_dir(folder)
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/homebrew/bin")
         .env("LANG", "C.UTF-8")
         .env("HOME", folder)
@@ -78,7 +79,7 @@ async fn port_mapper(address: std::net::SocketAddr, folder: &Path) -> Result<Opt
         return Ok(None);
     };
     let mut command = bound_to_us(&program, "TERM");
-    command.args(["-port", &address.port().to_string(), "-address", "127.0.0.1"]);
+    command.args(["-port", &address.port().to_string(), "-address", "127.0.0.1"]).current_dir(folder);
     let mut process = Process::logged("epmd", command, &folder.join("epmd.log"))?;
     process.until("epmd's port", START_LIMIT, async || TcpStream::connect(address).await.ok()).await?;
     Ok(Some(Server { process, stop: Signal::TERM }))
