@@ -3,15 +3,14 @@
 //! Reading is strict. Every rule that is broken is reported, each with the field, the value and what is allowed, so that a
 //! producer mends its message once and not key by key.
 
-mod fields;
-
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use fields::Fields;
+use crate::fields::{self, Fields, first_ones};
+use crate::style::Style;
 
 /// The largest body that is read, in bytes (4 MiB).
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
@@ -21,8 +20,6 @@ pub const MAX_IMAGES: usize = 200;
 pub const MAX_DESCRIPTION_CHARS: usize = 2_000;
 /// The most style modifiers in one command.
 pub const MAX_STYLE_MODIFIERS: usize = 50;
-/// The most broken rules that are told one by one.
-const MAX_VIOLATIONS: usize = 20;
 /// The most requests a job may have in flight.
 pub const MAX_CONCURRENT: u8 = 6;
 
@@ -84,6 +81,17 @@ pub struct JobConfig {
 pub const DEFAULT_MIN_SUCCESS_RATE: f64 = 0.8;
 
 impl JobConfig {
+    /// The part of it that decides how the images look.
+    pub fn style(&self) -> Style {
+        Style {
+            style_modifiers: self.style_modifiers.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            style_preset: self.style_preset.clone(),
+            cfg_scale: self.cfg_scale,
+            steps: self.steps,
+        }
+    }
+
     /// The share of images that must succeed, 0 to 1.
     pub fn min_success_rate(&self) -> f64 {
         self.min_success_rate.unwrap_or(DEFAULT_MIN_SUCCESS_RATE)
@@ -199,26 +207,18 @@ impl Command {
     }
 }
 
-/// A body of megabytes can break a rule with every key; an error message of as many bytes helps nobody.
-fn first_ones(mut violations: Vec<String>) -> Vec<String> {
-    let left_out = violations.len().saturating_sub(MAX_VIOLATIONS);
-    if left_out > 0 {
-        violations.truncate(MAX_VIOLATIONS);
-        violations.push(format!("and {left_out} more"));
-    }
-    violations
-}
-
 impl JobConfig {
     fn from_fields(mut fields: Fields, rules: &Rules) -> (Self, Vec<String>) {
+        let Style { style_modifiers, negative_prompt, style_preset, cfg_scale, steps } =
+            Style::from_fields(&mut fields, rules);
         let config = Self {
-            style_modifiers: fields.texts("style_modifiers", 0..=MAX_STYLE_MODIFIERS, 1..=MAX_DESCRIPTION_CHARS),
-            negative_prompt: fields.text("negative_prompt", 0..=MAX_DESCRIPTION_CHARS),
+            style_modifiers,
+            negative_prompt,
             max_concurrent: fields.integer("max_concurrent", 1..=MAX_CONCURRENT),
             engine: fields.one_of("engine", &rules.engines),
-            style_preset: fields.one_of("style_preset", &rules.style_presets),
-            cfg_scale: fields.number("cfg_scale", rules.cfg_scale.clone()),
-            steps: fields.integer("steps", rules.steps.clone()),
+            style_preset,
+            cfg_scale,
+            steps,
             seed: fields.integer("seed", 0..=u32::MAX),
             cache: fields.optional("cache", "never, on_failure or prefer", |value| CacheMode::deserialize(value).ok()),
             min_success_rate: fields.number("min_success_rate", 0.0..=1.0),

@@ -168,7 +168,7 @@ impl<'a> From<&'a Asset> for AssetData<'a> {
                 size_bytes: asset.size_bytes,
                 sha256: &asset.sha256,
                 description: &asset.description,
-                prompt: &asset.prompt,
+                prompt: &asset.recipe.prompt,
                 seed: asset.seed,
                 origin: asset.origin.as_str(),
             },

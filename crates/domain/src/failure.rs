@@ -60,7 +60,7 @@ codes! {
         ProviderUnavailable => "provider_unavailable",
         /// The API did not answer in time.
         Timeout => "timeout",
-        /// The description is not English and could not be translated.
+        /// The text is not English and could not be translated.
         TranslationUnavailable => "translation_unavailable",
         /// The API refuses the request itself.
         RejectedRequest => "rejected_request",
@@ -72,7 +72,8 @@ codes! {
 }
 
 impl ImageFailureCode {
-    /// Whether the same image may succeed later.
+    /// Whether the same image may succeed later. Of [`Self::TranslationUnavailable`] the code alone does not tell: it passes where the
+    /// translator could not be reached.
     pub fn may_pass(self) -> bool {
         match self {
             Self::RateLimited | Self::ProviderUnavailable | Self::Timeout | Self::Storage => true,
@@ -102,6 +103,16 @@ codes! {
         BudgetExceeded => "budget_exceeded",
         /// Infrastructure failed at every try.
         AttemptsExhausted => "attempts_exhausted",
+    }
+}
+
+impl JobFailureCode {
+    /// Whether another try of the job may not meet this cause: somebody may mend the key, buy credits, bring the engine back.
+    pub fn may_pass(self) -> bool {
+        match self {
+            Self::Unauthorized | Self::InsufficientCredits | Self::UnknownEngine => true,
+            Self::SuccessRateTooLow | Self::InvalidRequest | Self::BudgetExceeded | Self::AttemptsExhausted => false,
+        }
     }
 }
 

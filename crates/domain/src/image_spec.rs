@@ -70,7 +70,7 @@ pub struct Measured {
 }
 
 /// Why an image may not be stored.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ImageDefect {
     /// It is not as wide or as high as asked.
     #[error("wrong resolution: {width}x{height}, expected {expected_width}x{expected_height}")]
@@ -98,6 +98,22 @@ pub enum ImageDefect {
     /// It cannot be decoded.
     #[error("not a readable image: {0}")]
     Undecodable(String),
+    /// It shows nothing.
+    #[error("a picture of one colour: contrast {contrast:.1}, expected at least {min_contrast:.1}")]
+    OneColour {
+        /// Standard deviation of the channel that varies most, 0 to 127.5.
+        contrast: f64,
+        /// What is asked for.
+        min_contrast: f64,
+    },
+    /// It is blurred away.
+    #[error("a blurred picture: sharpness {sharpness:.1}, expected at least {min_sharpness:.1}")]
+    Blurred {
+        /// Variance of the Laplacian of its brightness.
+        sharpness: f64,
+        /// What is asked for.
+        min_sharpness: f64,
+    },
 }
 
 impl ImageSpec {

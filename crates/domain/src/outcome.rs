@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::failure::{ImageFailureCode, JobFailureCode};
 use crate::image_spec::ImageFormat;
+use crate::recipe::Recipe;
 
 /// Where a finished image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +50,8 @@ pub struct Asset {
     pub sha256: String,
     /// As the command has it.
     pub description: String,
-    /// As the API got it.
-    pub prompt: String,
+    /// What the API was asked for.
+    pub recipe: Recipe,
     /// As the API chose or took it.
     pub seed: u32,
     /// Where it came from.
@@ -70,6 +71,9 @@ pub struct ImageFailure {
     pub message: String,
     /// Requests that were sent for it.
     pub attempts: u32,
+    /// Whether it may succeed later.
+    #[serde(skip)]
+    pub may_pass: bool,
 }
 
 /// How far one image of a job has come.
@@ -79,7 +83,7 @@ pub enum ImageState {
     Untried,
     /// It is finished.
     Completed(Asset),
-    /// It failed, for good or for now: see [`ImageFailureCode::may_pass`].
+    /// It failed, for good or for now.
     Failed(ImageFailure),
 }
 
@@ -117,7 +121,7 @@ impl Tally {
                     tally.completed += 1;
                     tally.from_cache += u32::from(asset.origin == Origin::Cache);
                 }
-                ImageState::Failed(failure) if failure.code.may_pass() => {
+                ImageState::Failed(failure) if failure.may_pass => {
                     tally.failed_for_now += 1;
                     tally.failed_by_storage += u32::from(failure.code == ImageFailureCode::Storage);
                 }
@@ -168,12 +172,13 @@ pub enum Decision {
 /// `fatal` is the cause, if any, that every further request would have met; `tries_left` says whether another try is allowed.
 ///
 /// A job whose images have all been tried completes as soon as its rate is reached, even if some failures might pass. A job whose
-/// rate cannot be reached any more fails at once.
+/// rate cannot be reached any more fails at once, and so does one whose fatal cause stays.
 pub fn decide(tally: &Tally, min_success_rate: f64, fatal: Option<JobFailureCode>, tries_left: bool) -> Decision {
     if !tally.reachable(min_success_rate) {
         return Decision::Fail(JobFailureCode::SuccessRateTooLow);
     }
-    let all_tried = tally.untried == 0 && fatal.is_none();
+    let tries_left = tries_left && fatal.is_none_or(JobFailureCode::may_pass);
+    let all_tried = tally.untried == 0;
     if tally.reached(min_success_rate) && (all_tried || !tries_left) {
         return Decision::Complete;
     }
@@ -208,7 +213,7 @@ mod tests {
     #[test]
     fn a_job_ends_as_the_contract_says() {
         use Decision::{Complete, Fail, TryAgain};
-        use JobFailureCode::{AttemptsExhausted, InsufficientCredits, SuccessRateTooLow};
+        use JobFailureCode::{AttemptsExhausted, BudgetExceeded, InsufficientCredits, SuccessRateTooLow};
         let check = |tally: Tally, fatal, tries_left, expected| {
             assert_eq!(decide(&tally, 0.8, fatal, tries_left), expected, "{tally:?} {fatal:?} {tries_left}");
         };
@@ -229,6 +234,11 @@ mod tests {
         check(tally(8, 0, 0, 2), Some(InsufficientCredits), true, TryAgain);
         check(tally(3, 0, 0, 7), Some(InsufficientCredits), false, Fail(InsufficientCredits));
         check(tally(8, 0, 0, 2), Some(InsufficientCredits), false, Complete);
+        // Stand-ins from the cache made up for it.
+        check(tally(10, 0, 0, 0), Some(InsufficientCredits), true, Complete);
+        // A budget does not grow by waiting.
+        check(tally(3, 0, 0, 7), Some(BudgetExceeded), true, Fail(BudgetExceeded));
+        check(tally(8, 0, 0, 2), Some(BudgetExceeded), true, Complete);
         // Infrastructure was the cause.
         check(Tally { failed_by_storage: 3, ..tally(7, 0, 3, 0) }, None, false, Fail(AttemptsExhausted));
         check(Tally { failed_by_storage: 2, ..tally(7, 0, 3, 0) }, None, false, Fail(SuccessRateTooLow));
@@ -263,7 +273,7 @@ mod tests {
                 Decision::Complete => prop_assert!(tally.reached(rate)),
                 Decision::TryAgain => {
                     prop_assert!(tries_left && tally.reachable(rate));
-                    prop_assert!(fatal.is_some() || now + untried > 0);
+                    prop_assert!(now + untried > 0);
                 }
                 Decision::Fail(_) => prop_assert!(!tally.reached(rate) || !tally.reachable(rate)),
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backon::Retryable;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use crate::account::{Balance, EngineListing};
@@ -19,6 +19,7 @@ use crate::quota::{Quota, QuotaUnavailable};
 use crate::request::TextToImage;
 use crate::retry::{Observer, Retry, RetryPolicy};
 use crate::spent::{Meter, Spent};
+use crate::terms::Terms;
 use crate::transport::{Answer, Body, Call, Transport};
 
 pub use builder::{BuildError, ClientBuilder};
@@ -80,16 +81,32 @@ impl Client {
     ///
     /// [`GenerateError`] with the last failure; its [`crate::Fate`] says what it means.
     pub async fn generate(&self, request: &TextToImage) -> Result<Generated, GenerateError> {
+        self.generate_on(&Terms::default(), request).await
+    }
+
+    /// As [`Client::generate`], on terms that the caller sets.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError`]; its error is [`Error::Stopped`] where the terms' `stop` was cancelled, and [`Error::Budget`] where a request could
+    /// not be paid for.
+    pub async fn generate_on(&self, terms: &Terms<'_>, request: &TextToImage) -> Result<Generated, GenerateError> {
         let call = request.call(self.inner.answers);
         let family = request.engine().family();
         let meter = Meter::default();
         let deadline = OnceLock::new();
+        let stop = terms.stop.clone();
         let outcome = (|| async {
-            let answer = self.attempt(&call, &meter, &deadline).await?;
+            let answer = self.attempt(terms, &call, &meter, &deadline).await?;
             answer::decode(family, &answer)
         })
-        .retry(self.inner.retries.clone())
-        .when(|error| error.fate().retry && !matches!(error, Error::Quota(_)) && self.pause_after(error).is_none())
+        .retry(self.inner.retries.after(terms.retries_used))
+        .sleep(move |wait| {
+            let stop = stop.clone();
+            // A wait that is cut short leads to the next attempt, which sends nothing.
+            async move { stop.run_until_cancelled(sleep(wait)).await.unwrap_or_default() }
+        })
+        .when(|error| self.is_retried(error))
         .adjust(|error, wait| {
             let wait = wait?.max(error.retry_after().unwrap_or_default());
             let end = Instant::now() + wait;
@@ -143,14 +160,26 @@ impl Client {
     }
 
     /// One request that counts as an attempt: lock-outs met on the way are waited out.
-    async fn attempt(&self, call: &Call, meter: &Meter, deadline: &OnceLock<Instant>) -> Result<Answer, Error> {
+    async fn attempt(
+        &self,
+        terms: &Terms<'_>,
+        call: &Call,
+        meter: &Meter,
+        deadline: &OnceLock<Instant>,
+    ) -> Result<Answer, Error> {
         loop {
-            let permit = self.inner.in_flight.acquire().await.expect("the semaphore is never closed");
+            let permit = terms.stop.run_until_cancelled(self.inner.in_flight.acquire()).await;
+            let permit = permit.ok_or(Error::Stopped)?.expect("the semaphore is never closed");
             let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
-            let Ok(permitted) = timeout_at(deadline, self.inner.quota.acquire()).await else {
+            let permitted = terms.stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await;
+            let Ok(permitted) = permitted.ok_or(Error::Stopped)? else {
                 return Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into());
             };
             permitted?;
+            if terms.stop.is_cancelled() {
+                return Err(Error::Stopped);
+            }
+            let receipt = terms.budget.charge().await?;
             debug!(attempt = meter.requests() + 1, "sending a request");
             let failure = match self.inner.transport.send(call.clone()).await.and_then(checked) {
                 Ok(answer) => {
@@ -159,7 +188,11 @@ impl Client {
                 }
                 Err(failure) => failure,
             };
-            meter.count(failure.fate().maybe_charged);
+            let maybe_charged = failure.fate().maybe_charged;
+            meter.count(maybe_charged);
+            if !maybe_charged {
+                terms.budget.refund(receipt).await;
+            }
             let Some(pause) = self.pause_after(&failure) else { return Err(failure) };
             let until = Instant::now() + pause;
             self.inner.quota.pause(until).await;
@@ -169,6 +202,16 @@ impl Client {
                 return Err(failure);
             }
             warn!(attempt = meter.requests(), ?pause, "rate limit exceeded, retrying when the pause is over");
+        }
+    }
+
+    /// Whether a failure is met by another request. What quota and budget cannot tell now is not asked again at once, and a pause was waited
+    /// out already.
+    fn is_retried(&self, error: &Error) -> bool {
+        match error {
+            Error::Quota(_) | Error::Budget(_) => false,
+            Error::Damaged { .. } => self.inner.retries.damaged,
+            _ => error.fate().retry && self.pause_after(error).is_none(),
         }
     }
 

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::quota::QuotaUnavailable;
 use crate::request::InvalidRequest;
+use crate::terms::BudgetError;
 
 /// How many characters of a body that is not the API's JSON are kept.
 const KEPT_CHARS: usize = 200;
@@ -86,6 +87,12 @@ pub enum Error {
     /// The quota could not be asked, so nothing was sent.
     #[error(transparent)]
     Quota(#[from] QuotaUnavailable),
+    /// The request could not be paid for, so it was not sent.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// The caller wants no further request.
+    #[error("stopped before the next request")]
+    Stopped,
     /// The API failed.
     #[error("the API failed ({failure})")]
     Server {
@@ -131,7 +138,7 @@ pub enum Error {
 pub struct Fate {
     /// The same request may succeed later.
     pub retry: bool,
-    /// Every other request of this account would meet the same failure.
+    /// Every other request of this account, or of this budget, would meet the same failure.
     pub fatal: bool,
     /// The account may have been charged for it.
     pub maybe_charged: bool,
@@ -166,13 +173,20 @@ impl Error {
         const PASSES: Fate = Fate { retry: true, fatal: false, maybe_charged: false };
         const STAYS: Fate = Fate { retry: false, fatal: false, maybe_charged: false };
         match self {
-            Self::Connect(_) | Self::RateLimited { .. } | Self::Quota(_) | Self::Server { .. } => PASSES,
+            Self::Connect(_)
+            | Self::RateLimited { .. }
+            | Self::Quota(_)
+            | Self::Budget(BudgetError::Unavailable(_))
+            | Self::Server { .. } => PASSES,
             Self::Timeout | Self::Interrupted(_) | Self::Unfinished | Self::Damaged { .. } | Self::Undecodable(_) => {
                 Fate { maybe_charged: true, ..PASSES }
             }
-            Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) => STAYS,
+            Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) | Self::Stopped => STAYS,
             Self::Filtered => Fate { maybe_charged: true, ..STAYS },
-            Self::Unauthorized(_) | Self::OutOfCredit(_) | Self::UnknownEngine(_) => Fate { fatal: true, ..STAYS },
+            Self::Unauthorized(_)
+            | Self::OutOfCredit(_)
+            | Self::UnknownEngine(_)
+            | Self::Budget(BudgetError::Exceeded(_)) => Fate { fatal: true, ..STAYS },
         }
     }
 
@@ -193,6 +207,8 @@ impl Error {
             Self::Interrupted(_) => "interrupted",
             Self::RateLimited { .. } => "rate_limited",
             Self::Quota(_) => "quota",
+            Self::Budget(_) => "budget",
+            Self::Stopped => "stopped",
             Self::Server { .. } => "server",
             Self::Unfinished => "unfinished",
             Self::Rejected(_) => "rejected",

@@ -19,7 +19,7 @@
 //!
 //! In reading order: an [`Engine`] takes a [`TextToImage`] request in one of its [`Frame`]s; the [`Client`] sends it within its [`Quota`],
 //! and decodes the answer or reduces the failure to one [`Error`], whose [`Fate`] decides about retries, by a [`RetryPolicy`]; an
-//! [`Observer`] is told.
+//! [`Observer`] is told. A caller may set [`Terms`]: what stops it, and a [`Budget`].
 
 mod account;
 mod answer;
@@ -33,6 +33,7 @@ mod quota;
 mod request;
 mod retry;
 mod spent;
+mod terms;
 mod transport;
 
 pub use account::{Balance, EngineListing};
@@ -47,6 +48,7 @@ pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
 pub use request::{CFG_SCALE, InvalidRequest, SAMPLES, STEPS, TextToImage};
 pub use retry::{Observer, Retry, RetryPolicy};
 pub use spent::Spent;
+pub use terms::{Budget, BudgetError, Receipt, Terms};
 
 /// The example of the README is compiled with the tests.
 #[cfg(doctest)]

@@ -13,12 +13,26 @@ pub struct RetryPolicy {
     pub total: Duration,
     /// How much longer a wait may be, by chance, as a share of itself: 0.25 makes 2 s at most 2.5 s. 0 is none.
     pub jitter: f64,
+    /// Whether a picture that came damaged is asked for again like any other failure; else that is the caller's to decide.
+    pub damaged: bool,
+}
+
+impl RetryPolicy {
+    /// What is left of it when some retries are used up.
+    pub(crate) fn after(&self, used: usize) -> Self {
+        Self { delays: self.delays.iter().skip(used).copied().collect(), ..self.clone() }
+    }
 }
 
 impl Default for RetryPolicy {
-    /// 2, 5 and 10 seconds, 5 minutes in all, no jitter.
+    /// 2, 5 and 10 seconds, 5 minutes in all, no jitter, damaged pictures too.
     fn default() -> Self {
-        Self { delays: [2, 5, 10].map(Duration::from_secs).to_vec(), total: Duration::from_mins(5), jitter: 0.0 }
+        Self {
+            delays: [2, 5, 10].map(Duration::from_secs).to_vec(),
+            total: Duration::from_mins(5),
+            jitter: 0.0,
+            damaged: true,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::image_spec::ImageFormat;
 use crate::outcome::Origin;
+use crate::recipe::Recipe;
 
 fn context() -> Context {
     Context {
@@ -22,7 +23,7 @@ fn asset(index: u32, origin: Origin) -> ImageState {
         size_bytes: 4_810_234,
         sha256: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into(),
         description: "A fox".into(),
-        prompt: "A fox, 4k quality".into(),
+        recipe: Recipe { prompt: "A fox, 4k quality".into(), ..Recipe::default() },
         seed: 787_078_103,
         origin,
     })
@@ -35,6 +36,7 @@ fn failure(index: u32, code: ImageFailureCode) -> ImageState {
         code,
         message: "the prompt was refused".into(),
         attempts: 1,
+        may_pass: code.may_pass(),
     })
 }
 

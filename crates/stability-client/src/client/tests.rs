@@ -1,6 +1,7 @@
 //! The client over a scripted transport, in paused time.
 
 mod table;
+mod terms;
 
 use std::collections::VecDeque;
 use std::io::Write;

@@ -7,9 +7,11 @@ use serde_json::{Map, Value};
 
 /// How many characters of a refused value are repeated in the error.
 const SHOWN_CHARS: usize = 60;
+/// The most broken rules that are told one by one.
+const MAX_VIOLATIONS: usize = 20;
 
 /// The keys of an object that have not been asked for yet, and what was wrong with those that have.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     path: &'static str,
     left: Map<String, Value>,
     known: Vec<&'static str>,
@@ -17,7 +19,7 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    pub(super) fn root(object: Map<String, Value>) -> Self {
+    pub(crate) fn root(object: Map<String, Value>) -> Self {
         Self::at("", object)
     }
 
@@ -26,7 +28,7 @@ impl Fields {
     }
 
     /// Every rule that was broken; keys that nobody asked for are refused by name.
-    pub(super) fn finish(mut self) -> Vec<String> {
+    pub(crate) fn finish(mut self) -> Vec<String> {
         let known = self.known.join(", ");
         for key in self.left.keys() {
             // Escaped, since a key may hold what neither a log nor a database takes.
@@ -46,14 +48,14 @@ impl Fields {
     }
 
     /// Reports `key` as missing unless something was already said about it.
-    pub(super) fn missing(&mut self, key: &'static str, allowed: &str) {
+    pub(crate) fn missing(&mut self, key: &'static str, allowed: &str) {
         let said = format!("{}{key}", self.path);
         if !self.violations.iter().any(|violation| violation.starts_with(&said)) {
             self.violations.push(format!("{said}: missing; {allowed}"));
         }
     }
 
-    pub(super) fn optional<T>(
+    pub(crate) fn optional<T>(
         &mut self,
         key: &'static str,
         allowed: &str,
@@ -67,7 +69,7 @@ impl Fields {
         read
     }
 
-    pub(super) fn required<T>(
+    pub(crate) fn required<T>(
         &mut self,
         key: &'static str,
         allowed: &str,
@@ -80,7 +82,7 @@ impl Fields {
         read
     }
 
-    pub(super) fn object(&mut self, key: &'static str) -> Option<Self> {
+    pub(crate) fn object(&mut self, key: &'static str) -> Option<Self> {
         match self.take(key)? {
             Value::Object(object) => Some(Self::at("config.", object)),
             other => {
@@ -90,12 +92,12 @@ impl Fields {
         }
     }
 
-    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Option<f64> {
+    pub(crate) fn number(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Option<f64> {
         let allowed = format!("a number from {} to {}", range.start(), range.end());
         self.optional(key, &allowed, |value| value.as_f64().filter(|number| range.contains(number)))
     }
 
-    pub(super) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
+    pub(crate) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
     where
         T: TryFrom<u64> + PartialOrd + Display,
     {
@@ -105,17 +107,17 @@ impl Fields {
         })
     }
 
-    pub(super) fn one_of(&mut self, key: &'static str, names: &[&'static str]) -> Option<String> {
+    pub(crate) fn one_of(&mut self, key: &'static str, names: &[&'static str]) -> Option<String> {
         let allowed = format!("one of {}", names.join(", "));
         self.optional(key, &allowed, |value| value.as_str().filter(|name| names.contains(name)).map(str::to_owned))
     }
 
-    pub(super) fn text(&mut self, key: &'static str, chars: RangeInclusive<usize>) -> Option<String> {
+    pub(crate) fn text(&mut self, key: &'static str, chars: RangeInclusive<usize>) -> Option<String> {
         let value = self.take(key)?;
         self.checked_text(key, &value, &chars)
     }
 
-    pub(super) fn texts(
+    pub(crate) fn texts(
         &mut self,
         key: &'static str,
         count: RangeInclusive<usize>,
@@ -159,8 +161,18 @@ impl Fields {
     }
 }
 
+/// A body of megabytes can break a rule with every key; an error message of as many bytes helps nobody.
+pub(crate) fn first_ones(mut violations: Vec<String>) -> Vec<String> {
+    let left_out = violations.len().saturating_sub(MAX_VIOLATIONS);
+    if left_out > 0 {
+        violations.truncate(MAX_VIOLATIONS);
+        violations.push(format!("and {left_out} more"));
+    }
+    violations
+}
+
 /// A value as an error repeats it: JSON, cut short.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(_) => "an object".to_owned(),

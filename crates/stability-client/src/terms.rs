@@ -1,0 +1,73 @@
+//! The terms on which one picture is asked for: what ends the asking, and who pays.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+/// Why a request may not be paid for; it was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BudgetError {
+    /// There is no money left for it.
+    #[error("{0}")]
+    Exceeded(String),
+    /// It cannot be known whether there is.
+    #[error("the budget cannot be asked: {0}")]
+    Unavailable(String),
+}
+
+/// What a budget gave out, to be given back where the request turns out to be free. What it says is the budget's own business.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt(pub String);
+
+/// Pays for requests, one by one.
+#[async_trait]
+pub trait Budget: Send + Sync {
+    /// Pays for one request, which is sent right after. A request whose answer never comes stays paid.
+    ///
+    /// # Errors
+    ///
+    /// [`BudgetError`]; then nothing is sent.
+    async fn charge(&self) -> Result<Receipt, BudgetError>;
+
+    /// Takes back what was paid for a request that the account was surely not charged for.
+    async fn refund(&self, receipt: Receipt);
+}
+
+/// Nobody counts.
+struct Unlimited;
+
+#[async_trait]
+impl Budget for Unlimited {
+    async fn charge(&self) -> Result<Receipt, BudgetError> {
+        Ok(Receipt(String::new()))
+    }
+
+    async fn refund(&self, _receipt: Receipt) {}
+}
+
+/// The terms of one call.
+#[derive(Clone)]
+pub struct Terms<'a> {
+    /// Once cancelled, no further request is sent, and no wait for a turn, the quota or a retry goes on. A request in flight comes to its
+    /// end, since it may be paid already.
+    pub stop: CancellationToken,
+    /// Who pays.
+    pub budget: &'a dyn Budget,
+    /// Retries that an earlier call for the same picture has used up.
+    pub retries_used: usize,
+}
+
+impl Default for Terms<'_> {
+    /// Nothing stops it, nobody counts, no retry is used up.
+    fn default() -> Self {
+        Self { stop: CancellationToken::new(), budget: &Unlimited, retries_used: 0 }
+    }
+}
+
+impl fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stop, budget: _, retries_used } = self;
+        f.debug_struct("Terms").field("stop", stop).field("retries_used", retries_used).finish_non_exhaustive()
+    }
+}
