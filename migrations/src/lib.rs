@@ -3,6 +3,7 @@
 //! Ids are native UUIDs (on SQLite, blobs of 16 bytes), times are UTC. A migration that has been released is never edited.
 
 mod m20261124_000001_jobs_and_assets;
+mod m20261124_000002_language_style_cache_money;
 
 use sea_orm_migration::prelude::*;
 
@@ -14,6 +15,9 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261124_000001_jobs_and_assets::Migration)]
+        vec![
+            Box::new(m20261124_000001_jobs_and_assets::Migration),
+            Box::new(m20261124_000002_language_style_cache_money::Migration),
+        ]
     }
 }

@@ -23,6 +23,11 @@ impl ImageFormat {
         }
     }
 
+    /// Reads a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Png, Self::Jpeg].into_iter().find(|format| format.as_str() == name)
+    }
+
     /// The ending of a file, without the dot.
     pub fn extension(self) -> &'static str {
         match self {

@@ -227,7 +227,8 @@ mod tests {
     #[test]
     fn a_negative_prompt_is_shortened_at_a_comma_too() {
         let check = |max_chars, expected: Result<(&str, &[&str]), TooLong>| {
-            let expected = expected.map(|(text, left_out)| Composed { text: text.to_owned(), left_out: owned(left_out) });
+            let expected =
+                expected.map(|(text, left_out)| Composed { text: text.to_owned(), left_out: owned(left_out) });
             assert_eq!(shortened("blurry,  text, logo, Text", max_chars), expected);
         };
         check(100, Ok(("blurry, text, logo", &[])));

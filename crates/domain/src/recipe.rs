@@ -42,8 +42,17 @@ pub struct Recipe {
 impl Recipe {
     /// The same for every image that could stand in for this one: same prompts, engine, parameters, seed asked for and finished size.
     pub fn fingerprint(&self, spec: &ImageSpec) -> Uuid {
-        let Self { english: _, prompt, negative_prompt, left_out: _, engine, style_preset, cfg_scale, steps, asked_seed } =
-            self;
+        let Self {
+            english: _,
+            prompt,
+            negative_prompt,
+            left_out: _,
+            engine,
+            style_preset,
+            cfg_scale,
+            steps,
+            asked_seed,
+        } = self;
         let asked = (prompt, negative_prompt, engine, style_preset, cfg_scale, steps, asked_seed);
         let said = serde_json::to_vec(&(asked, spec.width, spec.height)).expect("plain data serialises");
         Uuid::new_v5(&NAMESPACE, &said)

@@ -1,10 +1,13 @@
 //! A job, from its claim to its end. Knows no broker: `run` and `generate` both come through here.
 
 mod board;
+mod cache;
 mod make;
+mod money;
 mod plan;
 mod running;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +16,7 @@ use domain::command::Command;
 use domain::event::{Context, Event, JobError, Totals};
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{Decision, ImageState, decide};
+use domain::style::Style;
 use domain::trace::TraceParent;
 use futures_util::{StreamExt, stream};
 use stability_client::Client;
@@ -21,13 +25,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::event_sink::EventSink;
-use crate::picture::Finisher;
+use crate::picture::{Finisher, Glance};
 use crate::settings::{JobSettings, Settings};
 use crate::storage::Storage;
 use crate::store::{Claim, Claimed, Ending, Store, StoreError, TerminalEvent};
+use crate::translation::Translator;
 use board::Board;
-use plan::Planner;
+use money::Prices;
+use plan::{Plan, Planner};
 use running::Running;
+
+/// What is asked of the API, by index.
+type Plans = BTreeMap<u32, Plan>;
 
 /// Why a job could not be worked on: our own infrastructure failed.
 #[derive(Debug, thiserror::Error)]
@@ -62,22 +71,28 @@ pub struct Workshop {
     planner: Arc<Planner>,
     jobs: JobSettings,
     max_concurrent: NonZeroUsize,
-    cost_per_image_usd: f64,
+    /// Retries of a request.
+    retries: usize,
+    prices: Prices,
+    translator: Translator,
     running: Running,
 }
 
 impl Workshop {
     /// Brings the parts together.
-    pub fn new(settings: &Settings, store: Store, storage: Storage, client: Client) -> Self {
+    pub fn new(settings: &Settings, store: Store, storage: Storage, client: Client, translator: Translator) -> Self {
+        let glance = Glance { min_sharpness: settings.min_sharpness };
         Self {
             store,
             storage,
             client,
-            finisher: Finisher::new(settings.image),
+            finisher: Finisher::new(settings.image, glance),
             planner: Arc::new(Planner::new(settings)),
             jobs: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
-            cost_per_image_usd: settings.stability.cost_per_image_usd,
+            retries: settings.stability.retry_delays.len(),
+            prices: Prices::new(settings),
+            translator,
             running: Running::default(),
         }
     }
@@ -124,20 +139,23 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn to_verdict(&self, claimed: Claimed) -> Result<Verdict, JobRunError> {
-        let (attempts, created_at, first) = (claimed.attempts, claimed.created_at, claimed.first);
-        let board = Board::new(claimed.images, &self.command.image_descriptions, self.min_success_rate());
+        let Claimed { first, attempts, created_at, style, images } = claimed;
+        let board = Board::new(images, &self.command.image_descriptions, self.min_success_rate(), self.stop);
         let tally = board.tally();
         info!(total = tally.total, completed = tally.completed, attempts, first, "working on a job");
         if first {
             self.announce(&Event::started(&self.context(), tally.total)).await;
         }
-        if let Some(error) = self.over_budget(&board) {
-            return self.end(&board, created_at, Some(error)).await;
+        let mut plans = self.plan(&board, &style).await?;
+        self.take_preferred(&board, &mut plans).await?;
+        match self.too_dear(&board, u32::try_from(plans.len()).unwrap_or(u32::MAX)).await {
+            Some((code, message)) => board.set_fatal(code, message),
+            None => self.make_images(&board, &plans).await?,
         }
-        let all_begun = self.make_images(&board).await?;
+        self.fill_from_cache(&board, &plans).await?;
         let tries_left = attempts + 1 < self.workshop.jobs.max_attempts.get();
         let tally = board.tally();
-        if !all_begun && tally.reachable(self.min_success_rate()) {
+        if self.stop.is_cancelled() && tally.untried > 0 && tally.reachable(self.min_success_rate()) {
             // A try that we cut off ourselves has not failed, and does not count.
             return Ok(Verdict::Interrupted);
         }
@@ -161,31 +179,50 @@ impl Run<'_> {
         }
     }
 
-    /// Makes what is missing, a bounded number at once. No image is begun that cannot help the job any more. `false` where some were
-    /// not begun because we were told to stop.
-    async fn make_images(&self, board: &Board) -> Result<bool, JobRunError> {
+    /// Puts the texts of what is missing into English and composes their prompts. What cannot be asked for has failed then.
+    async fn plan(&self, board: &Board, style: &Style) -> Result<Plans, JobRunError> {
+        let missing = board.missing();
+        let descriptions: Vec<String> = missing.iter().map(|index| board.slot(*index).description).collect();
+        let texts = descriptions.iter().map(String::as_str).chain(plan::texts(style));
+        let english = self.workshop.translator.english(texts, self.stop).await?;
+        let mut plans = Plans::new();
+        for (index, description) in missing.into_iter().zip(&descriptions) {
+            match self.workshop.planner.plan(self.command, style, &english, index, description) {
+                Ok(plan) => {
+                    if !plan.recipe.left_out.is_empty() {
+                        warn!(index, left_out = plan.recipe.left_out.join(", "), "the prompt was shortened");
+                    }
+                    plans.insert(index, plan);
+                }
+                // What was cut off while it was translated has not failed.
+                Err(unplannable) if unplannable.may_pass && self.stop.is_cancelled() => {}
+                Err(unplannable) => self.fail_unplannable(board, index, unplannable).await?,
+            }
+        }
+        Ok(plans)
+    }
+
+    /// Makes what is planned, in order, a bounded number at once. No image is begun that cannot help the job any more.
+    async fn make_images(&self, board: &Board, plans: &Plans) -> Result<(), JobRunError> {
         let asked = self.command.config.max_concurrent.map_or(usize::MAX, usize::from);
         let at_once = asked.min(self.workshop.max_concurrent.get());
-        let mut images = stream::iter(board.missing())
+        let mut images = stream::iter(plans.keys().copied())
             .map(|index| async move {
-                if !board.is_worth_trying() {
-                    return Ok(true);
+                if board.halt().is_cancelled() {
+                    return Ok(());
                 }
-                if self.stop.is_cancelled() {
-                    return Ok(false);
-                }
-                self.make_image(board, index).await.map(|()| true)
+                self.make_image(board, index, &plans[&index]).await
             })
             .buffer_unordered(at_once);
-        let mut all_begun = Ok(true);
-        while let Some(begun) = images.next().await {
+        let mut made = Ok(());
+        while let Some(image) = images.next().await {
             // The first failure of our own stops new images; those in flight still come to their end.
-            if begun.is_err() {
+            if image.is_err() {
                 board.give_up();
             }
-            all_begun = all_begun.and_then(|all| begun.map(|this| all && this));
+            made = made.and(image);
         }
-        all_begun
+        made
     }
 
     /// Ends the job: outcome and terminal event are stored together.
@@ -197,7 +234,7 @@ impl Run<'_> {
     ) -> Result<Verdict, JobRunError> {
         board.mark_not_attempted();
         let context = self.context();
-        let cost_usd = f64::from(board.charged()) * self.workshop.cost_per_image_usd;
+        let cost_usd = self.workshop.prices.of(board.charged());
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
         let images = board.images();
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
@@ -234,17 +271,6 @@ impl Run<'_> {
         Ok(Verdict::Ended(TerminalEvent { event, published: false }))
     }
 
-    /// Whether a job of which nothing was paid yet would cost more than it may.
-    fn over_budget(&self, board: &Board) -> Option<JobError> {
-        let limit = self.command.config.max_cost_usd.filter(|_| board.charged() == 0)?;
-        let images = board.missing().len();
-        let cost = f64::from(u32::try_from(images).unwrap_or(u32::MAX)) * self.workshop.cost_per_image_usd;
-        (cost > limit + 1e-9).then(|| JobError {
-            code: JobFailureCode::BudgetExceeded,
-            message: format!("{images} images cost about USD {cost:.2}, and max_cost_usd is {limit:.2}"),
-        })
-    }
-
     fn why(&self, code: JobFailureCode, board: &Board) -> String {
         let tally = board.tally();
         let rate = format!(
@@ -253,8 +279,8 @@ impl Run<'_> {
             tally.total,
             self.min_success_rate()
         );
-        match board.fatal_message() {
-            Some(message) if board.fatal() == Some(code) => format!("{message}; {rate}"),
+        match board.fatal_cause() {
+            Some((fatal, message)) if fatal == code => format!("{message}; {rate}"),
             _ => rate,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! In reading order: the [`cli`] reads the [`settings`] and starts what was asked for. `run` is the [`worker`]: it takes commands from
 //! the [`broker`], the [`intake`] brings each to its settlement. `generate` goes straight to the [`job`], which knows no broker: it
-//! claims the job in the [`store`], asks Stability for what is missing, finishes each [`picture`], puts it into the [`storage`], and
+//! claims the job in the [`store`], has its texts put into English by a [`translation`], asks Stability for what is missing, finishes each [`picture`], puts it into the [`storage`], and
 //! tells an [`event_sink`]. [`parts`] opens what a job needs; [`health`] answers probes; [`logging`] writes lines.
 
 pub mod cli;
@@ -18,6 +18,7 @@ pub mod parts;
 pub mod picture;
 pub mod storage;
 pub mod store;
+pub mod translation;
 
 mod causes;
 pub mod health;

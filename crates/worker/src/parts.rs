@@ -2,9 +2,11 @@
 
 use stability_client::{Client, RetryPolicy};
 
+use crate::job::Workshop;
 use crate::settings::{SettingError, Settings};
 use crate::storage::{Storage, StorageError};
 use crate::store::{Store, StoreError};
+use crate::translation::Translator;
 
 /// A part could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +34,16 @@ pub async fn open(settings: &Settings) -> Result<(Store, Storage), PartsError> {
     Ok((store, storage))
 }
 
+/// Brings together what jobs are made with.
+///
+/// # Errors
+///
+/// [`SettingError`] where a key is missing, or cannot stand in a header.
+pub fn workshop(settings: &Settings, store: Store, storage: Storage) -> Result<Workshop, SettingError> {
+    let translator = Translator::new(&settings.translation, store.clone())?;
+    Ok(Workshop::new(settings, store, storage, client(settings)?, translator))
+}
+
 /// Makes the API's client.
 ///
 /// # Errors
@@ -44,7 +56,12 @@ pub fn client(settings: &Settings) -> Result<Client, SettingError> {
         .request_timeout(stability.timeout)
         .rate_limit(stability.rate_limit)
         .max_in_flight(stability.max_concurrent)
-        .retries(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
+        .retries(RetryPolicy {
+            delays: stability.retry_delays.clone(),
+            // One more generation is allowed for what cannot be used; the job sees to it.
+            damaged: false,
+            ..RetryPolicy::default()
+        })
         .lockout(stability.lockout)
         .client_id("asset-worker", env!("CARGO_PKG_VERSION"))
         .build()

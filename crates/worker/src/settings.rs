@@ -14,6 +14,7 @@ use domain::image_spec::ImageSpec;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::translation::PhraseBook;
 use read::Reader;
 pub use read::SettingError;
 
@@ -49,14 +50,23 @@ pub const ALL: &[Setting] = &[
     setting("STABILITY_RETRY_DELAYS", "2s,5s,10s"),
     setting("STABILITY_LOCKOUT", "60s"),
     setting("STABILITY_COST_PER_IMAGE_USD", "0.02"),
+    setting("STABILITY_CHECK_BALANCE", "false"),
     setting("IMAGE_WIDTH", "1920"),
     setting("IMAGE_HEIGHT", "1080"),
     setting("IMAGE_CFG_SCALE", "8.0"),
     setting("IMAGE_STEPS", "40"),
     setting("IMAGE_MAX_BYTES", "10485760"),
+    setting("IMAGE_MIN_SHARPNESS", "0"),
+    secret("GEMINI_API_KEY", ""),
+    setting("GEMINI_BASE_URL", "https://generativelanguage.googleapis.com/"),
+    setting("GEMINI_MODEL", "gemini-flash-latest"),
+    setting("GEMINI_TIMEOUT", "60s"),
+    setting("GEMINI_RETRY_DELAYS", "2s,5s,10s"),
+    setting("TRANSLATION_PHRASE_BOOK", ""),
     setting("WORKER_MAX_IN_FLIGHT_JOBS", "2"),
     setting("WORKER_JOB_MAX_ATTEMPTS", "3"),
     setting("WORKER_JOB_RETRY_DELAYS", "30s,2m"),
+    setting("WORKER_DAILY_BUDGET_USD", ""),
     setting("WORKER_SHUTDOWN_GRACE", "25s"),
     setting("HTTP_ADDR", "0.0.0.0:8080"),
     setting("LOG_FORMAT", ""),
@@ -85,6 +95,10 @@ pub struct Settings {
     pub stability: StabilitySettings,
     /// What every stored image measures.
     pub image: ImageSpec,
+    /// Below this a picture counts as blurred away; 0 lets every picture pass.
+    pub min_sharpness: f64,
+    /// How texts become English.
+    pub translation: TranslationSettings,
     /// Default of a job.
     pub cfg_scale: f64,
     /// Default of a job.
@@ -122,6 +136,32 @@ pub struct StabilitySettings {
     pub lockout: Duration,
     /// For estimates and budgets.
     pub cost_per_image_usd: f64,
+    /// Whether the account's credits are looked at before a job spends any.
+    pub check_balance: bool,
+}
+
+/// How texts become English.
+#[derive(Debug, Clone)]
+pub struct TranslationSettings {
+    /// Texts whose English is fixed.
+    pub phrase_book: PhraseBook,
+    /// For what the phrase book does not hold; needs a key.
+    pub gemini: Option<GeminiSettings>,
+}
+
+/// How Gemini is asked.
+#[derive(Debug, Clone)]
+pub struct GeminiSettings {
+    /// Never logged.
+    pub api_key: SecretString,
+    /// Where the API is.
+    pub base_url: Url,
+    /// The model's name, without `models/`.
+    pub model: String,
+    /// One request.
+    pub timeout: Duration,
+    /// A retry after each.
+    pub retry_delays: Vec<Duration>,
 }
 
 /// How jobs are run.
@@ -133,6 +173,8 @@ pub struct JobSettings {
     pub max_attempts: NonZeroU32,
     /// Between tries; the last one repeats.
     pub retry_delays: Vec<Duration>,
+    /// What all workers that share the database may spend in a day, in US dollars.
+    pub daily_budget_usd: Option<f64>,
 }
 
 impl JobSettings {
@@ -174,11 +216,17 @@ impl Settings {
                 retry_delays: read.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
                 lockout: read.duration("STABILITY_LOCKOUT", 0..=3_600)?,
                 cost_per_image_usd: read.real("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
+                check_balance: read.boolean("STABILITY_CHECK_BALANCE")?,
             },
             image: ImageSpec {
                 width: read.number("IMAGE_WIDTH", 64..=8_192)?,
                 height: read.number("IMAGE_HEIGHT", 64..=8_192)?,
                 max_bytes: read.number("IMAGE_MAX_BYTES", 10_000..=1_073_741_824)?,
+            },
+            min_sharpness: read.real("IMAGE_MIN_SHARPNESS", 0.0..=1_000_000.0)?,
+            translation: TranslationSettings {
+                phrase_book: read.phrase_book("TRANSLATION_PHRASE_BOOK")?,
+                gemini: gemini(&read)?,
             },
             cfg_scale: read.real("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
             steps: read.number("IMAGE_STEPS", 10..=50)?,
@@ -186,6 +234,7 @@ impl Settings {
                 max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
                 max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
                 retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
+                daily_budget_usd: read.optional_real("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: read.address("HTTP_ADDR")?,
@@ -207,6 +256,16 @@ impl Settings {
             .as_ref()
             .ok_or_else(|| SettingError::missing("STABILITY_API_KEY", "a key of the account at platform.stability.ai"))
     }
+}
+
+/// Everything about Gemini is checked, whether there is a key or not.
+fn gemini(read: &Reader) -> Result<Option<GeminiSettings>, SettingError> {
+    let api_key = read.secret("GEMINI_API_KEY")?;
+    let base_url = read.http_url("GEMINI_BASE_URL")?;
+    let model = read.model("GEMINI_MODEL")?;
+    let timeout = read.duration("GEMINI_TIMEOUT", 1..=600)?;
+    let retry_delays = read.durations("GEMINI_RETRY_DELAYS", 0..=10)?;
+    Ok(api_key.map(|api_key| GeminiSettings { api_key, base_url, model, timeout, retry_delays }))
 }
 
 #[cfg(test)]

@@ -83,6 +83,37 @@ impl Storage {
         }
     }
 
+    /// The whole of a file; `None` where none stands there, or one of another length.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`].
+    pub async fn read(&self, path: &str, size_bytes: u64) -> Result<Option<Bytes>, StorageError> {
+        let doing = "read";
+        let read = async {
+            let found = self.store.get(&Key::from(path)).await?;
+            if found.meta.size != size_bytes {
+                return Ok(None);
+            }
+            found.bytes().await.map(Some)
+        };
+        match answered(doing, path, read).await {
+            Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(None),
+            read => read,
+        }
+    }
+
+    /// Lets a file stand under a second path too, in place of what may stand there. Without a copy of its bytes where the storage can do
+    /// that (a hard link on a local disk), else they are stored again.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]; then nothing of it is seen.
+    pub async fn copy(&self, from: &str, to: &str, bytes: Bytes) -> Result<(), StorageError> {
+        let copied = answered("copy", from, self.store.copy(&Key::from(from), &Key::from(to))).await;
+        if copied.is_ok() { Ok(()) } else { self.put(to, bytes).await }
+    }
+
     /// Whether files can be stored at this moment: stores one, and removes it.
     ///
     /// # Errors
@@ -123,6 +154,29 @@ mod tests {
         storage.check().await.expect("it can be written");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
         assert_eq!(left.len(), 1, "only projects/ is left");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_whole_or_not_at_all_and_copied_without_its_bytes() {
+        use std::os::unix::fs::MetadataExt;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let storage = Storage::open(folder.path()).expect("a storage");
+        storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
+        let read = async |path, size| storage.read(path, size).await.expect("an answer");
+        assert_eq!(read("a/one.png", 3).await.as_deref(), Some(&b"one"[..]));
+        assert_eq!(read("a/one.png", 4).await, None);
+        assert_eq!(read("a/two.png", 3).await, None);
+        storage.copy("a/one.png", "b/two.png", Bytes::from_static(b"one")).await.expect("copied");
+        assert_eq!(read("b/two.png", 3).await.as_deref(), Some(&b"one"[..]));
+        let inode = |path| std::fs::metadata(folder.path().join(path)).expect("a file").ino();
+        assert_eq!(inode("a/one.png"), inode("b/two.png"));
+        // What is stored later under the one path does not change the other.
+        storage.put("a/one.png", Bytes::from_static(b"new")).await.expect("stored");
+        assert_eq!(read("b/two.png", 3).await.as_deref(), Some(&b"one"[..]));
+        // Where there is nothing to link to, the bytes are stored.
+        storage.copy("a/gone.png", "b/three.png", Bytes::from_static(b"three")).await.expect("stored");
+        assert_eq!(read("b/three.png", 5).await.as_deref(), Some(&b"three"[..]));
     }
 
     #[tokio::test]

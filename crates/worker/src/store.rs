@@ -1,13 +1,17 @@
-//! The database: jobs, assets, and what may become of them. The only module that names `sea-orm`.
+//! The database: jobs, assets, translations, styles, money, and what may become of them. The only module that names `sea-orm`.
 //!
 //! Every method is one short transaction or statement; none waits for anything but the database.
 
 mod asset;
+mod cached;
 mod claim;
 mod finish;
 mod image;
 mod job;
 mod report;
+mod spending;
+mod style;
+mod translation;
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,10 +21,12 @@ use sea_orm::sqlx::sqlite::SqliteJournalMode;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 use secrecy::{ExposeSecret, SecretString};
 
+pub use cached::CachedImage;
 pub use claim::{Claim, Claimed, ClaimedImage, TerminalEvent};
 pub use finish::Ending;
-pub use image::Cost;
 pub use report::{AssetReport, JobReport};
+pub use spending::{MicroUsd, PaidImage, Payment};
+pub use translation::Translation;
 
 /// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -72,7 +72,7 @@ pub async fn run(settings: &Settings, stop: &CancellationToken) -> Result<(), Ru
 async fn work(settings: &Settings, health: &Health, stop: &CancellationToken) -> Result<(), RunError> {
     let Some((store, storage)) = patiently(stop, "database", || parts::open(settings)).await? else { return Ok(()) };
     health.set_parts(store.clone(), storage.clone());
-    let workshop = Workshop::new(settings, store, storage, parts::client(settings)?);
+    let workshop = parts::workshop(settings, store, storage)?;
     supervise(settings, &workshop, health, stop).await;
     Ok(())
 }

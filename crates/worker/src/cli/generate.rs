@@ -9,7 +9,7 @@ use super::screen::{Progress, Screen};
 use super::submit::shown;
 use super::tables::Seen;
 use crate::event_sink::{EventSink, PublishError, Routed};
-use crate::job::{Verdict, Workshop};
+use crate::job::Verdict;
 use crate::parts;
 use crate::settings::Settings;
 use crate::stop::Stop;
@@ -25,10 +25,10 @@ pub(super) struct Options {
 
 pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
     let command = options.order.command()?;
-    let client = parts::client(settings)?;
+    settings.require_api_key()?;
     let stop = Stop::on_signal().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
     let (store, storage) = parts::open(settings).await?;
-    let workshop = Workshop::new(settings, store, storage, client);
+    let workshop = parts::workshop(settings, store, storage)?;
     let progress = screen.progress(command.image_descriptions.len());
     let interrupted = || {
         Failure::Job(format!(

@@ -4,19 +4,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{ImageFailure, ImageState, Tally};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::store::ClaimedImage;
 
 pub(super) struct Board {
     min_success_rate: f64,
+    /// Cancelled as soon as a further request could not help the job, or is not wanted any more.
+    halt: CancellationToken,
     state: Mutex<State>,
 }
 
 struct State {
     images: Vec<Image>,
     fatal: Option<(JobFailureCode, String)>,
-    given_up: bool,
 }
 
 struct Image {
@@ -30,11 +32,16 @@ pub(super) struct Slot {
     pub(super) id: Uuid,
     pub(super) description: String,
     pub(super) reserved_path: Option<String>,
-    pub(super) requests_before: u32,
 }
 
 impl Board {
-    pub(super) fn new(images: Vec<ClaimedImage>, descriptions: &[String], min_success_rate: f64) -> Self {
+    /// `stop` ends the job's requests from outside.
+    pub(super) fn new(
+        images: Vec<ClaimedImage>,
+        descriptions: &[String],
+        min_success_rate: f64,
+        stop: &CancellationToken,
+    ) -> Self {
         let images = images
             .into_iter()
             .map(|row| {
@@ -42,13 +49,14 @@ impl Board {
                 // What ended in an earlier try was announced then; what may pass is announced when it has not.
                 let announced = match &row.state {
                     ImageState::Completed(_) => true,
-                    ImageState::Failed(failure) => !failure.code.may_pass(),
+                    ImageState::Failed(failure) => !failure.may_pass,
                     ImageState::Untried => false,
                 };
                 Image { row, description, announced }
             })
             .collect();
-        Self { min_success_rate, state: Mutex::new(State { images, fatal: None, given_up: false }) }
+        let state = Mutex::new(State { images, fatal: None });
+        Self { min_success_rate, halt: stop.child_token(), state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -63,7 +71,7 @@ impl Board {
             .iter()
             .filter(|image| match &image.row.state {
                 ImageState::Untried => true,
-                ImageState::Failed(failure) => failure.code.may_pass(),
+                ImageState::Failed(failure) => failure.may_pass,
                 ImageState::Completed(_) => false,
             })
             .map(|image| image.row.index)
@@ -73,44 +81,84 @@ impl Board {
     pub(super) fn slot(&self, index: u32) -> Slot {
         let state = self.lock();
         let image = &state.images[position(index)];
-        Slot {
-            id: image.row.id,
-            description: image.description.clone(),
-            reserved_path: image.row.file_path.clone(),
-            requests_before: image.row.requests,
+        Slot { id: image.row.id, description: image.description.clone(), reserved_path: image.row.file_path.clone() }
+    }
+
+    /// The images that have not been tried, or whose try was cut off.
+    pub(super) fn untried(&self) -> Vec<u32> {
+        let state = self.lock();
+        let untried = state.images.iter().filter(|image| image.row.state == ImageState::Untried);
+        untried.map(|image| image.row.index).collect()
+    }
+
+    /// Cancelled as soon as no further request shall be sent: the rate cannot be reached, a cause was met that every request would meet, or
+    /// we were told to stop.
+    pub(super) fn halt(&self) -> &CancellationToken {
+        &self.halt
+    }
+
+    /// Lets no further request be sent.
+    pub(super) fn give_up(&self) {
+        self.halt.cancel();
+    }
+
+    /// Notes a cause that every further request would meet, and lets none be sent. The image that met it has had no end.
+    pub(super) fn set_fatal(&self, code: JobFailureCode, message: String) {
+        self.lock().fatal.get_or_insert((code, message));
+        self.halt.cancel();
+    }
+
+    /// The cause that every further request would meet.
+    pub(super) fn fatal(&self) -> Option<JobFailureCode> {
+        self.fatal_cause().map(|(code, _)| code)
+    }
+
+    /// The same, with its sentence.
+    pub(super) fn fatal_cause(&self) -> Option<(JobFailureCode, String)> {
+        self.lock().fatal.clone()
+    }
+
+    /// Notes how far an image has come; where that leaves too few, no further request is sent.
+    pub(super) fn settle(&self, index: u32, state: ImageState) {
+        let mut board = self.lock();
+        board.images[position(index)].row.state = state;
+        if !board.tally().reachable(self.min_success_rate) {
+            self.halt.cancel();
         }
     }
 
-    /// Whether another image can still help: the rate can be reached, and nothing was met that every image would meet.
-    pub(super) fn is_worth_trying(&self) -> bool {
-        let state = self.lock();
-        !state.given_up && state.fatal.is_none() && state.tally().reachable(self.min_success_rate)
+    /// Counts a request for an image as sent and charged, unless all images would then have been charged for more than `affordable`.
+    pub(super) fn charge(&self, index: u32, affordable: Option<u32>) -> bool {
+        let mut board = self.lock();
+        if affordable.is_some_and(|affordable| board.charged() >= affordable) {
+            return false;
+        }
+        let row = &mut board.images[position(index)].row;
+        row.requests += 1;
+        row.charged += 1;
+        true
     }
 
-    /// Lets no further image be begun.
-    pub(super) fn give_up(&self) {
-        self.lock().given_up = true;
-    }
-
-    /// Notes a cause that every further request would meet. The image that met it has had no end.
-    pub(super) fn set_fatal(&self, code: JobFailureCode, message: String) {
-        self.lock().fatal.get_or_insert((code, message));
-    }
-
-    pub(super) fn fatal(&self) -> Option<JobFailureCode> {
-        self.lock().fatal.as_ref().map(|(code, _)| *code)
-    }
-
-    pub(super) fn fatal_message(&self) -> Option<String> {
-        self.lock().fatal.as_ref().map(|(_, message)| message.clone())
-    }
-
-    pub(super) fn settle(&self, index: u32, state: ImageState, requests: u32, charged: u32) {
+    /// It was not sent after all.
+    pub(super) fn uncharge(&self, index: u32) {
         let mut board = self.lock();
         let row = &mut board.images[position(index)].row;
-        row.state = state;
-        row.requests += requests;
-        row.charged += charged;
+        row.requests -= 1;
+        row.charged -= 1;
+    }
+
+    /// It was sent, and was free.
+    pub(super) fn refund(&self, index: u32) {
+        self.lock().images[position(index)].row.charged -= 1;
+    }
+
+    pub(super) fn is_completed(&self, index: u32) -> bool {
+        matches!(self.lock().images[position(index)].row.state, ImageState::Completed(_))
+    }
+
+    /// Requests that were sent for an image, in all tries.
+    pub(super) fn requests(&self, index: u32) -> u32 {
+        self.lock().images[position(index)].row.requests
     }
 
     pub(super) fn mark_announced(&self, index: u32) {
@@ -146,6 +194,7 @@ impl Board {
                     code: ImageFailureCode::NotAttempted,
                     message,
                     attempts: image.row.requests,
+                    may_pass: false,
                 });
             }
         }
@@ -157,7 +206,7 @@ impl Board {
 
     /// Requests of all tries that were or may have been charged.
     pub(super) fn charged(&self) -> u32 {
-        self.lock().images.iter().map(|image| image.row.charged).sum()
+        self.lock().charged()
     }
 
     pub(super) fn images(&self) -> Vec<(Uuid, ImageState)> {
@@ -168,6 +217,10 @@ impl Board {
 impl State {
     fn tally(&self) -> Tally {
         Tally::of(self.images.iter().map(|image| &image.row.state))
+    }
+
+    fn charged(&self) -> u32 {
+        self.images.iter().map(|image| image.row.charged).sum()
     }
 }
 

@@ -1,28 +1,54 @@
-//! One image, from its description to its complete row.
+//! One image, from its plan to its complete row.
 
 use domain::asset_path;
 use domain::failure::{ImageFailureCode, JobFailureCode};
-use domain::image_spec::ImageFormat;
+use domain::image_spec::{ImageDefect, ImageFormat};
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
-use stability_client::{Error, Picture, Spent};
+use domain::story::Story;
+use stability_client::{BudgetError, Error, Terms};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
+use super::cache::Stored;
+use super::money::Purse;
 use super::plan::{Plan, Unplannable};
 use super::{JobRunError, Run};
 use crate::causes;
-use crate::picture::Finished;
+use crate::picture::{Finished, texts};
 use crate::storage::StorageError;
-use crate::store::{Cost, StoreError};
+use crate::store::StoreError;
 
 /// How the making of one image went wrong.
-enum Unmade {
+pub(super) enum Unmade {
     /// This image failed.
     Image(ImageFailureCode, String),
     /// Every image would fail alike.
     Job(JobFailureCode, String),
     /// Our own infrastructure failed.
     Broken(StoreError),
+    /// No further request was wanted; the image has had no end.
+    Stopped,
+}
+
+impl Unmade {
+    /// Whether it was the API that failed, so that an image made before may stand in.
+    pub(super) fn is_the_providers(&self) -> bool {
+        match self {
+            Self::Image(code, _) => match code {
+                ImageFailureCode::ContentPolicy
+                | ImageFailureCode::InvalidImage
+                | ImageFailureCode::RateLimited
+                | ImageFailureCode::ProviderUnavailable
+                | ImageFailureCode::Timeout
+                | ImageFailureCode::RejectedRequest => true,
+                ImageFailureCode::TranslationUnavailable
+                | ImageFailureCode::Storage
+                | ImageFailureCode::NotAttempted => false,
+            },
+            Self::Job(..) => true,
+            Self::Broken(_) | Self::Stopped => false,
+        }
+    }
 }
 
 impl From<StoreError> for Unmade {
@@ -37,14 +63,8 @@ impl From<StorageError> for Unmade {
     }
 }
 
-impl From<Unplannable> for Unmade {
-    fn from(unplannable: Unplannable) -> Self {
-        Self::Image(unplannable.code, unplannable.message)
-    }
-}
-
 /// The fate of every failure of the API.
-fn unmade(error: &Error) -> Unmade {
+pub(super) fn unmade(error: &Error) -> Unmade {
     let image = |code| Unmade::Image(code, error.to_string());
     let job = |code| Unmade::Job(code, error.to_string());
     match error {
@@ -56,59 +76,57 @@ fn unmade(error: &Error) -> Unmade {
         Error::Unauthorized(_) => job(JobFailureCode::Unauthorized),
         Error::OutOfCredit(_) => job(JobFailureCode::InsufficientCredits),
         Error::UnknownEngine(_) => job(JobFailureCode::UnknownEngine),
+        Error::Budget(BudgetError::Exceeded(_)) => job(JobFailureCode::BudgetExceeded),
+        Error::Stopped => Unmade::Stopped,
         Error::Connect(_)
         | Error::Interrupted(_)
         | Error::Server { .. }
         | Error::Unfinished
-        | Error::Undecodable(_) => image(ImageFailureCode::ProviderUnavailable),
+        | Error::Undecodable(_)
+        | Error::Budget(BudgetError::Unavailable(_)) => image(ImageFailureCode::ProviderUnavailable),
     }
 }
 
+/// What the API made, scaled, cropped and checked.
+struct Made {
+    finished: Finished,
+    seed: u32,
+}
+
+/// Why one generation came to nothing.
+enum Spoilt {
+    /// What was sent cannot be used; another generation may give a better one.
+    Picture(String),
+    /// Anything else.
+    Unmade(Unmade),
+}
+
 impl Run<'_> {
-    /// Brings one image to its end, and writes that end to board and database.
-    pub(super) async fn make_image(&self, board: &Board, index: u32) -> Result<(), JobRunError> {
+    /// Brings one image to its end, and writes that end to board and database. Where no further request is wanted, it has none.
+    pub(super) async fn make_image(&self, board: &Board, index: u32, plan: &Plan) -> Result<(), JobRunError> {
         let span = info_span!("image", index);
         async {
             let slot = board.slot(index);
-            let mut spent = Spent::default();
-            let made = self.made(&slot, index, &mut spent).await;
-            let cost = Cost { requests: spent.requests, charged: spent.maybe_charged };
-            let settle = |state| board.settle(index, state, spent.requests, spent.maybe_charged);
-            match made {
-                Ok(asset) => {
-                    self.workshop.store.complete_image(&asset, cost).await?;
-                    info!(
-                        file_path = asset.file_path,
-                        size_bytes = asset.size_bytes,
-                        requests = spent.requests,
-                        "image completed"
-                    );
-                    settle(ImageState::Completed(asset));
-                    self.announce_progress(board, index, None).await;
-                }
-                Err(Unmade::Image(code, message)) => {
-                    let attempts = slot.requests_before + spent.requests;
-                    warn!(
-                        code = code.as_str(),
-                        reason = message,
-                        requests = attempts,
-                        description = shortened(&slot.description),
-                        "image failed"
-                    );
-                    let failure = ImageFailure { index, description: slot.description, code, message, attempts };
-                    self.workshop.store.fail_image(slot.id, &failure, cost).await?;
-                    settle(ImageState::Failed(failure));
-                    if !code.may_pass() {
-                        self.announce_progress(board, index, Some(code)).await;
+            let unmade = match self.made(board, &slot, index, plan).await {
+                Ok(asset) => return self.complete(board, asset, plan).await,
+                Err(unmade) => unmade,
+            };
+            let stand_in = self.stand_in(&slot, index, plan, &unmade).await?;
+            if let Some(asset) = stand_in {
+                self.complete(board, asset, plan).await?;
+            }
+            match unmade {
+                Unmade::Image(code, message) => {
+                    if !board.is_completed(index) {
+                        self.fail(board, index, code, message, code.may_pass()).await?;
                     }
                 }
-                Err(Unmade::Job(code, message)) => {
+                Unmade::Job(code, message) => {
                     warn!(code = code.as_str(), reason = message, "no request can succeed; no further one is sent");
-                    self.workshop.store.add_cost(slot.id, cost).await?;
-                    settle(ImageState::Untried);
                     board.set_fatal(code, message);
                 }
-                Err(Unmade::Broken(error)) => return Err(error.into()),
+                Unmade::Stopped => {}
+                Unmade::Broken(error) => return Err(error.into()),
             }
             Ok(())
         }
@@ -116,25 +134,124 @@ impl Run<'_> {
         .await
     }
 
-    async fn made(&self, slot: &Slot, index: u32, spent: &mut Spent) -> Result<Asset, Unmade> {
-        let Plan { prompt, request } = self.workshop.planner.plan(self.command, &slot.description)?;
-        let generated = match self.workshop.client.generate(&request).await {
-            Ok(generated) => generated,
-            Err(failure) => {
-                *spent = failure.spent;
-                return Err(unmade(&failure.error));
-            }
-        };
-        *spent = generated.spent;
-        let Picture { image, seed } = generated.into_first();
-        let finished = self.workshop.finisher.finish(image).await;
-        let finished = finished.map_err(|defect| Unmade::Image(ImageFailureCode::InvalidImage, defect.to_string()))?;
-        let Finished { bytes, format, sha256 } = finished;
+    /// Completes the row of an image whose file is stored.
+    pub(super) async fn complete(&self, board: &Board, asset: Asset, plan: &Plan) -> Result<(), JobRunError> {
+        let index = asset.index;
+        self.workshop.store.complete_image(&asset, plan.fingerprint).await?;
+        info!(
+            file_path = asset.file_path,
+            size_bytes = asset.size_bytes,
+            origin = asset.origin.as_str(),
+            requests = board.requests(index),
+            "image completed"
+        );
+        board.settle(index, ImageState::Completed(asset));
+        self.announce_progress(board, index, None).await;
+        Ok(())
+    }
+
+    /// Records the failure of an image.
+    pub(super) async fn fail(
+        &self,
+        board: &Board,
+        index: u32,
+        code: ImageFailureCode,
+        message: String,
+        may_pass: bool,
+    ) -> Result<(), JobRunError> {
+        let slot = board.slot(index);
+        let attempts = board.requests(index);
+        let description = shortened(&slot.description);
+        warn!(index, code = code.as_str(), reason = message, requests = attempts, description, "image failed");
+        let failure = ImageFailure { index, description: slot.description, code, message, attempts, may_pass };
+        self.workshop.store.fail_image(slot.id, &failure).await?;
+        board.settle(index, ImageState::Failed(failure));
+        if !may_pass {
+            self.announce_progress(board, index, Some(code)).await;
+        }
+        Ok(())
+    }
+
+    /// The same of an image that cannot be asked for.
+    pub(super) async fn fail_unplannable(
+        &self,
+        board: &Board,
+        index: u32,
+        unplannable: Unplannable,
+    ) -> Result<(), JobRunError> {
+        let Unplannable { code, message, may_pass } = unplannable;
+        self.fail(board, index, code, message, may_pass).await
+    }
+
+    async fn made(&self, board: &Board, slot: &Slot, index: u32, plan: &Plan) -> Result<Asset, Unmade> {
+        let purse = self.purse(board, index, slot.id);
+        let made = self.generated(board, slot, index, plan, &purse).await;
+        if let Some(error) = purse.into_broken() {
+            return Err(Unmade::Broken(error));
+        }
+        let Made { finished: Finished { bytes, format, sha256 }, seed } = made?;
         let file_path = self.reserve_path(slot, index, format).await?;
         let size_bytes = bytes.len() as u64;
         self.workshop.storage.put(&file_path, bytes).await?;
+        let stored = Stored { file_path, format, size_bytes, sha256 };
+        Ok(self.asset(slot, index, plan, stored, seed, Origin::Generated))
+    }
+
+    /// A picture of the API. One that cannot be used is asked for once more, as one of the retries that a request has.
+    async fn generated(
+        &self,
+        board: &Board,
+        slot: &Slot,
+        index: u32,
+        plan: &Plan,
+        purse: &Purse<'_>,
+    ) -> Result<Made, Unmade> {
+        let mut terms = Terms { stop: board.halt().clone(), budget: purse, retries_used: 0 };
+        let before = board.requests(index);
+        let why = match self.generated_once(&terms, slot, index, plan).await {
+            Ok(made) => return Ok(made),
+            Err(Spoilt::Unmade(unmade)) => return Err(unmade),
+            Err(Spoilt::Picture(why)) => why,
+        };
+        terms.retries_used = (board.requests(index) - before) as usize;
+        if terms.retries_used > self.workshop.retries {
+            return Err(Unmade::Image(ImageFailureCode::InvalidImage, why));
+        }
+        warn!(reason = why, "the picture cannot be used; it is asked for once more");
+        self.generated_once(&terms, slot, index, plan).await.map_err(|spoilt| match spoilt {
+            Spoilt::Picture(why) => Unmade::Image(ImageFailureCode::InvalidImage, why),
+            Spoilt::Unmade(unmade) => unmade,
+        })
+    }
+
+    async fn generated_once(&self, terms: &Terms<'_>, slot: &Slot, index: u32, plan: &Plan) -> Result<Made, Spoilt> {
+        let picture = match self.workshop.client.generate_on(terms, &plan.request).await {
+            Ok(generated) => generated.into_first(),
+            Err(failure) => match failure.error {
+                Error::Damaged { .. } => return Err(Spoilt::Picture(failure.error.to_string())),
+                error => return Err(Spoilt::Unmade(unmade(&error))),
+            },
+        };
+        let seed = picture.seed;
+        let story = Story::new(self.command.key(), index, &slot.description, &plan.recipe, seed, texts::SOFTWARE);
+        let finished = self.workshop.finisher.finish(picture.image, story).await;
+        let finished = finished.map_err(|defect: ImageDefect| Spoilt::Picture(defect.to_string()))?;
+        Ok(Made { finished, seed })
+    }
+
+    /// What the row and the events say of a stored file.
+    pub(super) fn asset(
+        &self,
+        slot: &Slot,
+        index: u32,
+        plan: &Plan,
+        stored: Stored,
+        seed: u32,
+        origin: Origin,
+    ) -> Asset {
         let spec = self.workshop.finisher.spec();
-        Ok(Asset {
+        let Stored { file_path, format, size_bytes, sha256 } = stored;
+        Asset {
             id: slot.id,
             index,
             uri: self.workshop.storage.uri(&file_path),
@@ -145,16 +262,16 @@ impl Run<'_> {
             size_bytes,
             sha256,
             description: slot.description.clone(),
-            prompt,
+            recipe: plan.recipe.clone(),
             seed,
-            origin: Origin::Generated,
-        })
+            origin,
+        }
     }
 
     /// The path this image's file takes: the plain one, unless another job's image or a file of unknown origin has it.
     ///
     /// The row has the path before the file is written, so that after a crash nobody else can take it.
-    async fn reserve_path(&self, slot: &Slot, index: u32, format: ImageFormat) -> Result<String, Unmade> {
+    pub(super) async fn reserve_path(&self, slot: &Slot, index: u32, format: ImageFormat) -> Result<String, Unmade> {
         let key = self.command.key();
         let plain = asset_path::plain(key.project_id, index, format);
         if slot.reserved_path.as_deref() == Some(plain.as_str()) {

@@ -2,24 +2,31 @@
 
 use domain::command::Command;
 use domain::failure::ImageFailureCode;
-use domain::prompt::{DEFAULT_NEGATIVE_PROMPT, enhance_prompt, needs_translation};
+use domain::image_spec::ImageSpec;
+use domain::prompt::{Composed, DEFAULT_NEGATIVE_PROMPT, TooLong, compose, shortened};
+use domain::recipe::Recipe;
+use domain::seed;
+use domain::style::Style;
 use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage};
+use uuid::Uuid;
 
 use crate::settings::Settings;
+use crate::translation::{English, Untranslated};
 
 /// The defaults that requests are made with.
 pub(super) struct Planner {
-    width: u32,
-    height: u32,
+    spec: ImageSpec,
     cfg_scale: f64,
     steps: u8,
 }
 
 /// An image that can be asked for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
-    pub(super) prompt: String,
+    pub(super) recipe: Recipe,
     pub(super) request: TextToImage,
+    /// Equal for images that can stand in for this one.
+    pub(super) fingerprint: Uuid,
 }
 
 /// An image that cannot be asked for.
@@ -27,144 +34,139 @@ pub(super) struct Plan {
 pub(super) struct Unplannable {
     pub(super) code: ImageFailureCode,
     pub(super) message: String,
+    pub(super) may_pass: bool,
+}
+
+impl Unplannable {
+    fn rejected(message: impl ToString) -> Self {
+        Self { code: ImageFailureCode::RejectedRequest, message: message.to_string(), may_pass: false }
+    }
+
+    fn too_long(what: &str, TooLong { chars, max_chars }: &TooLong) -> Self {
+        Self::rejected(format!(
+            "{what}: {chars} characters in English is not allowed; the engine takes at most {max_chars}"
+        ))
+    }
+
+    fn untranslated(what: &str, why: &Untranslated) -> Self {
+        Self {
+            code: ImageFailureCode::TranslationUnavailable,
+            message: format!("{what}: {why}"),
+            may_pass: why.may_pass(),
+        }
+    }
 }
 
 impl From<InvalidRequest> for Unplannable {
     fn from(error: InvalidRequest) -> Self {
-        Self { code: ImageFailureCode::RejectedRequest, message: error.to_string() }
+        Self::rejected(error)
     }
+}
+
+/// The texts of a style that may have to be translated.
+pub(super) fn texts(style: &Style) -> impl Iterator<Item = &str> {
+    style.style_modifiers.iter().flatten().chain(&style.negative_prompt).map(String::as_str)
 }
 
 impl Planner {
     pub(super) fn new(settings: &Settings) -> Self {
-        let (width, height) = (settings.image.width, settings.image.height);
-        Self { width, height, cfg_scale: settings.cfg_scale, steps: settings.steps }
+        Self { spec: settings.image, cfg_scale: settings.cfg_scale, steps: settings.steps }
     }
 
     /// Composes the prompt of one description and checks the request against the API's ranges.
-    pub(super) fn plan(&self, command: &Command, description: &str) -> Result<Plan, Unplannable> {
+    pub(super) fn plan(
+        &self,
+        command: &Command,
+        style: &Style,
+        english: &English,
+        index: u32,
+        description: &str,
+    ) -> Result<Plan, Unplannable> {
         let config = &command.config;
-        let prompt = enhance_prompt(description, config.style_modifiers.as_deref());
-        let negative = config.negative_prompt.as_deref().unwrap_or(DEFAULT_NEGATIVE_PROMPT);
-        if needs_translation(&prompt) || needs_translation(negative) {
-            return Err(Unplannable {
-                code: ImageFailureCode::TranslationUnavailable,
-                message: "the text is not English, and there is no translator".to_owned(),
-            });
-        }
         let engine = config.engine.as_deref().map_or(Ok(Engine::default()), str::parse);
-        let engine = engine.map_err(|error| rejected(&error))?;
-        let preset = config.style_preset.as_deref().map(str::parse::<StylePreset>).transpose();
-        let preset = preset.map_err(|error| rejected(&error))?;
-        let mut request = TextToImage::new(engine, engine.frame_for(self.width, self.height), prompt.clone())?
-            .negative_prompt(negative)?
-            .seed(config.seed.unwrap_or(0))?;
-        // Our own defaults are for the engines that take them; what the command asks for is refused where it cannot be had.
+        let engine = engine.map_err(Unplannable::rejected)?;
+        let mut recipe = Recipe { engine: engine.id().to_owned(), ..Recipe::default() };
+        self.write(&mut recipe, engine, style, english, index, description)?;
+        recipe.asked_seed = seed::of_image(config.seed.unwrap_or(0), index, engine.max_seed());
+
+        let frame = engine.frame_for(self.spec.width, self.spec.height);
+        let mut request = TextToImage::new(engine, frame, recipe.prompt.clone())?
+            .negative_prompt(&recipe.negative_prompt)?
+            .seed(recipe.asked_seed)?;
+        // What the command asks for is refused where it cannot be had; what project and worker keep is for the engines that take it.
         let ours = engine.family() == Family::V1;
-        if let Some(cfg_scale) = config.cfg_scale.or(ours.then_some(self.cfg_scale)) {
-            request = request.cfg_scale(cfg_scale)?;
-        }
-        if let Some(steps) = config.steps.or(ours.then_some(self.steps)) {
-            request = request.steps(steps)?;
-        }
-        if let Some(preset) = preset {
-            request = request.style_preset(preset)?;
-        }
-        Ok(Plan { prompt, request })
+        let said = config.style();
+        let cfg_scale = style.cfg_scale.or(ours.then_some(self.cfg_scale));
+        let steps = style.steps.or(ours.then_some(self.steps));
+        (request, recipe.cfg_scale) = with(request, said.cfg_scale, cfg_scale, TextToImage::cfg_scale)?;
+        (request, recipe.steps) = with(request, said.steps, steps, TextToImage::steps)?;
+        (request, recipe.style_preset) = with(request, said.style_preset, style.style_preset.clone(), preset)?;
+        let fingerprint = recipe.fingerprint(&self.spec);
+        Ok(Plan { recipe, request, fingerprint })
+    }
+
+    /// The texts of a recipe, in English, as far as the engine takes them.
+    fn write(
+        &self,
+        recipe: &mut Recipe,
+        engine: Engine,
+        style: &Style,
+        english: &English,
+        index: u32,
+        description: &str,
+    ) -> Result<(), Unplannable> {
+        let translated = |what: &str, text: &str| english.of(text).map_err(|why| Unplannable::untranslated(what, &why));
+        // Named as the command has it, which counts from 0.
+        let name = format!("image_descriptions[{}]", index.saturating_sub(1));
+        let text = translated(&name, description)?;
+        let modifiers = style.style_modifiers.as_ref().map(|modifiers| {
+            modifiers.iter().map(|modifier| translated("style_modifiers", modifier)).collect::<Result<Vec<_>, _>>()
+        });
+        let modifiers = modifiers.transpose()?;
+        let negative = style.negative_prompt.as_deref().unwrap_or(DEFAULT_NEGATIVE_PROMPT);
+        let negative = translated("negative_prompt", negative)?;
+
+        let max_chars = engine.max_prompt_chars();
+        let prompt = compose(&text, modifiers.as_deref(), max_chars);
+        let prompt = prompt.map_err(|error| Unplannable::too_long(&name, &error))?;
+        let negative = shortened(&negative, max_chars);
+        let negative = negative.map_err(|error| Unplannable::too_long("negative_prompt", &error))?;
+        recipe.english = (text != description).then_some(text);
+        let Composed { text, left_out } = prompt;
+        recipe.prompt = text;
+        recipe.left_out = left_out;
+        recipe.negative_prompt = negative.text;
+        recipe.left_out.extend(negative.left_out);
+        Ok(())
     }
 }
 
-/// Names are checked when the command is read, so that this is met only where the two disagree.
-fn rejected(error: &impl ToString) -> Unplannable {
-    Unplannable { code: ImageFailureCode::RejectedRequest, message: error.to_string() }
+fn preset(request: TextToImage, name: String) -> Result<TextToImage, InvalidRequest> {
+    // Names are checked when the command or the style is read, so that an unknown one is met only where the two disagree.
+    let preset = name.parse::<StylePreset>().map_err(|error| InvalidRequest {
+        field: "style_preset",
+        value: name,
+        allowed: error.to_string(),
+    })?;
+    request.style_preset(preset)
+}
+
+/// Sets what is `said`, or else what is `kept` where the engine takes it; returns what was set.
+fn with<T: Clone>(
+    request: TextToImage,
+    said: Option<T>,
+    kept: Option<T>,
+    set: impl Fn(TextToImage, T) -> Result<TextToImage, InvalidRequest>,
+) -> Result<(TextToImage, Option<T>), InvalidRequest> {
+    if let Some(value) = said {
+        return Ok((set(request, value.clone())?, Some(value)));
+    }
+    let Some(value) = kept else { return Ok((request, None)) };
+    match set(request.clone(), value.clone()) {
+        Ok(request) => Ok((request, Some(value))),
+        Err(_) => Ok((request, None)),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use domain::command::JobConfig;
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn plan(description: &str, config: JobConfig) -> Result<Plan, Unplannable> {
-        let settings = Settings::from_source(|_| None).expect("defaults are good");
-        let command =
-            Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec![description.to_owned()], config };
-        Planner::new(&settings).plan(&command, description)
-    }
-
-    #[test]
-    fn a_command_without_config_is_planned_with_the_defaults() {
-        let planned = plan("A fox", JobConfig::default()).expect("a plan");
-        assert!(planned.prompt.starts_with("A fox, cinematic lighting, "), "{}", planned.prompt);
-        let frame = Engine::default().frame_for(1920, 1080);
-        let expected = TextToImage::new(Engine::default(), frame, planned.prompt.clone())
-            .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
-            .and_then(|request| request.cfg_scale(8.0))
-            .and_then(|request| request.steps(40))
-            .expect("a request");
-        assert_eq!(planned.request, expected);
-    }
-
-    #[test]
-    fn the_commands_config_wins() {
-        let config = JobConfig {
-            style_modifiers: Some(vec![]),
-            negative_prompt: Some(String::new()),
-            style_preset: Some("anime".into()),
-            cfg_scale: Some(5.0),
-            steps: Some(10),
-            seed: Some(7),
-            ..JobConfig::default()
-        };
-        let planned = plan("A fox", config).expect("a plan");
-        assert_eq!(planned.prompt, "A fox");
-        let frame = Engine::default().frame_for(1920, 1080);
-        let expected = TextToImage::new(Engine::default(), frame, "A fox")
-            .and_then(|request| request.cfg_scale(5.0))
-            .and_then(|request| request.steps(10))
-            .and_then(|request| request.seed(7))
-            .and_then(|request| request.style_preset(StylePreset::Anime))
-            .expect("a request");
-        assert_eq!(planned.request, expected);
-    }
-
-    #[test]
-    fn another_engine_is_asked_for_by_name_and_only_for_what_it_takes() {
-        let core = || JobConfig { engine: Some("core".into()), style_modifiers: Some(vec![]), ..JobConfig::default() };
-        let planned = plan("A fox", core()).expect("a plan");
-        let expected = TextToImage::new(Engine::Core, Engine::Core.frame_for(1920, 1080), "A fox")
-            .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
-            .expect("a request");
-        assert_eq!(planned.request, expected);
-        let refused = plan("A fox", JobConfig { steps: Some(40), ..core() }).expect_err("core takes no steps");
-        assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
-        assert_eq!(refused.message, "steps: 40 is not allowed; not taken by core");
-    }
-
-    #[test]
-    fn chinese_is_never_sent() {
-        let chinese = |config| plan("A fox", config).expect_err("it cannot be planned").code;
-        assert_eq!(
-            plan("一隻狐狸", JobConfig::default()).expect_err("Chinese").code,
-            ImageFailureCode::TranslationUnavailable
-        );
-        let modifiers = Some(vec!["電影感".to_owned()]);
-        assert_eq!(
-            chinese(JobConfig { style_modifiers: modifiers, ..JobConfig::default() }),
-            ImageFailureCode::TranslationUnavailable
-        );
-        let negative = Some("模糊".to_owned());
-        assert_eq!(
-            chinese(JobConfig { negative_prompt: negative, ..JobConfig::default() }),
-            ImageFailureCode::TranslationUnavailable
-        );
-    }
-
-    #[test]
-    fn a_prompt_that_is_too_long_is_refused_by_name() {
-        let refused = plan(&"x".repeat(2_000), JobConfig::default()).expect_err("modifiers make it longer than 2000");
-        assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
-        assert!(refused.message.starts_with("prompt: 2"), "{}", refused.message);
-    }
-}
+mod tests;

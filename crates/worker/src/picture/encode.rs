@@ -1,15 +1,22 @@
-//! Encoding: a fast PNG, or a JPEG where the PNG would be too large.
+//! Encoding: a fast PNG, or a JPEG where the PNG would be too large; both carry their story.
 
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
+use domain::story::Story;
 use image::codecs::jpeg::JpegEncoder;
-use image::{ExtendedColorType, RgbImage};
+use image::{ExtendedColorType, ImageEncoder, RgbImage};
+
+use super::texts;
 
 /// JPEG qualities that are tried until the file is small enough. The first is visually lossless.
 const JPEG_QUALITIES: [u8; 4] = [95, 90, 80, 60];
 
-/// Encodes a picture below the specification's bytes.
-pub(super) fn encode(picture: &RgbImage, spec: &ImageSpec) -> Result<(Vec<u8>, ImageFormat), ImageDefect> {
-    let png = png(picture).map_err(|error| ImageDefect::Undecodable(format!("cannot be encoded: {error}")))?;
+/// Encodes a picture, and its story, below the specification's bytes.
+pub(super) fn encode(
+    picture: &RgbImage,
+    spec: &ImageSpec,
+    story: &Story,
+) -> Result<(Vec<u8>, ImageFormat), ImageDefect> {
+    let png = png(picture, story).map_err(|error| ImageDefect::Undecodable(format!("cannot be encoded: {error}")))?;
     let fits = |bytes: &[u8]| (bytes.len() as u64) < spec.max_bytes;
     if fits(&png) {
         return Ok((png, ImageFormat::Png));
@@ -17,8 +24,8 @@ pub(super) fn encode(picture: &RgbImage, spec: &ImageSpec) -> Result<(Vec<u8>, I
     let mut size_bytes = png.len() as u64;
     drop(png);
     for quality in JPEG_QUALITIES {
-        let jpeg =
-            jpeg(picture, quality).map_err(|error| ImageDefect::Undecodable(format!("cannot be encoded: {error}")))?;
+        let jpeg = jpeg(picture, quality, story)
+            .map_err(|error| ImageDefect::Undecodable(format!("cannot be encoded: {error}")))?;
         if fits(&jpeg) {
             return Ok((jpeg, ImageFormat::Jpeg));
         }
@@ -27,25 +34,25 @@ pub(super) fn encode(picture: &RgbImage, spec: &ImageSpec) -> Result<(Vec<u8>, I
     Err(ImageDefect::TooLarge { size_bytes, max_bytes: spec.max_bytes })
 }
 
-fn png(picture: &RgbImage) -> Result<Vec<u8>, png::EncodingError> {
+fn png(picture: &RgbImage, story: &Story) -> Result<Vec<u8>, png::EncodingError> {
     let mut file = Vec::with_capacity(picture.as_raw().len() / 2);
     let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
+    for (keyword, text) in texts::of_png(story) {
+        encoder.add_itxt_chunk(keyword.to_owned(), text)?;
+    }
     let mut writer = encoder.write_header()?;
     writer.write_image_data(picture.as_raw())?;
     writer.finish()?;
     Ok(file)
 }
 
-fn jpeg(picture: &RgbImage, quality: u8) -> Result<Vec<u8>, image::ImageError> {
+fn jpeg(picture: &RgbImage, quality: u8, story: &Story) -> Result<Vec<u8>, image::ImageError> {
     let mut file = Vec::new();
-    JpegEncoder::new_with_quality(&mut file, quality).encode(
-        picture.as_raw(),
-        picture.width(),
-        picture.height(),
-        ExtendedColorType::Rgb8,
-    )?;
+    let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
+    encoder.set_exif_metadata(texts::exif(story)).map_err(image::ImageError::Unsupported)?;
+    encoder.encode(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8)?;
     Ok(file)
 }

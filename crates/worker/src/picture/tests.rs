@@ -1,8 +1,13 @@
 use std::io::Cursor;
 
+use domain::command::JobKey;
+use domain::recipe::Recipe;
 use image::{DynamicImage, Rgb, RgbImage};
+use uuid::Uuid;
 
-use super::*;
+use super::{Digest, Finished, Finisher, Glance, Sha256, check, texts};
+use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
+use domain::story::Story;
 
 /// A picture whose colours say where a pixel came from: red grows to the right, green downwards.
 fn gradient(width: u32, height: u32) -> RgbImage {
@@ -20,6 +25,24 @@ fn encoded(picture: &RgbImage, format: image::ImageFormat) -> Vec<u8> {
 
 fn png(width: u32, height: u32) -> Vec<u8> {
     encoded(&gradient(width, height), image::ImageFormat::Png)
+}
+
+fn story() -> Story {
+    let recipe = Recipe {
+        english: Some("A fox at dusk".into()),
+        prompt: "A fox at dusk, 4k".into(),
+        negative_prompt: "blurry".into(),
+        engine: "stable-diffusion-xl-1024-v1-0".into(),
+        cfg_scale: Some(8.0),
+        steps: Some(40),
+        ..Recipe::default()
+    };
+    let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
+    Story::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, texts::SOFTWARE)
+}
+
+fn finish(sent: &[u8], spec: &ImageSpec) -> Result<Finished, ImageDefect> {
+    super::finish(sent, spec, Glance::default(), &story())
 }
 
 fn decoded(bytes: &[u8]) -> RgbImage {
@@ -60,7 +83,7 @@ fn a_picture_of_the_api_fills_the_frame_undistorted_around_its_middle() {
 
 #[test]
 fn any_shape_is_cropped_to_cover() {
-    for (width, height) in [(640, 1536), (1536, 640), (1024, 1024), (320, 180), (1920, 1080), (1, 1)] {
+    for (width, height) in [(640, 1536), (1536, 640), (1024, 1024), (320, 180), (1920, 1080), (2, 2)] {
         let finished = finish(&png(width, height), &ImageSpec::default()).expect("it is finished");
         assert_eq!(decoded(&finished.bytes).dimensions(), (1920, 1080), "{width}x{height}");
     }
@@ -97,7 +120,69 @@ fn what_is_no_picture_is_refused_without_being_unpacked() {
 
 #[tokio::test]
 async fn the_sum_is_that_of_the_file() {
-    let finisher = Finisher::new(ImageSpec { width: 64, height: 64, ..ImageSpec::default() });
-    let finished = finisher.finish(png(128, 128).into()).await.expect("it is finished");
+    let finisher = Finisher::new(ImageSpec { width: 64, height: 64, ..ImageSpec::default() }, Glance::default());
+    let finished = finisher.finish(png(128, 128).into(), story()).await.expect("it is finished");
     assert_eq!(finished.sha256, crate::hex(&Sha256::digest(&finished.bytes)));
+}
+
+#[test]
+fn a_picture_carries_its_story_in_either_format() {
+    let story = story();
+    let noisy = RgbImage::from_fn(1920, 1080, |x, y| {
+        let mixed = x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(40_503)).rotate_left(x % 31);
+        let [a, b, c, _] = mixed.wrapping_mul(2_246_822_519).to_be_bytes();
+        Rgb([a, b, c])
+    });
+    let small = ImageSpec { max_bytes: 4 * 1024 * 1024, ..ImageSpec::default() };
+    for (sent, spec, format) in [
+        (png(1344, 768), ImageSpec::default(), ImageFormat::Png),
+        (encoded(&noisy, image::ImageFormat::Png), small, ImageFormat::Jpeg),
+    ] {
+        let finished = finish(&sent, &spec).expect("it is finished");
+        let (found, told) = texts::read(&finished.bytes).expect("it is read");
+        assert_eq!((finished.format, found), (format, format));
+        let text = |keyword: &str| {
+            told.iter().find(|(known, _)| known == keyword).map(|(_, text)| text.as_str()).unwrap_or_default()
+        };
+        assert_eq!(text("parameters"), story.parameters());
+        assert_eq!(text("Title"), "Project 42, image 3");
+        assert_eq!(text("Description"), "黃昏的狐狸");
+        assert_eq!(text("Software"), texts::SOFTWARE);
+        assert_eq!(texts::story(&told).as_ref(), Some(&story));
+    }
+}
+
+#[test]
+fn a_story_that_is_longer_than_a_jpeg_can_carry_loses_its_longest_text() {
+    let mut long = story();
+    long.recipe.left_out = vec!["x".repeat(100_000)];
+    let exif = texts::exif(&long);
+    assert!(exif.len() <= 65_000);
+    let noise = encoded(&gradient(64, 64), image::ImageFormat::Png);
+    let spec = ImageSpec { width: 64, height: 64, max_bytes: 3_000 };
+    let finished = super::finish(&noise, &spec, Glance::default(), &long);
+    let finished = finished.expect("a PNG with that story is too large, a JPEG without it is not");
+    let (format, told) = texts::read(&finished.bytes).expect("it is read");
+    assert_eq!(format, ImageFormat::Jpeg);
+    assert_eq!(texts::story(&told), None);
+    assert!(told.iter().any(|(keyword, text)| keyword == "parameters" && text.starts_with("A fox at dusk")));
+}
+
+#[test]
+fn a_file_without_a_story_has_none() {
+    let (format, told) = texts::read(&png(64, 64)).expect("it is read");
+    assert_eq!((format, texts::story(&told)), (ImageFormat::Png, None));
+    let (format, told) = texts::read(&encoded(&gradient(64, 64), image::ImageFormat::Jpeg)).expect("it is read");
+    assert_eq!((format, told.len()), (ImageFormat::Jpeg, 0));
+    assert!(texts::read(b"GIF89a").is_err());
+    assert!(texts::read(&png(64, 64)[..60]).is_err());
+}
+
+#[test]
+fn a_picture_of_one_colour_is_not_finished() {
+    let blank = encoded(&RgbImage::from_pixel(1344, 768, Rgb([10, 20, 200])), image::ImageFormat::Png);
+    assert!(matches!(finish(&blank, &ImageSpec::default()), Err(ImageDefect::OneColour { .. })));
+    // The task document's test 6 lets a stored file of one colour pass: the glance is at what the API sends, not at files.
+    let file = encoded(&RgbImage::from_pixel(1920, 1080, Rgb([0, 0, 255])), image::ImageFormat::Png);
+    assert_eq!(check(&file, &ImageSpec::default()), Ok(()));
 }

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::{ALL, LogFormat};
+use crate::translation::PhraseBook;
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,6 +164,40 @@ impl<'a> Reader<'a> {
     pub(super) fn real(&self, name: &str, range: RangeInclusive<f64>) -> Result<f64, SettingError> {
         let allowed = format!("a number from {} to {}", range.start(), range.end());
         self.parsed(name, allowed, |text| text.parse().ok().filter(|number| range.contains(number)))
+    }
+
+    /// A number, where one is given.
+    pub(super) fn optional_real(&self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, SettingError> {
+        if self.text(name)?.is_none() {
+            return Ok(None);
+        }
+        self.real(name, range).map(Some)
+    }
+
+    pub(super) fn boolean(&self, name: &str) -> Result<bool, SettingError> {
+        self.parsed(name, "true or false", |text| match text {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        })
+    }
+
+    /// The name of a model, which becomes part of a path.
+    pub(super) fn model(&self, name: &str) -> Result<String, SettingError> {
+        let allowed = "a name of letters, digits, '-', '.' and '_', such as gemini-flash-latest";
+        self.parsed(name, allowed, |text| {
+            let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+            text.chars().all(good).then(|| text.to_owned())
+        })
+    }
+
+    /// The phrase book in a file; an empty one where none is named.
+    pub(super) fn phrase_book(&self, name: &str) -> Result<PhraseBook, SettingError> {
+        let Some(file) = self.text(name)? else { return Ok(PhraseBook::default()) };
+        let refused = |why: String| SettingError::refused(name, &file, why);
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| refused(format!("the path of a file that can be read ({error})")))?;
+        PhraseBook::parse(&text).map_err(|error| refused(format!("a phrase book: {error}")))
     }
 
     pub(super) fn duration(&self, name: &str, seconds: RangeInclusive<u64>) -> Result<Duration, SettingError> {

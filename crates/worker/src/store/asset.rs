@@ -3,6 +3,7 @@
 use domain::failure::ImageFailureCode;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
+use domain::recipe::Recipe;
 use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,7 @@ pub(super) struct Model {
     #[sea_orm(unique)]
     pub(super) file_path: Option<String>,
     pub(super) metadata: Json,
+    pub(super) fingerprint: Option<Uuid>,
     pub(super) format: Option<String>,
     pub(super) width: Option<i32>,
     pub(super) height: Option<i32>,
@@ -33,6 +35,7 @@ pub(super) struct Model {
     pub(super) error_code: Option<String>,
     #[sea_orm(column_type = "Text", nullable)]
     pub(super) error_message: Option<String>,
+    pub(super) may_pass: Option<bool>,
     pub(super) requests: i32,
     pub(super) charged: i32,
     pub(super) created_at: TimeDateTimeWithTimeZone,
@@ -49,8 +52,8 @@ impl ActiveModelBehavior for ActiveModel {}
 pub(super) struct Metadata {
     pub(super) description: String,
     pub(super) index: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) prompt: Option<String>,
+    #[serde(flatten)]
+    pub(super) recipe: Option<Recipe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) seed: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,25 +95,23 @@ impl Model {
             uri: metadata.uri?,
             width: u32::try_from(self.width?).ok()?,
             height: u32::try_from(self.height?).ok()?,
-            format: match self.format.as_deref()? {
-                "png" => ImageFormat::Png,
-                "jpeg" => ImageFormat::Jpeg,
-                _ => return None,
-            },
+            format: ImageFormat::parse(self.format.as_deref()?)?,
             size_bytes: u64::try_from(self.size_bytes?).ok()?,
             sha256: self.sha256.clone()?,
             description: metadata.description,
-            prompt: metadata.prompt?,
+            recipe: metadata.recipe?,
             seed: metadata.seed?,
             origin: metadata.origin?,
         })
     }
 
     fn failure(&self) -> Option<ImageFailure> {
+        let code = self.error_code.as_deref()?.parse::<ImageFailureCode>().ok()?;
         Some(ImageFailure {
             index: self.number(),
             description: self.metadata().description,
-            code: self.error_code.as_deref()?.parse::<ImageFailureCode>().ok()?,
+            code,
+            may_pass: self.may_pass.unwrap_or_else(|| code.may_pass()),
             message: self.error_message.clone().unwrap_or_default(),
             attempts: u32::try_from(self.requests).unwrap_or_default(),
         })

@@ -3,8 +3,10 @@
 use domain::command::{Command, JobKey};
 use domain::event::{Event, EventKind, event_id};
 use domain::outcome::ImageState;
+use domain::style::Style;
 use domain::trace::TraceParent;
 use sea_orm::ActiveValue::Set;
+use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, TransactionTrait, TryInsertResult,
 };
@@ -12,7 +14,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Doing, Store, StoreError, asset, job};
+use super::{Doing, Store, StoreError, asset, job, style};
 
 /// A terminal event as it was stored with its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct Claimed {
     pub attempts: u32,
     /// When it was first claimed.
     pub created_at: OffsetDateTime,
+    /// What its images share, as it was settled at the first claim.
+    pub style: Style,
     /// Its images, by index.
     pub images: Vec<ClaimedImage>,
 }
@@ -130,6 +134,13 @@ async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&Tra
         .await?;
     let first = matches!(inserted, TryInsertResult::Inserted(1..));
     if first {
+        let style = style::settled(db, command).await?;
+        let style = serde_json::to_value(style).expect("a style serialises");
+        job::Entity::update_many()
+            .col_expr(job::Column::Style, Expr::value(style))
+            .filter(job::Column::Id.eq(command.job_id))
+            .exec(db)
+            .await?;
         asset::Entity::insert_many(new_assets(command)).exec_without_returning(db).await?;
     }
     let row = job::Entity::find_by_id(command.job_id)
@@ -142,6 +153,7 @@ async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&Tra
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Finished(terminal));
     }
+    let kept = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
     let rows = asset::Entity::find()
         .filter(asset::Column::JobId.eq(command.job_id))
         .order_by_asc(asset::Column::Index)
@@ -152,6 +164,7 @@ async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&Tra
         first,
         attempts: number(row.attempts),
         created_at: row.created_at,
+        style: kept.unwrap_or_else(|| command.config.style()),
         images: rows
             .into_iter()
             .map(|row| ClaimedImage {

@@ -8,7 +8,7 @@ use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, TransactionTrait
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::image::{Cost, failed};
+use super::image::failed;
 use super::{Doing, Store, StoreError, job};
 
 /// How a job ends.
@@ -74,7 +74,7 @@ impl Store {
         }
         for (id, state) in ending.images {
             if let ImageState::Failed(failure) = state {
-                failed(&transaction, *id, failure.code, &failure.message, Cost::default()).doing(doing).await?;
+                failed(&transaction, *id, failure).doing(doing).await?;
             }
         }
         transaction.commit().doing(doing).await?;

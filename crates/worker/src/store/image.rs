@@ -1,22 +1,12 @@
 //! One image of a job: its path, its end.
 
-use domain::failure::ImageFailureCode;
 use domain::outcome::{Asset, ImageFailure};
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, SqlErr};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, SqlErr};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Doing, Store, StoreError, asset};
-
-/// What an image's end cost, to be added to its row.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Cost {
-    /// Requests sent.
-    pub requests: u32,
-    /// Those of them that may have been charged.
-    pub charged: u32,
-}
 
 fn column(value: u32) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
@@ -48,11 +38,11 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was written.
-    pub async fn complete_image(&self, asset: &Asset, cost: Cost) -> Result<(), StoreError> {
+    pub async fn complete_image(&self, asset: &Asset, fingerprint: Uuid) -> Result<(), StoreError> {
         let metadata = asset::Metadata {
             description: asset.description.clone(),
             index: asset.index,
-            prompt: Some(asset.prompt.clone()),
+            recipe: Some(asset.recipe.clone()),
             seed: Some(asset.seed),
             origin: Some(asset.origin),
             uri: Some(asset.uri.clone()),
@@ -68,8 +58,8 @@ impl Store {
             .col_expr(asset::Column::Sha256, Expr::value(asset.sha256.as_str()))
             .col_expr(asset::Column::ErrorCode, Expr::value(Option::<String>::None))
             .col_expr(asset::Column::ErrorMessage, Expr::value(Option::<String>::None))
-            .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(column(cost.requests)))
-            .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(column(cost.charged)))
+            .col_expr(asset::Column::MayPass, Expr::value(Option::<bool>::None))
+            .col_expr(asset::Column::Fingerprint, Expr::value(fingerprint))
             .col_expr(asset::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
             .filter(asset::Column::Id.eq(asset.id))
             .filter(asset::Column::Status.ne(asset::COMPLETED))
@@ -79,29 +69,13 @@ impl Store {
             .map(drop)
     }
 
-    /// Adds to what an image has cost, where it has had no end.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn add_cost(&self, id: Uuid, cost: Cost) -> Result<(), StoreError> {
-        asset::Entity::update_many()
-            .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(column(cost.requests)))
-            .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(column(cost.charged)))
-            .filter(asset::Column::Id.eq(id))
-            .exec(&self.db)
-            .doing("count a request")
-            .await
-            .map(drop)
-    }
-
     /// Records the failure of an image. A row that is complete stays as it is.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was written.
-    pub async fn fail_image(&self, id: Uuid, failure: &ImageFailure, cost: Cost) -> Result<(), StoreError> {
-        failed(&self.db, id, failure.code, &failure.message, cost).doing("record a failed image").await
+    pub async fn fail_image(&self, id: Uuid, failure: &ImageFailure) -> Result<(), StoreError> {
+        failed(&self.db, id, failure).doing("record a failed image").await
     }
 }
 
@@ -109,17 +83,14 @@ impl Store {
 pub(super) async fn failed(
     db: &impl sea_orm::ConnectionTrait,
     id: Uuid,
-    code: ImageFailureCode,
-    message: &str,
-    cost: Cost,
+    failure: &ImageFailure,
 ) -> Result<(), sea_orm::DbErr> {
     asset::Entity::update_many()
         .col_expr(asset::Column::Status, Expr::value(asset::FAILED))
         .col_expr(asset::Column::FilePath, Expr::value(Option::<String>::None))
-        .col_expr(asset::Column::ErrorCode, Expr::value(code.as_str()))
-        .col_expr(asset::Column::ErrorMessage, Expr::value(message))
-        .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(column(cost.requests)))
-        .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(column(cost.charged)))
+        .col_expr(asset::Column::ErrorCode, Expr::value(failure.code.as_str()))
+        .col_expr(asset::Column::ErrorMessage, Expr::value(failure.message.as_str()))
+        .col_expr(asset::Column::MayPass, Expr::value(failure.may_pass))
         .col_expr(asset::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
         .filter(asset::Column::Id.eq(id))
         .filter(asset::Column::Status.ne(asset::COMPLETED))

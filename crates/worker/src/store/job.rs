@@ -15,6 +15,7 @@ pub(super) struct Model {
     pub(super) status: String,
     pub(super) digest: String,
     pub(super) command: Option<Json>,
+    pub(super) style: Option<Json>,
     pub(super) total: i32,
     pub(super) attempts: i32,
     pub(super) error_code: Option<String>,

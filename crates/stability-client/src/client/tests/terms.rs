@@ -119,7 +119,13 @@ async fn retries_that_were_used_up_before_are_not_had_again() {
 
 #[tokio::test(start_paused = true)]
 async fn whether_a_damaged_picture_is_asked_for_again_is_the_callers_choice() {
-    let damaged = || Ok(Answer { status: 200, body: json!({"artifacts": [{"base64": "iVBORw=="}]}).to_string().into(), ..Answer::default() });
+    let damaged = || {
+        Ok(Answer {
+            status: 200,
+            body: json!({"artifacts": [{"base64": "iVBORw=="}]}).to_string().into(),
+            ..Answer::default()
+        })
+    };
     let (usual, transport) = client([damaged(), good()], 60);
     usual.generate(&request()).await.expect("the second picture is whole");
     assert_eq!(transport.seconds(), [0.0, 2.0]);

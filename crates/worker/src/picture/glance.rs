@@ -1,0 +1,156 @@
+//! What a person would reject at a glance: a picture of one colour, and one that is blurred away.
+
+use domain::image_spec::ImageDefect;
+use image::RgbImage;
+
+/// A picture whose channels all vary less than this is of one colour: the standard deviation, of 255. A plain surface with noise that
+/// nobody sees has about 1; a night sky with a few stars has 10 and more.
+const MIN_CONTRAST: f64 = 2.0;
+/// Every row of so many is looked at for contrast: enough to tell, and cheap.
+const ROW_STEP: usize = 4;
+
+/// What a picture must be to pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Glance {
+    /// The least variance of the Laplacian of its brightness, at the size that the API sends; 0 lets every picture pass. Sharp photographs
+    /// have some hundreds, pictures blurred beyond recognition a few.
+    pub min_sharpness: f64,
+}
+
+impl Glance {
+    /// # Errors
+    ///
+    /// [`ImageDefect::OneColour`] or [`ImageDefect::Blurred`].
+    pub(super) fn at(self, picture: &RgbImage) -> Result<(), ImageDefect> {
+        let contrast = contrast(picture);
+        if contrast < MIN_CONTRAST {
+            return Err(ImageDefect::OneColour { contrast, min_contrast: MIN_CONTRAST });
+        }
+        let min_sharpness = self.min_sharpness;
+        if min_sharpness > 0.0 {
+            let sharpness = sharpness(picture);
+            if sharpness < min_sharpness {
+                return Err(ImageDefect::Blurred { sharpness, min_sharpness });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The standard deviation of the channel that varies most.
+fn contrast(picture: &RgbImage) -> f64 {
+    let mut channels = [Spread::default(); 3];
+    for row in picture.rows().step_by(ROW_STEP) {
+        for pixel in row {
+            for (channel, value) in channels.iter_mut().zip(pixel.0) {
+                channel.add(i64::from(value));
+            }
+        }
+    }
+    channels.map(Spread::variance).into_iter().fold(0.0, f64::max).sqrt()
+}
+
+/// The variance of the Laplacian of the brightness: how much a pixel differs from its neighbours.
+fn sharpness(picture: &RgbImage) -> f64 {
+    let width = picture.width() as usize;
+    // Rec. 601, in 256ths.
+    let brightness: Vec<i64> = picture
+        .pixels()
+        .map(|pixel| {
+            let [red, green, blue] = pixel.0.map(i64::from);
+            (77 * red + 150 * green + 29 * blue) >> 8
+        })
+        .collect();
+    let rows: Vec<&[i64]> = brightness.chunks(width).collect();
+    let mut spread = Spread::default();
+    for rows in rows.windows(3) {
+        let [above, row, below] = rows else { continue };
+        for x in 1..width.saturating_sub(1) {
+            spread.add(above[x] + below[x] + row[x - 1] + row[x + 1] - 4 * row[x]);
+        }
+    }
+    spread.variance()
+}
+
+/// Sums of values and of their squares; exact for any picture that is decoded.
+#[derive(Clone, Copy, Default)]
+struct Spread {
+    count: i64,
+    sum: i64,
+    squares: i64,
+}
+
+impl Spread {
+    fn add(&mut self, value: i64) {
+        self.count += 1;
+        self.sum += value;
+        self.squares += value * value;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "sums over some megapixels of bytes")]
+    fn variance(self) -> f64 {
+        if self.count == 0 {
+            return 0.0;
+        }
+        let (count, sum, squares) = (self.count as f64, self.sum as f64, self.squares as f64);
+        (squares / count - (sum / count).powi(2)).max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+
+    use super::*;
+
+    /// A grey that is noisy by `noise` steps at most, the same every time.
+    fn grey(noise: u32) -> RgbImage {
+        let mut state = 1_u32;
+        RgbImage::from_fn(320, 180, |_, _| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let value = u8::try_from(100 + (state >> 16) % (noise + 1)).expect("a byte");
+            Rgb([value, value, value])
+        })
+    }
+
+    fn night_sky() -> RgbImage {
+        let mut sky = RgbImage::from_pixel(320, 180, Rgb([2, 2, 10]));
+        for star in 0..180_u32 {
+            sky.put_pixel(star * 37 % 320, star, Rgb([255, 255, 240]));
+        }
+        sky
+    }
+
+    fn stripes() -> RgbImage {
+        RgbImage::from_fn(320, 180, |x, _| if (x / 8) % 2 == 0 { Rgb([20, 20, 20]) } else { Rgb([220, 220, 220]) })
+    }
+
+    fn check(picture: &RgbImage, min_sharpness: f64) -> Result<(), String> {
+        Glance { min_sharpness }.at(picture).map_err(|defect| defect.to_string())
+    }
+
+    #[test]
+    fn a_picture_of_one_colour_or_nearly_so_is_rejected_and_a_night_sky_is_not() {
+        assert_eq!(
+            check(&grey(0), 0.0),
+            Err("a picture of one colour: contrast 0.0, expected at least 2.0".to_owned())
+        );
+        assert!(check(&grey(3), 0.0).is_err());
+        assert_eq!(check(&grey(40), 0.0), Ok(()));
+        assert_eq!(check(&night_sky(), 0.0), Ok(()));
+        // Only one channel varies.
+        let red = RgbImage::from_fn(320, 180, |x, _| Rgb([u8::try_from(x % 256).expect("a byte"), 0, 0]));
+        assert_eq!(check(&red, 0.0), Ok(()));
+        assert!(check(&RgbImage::from_pixel(1, 1, Rgb([9, 9, 9])), 0.0).is_err());
+    }
+
+    #[test]
+    fn a_blurred_picture_is_rejected_only_where_a_threshold_is_set() {
+        let sharp = stripes();
+        let blurred = image::imageops::blur(&sharp, 12.0);
+        assert_eq!(check(&sharp, 100.0), Ok(()));
+        assert_eq!(check(&blurred, 0.0), Ok(()));
+        let refused = check(&blurred, 100.0).expect_err("it is blurred away");
+        assert!(refused.starts_with("a blurred picture: sharpness "), "{refused}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Money: each request is paid for before it is sent, in its image's row and in the day's sum of all workers.
+//!
+//! Whatever dies between the payment and the answer leaves the request paid, so that no crash loop burns more than a day's budget.
+
+use sea_orm::entity::prelude::*;
+use sea_orm::sea_query::Expr;
+use sea_orm::{DatabaseTransaction, DbBackend, ExprTrait, Statement, TransactionTrait};
+
+use super::{Doing, Store, StoreError, asset, job};
+
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "spending")]
+pub(super) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub(super) day: String,
+    pub(super) requests: i64,
+    pub(super) micro_usd: i64,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(super) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+/// Millionths of a US dollar, so that sums are exact.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MicroUsd(pub i64);
+
+impl MicroUsd {
+    /// From US dollars, 0 to a million, rounded to the nearest millionth.
+    #[expect(clippy::cast_possible_truncation, reason = "settings and commands bound it")]
+    pub fn from_usd(usd: f64) -> Self {
+        Self((usd * 1e6).round() as i64)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "amounts are far below 2^53 millionths")]
+    fn usd(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+
+    /// How many of these can be had for an amount; `None` where they cost nothing.
+    pub fn times_in(self, amount: Self) -> Option<u32> {
+        let times = amount.0.checked_div(self.0)?;
+        Some(u32::try_from(times).unwrap_or(u32::MAX))
+    }
+}
+
+/// What came of paying for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payment {
+    /// It is paid, in the sum of this day.
+    Paid(String),
+    /// The day's budget does not hold it.
+    OverBudget,
+}
+
+/// Whose request is paid for.
+#[derive(Debug, Clone, Copy)]
+pub struct PaidImage {
+    /// The job.
+    pub job_id: Uuid,
+    /// The image's row.
+    pub asset_id: Uuid,
+}
+
+impl Store {
+    /// Pays for one request for an image, unless the day's sum of all workers would go above `daily`. The day is the database's, in UTC.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing was written.
+    pub async fn pay(&self, image: PaidImage, price: MicroUsd, daily: Option<MicroUsd>) -> Result<Payment, StoreError> {
+        let doing = "pay for a request";
+        if daily.is_some_and(|daily| price > daily) {
+            return Ok(Payment::OverBudget);
+        }
+        let transaction = self.db.begin().doing(doing).await?;
+        let Some(day) = added(&transaction, price, daily).doing(doing).await? else {
+            return Ok(Payment::OverBudget);
+        };
+        booked(&transaction, image, price, 1, 1).doing(doing).await?;
+        transaction.commit().doing(doing).await?;
+        Ok(Payment::Paid(day))
+    }
+
+    /// Takes back what was paid for a request that turned out to be free. That it was sent stays counted.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then nothing was written, and the request stays paid.
+    pub async fn take_back(&self, image: PaidImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
+        let doing = "take back a payment";
+        let transaction = self.db.begin().doing(doing).await?;
+        Entity::update_many()
+            .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
+            .filter(Column::Day.eq(day))
+            .exec(&transaction)
+            .doing(doing)
+            .await?;
+        booked(&transaction, image, MicroUsd(-price.0), 0, -1).doing(doing).await?;
+        transaction.commit().doing(doing).await
+    }
+}
+
+/// Adds to what an image and its job have cost.
+async fn booked(
+    db: &DatabaseTransaction,
+    image: PaidImage,
+    cost: MicroUsd,
+    requests: i32,
+    charged: i32,
+) -> Result<(), DbErr> {
+    asset::Entity::update_many()
+        .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(requests))
+        .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(charged))
+        .filter(asset::Column::Id.eq(image.asset_id))
+        .exec(db)
+        .await?;
+    job::Entity::update_many()
+        .col_expr(job::Column::CostUsd, Expr::col(job::Column::CostUsd).add(cost.usd()))
+        .filter(job::Column::Id.eq(image.job_id))
+        .exec(db)
+        .await
+        .map(drop)
+}
+
+/// Adds a price to the sum of today, which it returns, unless that would go above the budget.
+async fn added(db: &DatabaseTransaction, price: MicroUsd, daily: Option<MicroUsd>) -> Result<Option<String>, DbErr> {
+    let backend = db.get_database_backend();
+    let today = match backend {
+        DbBackend::Sqlite => "date('now')",
+        _ => "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+    };
+    // One statement, so that two workers cannot both take the last cent.
+    let sql = format!(
+        "INSERT INTO spending (day, requests, micro_usd) VALUES ({today}, 1, $1) \
+         ON CONFLICT (day) DO UPDATE SET requests = spending.requests + 1, micro_usd = spending.micro_usd + excluded.micro_usd \
+         WHERE spending.micro_usd + excluded.micro_usd <= $2 RETURNING day"
+    );
+    let limit = daily.map_or(i64::MAX, |daily| daily.0);
+    let statement = Statement::from_sql_and_values(backend, sql, [price.0.into(), limit.into()]);
+    db.query_one_raw(statement).await?.map(|row| row.try_get("", "day")).transpose()
+}
