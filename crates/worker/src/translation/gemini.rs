@@ -164,3 +164,6 @@ impl Gemini {
         if status == 200 { Ok(body.to_vec()) } else { Err(Failure::from_status(status, &body)) }
     }
 }
+
+#[cfg(test)]
+mod tests;
