@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use integration_tests::{Database, World, command};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use stability_sandbox::faults::FaultOrder;
+use integration_tests::{Database, World, assert_files, codes, command, metadata};
+use serde_json::json;
 use testbed::process::Signal;
 
 const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -58,7 +56,7 @@ async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<
         .rows(r#"SELECT "index", type, status, file_path, error_code, metadata FROM assets ORDER BY "index""#)
         .await?;
     let shown: Vec<_> =
-        rows.iter().map(|row| [&row["index"], &row["status"], &row["error_code"]].map(Value::clone)).collect();
+        rows.iter().map(|row| ["index", "status", "error_code"].map(|column| row[column].clone())).collect();
     assert_eq!(
         shown,
         [
@@ -67,11 +65,7 @@ async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<
             [json!(3), json!("completed"), json!(null)],
         ]
     );
-    let metadata = match &rows[0]["metadata"] {
-        // SQLite keeps JSON as text.
-        Value::String(text) => serde_json::from_str(text)?,
-        other => other.clone(),
-    };
+    let metadata = metadata(&rows[0]);
     assert_eq!(rows[0]["file_path"], "projects/42/assets/image_001.png");
     assert_eq!(metadata["description"], "A serene mountain landscape");
     assert_eq!(metadata["prompt"], "A serene mountain landscape, 4k quality");
@@ -82,25 +76,6 @@ async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<
     worker.signal(Signal::TERM);
     worker.ended().await?;
     assert_eq!(producer.ready("assets.generate").await?, 0, "the command was acknowledged");
-    Ok(())
-}
-
-/// Every asset of a terminal event is a whole file of the right size, and the indices are these.
-fn assert_files(world: &World, data: &Value, indices: &[u32]) -> Result<()> {
-    let assets = data["assets"].as_array().expect("a list");
-    let found: Vec<_> = assets.iter().map(|asset| asset["index"].as_u64().unwrap_or_default()).collect();
-    assert_eq!(found, indices.iter().map(|index| u64::from(*index)).collect::<Vec<_>>());
-    for asset in assets {
-        let path = asset["file_path"].as_str().expect("a path");
-        let bytes = std::fs::read(world.file(path))?;
-        let picture = image::load_from_memory(&bytes)?;
-        assert_eq!((picture.width(), picture.height()), (1920, 1080), "{path}");
-        assert_eq!(asset["size_bytes"], bytes.len());
-        assert_eq!(asset["sha256"], format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&bytes))));
-        assert_eq!(asset["format"], "png");
-        let uri = url::Url::parse(asset["uri"].as_str().expect("a URI"))?;
-        assert_eq!(uri.to_file_path().expect("a file").canonicalize()?, world.file(path).canonicalize()?);
-    }
     Ok(())
 }
 
@@ -149,9 +124,7 @@ async fn test_7_two_failures_of_ten_are_tolerated() -> Result<()> {
     let mut events = producer.events().await?;
     let descriptions: Vec<_> = (0..10).map(|index| format!("Image number {index}")).collect();
     for index in [2, 7] {
-        let prompt_contains = Some(format!("number {index}"));
-        let order = FaultOrder { fault: "status=500".into(), times: None, prompt_contains };
-        world.sandbox.order(order).map_err(anyhow::Error::msg)?;
+        world.order("status=500", Some(&format!("number {index}")))?;
     }
     let descriptions: Vec<_> = descriptions.iter().map(String::as_str).collect();
     producer.publish(&command(1, &descriptions, &json!({}))).await?;
@@ -187,10 +160,7 @@ async fn test_7_three_failures_of_ten_fail_the_job_and_nothing_more_is_spent() -
     let data = events.data_of("failed").await?;
     assert_eq!(data["error"]["code"], "success_rate_too_low");
     assert_files(&world, &data, &[1])?;
-    let codes: Vec<_> =
-        data["failures"].as_array().expect("a list").iter().map(|failure| failure["code"].clone()).collect();
-    let expected = [vec!["content_policy"; 3], vec!["not_attempted"; 6]].concat();
-    assert_eq!(codes, expected);
+    assert_eq!(codes(&data), [vec!["content_policy"; 3], vec!["not_attempted"; 6]].concat());
     assert_eq!(world.sandbox.ledger().charged, 1, "once three of ten have failed for good, nothing can save the job");
     Ok(())
 }
@@ -278,9 +248,7 @@ async fn what_is_no_picture_is_an_invalid_image_and_is_never_stored() -> Result<
     let data = events.data_of("completed").await?;
     // A picture of another size is scaled and cropped like any other.
     assert_files(&world, &data, &[3])?;
-    let codes: Vec<_> =
-        data["failures"].as_array().expect("a list").iter().map(|failure| failure["code"].clone()).collect();
-    assert_eq!(codes, ["invalid_image", "invalid_image"]);
+    assert_eq!(codes(&data), ["invalid_image", "invalid_image"]);
     let files = std::fs::read_dir(world.file("projects/1/assets"))?.count();
     assert_eq!(files, 1);
     Ok(())
@@ -326,9 +294,7 @@ async fn a_key_that_is_not_accepted_fails_the_job_after_its_tries_and_shows_nowh
     let seen = events.until("failed").await?;
     let data = seen[seen.len() - 1].json()["data"].clone();
     assert_eq!(data["error"]["code"], "unauthorized");
-    let codes: Vec<_> =
-        data["failures"].as_array().expect("a list").iter().map(|failure| failure["code"].clone()).collect();
-    assert_eq!(codes, ["not_attempted", "not_attempted"]);
+    assert_eq!(codes(&data), ["not_attempted", "not_attempted"]);
     assert_eq!(world.sandbox.ledger().requests, 3, "one request in each of three tries");
     let told: String = seen.iter().map(|event| String::from_utf8_lossy(&event.body).into_owned()).collect();
     let rows = format!("{:?}", world.rows("SELECT error_message, command FROM jobs").await?);

@@ -1,6 +1,13 @@
 //! Tests of the whole, from the outside: real RabbitMQ, real PostgreSQL and SQLite, the built `asset-worker`.
 
+mod cache;
+mod codes;
 mod command_line;
 mod job;
+mod language;
 mod messages;
+mod money;
+mod pictures;
 mod process;
+mod spending_less;
+mod style;

@@ -4,14 +4,16 @@
 //! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it.
 
 mod broker;
+mod files;
 mod proxy;
 mod world;
 
 use std::time::Duration;
 
 pub use broker::{Events, Message, Producer};
+pub use files::assert_files;
 pub use proxy::Proxy;
-pub use world::{Database, Worker, World};
+pub use world::{Database, Done, Worker, World};
 
 /// What takes longer than this does not happen. Tests never wait for it unless they fail.
 pub const LIMIT: Duration = Duration::from_secs(90);
@@ -24,4 +26,18 @@ pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Valu
         "image_descriptions": descriptions,
         "config": config,
     })
+}
+
+/// The codes of a terminal event's failures, by index.
+pub fn codes(data: &serde_json::Value) -> Vec<String> {
+    let failures = data["failures"].as_array().map(Vec::as_slice).unwrap_or_default();
+    failures.iter().map(|failure| failure["code"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// What `metadata` of a row holds. SQLite keeps JSON as text.
+pub fn metadata(row: &serde_json::Value) -> serde_json::Value {
+    match &row["metadata"] {
+        serde_json::Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+        other => other.clone(),
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, Database as Connect, FromQueryResult, JsonValue, Statement};
 use serde_json::Value;
+use stability_sandbox::faults::FaultOrder;
 use stability_sandbox::{Sandbox, Settings};
 use tempfile::TempDir;
 use testbed::process::{Process, Signal, bound_to_us, tail};
@@ -72,6 +73,40 @@ impl World {
     /// Sets an environment variable for every program of this world that is started from now on.
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
         self.given.push((name, value.into()));
+    }
+
+    /// Starts a translator of this world's own, for every program that is started from now on.
+    pub async fn gemini(&mut self) -> Result<gemini_sandbox::Sandbox> {
+        let gemini = gemini_sandbox::Sandbox::start(gemini_sandbox::Settings::default()).await?;
+        self.set("GEMINI_API_KEY", "gm-sandbox");
+        self.set("GEMINI_BASE_URL", gemini.base_url());
+        self.set("GEMINI_RETRY_DELAYS", "10ms,20ms,30ms");
+        Ok(gemini)
+    }
+
+    /// Writes a phrase book, and sets it.
+    pub fn phrase_book(&mut self, phrases: &Value) -> Result<()> {
+        let file = self.folder.path().join("phrase-book.json");
+        std::fs::write(&file, phrases.to_string())?;
+        self.set("TRANSLATION_PHRASE_BOOK", file.display().to_string());
+        Ok(())
+    }
+
+    /// Lets the API's requests of prompts that hold this text meet a fault.
+    pub fn order(&self, fault: &str, prompt_contains: Option<&str>) -> Result<()> {
+        let prompt_contains = prompt_contains.map(str::to_owned);
+        let order = FaultOrder { fault: fault.to_owned(), times: None, prompt_contains };
+        self.sandbox.order(order).map_err(anyhow::Error::msg)
+    }
+
+    /// Does a job by `generate`: its terminal event, and what was logged.
+    pub async fn generate(&self, command: &Value) -> Result<Done> {
+        let file = self.folder.path().join(format!("{}.json", Uuid::now_v7()));
+        std::fs::write(&file, command.to_string())?;
+        let output = self.run(&["generate", "--json", "--file", &file.display().to_string()]).await?;
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        let event: Value = serde_json::from_slice(&output.stdout).with_context(|| log.clone())?;
+        Ok(Done { kind: event["type"].as_str().unwrap_or_default().to_owned(), data: event["data"].clone(), log })
     }
 
     /// Where the worker's `data` folder is.
@@ -147,6 +182,23 @@ impl World {
         let rows = JsonValue::find_by_statement(statement).all(&database).await;
         database.close().await?;
         Ok(rows?)
+    }
+}
+
+/// What a job came to.
+pub struct Done {
+    kind: String,
+    /// The `data` of its terminal event.
+    pub data: Value,
+    /// What was logged.
+    pub log: String,
+}
+
+impl Done {
+    /// The outcome, which must be this one: `completed` or `failed`.
+    pub fn data_of(self, kind: &str) -> Result<Value> {
+        anyhow::ensure!(self.kind == format!("assets.generation.{kind}"), "{}: {}\n{}", self.kind, self.data, self.log);
+        Ok(self.data)
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Fault {
     WrongSize,
     /// `blank`: a picture of one colour.
     Blank,
+    /// `blurred`: a picture that is blurred away, sent as if it were good.
+    Blurred,
     /// `bomb`: a small file that unpacks to a picture of 30000x30000.
     Bomb,
     /// `oversized`: a body of 40 MiB.
@@ -47,7 +49,7 @@ impl FromStr for Fault {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         let refused = || {
             format!(
-                "fault {text:?} is not known; status=N, status=429:SECONDS, slow=MILLISECONDS, filtered, error, corrupt, wrong-size, blank, bomb, oversized, truncated, html, empty, drop"
+                "fault {text:?} is not known; status=N, status=429:SECONDS, slow=MILLISECONDS, filtered, error, corrupt, wrong-size, blank, blurred, bomb, oversized, truncated, html, empty, drop"
             )
         };
         match name {
@@ -63,6 +65,7 @@ impl FromStr for Fault {
             "corrupt" => Ok(Self::Corrupt),
             "wrong-size" => Ok(Self::WrongSize),
             "blank" => Ok(Self::Blank),
+            "blurred" => Ok(Self::Blurred),
             "bomb" => Ok(Self::Bomb),
             "oversized" => Ok(Self::Oversized),
             "truncated" => Ok(Self::Truncated),

@@ -5,13 +5,15 @@ mod caption;
 mod noise;
 mod scene;
 
+use std::io::Cursor;
+
 use sha2::{Digest, Sha256};
 
 use canvas::Canvas;
 use noise::Dice;
 
-/// The side of the squares of a blurred picture, in pixels.
-const BLUR: usize = 64;
+/// The standard deviation of the blur of a withheld picture, in pixels.
+const BLUR: f32 = 24.0;
 
 /// Paints `prompt` and encodes it as PNG. The same prompt, seed and size always give the same bytes.
 pub(crate) fn picture(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
@@ -25,8 +27,11 @@ pub(crate) fn picture(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u
 pub(crate) fn blurred(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
     let mut canvas = Canvas::new(width as usize, height as usize);
     scene::paint(&mut canvas, prompt, dice(prompt, seed));
-    canvas.coarsen(BLUR);
-    canvas.into_png()
+    let sharp = image::load_from_memory(&canvas.into_png()).expect("a PNG of our own").into_rgb8();
+    let mut file = Cursor::new(Vec::new());
+    let blurred = image::imageops::fast_blur(&sharp, BLUR);
+    blurred.write_to(&mut file, image::ImageFormat::Png).expect("writing to memory");
+    file.into_inner()
 }
 
 fn dice(prompt: &str, seed: u32) -> Dice {

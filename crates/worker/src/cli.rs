@@ -3,11 +3,13 @@
 mod doctor;
 mod exit;
 mod generate;
+mod inspect;
 mod jobs;
 mod migrate;
 mod order;
 mod run;
 mod screen;
+mod style;
 mod submit;
 mod tables;
 
@@ -45,6 +47,10 @@ enum Asked {
     Generate(generate::Options),
     /// Show what the database knows of jobs
     Jobs(jobs::Options),
+    /// Keep, show or forget how a project's images look
+    Style(style::Options),
+    /// Show how a picture was made
+    Inspect(inspect::Options),
     /// Bring the database's schema up to date
     Migrate(migrate::Options),
     /// Check every setting and connection, and say what to do
@@ -56,7 +62,13 @@ impl Asked {
     fn default_filter(&self) -> &'static str {
         match self {
             Self::Run => "info",
-            Self::Submit(_) | Self::Generate(_) | Self::Jobs(_) | Self::Migrate(_) | Self::Doctor(_) => "warn",
+            Self::Submit(_)
+            | Self::Generate(_)
+            | Self::Jobs(_)
+            | Self::Style(_)
+            | Self::Inspect(_)
+            | Self::Migrate(_)
+            | Self::Doctor(_) => "warn",
         }
     }
 }
@@ -96,6 +108,10 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         // A bad setting is the doctor's first finding.
         return doctor::doctor(&options, Settings::from_env(), screen).await;
     }
+    if let Asked::Inspect(options) = asked {
+        // A file can be looked at whatever the settings are.
+        return inspect::inspect(&options, screen);
+    }
     let settings = Settings::from_env()?;
     logging::start(&settings, asked.default_filter(), screen.log_writer());
     match asked {
@@ -103,7 +119,8 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         Asked::Submit(options) => submit::submit(&options, &settings, screen).await,
         Asked::Generate(options) => generate::generate(&options, &settings, screen).await,
         Asked::Jobs(options) => jobs::jobs(&options, &settings, screen).await,
+        Asked::Style(options) => style::style(&options, &settings, screen).await,
         Asked::Migrate(options) => migrate::migrate(&options, &settings, screen).await,
-        Asked::Doctor(_) => Ok(()),
+        Asked::Inspect(_) | Asked::Doctor(_) => Ok(()),
     }
 }

@@ -155,7 +155,7 @@ impl Run<'_> {
         self.fill_from_cache(&board, &plans).await?;
         let tries_left = attempts + 1 < self.workshop.jobs.max_attempts.get();
         let tally = board.tally();
-        if self.stop.is_cancelled() && tally.untried > 0 && tally.reachable(self.min_success_rate()) {
+        if self.stop.is_cancelled() && board.was_cut_off() && tally.reachable(self.min_success_rate()) {
             // A try that we cut off ourselves has not failed, and does not count.
             return Ok(Verdict::Interrupted);
         }
@@ -195,7 +195,7 @@ impl Run<'_> {
                     plans.insert(index, plan);
                 }
                 // What was cut off while it was translated has not failed.
-                Err(unplannable) if unplannable.may_pass && self.stop.is_cancelled() => {}
+                Err(unplannable) if unplannable.may_pass && self.stop.is_cancelled() => board.cut_off(),
                 Err(unplannable) => self.fail_unplannable(board, index, unplannable).await?,
             }
         }
@@ -209,6 +209,7 @@ impl Run<'_> {
         let mut images = stream::iter(plans.keys().copied())
             .map(|index| async move {
                 if board.halt().is_cancelled() {
+                    board.cut_off();
                     return Ok(());
                 }
                 self.make_image(board, index, &plans[&index]).await

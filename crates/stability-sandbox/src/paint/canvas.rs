@@ -57,16 +57,6 @@ impl Canvas {
         self.set(x, y, Colour(r, g, b).mix(colour, share));
     }
 
-    /// Lets every square of this many pixels a side have the colour of its first one.
-    pub(super) fn coarsen(&mut self, side: usize) {
-        for y in 0..self.height {
-            for x in 0..self.width {
-                let from = ((y - y % side) * self.width + (x - x % side)) * 3;
-                self.pixels.copy_within(from..from + 3, (y * self.width + x) * 3);
-            }
-        }
-    }
-
     pub(super) fn into_png(self) -> Vec<u8> {
         let side = |side: usize| u32::try_from(side).expect("a picture's side fits");
         let mut file = Vec::new();

@@ -11,7 +11,7 @@ use crate::rules::{Format, Order};
 /// What was ordered, or what the fault makes of it, encoded.
 pub(super) fn picture(order: &Order, seed: u32, fault: Option<Fault>) -> Vec<u8> {
     let painted = match fault {
-        Some(Fault::Filtered) => paint::blurred(&order.prompt, seed, order.width, order.height),
+        Some(Fault::Filtered | Fault::Blurred) => paint::blurred(&order.prompt, seed, order.width, order.height),
         Some(Fault::WrongSize) => paint::picture(&order.prompt, seed, 512, 512),
         // Of these answers nobody sees a picture.
         Some(Fault::Blank | Fault::Html | Fault::Empty | Fault::Oversized | Fault::Drop) => {

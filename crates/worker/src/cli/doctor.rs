@@ -13,6 +13,7 @@ use crate::parts;
 use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
 use crate::store::Store;
+use crate::translation::Gemini;
 
 /// A part that has not answered by then is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -94,25 +95,31 @@ pub(super) async fn doctor(
 
 fn line(finding: &Finding) -> String {
     match &finding.state {
-        State::Ok { message } => format!("ok      {:<10}{message}", finding.name),
+        State::Ok { message } => format!("ok      {:<13}{message}", finding.name),
         State::Failed { message, advice, .. } => {
-            format!("FAILED  {:<10}{message}\n        {:<10}what to do: {advice}", finding.name, "")
+            format!("FAILED  {:<13}{message}\n        {:<13}what to do: {advice}", finding.name, "")
         }
     }
 }
 
 async fn findings(settings: &Settings) -> Vec<Finding> {
-    let (broker, database, storage, api) = tokio::join!(
+    let (broker, database, storage, api, translation) = tokio::join!(
         in_time(broker(settings)),
         in_time(database(settings)),
         in_time(storage(settings)),
         in_time(api(settings)),
+        in_time(translation(settings)),
     );
     let all_good = State::ok(format!("{} settings are well formed", settings.in_force.len()));
-    [("settings", all_good), ("broker", broker), ("database", database), ("storage", storage), ("api", api)]
-        .into_iter()
-        .map(|(name, state)| Finding { name, state })
-        .collect()
+    let found = [
+        ("settings", all_good),
+        ("broker", broker),
+        ("database", database),
+        ("storage", storage),
+        ("api", api),
+        ("translation", translation),
+    ];
+    found.into_iter().map(|(name, state)| Finding { name, state }).collect()
 }
 
 async fn in_time(check: impl Future<Output = State>) -> State {
@@ -174,6 +181,25 @@ async fn api(settings: &Settings) -> State {
             causes::joined(&error),
             "look at STABILITY_API_KEY and STABILITY_BASE_URL, and at the API's status page",
         ),
+    }
+}
+
+async fn translation(settings: &Settings) -> State {
+    let phrases = settings.translation.phrase_book.len();
+    let Some(gemini) = &settings.translation.gemini else {
+        return State::ok(format!(
+            "{phrases} texts in the phrase book; without GEMINI_API_KEY other Chinese texts fail their images"
+        ));
+    };
+    let gemini = match Gemini::new(gemini) {
+        Ok(gemini) => gemini,
+        Err(error) => return State::setting(&error),
+    };
+    match gemini.check().await {
+        Ok(()) => {
+            State::ok(format!("{phrases} texts in the phrase book; the key is good; {} is there", gemini.model()))
+        }
+        Err(error) => State::failed(error.to_string(), "look at GEMINI_API_KEY, GEMINI_MODEL and GEMINI_BASE_URL"),
     }
 }
 

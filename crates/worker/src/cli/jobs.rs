@@ -42,13 +42,7 @@ enum Asked {
 }
 
 pub(super) async fn jobs(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
-    let store = Store::connect(&settings.database_url).await?;
-    let pending = store.pending_migrations().await?;
-    if pending > 0 {
-        return Err(Failure::unreachable(format!(
-            "the database lacks {pending} migrations; apply them with: asset-worker migrate"
-        )));
-    }
+    let store = store(settings).await?;
     match &options.asked {
         Asked::List { project, limit, json } => {
             let jobs = store.jobs(*project, u64::from(*limit)).await?;
@@ -69,6 +63,18 @@ pub(super) async fn jobs(options: &Options, settings: &Settings, screen: &Screen
     Ok(())
 }
 
-fn as_json(data: &impl Serialize) -> String {
+/// The database, where its schema is the one that this program knows.
+pub(super) async fn store(settings: &Settings) -> Result<Store, Failure> {
+    let store = Store::connect(&settings.database_url).await?;
+    let pending = store.pending_migrations().await?;
+    if pending > 0 {
+        return Err(Failure::unreachable(format!(
+            "the database lacks {pending} migrations; apply them with: asset-worker migrate"
+        )));
+    }
+    Ok(store)
+}
+
+pub(super) fn as_json(data: &impl Serialize) -> String {
     serde_json::to_string_pretty(data).expect("plain data serialises")
 }

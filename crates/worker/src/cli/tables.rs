@@ -154,6 +154,11 @@ impl Seen {
     }
 }
 
+/// Names and values, a line each, the values below each other.
+pub(super) fn lines(pairs: &[(&str, String)]) -> String {
+    pairs.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:<16}{value}\n"))
+}
+
 /// `jobs list`.
 pub(super) fn job_list(jobs: &[JobReport]) -> String {
     let mut table = table(&["job", "project", "status", "images", "retries", "cost USD", "created (UTC)"]);
@@ -174,16 +179,16 @@ pub(super) fn job_list(jobs: &[JobReport]) -> String {
 
 /// `jobs show`.
 pub(super) fn job(job: &JobReport) -> String {
-    let mut text = format!("job {} of project {}\n", job.job_id, job.project_id);
-    let mut line = |name: &str, value: String| text += &format!("{name:<16}{value}\n");
-    line("status", status(job));
-    if let Some(message) = &job.error_message {
-        line("error", message.clone());
-    }
-    line("created", moment(job.created_at));
-    line("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), moment));
-    line("cost", format!("USD {:.2}", job.cost_usd));
-    line("terminal event", if job.event_published { "published" } else { "not published" }.to_owned());
+    let mut pairs = vec![("status", status(job))];
+    pairs.extend(job.error_message.clone().map(|message| ("error", message)));
+    let requests: i32 = job.assets.iter().map(|asset| asset.requests).sum();
+    pairs.extend([
+        ("created", moment(job.created_at)),
+        ("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), moment)),
+        ("cost", format!("USD {:.2}, {requests} requests", job.cost_usd)),
+        ("terminal event", if job.event_published { "published" } else { "not published" }.to_owned()),
+    ]);
+    let text = format!("job {} of project {}\n{}", job.job_id, job.project_id, lines(&pairs));
     if job.assets.is_empty() {
         return text;
     }

@@ -19,6 +19,8 @@ pub(super) struct Board {
 struct State {
     images: Vec<Image>,
     fatal: Option<(JobFailureCode, String)>,
+    /// Some image's turn did not come, or was cut off.
+    cut_off: bool,
 }
 
 struct Image {
@@ -55,7 +57,7 @@ impl Board {
                 Image { row, description, announced }
             })
             .collect();
-        let state = Mutex::new(State { images, fatal: None });
+        let state = Mutex::new(State { images, fatal: None, cut_off: false });
         Self { min_success_rate, halt: stop.child_token(), state }
     }
 
@@ -116,6 +118,16 @@ impl Board {
     /// The same, with its sentence.
     pub(super) fn fatal_cause(&self) -> Option<(JobFailureCode, String)> {
         self.lock().fatal.clone()
+    }
+
+    /// Notes that an image's turn did not come, or was cut off.
+    pub(super) fn cut_off(&self) {
+        self.lock().cut_off = true;
+    }
+
+    /// Whether that was so of any image.
+    pub(super) fn was_cut_off(&self) -> bool {
+        self.lock().cut_off
     }
 
     /// Notes how far an image has come; where that leaves too few, no further request is sent.

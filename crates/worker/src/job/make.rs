@@ -125,7 +125,7 @@ impl Run<'_> {
                     warn!(code = code.as_str(), reason = message, "no request can succeed; no further one is sent");
                     board.set_fatal(code, message);
                 }
-                Unmade::Stopped => {}
+                Unmade::Stopped => board.cut_off(),
                 Unmade::Broken(error) => return Err(error.into()),
             }
             Ok(())

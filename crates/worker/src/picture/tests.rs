@@ -139,8 +139,10 @@ fn a_picture_carries_its_story_in_either_format() {
         (encoded(&noisy, image::ImageFormat::Png), small, ImageFormat::Jpeg),
     ] {
         let finished = finish(&sent, &spec).expect("it is finished");
-        let (found, told) = texts::read(&finished.bytes).expect("it is read");
+        let texts::Read { format: found, width, height, texts: told } =
+            texts::read(&finished.bytes).expect("it is read");
         assert_eq!((finished.format, found), (format, format));
+        assert_eq!((width, height), (1920, 1080));
         let text = |keyword: &str| {
             told.iter().find(|(known, _)| known == keyword).map(|(_, text)| text.as_str()).unwrap_or_default()
         };
@@ -162,7 +164,7 @@ fn a_story_that_is_longer_than_a_jpeg_can_carry_loses_its_longest_text() {
     let spec = ImageSpec { width: 64, height: 64, max_bytes: 3_000 };
     let finished = super::finish(&noise, &spec, Glance::default(), &long);
     let finished = finished.expect("a PNG with that story is too large, a JPEG without it is not");
-    let (format, told) = texts::read(&finished.bytes).expect("it is read");
+    let texts::Read { format, texts: told, .. } = texts::read(&finished.bytes).expect("it is read");
     assert_eq!(format, ImageFormat::Jpeg);
     assert_eq!(texts::story(&told), None);
     assert!(told.iter().any(|(keyword, text)| keyword == "parameters" && text.starts_with("A fox at dusk")));
@@ -170,10 +172,12 @@ fn a_story_that_is_longer_than_a_jpeg_can_carry_loses_its_longest_text() {
 
 #[test]
 fn a_file_without_a_story_has_none() {
-    let (format, told) = texts::read(&png(64, 64)).expect("it is read");
-    assert_eq!((format, texts::story(&told)), (ImageFormat::Png, None));
-    let (format, told) = texts::read(&encoded(&gradient(64, 64), image::ImageFormat::Jpeg)).expect("it is read");
-    assert_eq!((format, told.len()), (ImageFormat::Jpeg, 0));
+    for (file, format) in
+        [(png(64, 48), ImageFormat::Png), (encoded(&gradient(64, 48), image::ImageFormat::Jpeg), ImageFormat::Jpeg)]
+    {
+        let expected = texts::Read { format, width: 64, height: 48, texts: vec![] };
+        assert_eq!(texts::read(&file), Ok(expected));
+    }
     assert!(texts::read(b"GIF89a").is_err());
     assert!(texts::read(&png(64, 64)[..60]).is_err());
 }

@@ -90,27 +90,44 @@ fn value(tag: Tag, text: &str) -> Value {
     }
 }
 
-/// The keywords and texts in a file of any origin, in their order.
+/// What stands in a file besides its pixels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// How it is encoded.
+    pub format: ImageFormat,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Keywords and texts, in their order.
+    pub texts: Vec<(String, String)>,
+}
+
+/// Reads the texts in a file of any origin.
 ///
 /// # Errors
 ///
 /// [`ImageDefect`] where it is no PNG or JPEG that can be read.
-pub fn read(bytes: &[u8]) -> Result<(ImageFormat, Vec<(String, String)>), ImageDefect> {
-    let undecodable = |error: String| ImageDefect::Undecodable(error);
+pub fn read(bytes: &[u8]) -> Result<Read, ImageDefect> {
     match decode::reader(bytes)?.format() {
-        Some(image::ImageFormat::Png) => {
-            let mut reader =
-                png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|error| undecodable(error.to_string()))?;
-            // Texts may also stand behind the pixels.
-            reader.finish().map_err(|error| undecodable(error.to_string()))?;
-            Ok((ImageFormat::Png, png_texts(reader.info())))
-        }
-        _ => {
-            let mut decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(|error| undecodable(error.to_string()))?;
-            let exif = decoder.exif_metadata().map_err(|error| undecodable(error.to_string()))?;
-            Ok((ImageFormat::Jpeg, exif.map(exif_texts).unwrap_or_default()))
-        }
+        Some(image::ImageFormat::Png) => read_png(bytes).map_err(|error| ImageDefect::Undecodable(error.to_string())),
+        _ => read_jpeg(bytes).map_err(|error| ImageDefect::Undecodable(error.to_string())),
     }
+}
+
+fn read_png(bytes: &[u8]) -> Result<Read, png::DecodingError> {
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
+    // Texts may also stand behind the pixels.
+    reader.finish()?;
+    let info = reader.info();
+    Ok(Read { format: ImageFormat::Png, width: info.width, height: info.height, texts: png_texts(info) })
+}
+
+fn read_jpeg(bytes: &[u8]) -> Result<Read, image::ImageError> {
+    let mut decoder = JpegDecoder::new(Cursor::new(bytes))?;
+    let texts = decoder.exif_metadata()?.map(exif_texts).unwrap_or_default();
+    let (width, height) = decoder.dimensions();
+    Ok(Read { format: ImageFormat::Jpeg, width, height, texts })
 }
 
 /// The story in a file, where it has one of ours.

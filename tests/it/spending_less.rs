@@ -1,0 +1,90 @@
+//! No money is spent on what cannot help: jobs that cannot be saved, causes that every request would meet.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use integration_tests::{World, assert_files, codes, command};
+use serde_json::json;
+
+/// The last failure ends a wait that would be far longer than any test.
+const LONG: &str = "10m";
+const SHORT: Duration = Duration::from_mins(2);
+
+#[tokio::test]
+async fn a_job_of_ten_whose_first_three_fail_for_good_spends_nothing_on_what_cannot_save_it() -> Result<()> {
+    let world = World::new().await?;
+    world.sandbox.set_latency(Duration::from_millis(300));
+    let descriptions = ["Gore one", "Gore two", "Gore three", "D", "E", "F", "G", "H", "I", "J"];
+    let data = world.generate(&command(1, &descriptions, &json!({"max_concurrent": 3}))).await?.data_of("failed")?;
+    assert_eq!(data["error"]["code"], "success_rate_too_low");
+    // The refusals come one by one, so that two others may be in flight when the third is heard. Those are kept.
+    let charged = world.sandbox.ledger().charged;
+    assert!(charged <= 2, "{charged}");
+    assert_eq!(data["succeeded"], charged);
+    assert_eq!(world.sandbox.ledger().asked("Gore").requests, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_saved_does_not_wait_for_its_retries() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("STABILITY_RETRY_DELAYS", LONG);
+    let begun = Instant::now();
+    let descriptions = ["A busy one [fault:status=503]", "Gore one", "A", "B"];
+    let data = world.generate(&command(1, &descriptions, &json!({"max_concurrent": 2}))).await?.data_of("failed")?;
+    assert!(begun.elapsed() < SHORT);
+    assert_eq!(data["error"]["code"], "success_rate_too_low");
+    assert_eq!(data["failures"][0]["code"], "not_attempted");
+    assert_eq!(data["failures"][0]["attempts"], 1);
+    assert_eq!(world.sandbox.ledger().asked("A busy one").requests, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cause_that_every_request_would_meet_ends_the_waits_of_the_jobs_other_images() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("STABILITY_RETRY_DELAYS", LONG);
+    let begun = Instant::now();
+    for (status, code) in [(401, "unauthorized"), (402, "insufficient_credits"), (404, "unknown_engine")] {
+        let descriptions = ["A busy one [fault:status=503]", &format!("Two [fault:status={status}]"), "Three", "Four"];
+        let config = json!({"max_concurrent": 2, "cache": "never"});
+        let data = world.generate(&command(1, &descriptions, &config)).await?.data_of("failed")?;
+        assert_eq!(data["error"]["code"], code);
+        assert_eq!(codes(&data), ["not_attempted"; 4], "{code}");
+        // The job was tried three times as a whole, and each time ended at once.
+        let attempts: Vec<_> = (0..2).map(|index| data["failures"][index]["attempts"].clone()).collect();
+        assert_eq!(attempts, [json!(3), json!(3)], "{code}");
+    }
+    assert!(begun.elapsed() < SHORT);
+    assert_eq!(world.sandbox.ledger().charged, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cause_that_passes_between_two_tries_costs_nothing_twice() -> Result<()> {
+    let world = World::new().await?;
+    let descriptions = ["One", "Two [fault:status=402 x1]", "Three", "Four"];
+    let config = json!({"max_concurrent": 1, "min_success_rate": 1.0});
+    let data = world.generate(&command(1, &descriptions, &config)).await?.data_of("completed")?;
+    assert_files(&world, &data, &[1, 2, 3, 4])?;
+    let ledger = world.sandbox.ledger();
+    assert_eq!((ledger.requests, ledger.charged), (5, 4));
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_hundred_descriptions_are_one_job() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("STABILITY_MAX_CONCURRENT", "6");
+    world.set("IMAGE_WIDTH", "320");
+    world.set("IMAGE_HEIGHT", "180");
+    let descriptions: Vec<String> = (1..=200).map(|number| format!("Picture number {number}")).collect();
+    let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
+    let data = world.generate(&command(1, &descriptions, &json!({"max_concurrent": 6}))).await?.data_of("completed")?;
+    assert_eq!((&data["total"], &data["succeeded"], &data["cost_usd"]), (&json!(200), &json!(200), &json!(4.0)));
+    assert_eq!(data["assets"][199]["file_path"], "projects/1/assets/image_200.png");
+    let ledger = world.sandbox.ledger();
+    assert_eq!((ledger.requests, ledger.charged), (200, 200));
+    assert!(ledger.max_in_flight <= 6, "{}", ledger.max_in_flight);
+    Ok(())
+}
