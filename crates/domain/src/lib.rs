@@ -9,6 +9,7 @@
 
 pub mod asset_path;
 pub mod command;
+pub mod digest;
 pub mod event;
 pub mod failure;
 pub mod image_spec;

@@ -19,13 +19,14 @@ use domain::outcome::{Decision, ImageState, decide};
 use domain::style::Style;
 use domain::trace::TraceParent;
 use futures_util::{StreamExt, stream};
+use picture::Glance;
 use stability_client::Client;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::event_sink::EventSink;
-use crate::picture::{Finisher, Glance};
+use crate::finisher::Finisher;
 use crate::settings::{JobSettings, Settings};
 use crate::storage::Storage;
 use crate::store::{Claim, Claimed, Ending, Store, StoreError, TerminalEvent};

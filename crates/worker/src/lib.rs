@@ -2,7 +2,7 @@
 //!
 //! In reading order: the [`cli`] reads the [`settings`] and starts what was asked for. `run` is the [`worker`]: it takes commands from
 //! the [`broker`], the [`intake`] brings each to its settlement. `generate` goes straight to the [`job`], which knows no broker: it
-//! claims the job in the [`store`], has its texts put into English by a [`translation`], asks Stability for what is missing, finishes each [`picture`], puts it into the [`storage`], and
+//! claims the job in the [`store`], has its texts put into English by a [`translation`], asks Stability for what is missing, finishes each picture on the [`finisher`]'s pool, puts it into the [`storage`], and
 //! tells an [`event_sink`]. [`parts`] opens what a job needs; [`health`] answers probes; [`logging`] writes lines.
 
 pub mod cli;
@@ -14,8 +14,8 @@ pub mod event_sink;
 pub mod intake;
 pub mod job;
 
+pub mod finisher;
 pub mod parts;
-pub mod picture;
 pub mod storage;
 pub mod store;
 pub mod translation;
@@ -24,12 +24,3 @@ mod causes;
 pub mod health;
 pub mod logging;
 mod stop;
-
-/// Bytes in lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
+use domain::digest;
 use domain::story::Story;
+use picture::texts;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::exit::Failure;
 use super::screen::Screen;
 use super::{jobs, tables};
-use crate::picture::texts;
 
 /// The largest file that is read, in bytes: no stored picture comes near it.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
@@ -68,7 +68,7 @@ fn found(options: &Options) -> Result<Found, Failure> {
         width,
         height,
         size_bytes,
-        sha256: crate::hex(&Sha256::digest(&bytes)),
+        sha256: digest::sha256(&bytes),
         story: texts::story(&texts),
         texts: texts.into_iter().map(|(keyword, text)| Text { keyword, text }).collect(),
     })

@@ -1,9 +1,9 @@
 //! Images made before: they stand in for those that cannot be made, or need not be.
 
 use domain::command::CacheMode;
+use domain::digest;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, Origin};
-use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::board::{Board, Slot};
@@ -96,7 +96,7 @@ impl Run<'_> {
             warn!(cached = found.file_path, "a cached image is not there any more");
             return Ok(None);
         };
-        if crate::hex(&Sha256::digest(&bytes)) != found.sha256 {
+        if digest::sha256(&bytes) != found.sha256 {
             warn!(cached = found.file_path, "a cached image is damaged");
             return Ok(None);
         }

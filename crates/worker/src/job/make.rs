@@ -5,6 +5,7 @@ use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::image_spec::{ImageDefect, ImageFormat};
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
 use domain::story::Story;
+use picture::{Finished, texts};
 use stability_client::{BudgetError, Error, Terms};
 use tracing::{Instrument, info, info_span, warn};
 
@@ -14,7 +15,6 @@ use super::money::Purse;
 use super::plan::{Plan, Unplannable};
 use super::{JobRunError, Run};
 use crate::causes;
-use crate::picture::{Finished, texts};
 use crate::storage::StorageError;
 use crate::store::StoreError;
 

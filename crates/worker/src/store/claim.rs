@@ -1,6 +1,7 @@
 //! Taking a job on: it is new, to be continued, finished, or in conflict with another of the same id.
 
 use domain::command::{Command, JobKey};
+use domain::digest;
 use domain::event::{Event, EventKind, event_id};
 use domain::outcome::ImageState;
 use domain::style::Style;
@@ -10,7 +11,6 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, TransactionTrait, TryInsertResult,
 };
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -96,7 +96,7 @@ impl Store {
     ) -> Result<Option<Event>, StoreError> {
         let doing = "record an invalid job";
         let now = OffsetDateTime::now_utc();
-        let digest = digest(body);
+        let digest = digest::sha256(body);
         let row = job::ActiveModel {
             id: Set(key.job_id),
             project_id: Set(key.project_id),
@@ -126,7 +126,7 @@ impl Store {
 }
 
 async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, DbErr> {
-    let digest = digest(&serde_json::to_vec(command).expect("a command serialises"));
+    let digest = digest::sha256(&serde_json::to_vec(command).expect("a command serialises"));
     // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
     let inserted = job::Entity::insert(new_job(command, trace, &digest))
         .on_conflict_do_nothing()
@@ -224,8 +224,4 @@ fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let trace_parent = row.trace_parent.as_deref().and_then(TraceParent::parse);
     let event = Event::stored(kind, event_id(row.id, kind, None), trace_parent, row.terminal_event.clone()?);
     Some(TerminalEvent { event, published: row.published_at.is_some() })
-}
-
-fn digest(bytes: &[u8]) -> String {
-    crate::hex(&Sha256::digest(bytes))
 }

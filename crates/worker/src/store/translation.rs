@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use domain::digest;
 use sea_orm::ActiveValue::Set;
 use sea_orm::entity::prelude::*;
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{Doing, Store, StoreError};
@@ -48,7 +48,7 @@ impl Store {
     pub async fn translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
         let mut found = HashMap::new();
         for texts in texts.chunks(AT_ONCE) {
-            let digests = texts.iter().map(|text| digest(text));
+            let digests = texts.iter().map(|text| digest::sha256(text));
             let rows = Entity::find().filter(Column::Digest.is_in(digests)).all(&self.db);
             let rows = rows.doing("look for translations").await?;
             found.extend(rows.into_iter().map(|row| (row.original, row.english)));
@@ -71,7 +71,7 @@ impl Store {
         }
         let now = OffsetDateTime::now_utc();
         let rows = translations.iter().map(|Translation { original, english }| ActiveModel {
-            digest: Set(digest(original)),
+            digest: Set(digest::sha256(original)),
             original: Set(original.clone()),
             english: Set(english.clone()),
             translator: Set(translator.to_owned()),
@@ -80,8 +80,4 @@ impl Store {
         let remember = Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(&self.db);
         remember.doing("remember translations").await.map(drop)
     }
-}
-
-fn digest(text: &str) -> String {
-    crate::hex(&Sha256::digest(text))
 }

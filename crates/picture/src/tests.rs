@@ -1,11 +1,12 @@
 use std::io::Cursor;
 
 use domain::command::JobKey;
+use domain::digest;
 use domain::recipe::Recipe;
 use image::{DynamicImage, Rgb, RgbImage};
 use uuid::Uuid;
 
-use super::{Digest, Finished, Finisher, Glance, Sha256, check, texts};
+use super::{Finished, Glance, check, texts};
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
 use domain::story::Story;
 
@@ -118,11 +119,11 @@ fn what_is_no_picture_is_refused_without_being_unpacked() {
     }
 }
 
-#[tokio::test]
-async fn the_sum_is_that_of_the_file() {
-    let finisher = Finisher::new(ImageSpec { width: 64, height: 64, ..ImageSpec::default() }, Glance::default());
-    let finished = finisher.finish(png(128, 128).into(), story()).await.expect("it is finished");
-    assert_eq!(finished.sha256, crate::hex(&Sha256::digest(&finished.bytes)));
+#[test]
+fn the_sum_is_that_of_the_file() {
+    let finished = finish(&png(128, 128), &ImageSpec { width: 64, height: 64, ..ImageSpec::default() });
+    let finished = finished.expect("it is finished");
+    assert_eq!(finished.sha256, digest::sha256(&finished.bytes));
 }
 
 #[test]
