@@ -76,6 +76,7 @@ async fn a_cause_that_passes_between_two_tries_costs_nothing_twice() -> Result<(
 #[tokio::test]
 async fn two_hundred_descriptions_are_one_job() -> Result<()> {
     let mut world = World::new().await?;
+    world.sandbox.set_sketch(true);
     world.set("STABILITY_MAX_CONCURRENT", "6");
     world.set("IMAGE_WIDTH", "320");
     world.set("IMAGE_HEIGHT", "180");

@@ -27,6 +27,9 @@ struct Options {
     /// Milliseconds that painting takes at least
     #[arg(long, default_value_t = 0)]
     latency_ms: u64,
+    /// Paint sketches, which take a tenth of the time
+    #[arg(long)]
+    sketch: bool,
     /// Credits of the account; a picture costs 2
     #[arg(long, default_value_t = 10_000.0)]
     credits: f64,
@@ -42,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
         limit: options.limit,
         lockout: Duration::from_secs(options.lockout_s),
         latency: Duration::from_millis(options.latency_ms),
+        sketch: options.sketch,
         credits: options.credits,
         ..Settings::default()
     };

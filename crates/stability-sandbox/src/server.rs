@@ -43,6 +43,7 @@ struct Inner {
     limiter: Limiter,
     credits: f64,
     latency: Duration,
+    sketch: bool,
 }
 
 impl Inner {
@@ -54,6 +55,7 @@ impl Inner {
             limiter: Limiter::new(settings.limit, settings.window, settings.lockout),
             credits: settings.credits,
             latency: settings.latency,
+            sketch: settings.sketch,
         }
     }
 }
@@ -116,6 +118,11 @@ impl Sandbox {
     /// Sets how long painting takes at least.
     pub fn set_latency(&self, latency: Duration) {
         self.shared.lock().latency = latency;
+    }
+
+    /// Lets pictures be sketches, or scenes again.
+    pub fn set_sketch(&self, sketch: bool) {
+        self.shared.lock().sketch = sketch;
     }
 
     /// Sets the account's credits.

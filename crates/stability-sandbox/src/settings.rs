@@ -18,6 +18,8 @@ pub struct Settings {
     pub lockout: Duration,
     /// How long painting takes at least.
     pub latency: Duration,
+    /// Whether pictures are sketches, which take a tenth of the time of a scene.
+    pub sketch: bool,
     /// Credits of the account at the start.
     pub credits: f64,
     /// Credits that one picture costs.
@@ -34,6 +36,7 @@ impl Default for Settings {
             window: Duration::from_secs(10),
             lockout: Duration::from_mins(1),
             latency: Duration::ZERO,
+            sketch: false,
             credits: 10_000.0,
             credits_per_picture: 2.0,
         }

@@ -18,15 +18,18 @@ use crate::wait::free_addresses;
 use crate::{programs, variable};
 use api::Api;
 
-/// What the demo asks for. The sandbox refuses one of them, as the API's moderation would.
+/// What the demo asks for. The phrase book has the English of two; the sandbox refuses one, as the API's moderation would.
 const DESCRIPTIONS: [&str; 6] = [
     "A lighthouse on a rocky island at dusk",
-    "A busy city street after the rain",
-    "Morning mist over a mountain lake",
+    "雨後的繁忙城市街道",
+    "一座寧靜的山景，晨霧",
     "A gory battle in the mud",
     "Desert dunes under a full moon",
     "A ringed planet above a purple nebula in space",
 ];
+/// The phrase book that comes with the program, so that the demo needs no translator.
+const PHRASE_BOOK: &str = include_str!("../../../deploy/phrase-book.json");
+const PHRASE_BOOK_FILE: &str = "phrase-book.json";
 const PROJECT: u32 = 42;
 /// The worker opens its database and its broker within this time.
 const READY_LIMIT: Duration = Duration::from_mins(1);
@@ -49,6 +52,8 @@ pub async fn play() -> Result<()> {
     let vhost = Vhost::make(&rabbitmq.amqp_url, &rabbitmq.api_url).await?;
     let (api, sandbox) = api.start(&folder).await?;
     step("API", api.name());
+    std::fs::write(folder.join(PHRASE_BOOK_FILE), PHRASE_BOOK)?;
+    step("words", "Chinese becomes English by a phrase book; GEMINI_API_KEY would translate the rest");
     let stage = Stage { folder, amqp_url: vhost.amqp_url.clone(), api };
     let worker = stage.worker().await?;
     step("worker", "on its embedded defaults: SQLite, local files");
@@ -107,6 +112,7 @@ impl Stage {
                 command.env(kept, value);
             }
         }
+        command.env("TRANSLATION_PHRASE_BOOK", self.folder.join(PHRASE_BOOK_FILE));
         for (name, value) in self.api.settings() {
             command.env(name, value);
         }
@@ -157,8 +163,10 @@ impl Stage {
         print(&format!("\nthe pictures   {folder}/data/assets/projects/{PROJECT}/assets/"));
         print(&format!("contact sheet  {}", outcome.sheet.display()));
         print(&format!("worker's log   {folder}/worker.log"));
+        print(&format!("phrase book    {folder}/{PHRASE_BOOK_FILE}"));
         print("\nWhat to try next:");
         print(&format!("  cd '{folder}' && '{asset_worker}' jobs show {}", outcome.job_id));
+        print(&format!("  '{asset_worker}' inspect '{folder}/data/assets/projects/{PROJECT}/assets/image_003.png'"));
         print(&format!("  '{asset_worker}' --help"));
         print("  make test                                        every test, against real services");
         print("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   the same with real pictures");

@@ -9,7 +9,7 @@ use crate::paint;
 use crate::rules::{Format, Order};
 
 /// What was ordered, or what the fault makes of it, encoded.
-pub(super) fn picture(order: &Order, seed: u32, fault: Option<Fault>) -> Vec<u8> {
+pub(super) fn picture(order: &Order, seed: u32, fault: Option<Fault>, sketch: bool) -> Vec<u8> {
     let painted = match fault {
         Some(Fault::Filtered | Fault::Blurred) => paint::blurred(&order.prompt, seed, order.width, order.height),
         Some(Fault::WrongSize) => paint::picture(&order.prompt, seed, 512, 512),
@@ -24,6 +24,7 @@ pub(super) fn picture(order: &Order, seed: u32, fault: Option<Fault>) -> Vec<u8>
             bytes.truncate(middle);
             bytes
         }
+        _ if sketch => paint::sketch(&order.prompt, seed, order.width, order.height),
         _ => paint::picture(&order.prompt, seed, order.width, order.height),
     };
     if painted_whole(fault) { encoded(painted, order.format) } else { painted }

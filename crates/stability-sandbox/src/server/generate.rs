@@ -186,11 +186,11 @@ impl Made {
 
 /// Charges and paints an order, unless a fault comes first.
 async fn made(shared: &Arc<Shared>, order: Order) -> Result<Made, Refusal> {
-    let (fault, latency) = {
+    let (fault, latency, sketch) = {
         let mut state = shared.lock();
         state.ledger.by_prompt.entry(order.prompt.clone()).or_default().requests += 1;
         let fault = state.faults.next(&order.prompt).map_err(|message| Refusal::new(400, "bad_request", message))?;
-        (fault, state.latency)
+        (fault, state.latency, state.sketch)
     };
     if let Some(Fault::Status(status, retry_after_s)) = fault {
         return Err(Refusal { retry_after_s, ..Refusal::of_status(status) });
@@ -201,7 +201,7 @@ async fn made(shared: &Arc<Shared>, order: Order) -> Result<Made, Refusal> {
     let media_type = order.format.media_type();
     let painting = spawn_blocking(move || {
         let seeds = (0..order.samples).map(|sample| first.wrapping_add(sample));
-        seeds.map(|seed| (seed, artwork::picture(&order, seed, fault))).collect()
+        seeds.map(|seed| (seed, artwork::picture(&order, seed, fault, sketch))).collect()
     });
     Ok(Made { pictures: painting.await.unwrap_or_default(), media_type, fault })
 }

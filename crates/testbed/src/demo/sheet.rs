@@ -16,6 +16,7 @@ img, .failed { display: block; width: 100%; aspect-ratio: 16 / 9; }
 figcaption { padding: .8rem 1rem 1rem; }
 figcaption h2 { font-size: 1rem; margin: 0 0 .3rem; }
 figcaption p { margin: 0 0 .3rem; }
+.english { font-style: italic; }
 .prompt { color: var(--quiet); font-size: .875rem; }
 .facts { color: var(--quiet); font-size: .8125rem; font-variant-numeric: tabular-nums; }
 ";
@@ -52,11 +53,15 @@ fn figure(asset: &Value) -> String {
         );
     }
     let path = text(&asset["file_path"]);
+    let english = match &metadata["english"] {
+        Value::Null => String::new(),
+        english => format!("<p class=\"english\">{}</p>\n", text(english)),
+    };
     #[expect(clippy::cast_precision_loss, reason = "a rounded figure for people")]
     let megabytes = asset["size_bytes"].as_u64().unwrap_or_default() as f64 / 1e6;
     format!(
         "<figure><a href=\"data/assets/{path}\"><img src=\"data/assets/{path}\" alt=\"{description}\"></a>\n\
-         <figcaption><h2>{index}. {description}</h2>\n<p class=\"prompt\">{}</p>\n\
+         <figcaption><h2>{index}. {description}</h2>\n{english}<p class=\"prompt\">{}</p>\n\
          <p class=\"facts\">{path}, {megabytes:.2} MB, {}, seed {}</p></figcaption></figure>\n",
         text(&metadata["prompt"]),
         text(&metadata["origin"]),
@@ -84,7 +89,7 @@ mod tests {
                 {
                     "index": 1, "status": "completed", "file_path": "projects/42/assets/image_001.png",
                     "size_bytes": 3_100_000, "requests": 1,
-                    "metadata": {"description": "<b>A fox</b>", "prompt": "A fox, 4k", "seed": 7, "origin": "generated"},
+                    "metadata": {"description": "<b>狐狸</b>", "english": "A <red> fox", "prompt": "A fox, 4k", "seed": 7, "origin": "generated"},
                 },
                 {
                     "index": 2, "status": "failed", "error_code": "content_policy", "error_message": "refused & gone",
@@ -96,7 +101,8 @@ mod tests {
         for part in [
             "Project 42: 1 of 2 images",
             "src=\"data/assets/projects/42/assets/image_001.png\"",
-            "1. &lt;b&gt;A fox&lt;/b&gt;",
+            "1. &lt;b&gt;狐狸&lt;/b&gt;",
+            "<p class=\"english\">A &lt;red&gt; fox</p>",
             "A fox, 4k",
             "3.10 MB, generated, seed 7",
             "<b>content_policy</b>refused &amp; gone",
@@ -104,7 +110,7 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part} is missing in {page}");
         }
-        assert!(!page.contains("<b>A fox"), "{page}");
+        assert!(!page.contains("<b>狐"), "{page}");
         assert!(!page.contains("http"), "nothing is loaded from elsewhere: {page}");
     }
 }
