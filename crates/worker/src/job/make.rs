@@ -162,7 +162,7 @@ impl Run<'_> {
         let slot = board.slot(index);
         let attempts = board.requests(index);
         let description = shortened(&slot.description);
-        warn!(index, code = code.as_str(), reason = message, requests = attempts, description, "image failed");
+        warn!(code = code.as_str(), reason = message, requests = attempts, description, "image failed");
         let failure = ImageFailure { index, description: slot.description, code, message, attempts, may_pass };
         self.workshop.store.fail_image(slot.id, &failure).await?;
         board.settle(index, ImageState::Failed(failure));
@@ -180,7 +180,7 @@ impl Run<'_> {
         unplannable: Unplannable,
     ) -> Result<(), JobRunError> {
         let Unplannable { code, message, may_pass } = unplannable;
-        self.fail(board, index, code, message, may_pass).await
+        self.fail(board, index, code, message, may_pass).instrument(info_span!("image", index)).await
     }
 
     async fn made(&self, board: &Board, slot: &Slot, index: u32, plan: &Plan) -> Result<Asset, Unmade> {

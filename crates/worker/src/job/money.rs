@@ -57,7 +57,7 @@ impl Run<'_> {
         // Of a job that has begun, each request is checked alone.
         let limit = self.command.config.max_cost_usd.filter(|_| board.charged() == 0);
         if let Some(limit) = limit.filter(|limit| prices.requests_for(Some(*limit)).is_some_and(|paid| paid < images)) {
-            let message = format!("{images} images cost about USD {cost:.2}, and max_cost_usd is {limit:.2}");
+            let message = format!("images to make: {images}, for about USD {cost:.2}; max_cost_usd is {limit:.2}");
             return Some((JobFailureCode::BudgetExceeded, message));
         }
         if !prices.check_balance {
@@ -68,7 +68,7 @@ impl Run<'_> {
                 let left = balance.credits * USD_PER_CREDIT;
                 (left + 1e-9 < cost).then(|| {
                     let message = format!(
-                        "{images} images cost about USD {cost:.2}, and the account has {:.1} credits (USD {left:.2})",
+                        "images to make: {images}, for about USD {cost:.2}; the account has {:.1} credits (USD {left:.2})",
                         balance.credits
                     );
                     (JobFailureCode::InsufficientCredits, message)
