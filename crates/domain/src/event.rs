@@ -232,7 +232,7 @@ impl Event {
             assets: images
                 .iter()
                 .filter_map(|image| match image {
-                    ImageState::Completed(asset) => Some(AssetData::from(asset)),
+                    ImageState::Completed(asset) => Some(AssetData::from(asset.as_ref())),
                     ImageState::Untried | ImageState::Failed(_) => None,
                 })
                 .collect(),

@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod prompt;
 pub mod recipe;
 pub mod seed;
+pub mod state;
 pub mod story;
 pub mod style;
 pub mod trace;

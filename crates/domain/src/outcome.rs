@@ -82,7 +82,7 @@ pub enum ImageState {
     /// It has not been tried, or a try was cut off before its end.
     Untried,
     /// It is finished.
-    Completed(Asset),
+    Completed(Box<Asset>),
     /// It failed, for good or for now.
     Failed(ImageFailure),
 }

@@ -12,7 +12,7 @@ fn context() -> Context {
 }
 
 fn asset(index: u32, origin: Origin) -> ImageState {
-    ImageState::Completed(Asset {
+    ImageState::Completed(Box::new(Asset {
         id: Uuid::from_u128(u128::from(index)),
         index,
         file_path: crate::asset_path::plain(42, index, ImageFormat::Png),
@@ -26,7 +26,7 @@ fn asset(index: u32, origin: Origin) -> ImageState {
         recipe: Recipe { prompt: "A fox, 4k quality".into(), ..Recipe::default() },
         seed: 787_078_103,
         origin,
-    })
+    }))
 }
 
 fn failure(index: u32, code: ImageFailureCode) -> ImageState {

@@ -1,5 +1,4 @@
 //! `style`: how a project's images look where its commands leave it open.
-#![expect(clippy::doc_markdown, reason = "the documentation of arguments is what --help shows")]
 
 use clap::{ArgGroup, Subcommand};
 use domain::prompt::{DEFAULT_NEGATIVE_PROMPT, DEFAULT_STYLE_MODIFIERS};

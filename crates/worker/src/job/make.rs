@@ -145,7 +145,7 @@ impl Run<'_> {
             requests = board.requests(index),
             "image completed"
         );
-        board.settle(index, ImageState::Completed(asset));
+        board.settle(index, ImageState::Completed(Box::new(asset)));
         self.announce_progress(board, index, None).await;
         Ok(())
     }

@@ -74,13 +74,13 @@ impl Run<'_> {
                     (JobFailureCode::InsufficientCredits, message)
                 })
             }
-            Err(error) => match unmade(&error) {
-                Unmade::Job(code, message) => Some((code, message)),
-                _ => {
-                    warn!(error = causes::joined(&error), "the account's credits are not known; the job goes on");
-                    None
+            Err(error) => {
+                if let Unmade::Job(code, message) = unmade(&error) {
+                    return Some((code, message));
                 }
-            },
+                warn!(error = causes::joined(&error), "the account's credits are not known; the job goes on");
+                None
+            }
         }
     }
 

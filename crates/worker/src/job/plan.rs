@@ -7,7 +7,7 @@ use domain::prompt::{Composed, DEFAULT_NEGATIVE_PROMPT, TooLong, compose, shorte
 use domain::recipe::Recipe;
 use domain::seed;
 use domain::style::Style;
-use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage};
+use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage, UnknownName};
 use uuid::Uuid;
 
 use crate::settings::Settings;
@@ -38,8 +38,8 @@ pub(super) struct Unplannable {
 }
 
 impl Unplannable {
-    fn rejected(message: impl ToString) -> Self {
-        Self { code: ImageFailureCode::RejectedRequest, message: message.to_string(), may_pass: false }
+    fn rejected(message: String) -> Self {
+        Self { code: ImageFailureCode::RejectedRequest, message, may_pass: false }
     }
 
     fn too_long(what: &str, TooLong { chars, max_chars }: &TooLong) -> Self {
@@ -59,7 +59,7 @@ impl Unplannable {
 
 impl From<InvalidRequest> for Unplannable {
     fn from(error: InvalidRequest) -> Self {
-        Self::rejected(error)
+        Self::rejected(error.to_string())
     }
 }
 
@@ -84,9 +84,9 @@ impl Planner {
     ) -> Result<Plan, Unplannable> {
         let config = &command.config;
         let engine = config.engine.as_deref().map_or(Ok(Engine::default()), str::parse);
-        let engine = engine.map_err(Unplannable::rejected)?;
+        let engine = engine.map_err(|error: UnknownName| Unplannable::rejected(error.to_string()))?;
         let mut recipe = Recipe { engine: engine.id().to_owned(), ..Recipe::default() };
-        self.write(&mut recipe, engine, style, english, index, description)?;
+        write(&mut recipe, engine, style, english, index, description)?;
         recipe.asked_seed = seed::of_image(config.seed.unwrap_or(0), index, engine.max_seed());
 
         let frame = engine.frame_for(self.spec.width, self.spec.height);
@@ -104,41 +104,40 @@ impl Planner {
         let fingerprint = recipe.fingerprint(&self.spec);
         Ok(Plan { recipe, request, fingerprint })
     }
+}
 
-    /// The texts of a recipe, in English, as far as the engine takes them.
-    fn write(
-        &self,
-        recipe: &mut Recipe,
-        engine: Engine,
-        style: &Style,
-        english: &English,
-        index: u32,
-        description: &str,
-    ) -> Result<(), Unplannable> {
-        let translated = |what: &str, text: &str| english.of(text).map_err(|why| Unplannable::untranslated(what, &why));
-        // Named as the command has it, which counts from 0.
-        let name = format!("image_descriptions[{}]", index.saturating_sub(1));
-        let text = translated(&name, description)?;
-        let modifiers = style.style_modifiers.as_ref().map(|modifiers| {
-            modifiers.iter().map(|modifier| translated("style_modifiers", modifier)).collect::<Result<Vec<_>, _>>()
-        });
-        let modifiers = modifiers.transpose()?;
-        let negative = style.negative_prompt.as_deref().unwrap_or(DEFAULT_NEGATIVE_PROMPT);
-        let negative = translated("negative_prompt", negative)?;
+/// The texts of a recipe, in English, as far as the engine takes them.
+fn write(
+    recipe: &mut Recipe,
+    engine: Engine,
+    style: &Style,
+    english: &English,
+    index: u32,
+    description: &str,
+) -> Result<(), Unplannable> {
+    let translated = |what: &str, text: &str| english.of(text).map_err(|why| Unplannable::untranslated(what, &why));
+    // Named as the command has it, which counts from 0.
+    let name = format!("image_descriptions[{}]", index.saturating_sub(1));
+    let text = translated(&name, description)?;
+    let modifiers = style.style_modifiers.as_ref().map(|modifiers| {
+        modifiers.iter().map(|modifier| translated("style_modifiers", modifier)).collect::<Result<Vec<_>, _>>()
+    });
+    let modifiers = modifiers.transpose()?;
+    let negative = style.negative_prompt.as_deref().unwrap_or(DEFAULT_NEGATIVE_PROMPT);
+    let negative = translated("negative_prompt", negative)?;
 
-        let max_chars = engine.max_prompt_chars();
-        let prompt = compose(&text, modifiers.as_deref(), max_chars);
-        let prompt = prompt.map_err(|error| Unplannable::too_long(&name, &error))?;
-        let negative = shortened(&negative, max_chars);
-        let negative = negative.map_err(|error| Unplannable::too_long("negative_prompt", &error))?;
-        recipe.english = (text != description).then_some(text);
-        let Composed { text, left_out } = prompt;
-        recipe.prompt = text;
-        recipe.left_out = left_out;
-        recipe.negative_prompt = negative.text;
-        recipe.left_out.extend(negative.left_out);
-        Ok(())
-    }
+    let max_chars = engine.max_prompt_chars();
+    let prompt = compose(&text, modifiers.as_deref(), max_chars);
+    let prompt = prompt.map_err(|error| Unplannable::too_long(&name, &error))?;
+    let negative = shortened(&negative, max_chars);
+    let negative = negative.map_err(|error| Unplannable::too_long("negative_prompt", &error))?;
+    recipe.english = (text != description).then_some(text);
+    let Composed { text, left_out } = prompt;
+    recipe.prompt = text;
+    recipe.left_out = left_out;
+    recipe.negative_prompt = negative.text;
+    recipe.left_out.extend(negative.left_out);
+    Ok(())
 }
 
 fn preset(request: TextToImage, name: String) -> Result<TextToImage, InvalidRequest> {

@@ -80,7 +80,7 @@ impl Model {
     /// What the row says of its image. A row that says nonsense counts as untried, so that its image is made anew.
     pub(super) fn state(&self) -> ImageState {
         match self.status.as_str() {
-            COMPLETED => self.finished().map_or(ImageState::Untried, ImageState::Completed),
+            COMPLETED => self.finished().map_or(ImageState::Untried, |asset| ImageState::Completed(Box::new(asset))),
             FAILED => self.failure().map_or(ImageState::Untried, ImageState::Failed),
             _ => ImageState::Untried,
         }

@@ -126,7 +126,7 @@ impl Store {
 }
 
 async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, DbErr> {
-    let digest = digest::sha256(&serde_json::to_vec(command).expect("a command serialises"));
+    let digest = digest::sha256(serde_json::to_vec(command).expect("a command serialises"));
     // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
     let inserted = job::Entity::insert(new_job(command, trace, &digest))
         .on_conflict_do_nothing()

@@ -48,7 +48,7 @@ impl Store {
     pub async fn translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
         let mut found = HashMap::new();
         for texts in texts.chunks(AT_ONCE) {
-            let digests = texts.iter().map(|text| digest::sha256(text));
+            let digests = texts.iter().map(digest::sha256);
             let rows = Entity::find().filter(Column::Digest.is_in(digests)).all(&self.db);
             let rows = rows.doing("look for translations").await?;
             found.extend(rows.into_iter().map(|row| (row.original, row.english)));

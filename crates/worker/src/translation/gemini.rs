@@ -23,7 +23,7 @@ use wire::Failure;
 /// A connection is there in this time, or the network is in trouble.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait that the API may ask for before a retry.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// The longest answer that is read: 251 texts of a few thousand characters are a fifth of it.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// The most requests for one call, retries aside. An answer that cannot be used is asked for again in halves, so that one text spoils only
@@ -92,14 +92,13 @@ impl Gemini {
     /// Translates texts; the results are as many and in the same order.
     pub async fn translate(&self, texts: &[&str], stop: &CancellationToken) -> Vec<Result<String, Untranslated>> {
         let mut results = vec![Err(Untranslated::Unreachable("it was not asked".to_owned())); texts.len()];
-        let mut parts: VecDeque<Range<usize>> = VecDeque::from([0..texts.len()]);
+        let mut parts: VecDeque<Range<usize>> = VecDeque::new();
+        parts.push_back(0..texts.len());
         let mut requests = 0;
         while let Some(part) = parts.pop_front() {
             requests += 1;
-            let asked = match stop.run_until_cancelled(self.asked(&texts[part.clone()])).await {
-                None => return results,
-                Some(asked) => asked,
-            };
+            let asked = stop.run_until_cancelled(self.asked(&texts[part.clone()]));
+            let Some(asked) = asked.await else { return results };
             match asked {
                 Ok(english) => {
                     for (result, english) in results[part].iter_mut().zip(english) {
