@@ -4,6 +4,7 @@
 
 mod m20261124_000001_jobs_and_assets;
 mod m20261124_000002_language_style_cache_money;
+mod m20261124_000003_leases;
 
 use sea_orm_migration::prelude::*;
 
@@ -18,6 +19,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261124_000001_jobs_and_assets::Migration),
             Box::new(m20261124_000002_language_style_cache_money::Migration),
+            Box::new(m20261124_000003_leases::Migration),
         ]
     }
 }

@@ -159,3 +159,42 @@ async fn an_account_without_credits_is_bridged_where_all_was_made_before() -> Re
     assert_eq!(world.sandbox.ledger().requests, before + 1, "the first refusal is enough");
     Ok(())
 }
+
+/// With four in flight and pictures that stand in at once: nobody begins a new request or a retry meanwhile.
+#[tokio::test]
+async fn a_fatal_cause_stops_the_other_requests_before_anything_stands_in() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("STABILITY_RETRY_DELAYS", "4m");
+    let descriptions: Vec<String> = (1..=12).map(|number| format!("Picture {number}")).collect();
+    let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
+    world.sandbox.set_sketch(true);
+    world.generate(&command(1, &descriptions, &json!({}))).await?.data_of("completed")?;
+    let before = world.sandbox.ledger().requests;
+    world.order("status=401", None)?;
+    let data = world.generate(&command(1, &descriptions, &json!({}))).await?.data_of("completed")?;
+    assert_eq!(data["from_cache"], 12);
+    let sent = world.sandbox.ledger().requests - before;
+    assert!(sent <= 4, "{sent} requests: no more than were in flight when the first was refused");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_api_refuses_is_not_shown_from_the_cache() -> Result<()> {
+    let world = World::new().await?;
+    world.generate(&command(1, &["A fox"], &json!({}))).await?.data_of("completed")?;
+    world.order("filtered", None)?;
+    let data = world.generate(&command(1, &["A fox"], &json!({}))).await?.data_of("failed")?;
+    assert_eq!(codes(&data), ["content_policy"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cached_picture_is_looked_at_by_todays_rules() -> Result<()> {
+    let mut world = World::new().await?;
+    let job = command(1, &["A fox [fault:blurred]"], &json!({}));
+    world.generate(&job).await?.data_of("completed")?;
+    world.set("IMAGE_MIN_SHARPNESS", "20");
+    let data = world.generate(&command(1, &["A fox [fault:blurred]"], &json!({}))).await?.data_of("failed")?;
+    assert_eq!(codes(&data), ["invalid_image"]);
+    Ok(())
+}

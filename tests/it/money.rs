@@ -160,7 +160,7 @@ async fn what_a_job_costs_is_told_with_its_retries_while_it_runs_and_at_its_end(
     let job_id = order["job_id"].as_str().context("an id")?;
     let show = ["jobs", "show", job_id, "--json"];
     let running: Value = serde_json::from_slice(&world.run(&show).await?.stdout)?;
-    assert_eq!(running["status"], "running");
+    assert_eq!(running["status"], "waiting");
     assert!(running["cost_usd"].as_f64().is_some_and(|cost| (cost - 0.1).abs() < 1e-9), "{running}");
     let data = events.data_of("completed").await?;
     assert_eq!(data["cost_usd"], json!(0.12));
@@ -168,5 +168,43 @@ async fn what_a_job_costs_is_told_with_its_retries_while_it_runs_and_at_its_end(
     assert_eq!(ended["cost_usd"], json!(0.12));
     let shown = String::from_utf8_lossy(&world.run(&show[..3]).await?.stdout).into_owned();
     assert!(shown.contains("USD 0.12, 6 requests"), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_costs_too_much_is_refused_before_anybody_is_paid_also_for_translation() -> Result<()> {
+    let mut world = World::new().await?;
+    let gemini = world.gemini().await?;
+    let descriptions = ["A fox", "A bear", "熊", "狐狸", "狼"];
+    let config = json!({"max_cost_usd": 0.08});
+    let data = world.generate(&command(1, &descriptions, &config)).await?.data_of("failed")?;
+    assert_eq!(data["error"]["code"], "budget_exceeded");
+    assert_eq!((world.sandbox.ledger().requests, gemini.ledger().requests), (0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_balance_that_cannot_be_asked_for_is_no_reason_not_to_work() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("STABILITY_CHECK_BALANCE", "true");
+    for status in [403, 404, 500] {
+        world.sandbox.set_balance_status(Some(status));
+        let done = world.generate(&command(1, &["A fox"], &json!({"cache": "never"}))).await?;
+        assert!(done.log.contains("the account's credits are not known"), "{}", done.log);
+        done.data_of("completed")?;
+    }
+    Ok(())
+}
+
+/// What may turn out to be free is waited for before a job is given up for want of money.
+#[tokio::test]
+async fn a_payment_that_is_refused_waits_for_those_that_may_be_given_back() -> Result<()> {
+    let world = World::new().await?;
+    // Money for four requests, four in flight, one of which is free after all.
+    let descriptions = ["A fox [fault:status=500 x1]", "A bear", "An owl", "A cat"];
+    let data =
+        world.generate(&command(1, &descriptions, &json!({"max_cost_usd": 0.08}))).await?.data_of("completed")?;
+    assert_files(&world, &data, &[1, 2, 3, 4])?;
+    assert_eq!(data["cost_usd"], json!(0.08));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use anyhow::{Context, Result};
-use integration_tests::{World, codes, command, metadata};
+use integration_tests::{Database, World, codes, command, metadata};
 use serde_json::{Value, json};
 
 fn seeds(data: &Value) -> Vec<u64> {
@@ -68,8 +68,17 @@ fn said(output: &Output, code: i32) -> String {
 }
 
 #[tokio::test]
-async fn a_projects_style_is_kept_shown_used_and_forgotten() -> Result<()> {
-    let world = World::new().await?;
+async fn a_projects_style_is_kept_shown_used_and_forgotten_on_sqlite() -> Result<()> {
+    a_projects_style_is_kept_shown_used_and_forgotten(Database::Sqlite).await
+}
+
+#[tokio::test]
+async fn a_projects_style_is_kept_shown_used_and_forgotten_on_postgres() -> Result<()> {
+    a_projects_style_is_kept_shown_used_and_forgotten(Database::Postgres).await
+}
+
+async fn a_projects_style_is_kept_shown_used_and_forgotten(database: Database) -> Result<()> {
+    let world = World::with(database).await?;
     said(&world.run(&["migrate"]).await?, 0);
     let set = ["style", "set", "--project", "42", "--modifier", "watercolour", "--modifier", "soft light"];
     let more = ["--negative-prompt", "people", "--style-preset", "anime", "--cfg-scale", "6.5", "--steps", "20"];

@@ -133,6 +133,7 @@ impl World {
             .env("STABILITY_RETRY_DELAYS", "20ms,50ms,100ms")
             .env("STABILITY_LOCKOUT", "0s")
             .env("WORKER_JOB_RETRY_DELAYS", "200ms")
+            .env("WORKER_LEASE", "3s")
             .env("HTTP_ADDR", "127.0.0.1:0")
             .env("LOG_FORMAT", "json");
         // Where coverage is measured, the program must write it where it is looked for.

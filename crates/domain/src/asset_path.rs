@@ -4,14 +4,19 @@ use uuid::Uuid;
 
 use crate::image_spec::ImageFormat;
 
+/// Where the images of a project stand: `projects/42/assets`.
+pub fn folder(project_id: i64) -> String {
+    format!("projects/{project_id}/assets")
+}
+
 /// The usual path of a project's image: `projects/42/assets/image_001.png`. `index` counts from 1.
 pub fn plain(project_id: i64, index: u32, format: ImageFormat) -> String {
-    format!("projects/{project_id}/assets/image_{index:03}.{}", format.extension())
+    format!("{}/image_{index:03}.{}", folder(project_id), format.extension())
 }
 
 /// The path that a later job of the same project takes, so that it never overwrites the plain one.
 pub fn with_job(project_id: i64, index: u32, job_id: Uuid, format: ImageFormat) -> String {
-    format!("projects/{project_id}/assets/image_{index:03}-{job_id}.{}", format.extension())
+    format!("{}/image_{index:03}-{job_id}.{}", folder(project_id), format.extension())
 }
 
 #[cfg(test)]

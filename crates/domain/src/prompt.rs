@@ -82,7 +82,8 @@ pub fn shortened(list: &str, max_chars: usize) -> Result<Composed, TooLong> {
     if chars > max_chars {
         return Err(TooLong { chars, max_chars });
     }
-    Ok(filled(first, parts, max_chars))
+    let repeated = first.to_lowercase();
+    Ok(filled(first, parts.filter(move |part| part.to_lowercase() != repeated), max_chars))
 }
 
 /// Appends parts to `text` until one does not fit; repeats are dropped.
@@ -229,7 +230,7 @@ mod tests {
         let check = |max_chars, expected: Result<(&str, &[&str]), TooLong>| {
             let expected =
                 expected.map(|(text, left_out)| Composed { text: text.to_owned(), left_out: owned(left_out) });
-            assert_eq!(shortened("blurry,  text, logo, Text", max_chars), expected);
+            assert_eq!(shortened("blurry,  text, logo, Text, Blurry", max_chars), expected);
         };
         check(100, Ok(("blurry, text, logo", &[])));
         check(17, Ok(("blurry, text", &["logo"])));

@@ -19,9 +19,12 @@ pub struct Recipe {
     /// What the picture shall not show; empty where nothing is excluded.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub negative_prompt: String,
-    /// Parts of prompt and negative prompt that did not fit.
+    /// Parts of the prompt that did not fit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
+    /// Parts of the negative prompt that did not fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub negative_left_out: Vec<String>,
     /// The engine's name.
     #[serde(default)]
     pub engine: String,
@@ -47,6 +50,7 @@ impl Recipe {
             prompt,
             negative_prompt,
             left_out: _,
+            negative_left_out: _,
             engine,
             style_preset,
             cfg_scale,

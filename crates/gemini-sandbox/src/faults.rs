@@ -25,6 +25,8 @@ pub enum Fault {
     Chinese,
     /// `slow`: the answer comes after ten minutes.
     Slow,
+    /// `suspended`: the key is suspended, and repeated in full.
+    Suspended,
     /// `html`: a page of something in between, with status 200.
     Html,
 }
@@ -35,7 +37,7 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         let refused = || {
             format!(
-                "fault {text:?} is not known; status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, html"
+                "fault {text:?} is not known; status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, suspended, html"
             )
         };
         if let Some(status) = text.strip_prefix("status=") {
@@ -52,6 +54,7 @@ impl FromStr for Fault {
             "prose" => Ok(Self::Prose),
             "chinese" => Ok(Self::Chinese),
             "slow" => Ok(Self::Slow),
+            "suspended" => Ok(Self::Suspended),
             "html" => Ok(Self::Html),
             _ => Err(refused()),
         }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// A stand-in for Gemini as a translator: its rules and its errors, without a key and without a bill
 ///
-/// A text that holds [gemini:FAULT] meets that fault: status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, html.
+/// A text that holds [gemini:FAULT] meets that fault: status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, suspended, html.
 #[derive(Debug, Parser)]
 #[command(name = "gemini-sandbox", version)]
 struct Options {

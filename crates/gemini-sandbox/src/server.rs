@@ -166,6 +166,10 @@ async fn generate(
     };
     match fault {
         Some(Fault::Status(status)) => return Err(Refusal::of_status(status)),
+        Some(Fault::Suspended) => {
+            let message = format!("Permission denied: Consumer 'api_key:{}' has been suspended.", shared.settings.key);
+            return Err(Refusal { message, ..Refusal::of_status(403) });
+        }
         Some(Fault::Slow) => tokio::time::sleep(SLOW).await,
         Some(Fault::Html) => {
             return Ok(([(header::CONTENT_TYPE, "text/html")], "<html>please wait</html>").into_response());

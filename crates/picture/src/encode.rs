@@ -41,7 +41,12 @@ fn png(picture: &RgbImage, story: &Story) -> Result<Vec<u8>, png::EncodingError>
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
     for (keyword, text) in texts::of_png(story) {
-        encoder.add_itxt_chunk(keyword.to_owned(), text)?;
+        // Readers that know only the older chunk read what fits into it.
+        if text.chars().all(|c| u32::from(c) <= 0xFF) {
+            encoder.add_text_chunk(keyword.to_owned(), text)?;
+        } else {
+            encoder.add_itxt_chunk(keyword.to_owned(), text)?;
+        }
     }
     let mut writer = encoder.write_header()?;
     writer.write_image_data(picture.as_raw())?;

@@ -3,6 +3,8 @@
 use domain::image_spec::ImageDefect;
 use image::RgbImage;
 
+use super::decode;
+
 /// A picture whose channels all vary less than this is of one colour: the standard deviation, of 255. A plain surface with noise that
 /// nobody sees has about 1; a night sky with a few stars has 10 and more.
 const MIN_CONTRAST: f64 = 2.0;
@@ -18,6 +20,15 @@ pub struct Glance {
 }
 
 impl Glance {
+    /// Looks at a stored file.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageDefect`] where it cannot be decoded, shows nothing, or is blurred away.
+    pub fn at_file(self, bytes: &[u8]) -> Result<(), ImageDefect> {
+        self.at(&decode::decode(bytes)?)
+    }
+
     /// # Errors
     ///
     /// [`ImageDefect::OneColour`] or [`ImageDefect::Blurred`].

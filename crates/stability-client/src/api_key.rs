@@ -11,6 +11,14 @@ impl ApiKey {
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.0.expose_secret())
     }
+
+    /// A text of somebody else's, in which this key must not stand.
+    pub(crate) fn removed_from(&self, text: &str) -> String {
+        match self.0.expose_secret() {
+            "" => text.to_owned(),
+            key => text.replace(key, "***"),
+        }
+    }
 }
 
 impl From<SecretString> for ApiKey {

@@ -113,6 +113,7 @@ impl Client {
             (end <= *deadline.get().unwrap_or(&end)).then_some(wait)
         })
         .notify(|error, wait| {
+            meter.count_retry();
             let retry = Retry { attempt: meter.requests(), cause: error.kind(), wait };
             self.inner.observer.retrying(&retry);
             let Retry { attempt, cause, wait } = retry;
@@ -179,20 +180,24 @@ impl Client {
             if terms.stop.is_cancelled() {
                 return Err(Error::Stopped);
             }
-            let receipt = terms.budget.charge().await?;
+            let receipt = match terms.budget.charge().await {
+                Ok(receipt) => receipt,
+                // It may have waited for money until it was not wanted any more.
+                Err(_) if terms.stop.is_cancelled() => return Err(Error::Stopped),
+                Err(error) => return Err(error.into()),
+            };
             debug!(attempt = meter.requests() + 1, "sending a request");
             let failure = match self.inner.transport.send(call.clone()).await.and_then(checked) {
                 Ok(answer) => {
                     meter.count(true);
+                    terms.budget.settle(receipt, true).await;
                     return Ok(answer);
                 }
                 Err(failure) => failure,
             };
             let maybe_charged = failure.fate().maybe_charged;
             meter.count(maybe_charged);
-            if !maybe_charged {
-                terms.budget.refund(receipt).await;
-            }
+            terms.budget.settle(receipt, maybe_charged).await;
             let Some(pause) = self.pause_after(&failure) else { return Err(failure) };
             let until = Instant::now() + pause;
             self.inner.quota.pause(until).await;

@@ -8,6 +8,8 @@ use crate::quota::QuotaUnavailable;
 use crate::request::InvalidRequest;
 use crate::terms::BudgetError;
 
+/// Something in between did not wait for the picture, which may be made (and charged) all the same.
+const GATEWAY_TIMEOUTS: [u16; 4] = [408, 504, 522, 524];
 /// How many characters of a body that is not the API's JSON are kept.
 const KEPT_CHARS: usize = 200;
 
@@ -173,11 +175,13 @@ impl Error {
         const PASSES: Fate = Fate { retry: true, fatal: false, maybe_charged: false };
         const STAYS: Fate = Fate { retry: false, fatal: false, maybe_charged: false };
         match self {
+            Self::Server { failure, .. } => {
+                Fate { maybe_charged: GATEWAY_TIMEOUTS.contains(&failure.status), ..PASSES }
+            }
             Self::Connect(_)
             | Self::RateLimited { .. }
             | Self::Quota(_)
-            | Self::Budget(BudgetError::Unavailable(_))
-            | Self::Server { .. } => PASSES,
+            | Self::Budget(BudgetError::Unavailable(_)) => PASSES,
             Self::Timeout | Self::Interrupted(_) | Self::Unfinished | Self::Damaged { .. } | Self::Undecodable(_) => {
                 Fate { maybe_charged: true, ..PASSES }
             }

@@ -9,6 +9,8 @@ pub struct Spent {
     pub requests: u32,
     /// Those of them that the account was or may have been charged for.
     pub maybe_charged: u32,
+    /// Retries that were used up; waiting out a lock-out uses up none.
+    pub retries: u32,
 }
 
 /// Counts the requests of one call.
@@ -16,6 +18,7 @@ pub struct Spent {
 pub(crate) struct Meter {
     requests: AtomicU32,
     maybe_charged: AtomicU32,
+    retries: AtomicU32,
 }
 
 impl Meter {
@@ -25,11 +28,19 @@ impl Meter {
         self.maybe_charged.fetch_add(u32::from(maybe_charged), Ordering::Relaxed);
     }
 
+    pub(crate) fn count_retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn requests(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
     }
 
     pub(crate) fn spent(&self) -> Spent {
-        Spent { requests: self.requests(), maybe_charged: self.maybe_charged.load(Ordering::Relaxed) }
+        Spent {
+            requests: self.requests(),
+            maybe_charged: self.maybe_charged.load(Ordering::Relaxed),
+            retries: self.retries.load(Ordering::Relaxed),
+        }
     }
 }

@@ -16,7 +16,7 @@ pub enum BudgetError {
     Unavailable(String),
 }
 
-/// What a budget gave out, to be given back where the request turns out to be free. What it says is the budget's own business.
+/// What a budget gave out, to be shown again when the request has had its end. What it says is the budget's own business.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt(pub String);
 
@@ -30,8 +30,8 @@ pub trait Budget: Send + Sync {
     /// [`BudgetError`]; then nothing is sent.
     async fn charge(&self) -> Result<Receipt, BudgetError>;
 
-    /// Takes back what was paid for a request that the account was surely not charged for.
-    async fn refund(&self, receipt: Receipt);
+    /// Hears of the end of a request that was paid for. Where it was surely not `charged`, what was paid can be taken back.
+    async fn settle(&self, receipt: Receipt, charged: bool);
 }
 
 /// Nobody counts.
@@ -43,7 +43,7 @@ impl Budget for Unlimited {
         Ok(Receipt(String::new()))
     }
 
-    async fn refund(&self, _receipt: Receipt) {}
+    async fn settle(&self, _receipt: Receipt, _charged: bool) {}
 }
 
 /// The terms of one call.

@@ -74,6 +74,7 @@ pub(crate) struct HttpSettings {
 pub(crate) struct Http {
     client: reqwest::Client,
     base_url: Url,
+    api_key: ApiKey,
 }
 
 impl Http {
@@ -120,7 +121,12 @@ impl Http {
         if !base_url.path().ends_with('/') {
             base_url.set_path(&format!("{}/", base_url.path()));
         }
-        Ok(Self { client, base_url })
+        Ok(Self { client, base_url, api_key: settings.api_key })
+    }
+
+    /// A failure's body may repeat the key, and is repeated in errors.
+    fn without_key(&self, body: &[u8]) -> Vec<u8> {
+        self.api_key.removed_from(&String::from_utf8_lossy(body)).into_bytes()
     }
 }
 
@@ -145,7 +151,7 @@ impl Transport for Http {
             }
             body.extend_from_slice(&chunk);
         }
-        answer.body = body.freeze();
+        answer.body = if answer.status == 200 { body.freeze() } else { self.without_key(&body).into() };
         Ok(answer)
     }
 }

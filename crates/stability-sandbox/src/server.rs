@@ -44,6 +44,7 @@ struct Inner {
     credits: f64,
     latency: Duration,
     sketch: bool,
+    balance_status: Option<u16>,
 }
 
 impl Inner {
@@ -56,6 +57,7 @@ impl Inner {
             credits: settings.credits,
             latency: settings.latency,
             sketch: settings.sketch,
+            balance_status: None,
         }
     }
 }
@@ -123,6 +125,11 @@ impl Sandbox {
     /// Lets pictures be sketches, or scenes again.
     pub fn set_sketch(&self, sketch: bool) {
         self.shared.lock().sketch = sketch;
+    }
+
+    /// Lets the balance be answered with this status, or well again.
+    pub fn set_balance_status(&self, status: Option<u16>) {
+        self.shared.lock().balance_status = status;
     }
 
     /// Sets the account's credits.

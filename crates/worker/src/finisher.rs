@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use domain::digest;
 use domain::image_spec::{ImageDefect, ImageSpec};
 use domain::story::Story;
 use picture::{Finished, Glance};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
 /// Finishes pictures, at most as many at once as there are processors. Clones share the bound.
 #[derive(Clone)]
@@ -30,6 +31,23 @@ impl Finisher {
         self.spec
     }
 
+    /// Whether a file that was stored before is still what it was, and good by today's rules.
+    ///
+    /// # Errors
+    ///
+    /// Why not, in a sentence.
+    pub async fn is_still_good(&self, file: Bytes, sha256: String) -> Result<(), String> {
+        let (spec, glance) = (self.spec, self.glance);
+        self.run(move || {
+            if digest::sha256(&file) != sha256 {
+                return Err("it is damaged".to_owned());
+            }
+            picture::check(&file, &spec).and_then(|()| glance.at_file(&file)).map_err(|defect| defect.to_string())
+        })
+        .await
+        .unwrap_or_else(|error| Err(format!("the codec failed ({error})")))
+    }
+
     /// Makes a stored picture of what the API sent, with its story in it.
     ///
     /// # Errors
@@ -37,12 +55,17 @@ impl Finisher {
     /// As [`picture::finish`].
     pub async fn finish(&self, sent: Bytes, story: Story) -> Result<Finished, ImageDefect> {
         let (spec, glance) = (self.spec, self.glance);
+        let work = self.run(move || picture::finish(&sent, &spec, glance, &story));
+        work.await.unwrap_or_else(|error| Err(ImageDefect::Undecodable(format!("the codec failed ({error})"))))
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
         let slot = self.slots.clone().acquire_owned().await.expect("the semaphore is never closed");
         // The slot goes with the work: dropping this future does not let more threads start.
-        let work = spawn_blocking(move || {
+        spawn_blocking(move || {
             let _slot = slot;
-            picture::finish(&sent, &spec, glance, &story)
-        });
-        work.await.unwrap_or_else(|error| Err(ImageDefect::Undecodable(format!("the codec failed ({error})"))))
+            work()
+        })
+        .await
     }
 }

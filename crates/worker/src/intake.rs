@@ -15,6 +15,7 @@ use crate::broker::{BrokerError, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::job::{JobRunError, Verdict, Workshop};
+use crate::settings::JobSettings;
 use crate::store::{StoreError, TerminalEvent};
 
 /// The reason of a dead letter whose id belongs to another command.
@@ -51,12 +52,14 @@ pub struct Intake {
     rules: Rules,
     /// A command that cannot be dealt with now comes back after this.
     later: Duration,
+    /// A command whose job somebody else works on comes back after this.
+    held: Duration,
 }
 
 impl Intake {
     /// Brings the parts together.
-    pub fn new(workshop: Workshop, publisher: Publisher, later: Duration) -> Self {
-        Self { workshop, publisher, rules: rules(), later }
+    pub fn new(workshop: Workshop, publisher: Publisher, jobs: &JobSettings) -> Self {
+        Self { workshop, publisher, rules: rules(), later: jobs.delay_after(1), held: jobs.held_delay() }
     }
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
@@ -98,24 +101,33 @@ impl Intake {
         command: &Command,
         stop: &CancellationToken,
     ) -> Result<Settlement, IntakeError> {
+        if incoming.was_delivered_before() {
+            // Whoever had it may still be at work; and the broker counts its deliveries, which must not be those of a job that is well.
+            self.publisher.retry_later(incoming, self.held).await?;
+            return Ok(Settlement::Done);
+        }
         let trace = incoming.trace_parent();
         match self.workshop.run(command, trace.as_ref(), &self.publisher, stop).await? {
             Verdict::Ended(terminal) => {
                 self.publish_terminal(command.job_id, &terminal).await?;
+                if terminal.exhausted {
+                    self.publisher.dead_letter(incoming, JobFailureCode::AttemptsExhausted.as_str()).await?;
+                }
                 Ok(Settlement::Done)
             }
             Verdict::TryAgain(delay) => {
                 self.publisher.retry_later(incoming, delay).await?;
                 Ok(Settlement::Done)
             }
-            Verdict::Held => {
-                info!("the job is being worked on; its repeat comes back later");
-                self.publisher.retry_later(incoming, self.later).await?;
+            Verdict::Held | Verdict::LeaseLost => {
+                info!("somebody else works on the job; its command comes back later");
+                self.publisher.retry_later(incoming, self.held).await?;
                 Ok(Settlement::Done)
             }
-            Verdict::Interrupted => {
-                info!("the rest of the job is left to another worker");
-                Ok(Settlement::Return)
+            Verdict::Interrupted | Verdict::Yielded => {
+                info!("the rest of the job is left to whoever gets it next");
+                self.publisher.hand_back(incoming).await?;
+                Ok(Settlement::Done)
             }
             Verdict::Conflict => {
                 warn!("another command has this job id; it goes to the dead letters");
@@ -151,7 +163,7 @@ impl Intake {
             let event = invalid_event(incoming, key, &reason);
             let known = self.workshop.store().record_invalid(key, &incoming.body, &reason, &event).await?;
             if let Some(event) = known {
-                self.publish_terminal(key.job_id, &TerminalEvent { event, published: false }).await?;
+                self.publish_terminal(key.job_id, &TerminalEvent { event, published: false, exhausted: false }).await?;
             }
         }
         self.publisher.dead_letter(incoming, &format!("{}: {reason}", JobFailureCode::InvalidRequest)).await?;

@@ -4,18 +4,21 @@ mod board;
 mod cache;
 mod make;
 mod money;
+mod patience;
 mod plan;
-mod running;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use domain::asset_path;
 use domain::command::Command;
 use domain::event::{Context, Event, JobError, Totals};
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{Decision, ImageState, decide};
+use domain::recipe::Recipe;
 use domain::style::Style;
 use domain::trace::TraceParent;
 use futures_util::{StreamExt, stream};
@@ -25,19 +28,24 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::causes;
 use crate::event_sink::EventSink;
 use crate::finisher::Finisher;
 use crate::settings::{JobSettings, Settings};
 use crate::storage::Storage;
-use crate::store::{Claim, Claimed, Ending, Store, StoreError, TerminalEvent};
+use crate::store::{Claim, ClaimTerms, Claimed, Ending, Lease, Store, StoreError, TerminalEvent};
 use crate::translation::Translator;
 use board::Board;
 use money::Prices;
 use plan::{Plan, Planner};
-use running::Running;
 
 /// What is asked of the API, by index.
 type Plans = BTreeMap<u32, Plan>;
+
+/// A lease is renewed so many times before it would run out.
+const HEARTBEATS: u32 = 4;
+/// A job whose worker is lost so often in a row, without an image being finished, is taken to be the cause.
+const MAX_LOSSES: u32 = 3;
 
 /// Why a job could not be worked on: our own infrastructure failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +61,15 @@ pub enum Verdict {
     /// It has ended, now or before; its terminal event is stored.
     Ended(TerminalEvent),
     /// What is missing shall be tried again after this wait.
-    TryAgain(std::time::Duration),
+    TryAgain(Duration),
     /// We were told to stop; the rest is for whoever gets it next.
     Interrupted,
-    /// This process is working on it already.
+    /// It has had its slice; the rest comes after the jobs that wait.
+    Yielded,
+    /// Somebody is working on it already.
     Held,
+    /// Somebody else has claimed it meanwhile; nothing that we do has any effect.
+    LeaseLost,
     /// The id belongs to another command.
     Conflict,
 }
@@ -75,8 +87,8 @@ pub struct Workshop {
     /// Retries of a request.
     retries: usize,
     prices: Prices,
+    usual_style: Arc<Style>,
     translator: Translator,
-    running: Running,
 }
 
 impl Workshop {
@@ -93,8 +105,12 @@ impl Workshop {
             max_concurrent: settings.stability.max_concurrent,
             retries: settings.stability.retry_delays.len(),
             prices: Prices::new(settings),
+            usual_style: Arc::new(Style {
+                cfg_scale: Some(settings.cfg_scale),
+                steps: Some(settings.steps),
+                ..Style::default()
+            }),
             translator,
-            running: Running::default(),
         }
     }
 
@@ -116,15 +132,62 @@ impl Workshop {
         sink: &dyn EventSink,
         stop: &CancellationToken,
     ) -> Result<Verdict, JobRunError> {
-        let Some(_held) = self.running.hold(command.job_id) else { return Ok(Verdict::Held) };
-        let claimed = match self.store.claim(command, trace).await? {
+        let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
+        let claimed = match self.store.claim(command, trace, terms).await? {
             Claim::Run(claimed) => claimed,
+            Claim::Held => return Ok(Verdict::Held),
             Claim::Finished(terminal) => return Ok(Verdict::Ended(terminal)),
             Claim::Conflict => return Ok(Verdict::Conflict),
         };
-        let run = Run { workshop: self, command, trace, sink, stop, unheard: AtomicBool::new(false) };
-        run.to_verdict(claimed).await
+        let lease = claimed.lease;
+        let slice = stop.child_token();
+        let unheard = AtomicBool::new(false);
+        let done = CancellationToken::new();
+        let run = Run { workshop: self, command, trace, sink, stop, slice: &slice, done: &done, lease, unheard };
+        let verdict = tokio::select! {
+            verdict = run.to_verdict(claimed) => verdict,
+            () = self.hold(lease, &done) => Err(StoreError::LeaseLost.into()),
+            () = end_slice(&slice, self.jobs.slice) => Ok(Verdict::Yielded),
+        };
+        match verdict {
+            Err(JobRunError::Store(StoreError::LeaseLost)) => {
+                warn!("the job's lease was lost; nothing more is done for it");
+                Ok(Verdict::LeaseLost)
+            }
+            Err(error) => {
+                // So that the job need not wait for the lease to run out; where this fails it does.
+                let _ = self.store.put_down(lease, false).await;
+                Err(error)
+            }
+            verdict => verdict,
+        }
     }
+
+    /// Renews a lease until the work is `done`; ends only where it is lost.
+    async fn hold(&self, lease: Lease, done: &CancellationToken) {
+        loop {
+            tokio::time::sleep(self.jobs.lease / HEARTBEATS).await;
+            if done.is_cancelled() {
+                break;
+            }
+            match self.store.renew(lease, self.jobs.lease).await {
+                Ok(()) => {}
+                Err(StoreError::LeaseLost) if done.is_cancelled() => break,
+                Err(StoreError::LeaseLost) => return,
+                // Without the database nothing is paid for either, so that nothing is risked by going on.
+                Err(error) => warn!(error = causes::joined(&error), "the job's lease was not renewed"),
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+/// Ends a slice when its time is over; never returns.
+async fn end_slice(slice: &CancellationToken, length: Duration) {
+    tokio::time::sleep(length).await;
+    info!(slice = ?length, "the job has had its slice; no new image is begun");
+    slice.cancel();
+    std::future::pending().await
 }
 
 /// One try of one job.
@@ -134,31 +197,48 @@ struct Run<'a> {
     trace: Option<&'a TraceParent>,
     sink: &'a dyn EventSink,
     stop: &'a CancellationToken,
+    /// Cancelled by `stop`, and when the job has had its slice.
+    slice: &'a CancellationToken,
+    /// Cancelled before the lease is put down.
+    done: &'a CancellationToken,
+    lease: Lease,
     /// An event for watching could not be sent; no further one is tried, since each may wait long for a broker in trouble.
     unheard: AtomicBool,
 }
 
 impl Run<'_> {
     async fn to_verdict(&self, claimed: Claimed) -> Result<Verdict, JobRunError> {
-        let Claimed { first, attempts, created_at, style, images } = claimed;
-        let board = Board::new(images, &self.command.image_descriptions, self.min_success_rate(), self.stop);
+        let Claimed { lease: _, losses, first, attempts, created_at, style, images } = claimed;
+        let board = Board::new(images, &self.command.image_descriptions, self.min_success_rate(), self.slice);
         let tally = board.tally();
+        let ended_before = tally.completed + tally.failed_for_good;
         info!(total = tally.total, completed = tally.completed, attempts, first, "working on a job");
         if first {
             self.announce(&Event::started(&self.context(), tally.total)).await;
         }
-        let mut plans = self.plan(&board, &style).await?;
-        self.take_preferred(&board, &mut plans).await?;
-        match self.too_dear(&board, u32::try_from(plans.len()).unwrap_or(u32::MAX)).await {
-            Some((code, message)) => board.set_fatal(code, message),
-            None => self.make_images(&board, &plans).await?,
+        if losses >= MAX_LOSSES {
+            let code = JobFailureCode::AttemptsExhausted;
+            let message = format!("its worker was lost {losses} times in a row before an image was finished");
+            return self.end(&board, created_at, Some(JobError { code, message })).await;
         }
+        let plans = self.begun(&board, &style).await?;
         self.fill_from_cache(&board, &plans).await?;
-        let tries_left = attempts + 1 < self.workshop.jobs.max_attempts.get();
+        let mut tries_left = attempts + 1 < self.workshop.jobs.max_attempts.get();
         let tally = board.tally();
-        if self.stop.is_cancelled() && board.was_cut_off() && tally.reachable(self.min_success_rate()) {
+        let cut_off = board.was_cut_off() && board.fatal().is_none() && tally.reachable(self.min_success_rate());
+        if cut_off && self.stop.is_cancelled() {
             // A try that we cut off ourselves has not failed, and does not count.
+            self.put_down(false).await?;
             return Ok(Verdict::Interrupted);
+        }
+        if cut_off && self.slice.is_cancelled() {
+            let progress = tally.completed + tally.failed_for_good > ended_before;
+            if progress || tries_left {
+                // A slice without progress counts as a try, so that nothing circles forever.
+                self.put_down(!progress).await?;
+                return Ok(Verdict::Yielded);
+            }
+            tries_left = false;
         }
         match decide(&tally, self.min_success_rate(), board.fatal(), tries_left) {
             Decision::Complete => self.end(&board, created_at, None).await,
@@ -167,7 +247,7 @@ impl Run<'_> {
                 self.end(&board, created_at, Some(error)).await
             }
             Decision::TryAgain => {
-                self.workshop.store.count_attempt(self.command.job_id).await?;
+                self.put_down(true).await?;
                 let delay = self.workshop.jobs.delay_after(attempts + 1);
                 warn!(
                     completed = tally.completed,
@@ -180,23 +260,57 @@ impl Run<'_> {
         }
     }
 
+    /// Plans what is missing and makes it, unless it would cost too much or could not be stored.
+    async fn begun(&self, board: &Board, style: &Style) -> Result<Plans, JobRunError> {
+        // Translation may cost something too, so that money is looked at first where it is known how much is needed.
+        if !self.prefers_cache()
+            && let Some((code, message)) = self.too_dear(board).await
+        {
+            board.set_fatal(code, message);
+        }
+        let mut plans = self.plan(board, style).await?;
+        self.take_preferred(board, &mut plans).await?;
+        if self.prefers_cache()
+            && let Some((code, message)) = self.too_dear(board).await
+        {
+            board.set_fatal(code, message);
+        }
+        if !plans.is_empty() && !board.halt().is_cancelled() && self.can_store(board, &plans).await? {
+            self.make_images(board, &plans).await?;
+        }
+        Ok(plans)
+    }
+
+    /// Whether files can be stored at this moment: no picture is paid for that could not be kept. Where not, its images have failed so.
+    async fn can_store(&self, board: &Board, plans: &Plans) -> Result<bool, JobRunError> {
+        let folder = asset_path::folder(self.command.project_id);
+        let Err(error) = self.workshop.storage.check(&folder).await else { return Ok(true) };
+        for (index, plan) in plans {
+            let (code, message) = (ImageFailureCode::Storage, causes::joined(&error));
+            self.fail(board, *index, code, message, code.may_pass(), Some(&plan.recipe)).await?;
+        }
+        Ok(false)
+    }
+
     /// Puts the texts of what is missing into English and composes their prompts. What cannot be asked for has failed then.
     async fn plan(&self, board: &Board, style: &Style) -> Result<Plans, JobRunError> {
         let missing = board.missing();
         let descriptions: Vec<String> = missing.iter().map(|index| board.slot(*index).description).collect();
         let texts = descriptions.iter().map(String::as_str).chain(plan::texts(style));
-        let english = self.workshop.translator.english(texts, self.stop).await?;
+        let english = self.workshop.translator.english(texts, board.halt()).await?;
         let mut plans = Plans::new();
         for (index, description) in missing.into_iter().zip(&descriptions) {
             match self.workshop.planner.plan(self.command, style, &english, index, description) {
                 Ok(plan) => {
-                    if !plan.recipe.left_out.is_empty() {
-                        warn!(index, left_out = plan.recipe.left_out.join(", "), "the prompt was shortened");
+                    let Recipe { left_out, negative_left_out, .. } = &plan.recipe;
+                    if !left_out.is_empty() || !negative_left_out.is_empty() {
+                        let (left_out, negative_left_out) = (left_out.join(", "), negative_left_out.join(", "));
+                        warn!(index, left_out, negative_left_out, "the prompt was shortened");
                     }
                     plans.insert(index, plan);
                 }
                 // What was cut off while it was translated has not failed.
-                Err(unplannable) if unplannable.may_pass && self.stop.is_cancelled() => board.cut_off(),
+                Err(unplannable) if unplannable.may_pass && board.halt().is_cancelled() => board.cut_off(),
                 Err(unplannable) => self.fail_unplannable(board, index, unplannable).await?,
             }
         }
@@ -241,13 +355,9 @@ impl Run<'_> {
         let images = board.images();
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
         let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
-        let ending = Ending { key: context.key, images: &images, error: error.as_ref(), cost_usd, event: &event };
-        if !self.workshop.store.finish(&ending).await? {
-            // Somebody else ended it meanwhile: theirs is the one terminal event.
-            if let Claim::Finished(terminal) = self.workshop.store.claim(self.command, self.trace).await? {
-                return Ok(Verdict::Ended(terminal));
-            }
-        }
+        let ending = Ending { lease: self.lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
+        self.done.cancel();
+        self.workshop.patiently(|| self.workshop.store.finish(&ending)).await?;
         let tally = board.tally();
         for (index, failure) in board.unannounced_failures() {
             self.announce(&Event::progress(&self.context(), index, Some(failure), &tally)).await;
@@ -270,7 +380,14 @@ impl Run<'_> {
                 "the job has failed"
             ),
         }
-        Ok(Verdict::Ended(TerminalEvent { event, published: false }))
+        let exhausted = error.is_some_and(|error| error.code == JobFailureCode::AttemptsExhausted);
+        Ok(Verdict::Ended(TerminalEvent { event, published: false, exhausted }))
+    }
+
+    /// Puts the job down for whoever comes next; `attempt` counts this try.
+    async fn put_down(&self, attempt: bool) -> Result<(), JobRunError> {
+        self.done.cancel();
+        Ok(self.workshop.store.put_down(self.lease, attempt).await?)
     }
 
     fn why(&self, code: JobFailureCode, board: &Board) -> String {

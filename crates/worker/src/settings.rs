@@ -66,6 +66,8 @@ pub const ALL: &[Setting] = &[
     setting("WORKER_MAX_IN_FLIGHT_JOBS", "2"),
     setting("WORKER_JOB_MAX_ATTEMPTS", "3"),
     setting("WORKER_JOB_RETRY_DELAYS", "30s,2m"),
+    setting("WORKER_JOB_SLICE", "10m"),
+    setting("WORKER_LEASE", "12s"),
     setting("WORKER_DAILY_BUDGET_USD", ""),
     setting("WORKER_SHUTDOWN_GRACE", "25s"),
     setting("HTTP_ADDR", "0.0.0.0:8080"),
@@ -173,11 +175,20 @@ pub struct JobSettings {
     pub max_attempts: NonZeroU32,
     /// Between tries; the last one repeats.
     pub retry_delays: Vec<Duration>,
+    /// How long a job runs before it lets those that wait go first.
+    pub slice: Duration,
+    /// How long a job stays with a worker that is not heard of.
+    pub lease: Duration,
     /// What all workers that share the database may spend in a day, in US dollars.
     pub daily_budget_usd: Option<f64>,
 }
 
 impl JobSettings {
+    /// How long a command waits whose job somebody else works on.
+    pub fn held_delay(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.lease.as_millis() / 6).unwrap_or(2_000).max(100))
+    }
+
     /// The wait after the try that ended as number `attempts` (from 1).
     pub fn delay_after(&self, attempts: u32) -> Duration {
         let position = (attempts.max(1) - 1) as usize;
@@ -234,6 +245,8 @@ impl Settings {
                 max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
                 max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
                 retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
+                slice: read.duration("WORKER_JOB_SLICE", 1..=1_200)?,
+                lease: read.duration("WORKER_LEASE", 1..=600)?,
                 daily_budget_usd: read.optional_real("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,

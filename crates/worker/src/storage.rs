@@ -4,11 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::Retryable;
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use tracing::warn;
 use url::Url;
+
+use crate::causes;
 
 /// A file could not be stored or looked at.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,9 @@ pub struct StorageError {
 
 /// The bound on any single operation: a file of 10 MiB takes less than a second, or the storage is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The waits before a file that was not stored is stored again.
+const PUT_DELAYS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 /// Bounds a wait for the storage, and names what was waited for.
 async fn answered<T>(
@@ -70,6 +77,19 @@ impl Storage {
         answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
     }
 
+    /// As [`Storage::put`], tried a few times over some seconds, since what is stored was paid for.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] of the last time.
+    pub async fn put_patiently(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
+        let delays = PUT_DELAYS.into_iter();
+        (|| self.put(path, bytes.clone()))
+            .retry(delays)
+            .notify(|error, wait| warn!(error = causes::joined(error), ?wait, "a file was not stored, trying again"))
+            .await
+    }
+
     /// Whether a file stands there.
     ///
     /// # Errors
@@ -110,17 +130,19 @@ impl Storage {
     ///
     /// [`StorageError`]; then nothing of it is seen.
     pub async fn copy(&self, from: &str, to: &str, bytes: Bytes) -> Result<(), StorageError> {
+        // A link onto another name of the same file would leave its temporary name behind.
+        let _ = answered("remove", to, self.store.delete(&Key::from(to))).await;
         let copied = answered("copy", from, self.store.copy(&Key::from(from), &Key::from(to))).await;
         if copied.is_ok() { Ok(()) } else { self.put(to, bytes).await }
     }
 
-    /// Whether files can be stored at this moment: stores one, and removes it.
+    /// Whether files can be stored in a folder below the root at this moment: stores one, and removes it. The root's folder is "".
     ///
     /// # Errors
     ///
     /// [`StorageError`].
-    pub async fn check(&self) -> Result<(), StorageError> {
-        let path = format!(".check-{}", uuid::Uuid::now_v7());
+    pub async fn check(&self, folder: &str) -> Result<(), StorageError> {
+        let path = format!("{folder}/.check-{}", uuid::Uuid::now_v7());
         self.put(&path, Bytes::from_static(b"check")).await?;
         answered("remove", &path, self.store.delete(&Key::from(path.as_str()))).await
     }
@@ -151,7 +173,7 @@ mod tests {
         assert!(storage.exists(path).await.expect("an answer"));
         let file = Url::parse(&storage.uri(path)).expect("a URL").to_file_path().expect("a file");
         assert_eq!(std::fs::read(&file).expect("a file"), b"other");
-        storage.check().await.expect("it can be written");
+        storage.check("").await.expect("it can be written");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
         assert_eq!(left.len(), 1, "only projects/ is left");
     }

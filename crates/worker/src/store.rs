@@ -8,6 +8,7 @@ mod claim;
 mod finish;
 mod image;
 mod job;
+mod lease;
 mod report;
 mod spending;
 mod style;
@@ -22,8 +23,9 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use cached::CachedImage;
-pub use claim::{Claim, Claimed, ClaimedImage, TerminalEvent};
+pub use claim::{Claim, ClaimTerms, Claimed, ClaimedImage, TerminalEvent};
 pub use finish::Ending;
+pub use lease::Lease;
 pub use report::{AssetReport, JobReport};
 pub use spending::{MicroUsd, PaidImage, Payment};
 pub use translation::Translation;
@@ -35,13 +37,21 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A job holds no connection while it waits for anything else, so that few are enough.
 const MAX_CONNECTIONS: u32 = 8;
 
-/// The database failed, while doing what.
+/// Why something was not written or read.
 #[derive(Debug, thiserror::Error)]
-#[error("the database cannot {doing}")]
-pub struct StoreError {
-    doing: &'static str,
-    #[source]
-    source: DbErr,
+pub enum StoreError {
+    /// The database failed, while doing what.
+    #[error("the database cannot {doing}")]
+    Failed {
+        /// What it was asked to do.
+        doing: &'static str,
+        /// Why it did not.
+        #[source]
+        source: DbErr,
+    },
+    /// Somebody else has claimed the job, or ended it.
+    #[error("the job's lease was lost")]
+    LeaseLost,
 }
 
 /// Bounds a wait for the database, and names what was waited for.
@@ -55,7 +65,7 @@ impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> Doing<'a, T> f
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(self));
         async move {
             let late = |_| Err(DbErr::Custom(format!("no answer within {ANSWER_TIMEOUT:?}")));
-            answer.await.unwrap_or_else(late).map_err(|source| StoreError { doing, source })
+            answer.await.unwrap_or_else(late).map_err(|source| StoreError::Failed { doing, source })
         }
     }
 }
@@ -75,7 +85,7 @@ impl Store {
     pub async fn connect(url: &SecretString) -> Result<Self, StoreError> {
         let url = url.expose_secret();
         if let Some(folder) = sqlite_file(url).and_then(Path::parent) {
-            std::fs::create_dir_all(folder).map_err(|error| StoreError {
+            std::fs::create_dir_all(folder).map_err(|error| StoreError::Failed {
                 doing: "be opened",
                 source: DbErr::Custom(format!("cannot make the folder {}: {error}", folder.display())),
             })?;
@@ -101,7 +111,7 @@ impl Store {
     pub async fn migrate(&self) -> Result<usize, StoreError> {
         let pending = self.pending_migrations().await?;
         if pending > 0 {
-            Migrator::up(&self.db, None).await.map_err(|source| StoreError { doing: "be migrated", source })?;
+            Migrator::up(&self.db, None).await.map_err(|source| StoreError::Failed { doing: "be migrated", source })?;
         }
         Ok(pending)
     }

@@ -122,7 +122,7 @@ impl Translator {
             let nobody = "it is not English, not in the phrase book, and GEMINI_API_KEY is not set";
             return Ok(vec![Err(Untranslated::Refused(nobody.to_owned())); texts.len()]);
         };
-        let translated = gemini.translate(texts, stop).await;
+        let mut translated = gemini.translate(texts, stop).await;
         let good: Vec<_> = texts
             .iter()
             .zip(&translated)
@@ -132,6 +132,13 @@ impl Translator {
             })
             .collect();
         self.store.remember_translations(&good, gemini.model()).await?;
+        // Where another job was first, its translation holds, so that every try of every job reads the same.
+        let kept = self.store.translations(texts).await?;
+        for (text, result) in texts.iter().zip(&mut translated) {
+            if let Some(english) = kept.get(*text) {
+                *result = Ok(english.clone());
+            }
+        }
         if good.len() == texts.len() {
             info!(texts = texts.len(), translator = gemini.model(), "texts were translated");
         } else {

@@ -79,7 +79,7 @@ async fn work(settings: &Settings, health: &Health, stop: &CancellationToken) ->
 
 /// Connects, works, and connects again, until `stop`.
 async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, stop: &CancellationToken) {
-    let topology = Topology::new(&settings.jobs.retry_delays);
+    let topology = Topology::new(&settings.jobs);
     let mut pauses = backoff();
     while !stop.is_cancelled() {
         let begun = Instant::now();
@@ -115,7 +115,7 @@ async fn session(
 ) -> Result<Ended, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
     let commands = broker.commands(prefetch).await?;
-    let intake = Intake::new(workshop.clone(), broker.publisher().await?, settings.jobs.delay_after(1));
+    let intake = Intake::new(workshop.clone(), broker.publisher().await?, &settings.jobs);
     health.set_broker(true);
     info!(prefetch, "taking commands");
     let session = Session::new(commands, intake, settings.shutdown_grace);

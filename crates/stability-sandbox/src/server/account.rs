@@ -14,7 +14,13 @@ use crate::rules::v1;
 
 pub(super) async fn balance(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, Refusal> {
     shared.check_key(&headers)?;
-    let credits = shared.lock().credits;
+    let (credits, status) = {
+        let state = shared.lock();
+        (state.credits, state.balance_status)
+    };
+    if let Some(status) = status {
+        return Err(Refusal::of_status(status));
+    }
     Ok(Json(json!({"credits": credits})).into_response())
 }
 

@@ -14,9 +14,15 @@ pub struct Incoming {
     /// The body, unread.
     pub body: Vec<u8>,
     pub(super) properties: BasicProperties,
+    redelivered: bool,
 }
 
 impl Incoming {
+    /// Whether it was given to somebody before who has not settled it: a worker that was lost, or lost the broker.
+    pub fn was_delivered_before(&self) -> bool {
+        self.redelivered
+    }
+
     /// The trace the producer sent along, where it is well formed.
     pub fn trace_parent(&self) -> Option<TraceParent> {
         TraceParent::parse(&text_header(&self.properties, "traceparent")?)
@@ -61,7 +67,8 @@ impl Unsettled {
     pub(super) fn new(mut delivery: Delivery) -> (Incoming, Self) {
         let body = std::mem::take(&mut delivery.data);
         let properties = delivery.properties.clone();
-        (Incoming { body, properties }, Self(delivery))
+        let redelivered = delivery.redelivered;
+        (Incoming { body, properties, redelivered }, Self(delivery))
     }
 
     /// Tells the broker; settling twice does not compile.

@@ -78,6 +78,16 @@ impl Publisher {
         routed(self.publish("", &retry_queue(delay), &incoming.body, properties).await?)
     }
 
+    /// Puts a command at the end of its queue, as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
+    pub async fn hand_back(&self, incoming: &Incoming) -> Result<(), BrokerError> {
+        let properties = carried(&incoming.properties);
+        routed(self.publish(COMMANDS, GENERATE_KEY, &incoming.body, properties).await?)
+    }
+
     /// Gives a command to the dead letters with a reason.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ErrorKind, ExchangeKind};
 
 use super::{BrokerError, answered};
+use crate::settings::JobSettings;
 
 pub(super) const COMMANDS: &str = "assets.commands";
 pub(super) const GENERATE_KEY: &str = "generate";
@@ -15,9 +16,9 @@ pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 pub(super) const EVENTS: &str = "assets.events";
 pub(super) const DEAD_LETTER: &str = "assets.dead-letter";
 const DEAD_QUEUE: &str = "assets.generate.dead";
-/// After so many deliveries without an end the broker itself gives a command to the dead letters. It counts every lost
-/// connection and every rolling update, so that it is far above what is seen in good times.
-const DELIVERY_LIMIT: i32 = 20;
+/// After so many deliveries that were not settled the broker itself gives a command to the dead letters: one that ends the process each time it
+/// is read. What is read and comes a second time is published anew, so that a lost connection does not add up.
+const DELIVERY_LIMIT: i32 = 2;
 
 /// What is declared at every connection.
 #[derive(Debug, Clone)]
@@ -27,8 +28,12 @@ pub struct Topology {
 
 impl Topology {
     /// The contract's exchanges and queues, and a retry queue for each delay.
-    pub fn new(retry_delays: &[Duration]) -> Self {
-        Self { retry_delays: retry_delays.to_vec() }
+    pub fn new(jobs: &JobSettings) -> Self {
+        let mut retry_delays = jobs.retry_delays.clone();
+        retry_delays.push(jobs.held_delay());
+        retry_delays.sort_unstable();
+        retry_delays.dedup();
+        Self { retry_delays }
     }
 
     pub(super) async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {

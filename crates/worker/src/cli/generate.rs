@@ -49,8 +49,11 @@ pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Sc
                     () = tokio::time::sleep(delay) => {}
                 }
             }
-            // One process, one job: nobody else holds it here.
-            Verdict::Held | Verdict::Interrupted => return Err(interrupted()),
+            Verdict::Yielded => {}
+            Verdict::Interrupted => return Err(interrupted()),
+            Verdict::Held | Verdict::LeaseLost => {
+                return Err(Failure::Job(format!("job {} is being worked on by another process", command.job_id)));
+            }
             Verdict::Conflict => {
                 return Err(Failure::Usage(format!("--job-id: {} belongs to another command", command.job_id)));
             }

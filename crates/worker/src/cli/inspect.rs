@@ -85,7 +85,9 @@ fn shown(found: &Found) -> String {
         lines.push(("story", "none: it was not made here, or somebody removed it".to_owned()));
         let mut text = tables::lines(&lines);
         for Text { keyword, text: told } in texts {
-            text += &format!("\n{keyword}:\n{told}\n");
+            // Of whatever origin, and on somebody's terminal.
+            let told = told.replace(|c: char| c.is_control() && c != '\n', "\u{FFFD}");
+            text += &format!("\n{}:\n{told}\n", keyword.escape_debug());
         }
         return text;
     };

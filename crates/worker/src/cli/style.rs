@@ -66,11 +66,16 @@ struct Set {
     #[arg(long, value_name = "NAME", group = "style")]
     style_preset: Option<String>,
     /// How closely the pictures follow the prompt, 0 to 35
-    #[arg(long, value_name = "NUMBER", group = "style")]
+    #[arg(long, value_name = "NUMBER", group = "style", value_parser = finite)]
     cfg_scale: Option<f64>,
     /// Diffusion steps, 10 to 50
     #[arg(long, value_name = "COUNT", group = "style")]
     steps: Option<u64>,
+}
+
+/// NaN and infinities have no JSON, so that they would count as not given.
+fn finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "a number is expected".to_owned())
 }
 
 impl Set {

@@ -30,7 +30,7 @@ pub(super) struct Options {
 
 pub(super) async fn submit(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
     let command = options.order.command()?;
-    let topology = Topology::new(&settings.jobs.retry_delays);
+    let topology = Topology::new(&settings.jobs);
     let broker = Broker::connect(&settings.amqp_url, &topology).await?;
     // Watching begins before there is anything to see.
     let watch = if options.wait { Some(broker.watch().await?) } else { None };

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{ImageFailure, ImageState, Tally};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ pub(super) struct Board {
     /// Cancelled as soon as a further request could not help the job, or is not wanted any more.
     halt: CancellationToken,
     state: Mutex<State>,
+    payment_settled: Notify,
 }
 
 struct State {
@@ -21,6 +23,8 @@ struct State {
     fatal: Option<(JobFailureCode, String)>,
     /// Some image's turn did not come, or was cut off.
     cut_off: bool,
+    /// Payments for requests that have had no end yet.
+    outstanding: u32,
 }
 
 struct Image {
@@ -57,8 +61,8 @@ impl Board {
                 Image { row, description, announced }
             })
             .collect();
-        let state = Mutex::new(State { images, fatal: None, cut_off: false });
-        Self { min_success_rate, halt: stop.child_token(), state }
+        let state = Mutex::new(State { images, fatal: None, cut_off: false, outstanding: 0 });
+        Self { min_success_rate, halt: stop.child_token(), state, payment_settled: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -84,13 +88,6 @@ impl Board {
         let state = self.lock();
         let image = &state.images[position(index)];
         Slot { id: image.row.id, description: image.description.clone(), reserved_path: image.row.file_path.clone() }
-    }
-
-    /// The images that have not been tried, or whose try was cut off.
-    pub(super) fn untried(&self) -> Vec<u32> {
-        let state = self.lock();
-        let untried = state.images.iter().filter(|image| image.row.state == ImageState::Untried);
-        untried.map(|image| image.row.index).collect()
     }
 
     /// Cancelled as soon as no further request shall be sent: the rate cannot be reached, a cause was met that every request would meet, or
@@ -145,6 +142,7 @@ impl Board {
         if affordable.is_some_and(|affordable| board.charged() >= affordable) {
             return false;
         }
+        board.outstanding += 1;
         let row = &mut board.images[position(index)].row;
         row.requests += 1;
         row.charged += 1;
@@ -154,18 +152,33 @@ impl Board {
     /// It was not sent after all.
     pub(super) fn uncharge(&self, index: u32) {
         let mut board = self.lock();
+        board.outstanding -= 1;
         let row = &mut board.images[position(index)].row;
         row.requests -= 1;
         row.charged -= 1;
+        drop(board);
+        self.payment_settled.notify_waiters();
     }
 
-    /// It was sent, and was free.
-    pub(super) fn refund(&self, index: u32) {
-        self.lock().images[position(index)].row.charged -= 1;
+    /// It has had its end.
+    pub(super) fn settle_payment(&self, index: u32, charged: bool) {
+        let mut board = self.lock();
+        board.outstanding -= 1;
+        board.images[position(index)].row.charged -= u32::from(!charged);
+        drop(board);
+        self.payment_settled.notify_waiters();
     }
 
-    pub(super) fn is_completed(&self, index: u32) -> bool {
-        matches!(self.lock().images[position(index)].row.state, ImageState::Completed(_))
+    /// Payments for requests that have had no end yet.
+    pub(super) fn outstanding(&self) -> u32 {
+        self.lock().outstanding
+    }
+
+    /// The next end of any payment, listened to from now on.
+    pub(super) fn settled(&self) -> impl Future<Output = ()> + '_ {
+        let mut settled = Box::pin(self.payment_settled.notified());
+        settled.as_mut().enable();
+        settled
     }
 
     /// Requests that were sent for an image, in all tries.
@@ -197,9 +210,10 @@ impl Board {
         let fatal = board.fatal.as_ref().map(|(_, message)| message.clone());
         for image in &mut board.images {
             if image.row.state == ImageState::Untried {
-                let before = || "the job ended before its turn".to_owned();
+                let tried = image.row.requests > 0;
+                let before = if tried { "the job ended before it was made" } else { "the job ended before its turn" };
                 // An image that was asked for met what ended the job.
-                let message = fatal.clone().filter(|_| image.row.requests > 0).unwrap_or_else(before);
+                let message = fatal.clone().filter(|_| tried).unwrap_or_else(|| before.to_owned());
                 image.row.state = ImageState::Failed(ImageFailure {
                     index: image.row.index,
                     description: image.description.clone(),

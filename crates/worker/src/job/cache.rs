@@ -1,10 +1,9 @@
 //! Images made before: they stand in for those that cannot be made, or need not be.
 
 use domain::command::CacheMode;
-use domain::digest;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, Origin};
-use tracing::{info, warn};
+use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
 use super::make::Unmade;
@@ -14,24 +13,33 @@ use crate::causes;
 use crate::store::CachedImage;
 
 impl Run<'_> {
+    pub(super) fn prefers_cache(&self) -> bool {
+        self.cache_mode() == CacheMode::Prefer
+    }
+
     fn cache_mode(&self) -> CacheMode {
         self.command.config.cache.unwrap_or_default()
     }
 
     /// With `prefer`: takes from the cache what is there, so that only the rest is asked for.
     pub(super) async fn take_preferred(&self, board: &Board, plans: &mut Plans) -> Result<(), JobRunError> {
-        if self.cache_mode() != CacheMode::Prefer {
+        if !self.prefers_cache() {
             return Ok(());
         }
         let mut left = Plans::new();
         for (index, plan) in std::mem::take(plans) {
-            let slot = board.slot(index);
-            match self.cached(&slot, index, &plan).await? {
-                Some(asset) => {
-                    info!(index, file_path = asset.file_path, "an image made before is used");
-                    self.complete(board, asset, &plan).await?;
-                }
-                None => drop(left.insert(index, plan)),
+            if board.halt().is_cancelled() {
+                board.cut_off();
+                continue;
+            }
+            let span = info_span!("image", index);
+            let taken = async {
+                let Some(asset) = self.cached(&board.slot(index), index, &plan).await? else { return Ok(false) };
+                info!(file_path = asset.file_path, "an image made before is used");
+                self.complete(board, asset, &plan).await.map(|()| true)
+            };
+            if !taken.instrument(span).await? {
+                left.insert(index, plan);
             }
         }
         *plans = left;
@@ -41,13 +49,20 @@ impl Run<'_> {
     /// After a cause that every request would meet: what was not made may have been made before.
     pub(super) async fn fill_from_cache(&self, board: &Board, plans: &Plans) -> Result<(), JobRunError> {
         let Some((code, message)) = board.fatal_cause() else { return Ok(()) };
-        for index in board.untried() {
+        for index in board.missing() {
             let Some(plan) = plans.get(&index) else { continue };
-            let slot = board.slot(index);
-            let cause = Unmade::Job(code, message.clone());
-            if let Some(asset) = self.stand_in(&slot, index, plan, &cause).await? {
-                self.complete(board, asset, plan).await?;
+            if self.stop.is_cancelled() {
+                break;
             }
+            let span = info_span!("image", index);
+            let filled = async {
+                let cause = Unmade::Job(code, message.clone());
+                match self.stand_in(&board.slot(index), index, plan, &cause).await? {
+                    Some(asset) => self.complete(board, asset, plan).await,
+                    None => Ok(()),
+                }
+            };
+            filled.instrument(span).await?;
         }
         Ok(())
     }
@@ -96,8 +111,8 @@ impl Run<'_> {
             warn!(cached = found.file_path, "a cached image is not there any more");
             return Ok(None);
         };
-        if digest::sha256(&bytes) != found.sha256 {
-            warn!(cached = found.file_path, "a cached image is damaged");
+        if let Err(why) = self.workshop.finisher.is_still_good(bytes.clone(), found.sha256.clone()).await {
+            warn!(cached = found.file_path, why, "a cached image cannot be used");
             return Ok(None);
         }
         let file_path = self.reserve_path(slot, index, found.format).await?;

@@ -4,9 +4,10 @@ use domain::asset_path;
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::image_spec::{ImageDefect, ImageFormat};
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
+use domain::recipe::Recipe;
 use domain::story::Story;
 use picture::{Finished, texts};
-use stability_client::{BudgetError, Error, Terms};
+use stability_client::{BudgetError, Error, Picture, Terms};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
@@ -35,13 +36,14 @@ impl Unmade {
     pub(super) fn is_the_providers(&self) -> bool {
         match self {
             Self::Image(code, _) => match code {
-                ImageFailureCode::ContentPolicy
-                | ImageFailureCode::InvalidImage
+                ImageFailureCode::InvalidImage
                 | ImageFailureCode::RateLimited
                 | ImageFailureCode::ProviderUnavailable
-                | ImageFailureCode::Timeout
-                | ImageFailureCode::RejectedRequest => true,
-                ImageFailureCode::TranslationUnavailable
+                | ImageFailureCode::Timeout => true,
+                // A refusal is an answer: what the API does not want to make now is not shown either.
+                ImageFailureCode::ContentPolicy
+                | ImageFailureCode::RejectedRequest
+                | ImageFailureCode::TranslationUnavailable
                 | ImageFailureCode::Storage
                 | ImageFailureCode::NotAttempted => false,
             },
@@ -96,7 +98,14 @@ struct Made {
 /// Why one generation came to nothing.
 enum Spoilt {
     /// What was sent cannot be used; another generation may give a better one.
-    Picture(String),
+    Picture {
+        /// What is wrong with it.
+        why: String,
+        /// It came damaged; else it was made so.
+        damaged: bool,
+        /// Retries that it took.
+        retries: u32,
+    },
     /// Anything else.
     Unmade(Unmade),
 }
@@ -111,21 +120,23 @@ impl Run<'_> {
                 Ok(asset) => return self.complete(board, asset, plan).await,
                 Err(unmade) => unmade,
             };
-            let stand_in = self.stand_in(&slot, index, plan, &unmade).await?;
-            if let Some(asset) = stand_in {
-                self.complete(board, asset, plan).await?;
+            // First of all no other request is sent where none can succeed.
+            match &unmade {
+                Unmade::Job(code, message) => {
+                    warn!(code = code.as_str(), reason = message, "no request can succeed; no further one is sent");
+                    board.set_fatal(*code, message.clone());
+                }
+                Unmade::Image(ImageFailureCode::Storage, _) => board.give_up(),
+                Unmade::Image(..) | Unmade::Stopped | Unmade::Broken(_) => {}
+            }
+            if let Some(asset) = self.stand_in(&slot, index, plan, &unmade).await? {
+                return self.complete(board, asset, plan).await;
             }
             match unmade {
                 Unmade::Image(code, message) => {
-                    if !board.is_completed(index) {
-                        self.fail(board, index, code, message, code.may_pass()).await?;
-                    }
+                    self.fail(board, index, code, message, code.may_pass(), Some(&plan.recipe)).await?;
                 }
-                Unmade::Job(code, message) => {
-                    warn!(code = code.as_str(), reason = message, "no request can succeed; no further one is sent");
-                    board.set_fatal(code, message);
-                }
-                Unmade::Stopped => board.cut_off(),
+                Unmade::Job(..) | Unmade::Stopped => board.cut_off(),
                 Unmade::Broken(error) => return Err(error.into()),
             }
             Ok(())
@@ -137,7 +148,8 @@ impl Run<'_> {
     /// Completes the row of an image whose file is stored.
     pub(super) async fn complete(&self, board: &Board, asset: Asset, plan: &Plan) -> Result<(), JobRunError> {
         let index = asset.index;
-        self.workshop.store.complete_image(&asset, plan.fingerprint).await?;
+        let complete = || self.workshop.store.complete_image(self.lease, &asset, plan.fingerprint);
+        self.workshop.patiently(complete).await?;
         info!(
             file_path = asset.file_path,
             size_bytes = asset.size_bytes,
@@ -158,14 +170,16 @@ impl Run<'_> {
         code: ImageFailureCode,
         message: String,
         may_pass: bool,
+        recipe: Option<&Recipe>,
     ) -> Result<(), JobRunError> {
         let slot = board.slot(index);
         let attempts = board.requests(index);
         let description = shortened(&slot.description);
         warn!(code = code.as_str(), reason = message, requests = attempts, description, "image failed");
         let failure = ImageFailure { index, description: slot.description, code, message, attempts, may_pass };
-        self.workshop.store.fail_image(slot.id, &failure).await?;
-        board.settle(index, ImageState::Failed(failure));
+        // The board first: where this leaves too few, nothing more is spent.
+        board.settle(index, ImageState::Failed(failure.clone()));
+        self.workshop.store.fail_image(self.lease, slot.id, &failure, recipe).await?;
         if !may_pass {
             self.announce_progress(board, index, Some(code)).await;
         }
@@ -180,7 +194,7 @@ impl Run<'_> {
         unplannable: Unplannable,
     ) -> Result<(), JobRunError> {
         let Unplannable { code, message, may_pass } = unplannable;
-        self.fail(board, index, code, message, may_pass).instrument(info_span!("image", index)).await
+        self.fail(board, index, code, message, may_pass, None).instrument(info_span!("image", index)).await
     }
 
     async fn made(&self, board: &Board, slot: &Slot, index: u32, plan: &Plan) -> Result<Asset, Unmade> {
@@ -192,7 +206,7 @@ impl Run<'_> {
         let Made { finished: Finished { bytes, format, sha256 }, seed } = made?;
         let file_path = self.reserve_path(slot, index, format).await?;
         let size_bytes = bytes.len() as u64;
-        self.workshop.storage.put(&file_path, bytes).await?;
+        self.workshop.storage.put_patiently(&file_path, bytes).await?;
         let stored = Stored { file_path, format, size_bytes, sha256 };
         Ok(self.asset(slot, index, plan, stored, seed, Origin::Generated))
     }
@@ -207,35 +221,45 @@ impl Run<'_> {
         purse: &Purse<'_>,
     ) -> Result<Made, Unmade> {
         let mut terms = Terms { stop: board.halt().clone(), budget: purse, retries_used: 0 };
-        let before = board.requests(index);
-        let why = match self.generated_once(&terms, slot, index, plan).await {
+        let (why, damaged, retries) = match self.generated_once(&terms, slot, index, plan).await {
             Ok(made) => return Ok(made),
             Err(Spoilt::Unmade(unmade)) => return Err(unmade),
-            Err(Spoilt::Picture(why)) => why,
+            Err(Spoilt::Picture { why, damaged, retries }) => (why, damaged, retries),
         };
-        terms.retries_used = (board.requests(index) - before) as usize;
-        if terms.retries_used > self.workshop.retries {
+        terms.retries_used = retries as usize + 1;
+        // The same seed makes the same picture again.
+        let same_again = plan.recipe.asked_seed != 0 && !damaged;
+        if same_again || terms.retries_used > self.workshop.retries {
             return Err(Unmade::Image(ImageFailureCode::InvalidImage, why));
         }
         warn!(reason = why, "the picture cannot be used; it is asked for once more");
         self.generated_once(&terms, slot, index, plan).await.map_err(|spoilt| match spoilt {
-            Spoilt::Picture(why) => Unmade::Image(ImageFailureCode::InvalidImage, why),
+            Spoilt::Picture { why, .. } => Unmade::Image(ImageFailureCode::InvalidImage, why),
             Spoilt::Unmade(unmade) => unmade,
         })
     }
 
     async fn generated_once(&self, terms: &Terms<'_>, slot: &Slot, index: u32, plan: &Plan) -> Result<Made, Spoilt> {
-        let picture = match self.workshop.client.generate_on(terms, &plan.request).await {
-            Ok(generated) => generated.into_first(),
-            Err(failure) => match failure.error {
-                Error::Damaged { .. } => return Err(Spoilt::Picture(failure.error.to_string())),
-                error => return Err(Spoilt::Unmade(unmade(&error))),
-            },
+        let generated = match self.workshop.client.generate_on(terms, &plan.request).await {
+            Ok(generated) => generated,
+            Err(failure) => {
+                return Err(match failure.error {
+                    Error::Damaged { .. } => {
+                        let (why, retries) = (failure.error.to_string(), failure.spent.retries);
+                        Spoilt::Picture { why, damaged: true, retries }
+                    }
+                    error => Spoilt::Unmade(unmade(&error)),
+                });
+            }
         };
-        let seed = picture.seed;
+        let retries = generated.spent.retries;
+        let Picture { image, seed } = generated.into_first();
         let story = Story::new(self.command.key(), index, &slot.description, &plan.recipe, seed, texts::SOFTWARE);
-        let finished = self.workshop.finisher.finish(picture.image, story).await;
-        let finished = finished.map_err(|defect: ImageDefect| Spoilt::Picture(defect.to_string()))?;
+        let finished = self.workshop.finisher.finish(image, story).await;
+        let finished = finished.map_err(|defect| {
+            let damaged = matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::Format);
+            Spoilt::Picture { why: defect.to_string(), damaged, retries }
+        })?;
         Ok(Made { finished, seed })
     }
 
@@ -278,12 +302,18 @@ impl Run<'_> {
             return Ok(plain);
         }
         let taken = self.workshop.storage.exists(&plain).await?;
-        if !taken && self.workshop.store.reserve_path(slot.id, &plain).await? {
+        if !taken && self.reserve(slot, &plain).await? {
             return Ok(plain);
         }
         let own = asset_path::with_job(key.project_id, index, key.job_id, format);
-        self.workshop.store.reserve_path(slot.id, &own).await?;
-        Ok(own)
+        if self.reserve(slot, &own).await? {
+            return Ok(own);
+        }
+        Err(Unmade::Image(ImageFailureCode::Storage, format!("the path {own} belongs to another image")))
+    }
+
+    async fn reserve(&self, slot: &Slot, path: &str) -> Result<bool, StoreError> {
+        self.workshop.patiently(|| self.workshop.store.reserve_path(self.lease, slot.id, path)).await
     }
 }
 

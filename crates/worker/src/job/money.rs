@@ -4,16 +4,15 @@ use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
-use stability_client::{Budget, BudgetError, Receipt};
+use stability_client::{Balance, Budget, BudgetError, Receipt};
 use tracing::warn;
 use uuid::Uuid;
 
 use super::board::Board;
-use super::make::{Unmade, unmade};
 use super::{Run, Workshop};
 use crate::causes;
 use crate::settings::Settings;
-use crate::store::{MicroUsd, PaidImage, Payment, StoreError};
+use crate::store::{Lease, MicroUsd, PaidImage, Payment, StoreError};
 
 /// A credit of the account in US dollars. Source: Stability's pricing page.
 const USD_PER_CREDIT: f64 = 0.01;
@@ -37,7 +36,7 @@ impl Prices {
 
     /// What so many images cost, in US dollars.
     pub(super) fn of(&self, images: u32) -> f64 {
-        f64::from(images) * self.image_usd
+        MicroUsd::from_usd(self.image_usd).times(images)
     }
 
     /// How many requests `limit_usd` pays for; `None` where there is no limit.
@@ -46,38 +45,44 @@ impl Prices {
     }
 }
 
+/// An amount for people: cents, or as many digits as it takes.
+fn dollars(usd: f64) -> String {
+    let cents = format!("{usd:.2}");
+    let exact = format!("{usd:.6}");
+    if exact.ends_with("0000") { cents } else { exact.trim_end_matches('0').to_owned() }
+}
+
 impl Run<'_> {
     /// Why the images that are to be made may not be begun, for want of money.
-    pub(super) async fn too_dear(&self, board: &Board, images: u32) -> Option<(JobFailureCode, String)> {
-        if images == 0 {
+    pub(super) async fn too_dear(&self, board: &Board) -> Option<(JobFailureCode, String)> {
+        let images = u32::try_from(board.missing().len()).unwrap_or(u32::MAX);
+        if images == 0 || board.halt().is_cancelled() {
             return None;
         }
         let prices = self.workshop.prices;
-        let cost = prices.of(images);
+        let cost = dollars(prices.of(images));
         // Of a job that has begun, each request is checked alone.
         let limit = self.command.config.max_cost_usd.filter(|_| board.charged() == 0);
         if let Some(limit) = limit.filter(|limit| prices.requests_for(Some(*limit)).is_some_and(|paid| paid < images)) {
-            let message = format!("images to make: {images}, for about USD {cost:.2}; max_cost_usd is {limit:.2}");
+            let message = format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", dollars(limit));
             return Some((JobFailureCode::BudgetExceeded, message));
         }
         if !prices.check_balance {
             return None;
         }
-        match self.workshop.client.balance().await {
-            Ok(balance) => {
-                let left = balance.credits * USD_PER_CREDIT;
-                (left + 1e-9 < cost).then(|| {
+        let balance = self.slice.run_until_cancelled(self.workshop.client.balance()).await?;
+        match balance {
+            Ok(Balance { credits, .. }) => {
+                let left = credits * USD_PER_CREDIT;
+                (left + 1e-9 < prices.of(images)).then(|| {
+                    let left = dollars(left);
                     let message = format!(
-                        "images to make: {images}, for about USD {cost:.2}; the account has {:.1} credits (USD {left:.2})",
-                        balance.credits
+                        "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {left})"
                     );
                     (JobFailureCode::InsufficientCredits, message)
                 })
             }
             Err(error) => {
-                if let Unmade::Job(code, message) = unmade(&error) {
-                    return Some((code, message));
-                }
                 warn!(error = causes::joined(&error), "the account's credits are not known; the job goes on");
                 None
             }
@@ -91,7 +96,7 @@ impl Run<'_> {
             workshop: self.workshop,
             board,
             index,
-            job_id: self.command.job_id,
+            lease: self.lease,
             asset_id,
             affordable,
             broken: OnceLock::new(),
@@ -104,7 +109,7 @@ pub(super) struct Purse<'a> {
     workshop: &'a Workshop,
     board: &'a Board,
     index: u32,
-    job_id: Uuid,
+    lease: Lease,
     asset_id: Uuid,
     /// The requests that the job may be charged for in all.
     affordable: Option<u32>,
@@ -117,34 +122,22 @@ impl Purse<'_> {
         self.broken.into_inner()
     }
 
-    fn image(&self) -> PaidImage {
-        PaidImage { job_id: self.job_id, asset_id: self.asset_id }
-    }
-
-    fn price(&self) -> MicroUsd {
-        MicroUsd::from_usd(self.workshop.prices.image_usd)
-    }
-}
-
-#[async_trait]
-impl Budget for Purse<'_> {
-    async fn charge(&self) -> Result<Receipt, BudgetError> {
+    /// Pays, or says why not.
+    async fn charged_once(&self) -> Result<Result<Receipt, String>, BudgetError> {
+        let prices = self.workshop.prices;
         if !self.board.charge(self.index, self.affordable) {
-            let spent = self.workshop.prices.of(self.board.charged());
-            return Err(BudgetError::Exceeded(format!(
-                "the job has cost USD {spent:.2}, and one more request would go above its max_cost_usd"
+            let spent = dollars(prices.of(self.board.charged()));
+            return Ok(Err(format!(
+                "the job has cost USD {spent}, and one more request would go above its max_cost_usd"
             )));
         }
-        let daily = self.workshop.prices.daily_usd;
-        let paid = self.workshop.store.pay(self.image(), self.price(), daily.map(MicroUsd::from_usd)).await;
+        let paid = self.workshop.store.pay(self.image(), self.price(), prices.daily_usd.map(MicroUsd::from_usd)).await;
         match paid {
-            Ok(Payment::Paid(day)) => Ok(Receipt(day)),
+            Ok(Payment::Paid(day)) => Ok(Ok(Receipt(day))),
             Ok(Payment::OverBudget) => {
                 self.board.uncharge(self.index);
-                let limit = daily.unwrap_or_default();
-                Err(BudgetError::Exceeded(format!(
-                    "today's budget of all workers, WORKER_DAILY_BUDGET_USD={limit:.2}, is used up"
-                )))
+                let limit = dollars(prices.daily_usd.unwrap_or_default());
+                Ok(Err(format!("today's budget of all workers, WORKER_DAILY_BUDGET_USD={limit}, is used up")))
             }
             Err(error) => {
                 self.board.uncharge(self.index);
@@ -156,10 +149,39 @@ impl Budget for Purse<'_> {
         }
     }
 
-    async fn refund(&self, Receipt(day): Receipt) {
-        self.board.refund(self.index);
-        if let Err(error) = self.workshop.store.take_back(self.image(), self.price(), &day).await {
+    fn image(&self) -> PaidImage {
+        PaidImage { lease: self.lease, asset_id: self.asset_id }
+    }
+
+    fn price(&self) -> MicroUsd {
+        MicroUsd::from_usd(self.workshop.prices.image_usd)
+    }
+}
+
+#[async_trait]
+impl Budget for Purse<'_> {
+    async fn charge(&self) -> Result<Receipt, BudgetError> {
+        loop {
+            // Listened to before asking, so that no end of a payment is missed.
+            let settled = self.board.settled();
+            let why = match self.charged_once().await? {
+                Ok(receipt) => return Ok(receipt),
+                Err(why) => why,
+            };
+            // What is paid for other images of the job may turn out to be free.
+            if self.board.outstanding() == 0 {
+                return Err(BudgetError::Exceeded(why));
+            }
+            if self.board.halt().run_until_cancelled(settled).await.is_none() {
+                return Err(BudgetError::Exceeded(why));
+            }
+        }
+    }
+
+    async fn settle(&self, Receipt(day): Receipt, charged: bool) {
+        if !charged && let Err(error) = self.workshop.store.take_back(self.image(), self.price(), &day).await {
             warn!(error = causes::joined(&error), "a request that was free stays paid");
         }
+        self.board.settle_payment(self.index, charged);
     }
 }

@@ -129,6 +129,9 @@ fn write(
     let max_chars = engine.max_prompt_chars();
     let prompt = compose(&text, modifiers.as_deref(), max_chars);
     let prompt = prompt.map_err(|error| Unplannable::too_long(&name, &error))?;
+    if compose(&text, Some(&[]), max_chars).is_ok_and(|alone| alone.text.is_empty()) {
+        return Err(Unplannable::rejected(format!("{name}: {text:?} is not allowed; a text that says something")));
+    }
     let negative = shortened(&negative, max_chars);
     let negative = negative.map_err(|error| Unplannable::too_long("negative_prompt", &error))?;
     recipe.english = (text != description).then_some(text);
@@ -136,7 +139,7 @@ fn write(
     recipe.prompt = text;
     recipe.left_out = left_out;
     recipe.negative_prompt = negative.text;
-    recipe.left_out.extend(negative.left_out);
+    recipe.negative_left_out = negative.left_out;
     Ok(())
 }
 

@@ -4,12 +4,10 @@ use domain::failure::ImageFailureCode;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
 use domain::recipe::Recipe;
+use domain::state::RowState;
 use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 
-pub(super) const PENDING: &str = "pending";
-pub(super) const COMPLETED: &str = "completed";
-pub(super) const FAILED: &str = "failed";
 pub(super) const IMAGE: &str = "image";
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
@@ -79,10 +77,13 @@ impl Model {
 
     /// What the row says of its image. A row that says nonsense counts as untried, so that its image is made anew.
     pub(super) fn state(&self) -> ImageState {
-        match self.status.as_str() {
-            COMPLETED => self.finished().map_or(ImageState::Untried, |asset| ImageState::Completed(Box::new(asset))),
-            FAILED => self.failure().map_or(ImageState::Untried, ImageState::Failed),
-            _ => ImageState::Untried,
+        let state = RowState::ALL.iter().find(|state| state.as_str() == self.status);
+        match state {
+            Some(RowState::Completed) => {
+                self.finished().map_or(ImageState::Untried, |asset| ImageState::Completed(Box::new(asset)))
+            }
+            Some(RowState::Failed) => self.failure().map_or(ImageState::Untried, ImageState::Failed),
+            Some(RowState::Pending) | None => ImageState::Untried,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Images made before, found by their fingerprint. Their files are the cache.
 
 use domain::image_spec::ImageFormat;
+use domain::state::RowState;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
@@ -33,7 +34,7 @@ impl Store {
     pub async fn cached_images(&self, fingerprint: Uuid) -> Result<Vec<CachedImage>, StoreError> {
         let rows = asset::Entity::find()
             .filter(asset::Column::Fingerprint.eq(fingerprint))
-            .filter(asset::Column::Status.eq(asset::COMPLETED))
+            .filter(asset::Column::Status.eq(RowState::Completed.as_str()))
             .order_by_desc(asset::Column::UpdatedAt)
             .limit(CANDIDATES)
             .all(&self.db)

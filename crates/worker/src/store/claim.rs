@@ -1,9 +1,13 @@
-//! Taking a job on: it is new, to be continued, finished, or in conflict with another of the same id.
+//! Taking a job on: it is new, to be continued, held by somebody, finished, or in conflict with another of the same id.
+
+use std::time::Duration;
 
 use domain::command::{Command, JobKey};
 use domain::digest;
 use domain::event::{Event, EventKind, event_id};
+use domain::failure::JobFailureCode;
 use domain::outcome::ImageState;
+use domain::state::{JobState, image as image_step, job as step};
 use domain::style::Style;
 use domain::trace::TraceParent;
 use sea_orm::ActiveValue::Set;
@@ -14,7 +18,7 @@ use sea_orm::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Doing, Store, StoreError, asset, job, style};
+use super::{Doing, Lease, Store, StoreError, asset, job, lease, style};
 
 /// A terminal event as it was stored with its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct TerminalEvent {
     pub event: Event,
     /// Whether a queue has taken it before.
     pub published: bool,
+    /// Infrastructure failed at every try: the command belongs to the dead letters.
+    pub exhausted: bool,
 }
 
 /// What a command's job turned out to be.
@@ -30,15 +36,30 @@ pub struct TerminalEvent {
 pub enum Claim {
     /// It is ours to work on.
     Run(Claimed),
+    /// Somebody else works on it.
+    Held,
     /// It has ended; this is its terminal event.
     Finished(TerminalEvent),
     /// The id belongs to another command.
     Conflict,
 }
 
+/// On what terms a job is claimed.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimTerms<'a> {
+    /// How long the lease holds unless it is renewed.
+    pub lease: Duration,
+    /// What a new job's images share where neither its command nor its project says so.
+    pub usual_style: &'a Style,
+}
+
 /// A job that is ours to work on.
 #[derive(Debug)]
 pub struct Claimed {
+    /// The right to work on it.
+    pub lease: Lease,
+    /// How often in a row its lease was lost without an image being finished.
+    pub losses: u32,
     /// Nobody claimed it before.
     pub first: bool,
     /// Tries that have ended.
@@ -74,9 +95,14 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was written.
-    pub async fn claim(&self, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, StoreError> {
+    pub async fn claim(
+        &self,
+        command: &Command,
+        trace: Option<&TraceParent>,
+        terms: ClaimTerms<'_>,
+    ) -> Result<Claim, StoreError> {
         let transaction = self.db.begin().doing("claim a job").await?;
-        let claim = claimed(&transaction, command, trace).doing("claim a job").await?;
+        let claim = claimed(&transaction, command, trace, terms).doing("claim a job").await?;
         transaction.commit().doing("claim a job").await?;
         Ok(claim)
     }
@@ -100,12 +126,12 @@ impl Store {
         let row = job::ActiveModel {
             id: Set(key.job_id),
             project_id: Set(key.project_id),
-            status: Set(job::FAILED.to_owned()),
+            status: Set(step::REFUSE.to.as_str().to_owned()),
             digest: Set(digest.clone()),
             total: Set(0),
             attempts: Set(0),
             cost_usd: Set(0.0),
-            error_code: Set(Some(domain::failure::JobFailureCode::InvalidRequest.as_str().to_owned())),
+            error_code: Set(Some(JobFailureCode::InvalidRequest.as_str().to_owned())),
             error_message: Set(Some(message.to_owned())),
             trace_parent: Set(event.trace_parent.as_ref().map(|trace| trace.as_str().to_owned())),
             terminal_type: Set(Some(event.kind.as_str().to_owned())),
@@ -125,7 +151,12 @@ impl Store {
     }
 }
 
-async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&TraceParent>) -> Result<Claim, DbErr> {
+async fn claimed(
+    db: &DatabaseTransaction,
+    command: &Command,
+    trace: Option<&TraceParent>,
+    terms: ClaimTerms<'_>,
+) -> Result<Claim, DbErr> {
     let digest = digest::sha256(serde_json::to_vec(command).expect("a command serialises"));
     // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
     let inserted = job::Entity::insert(new_job(command, trace, &digest))
@@ -134,7 +165,7 @@ async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&Tra
         .await?;
     let first = matches!(inserted, TryInsertResult::Inserted(1..));
     if first {
-        let style = style::settled(db, command).await?;
+        let style = style::settled(db, command, terms.usual_style).await?;
         let style = serde_json::to_value(style).expect("a style serialises");
         job::Entity::update_many()
             .col_expr(job::Column::Style, Expr::value(style))
@@ -153,6 +184,13 @@ async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&Tra
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Finished(terminal));
     }
+    let lease = if first {
+        Some(lease::opened(db, row.id, terms.lease).await?)
+    } else {
+        lease::taken(db, row.id, terms.lease).await?
+    };
+    let Some(lease) = lease else { return Ok(Claim::Held) };
+    let losses = i32::from(!first && row.status == JobState::Running.as_str()) + row.lease_losses;
     let kept = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
     let rows = asset::Entity::find()
         .filter(asset::Column::JobId.eq(command.job_id))
@@ -161,6 +199,8 @@ async fn claimed(db: &DatabaseTransaction, command: &Command, trace: Option<&Tra
         .await?;
     let number = |value: i32| u32::try_from(value).unwrap_or_default();
     Ok(Claim::Run(Claimed {
+        lease,
+        losses: number(losses),
         first,
         attempts: number(row.attempts),
         created_at: row.created_at,
@@ -184,7 +224,7 @@ fn new_job(command: &Command, trace: Option<&TraceParent>, digest: &str) -> job:
     job::ActiveModel {
         id: Set(command.job_id),
         project_id: Set(command.project_id),
-        status: Set(job::RUNNING.to_owned()),
+        status: Set(step::OPEN.to.as_str().to_owned()),
         digest: Set(digest.to_owned()),
         command: Set(Some(serde_json::to_value(command).expect("a command serialises"))),
         total: Set(i32::try_from(command.image_descriptions.len()).expect("a command has at most 200 images")),
@@ -207,7 +247,7 @@ fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
             job_id: Set(command.job_id),
             index: Set(i32::try_from(index).expect("a command has at most 200 images")),
             kind: Set(asset::IMAGE.to_owned()),
-            status: Set(asset::PENDING.to_owned()),
+            status: Set(image_step::OPEN.to.as_str().to_owned()),
             metadata: Set(metadata.json()),
             requests: Set(0),
             charged: Set(0),
@@ -223,5 +263,6 @@ fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
     let trace_parent = row.trace_parent.as_deref().and_then(TraceParent::parse);
     let event = Event::stored(kind, event_id(row.id, kind, None), trace_parent, row.terminal_event.clone()?);
-    Some(TerminalEvent { event, published: row.published_at.is_some() })
+    let exhausted = row.error_code.as_deref() == Some(JobFailureCode::AttemptsExhausted.as_str());
+    Some(TerminalEvent { event, published: row.published_at.is_some(), exhausted })
 }

@@ -1,21 +1,22 @@
-//! The end of a try, and the end of a job.
+//! The end of a job.
 
-use domain::command::JobKey;
 use domain::event::{Event, JobError};
 use domain::outcome::ImageState;
+use domain::state::job as step;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, TransactionTrait};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::image::failed;
-use super::{Doing, Store, StoreError, job};
+use super::lease::{held, may};
+use super::{Doing, Lease, Store, StoreError, job};
 
 /// How a job ends.
 #[derive(Debug)]
 pub struct Ending<'a> {
-    /// Whose end it is.
-    pub key: JobKey,
+    /// The right to end it.
+    pub lease: Lease,
     /// Its images; those that failed are written as they stand here.
     pub images: &'a [(Uuid, ImageState)],
     /// Why it failed, if it did.
@@ -27,36 +28,19 @@ pub struct Ending<'a> {
 }
 
 impl Store {
-    /// Counts a try that ended without an end of the job.
+    /// Ends a job: its outcome, its failed images and its terminal event, together or not at all.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn count_attempt(&self, job_id: Uuid) -> Result<(), StoreError> {
-        job::Entity::update_many()
-            .col_expr(job::Column::Attempts, Expr::col(job::Column::Attempts).add(1))
-            .col_expr(job::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
-            .filter(job::Column::Id.eq(job_id))
-            .filter(job::Column::Status.eq(job::RUNNING))
-            .exec(&self.db)
-            .doing("count a try")
-            .await
-            .map(drop)
-    }
-
-    /// Ends a job: its outcome, its failed images and its terminal event, together or not at all. Where it had ended before, what
-    /// stands there stays, and `false` is returned.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn finish(&self, ending: &Ending<'_>) -> Result<bool, StoreError> {
+    /// [`StoreError`]; then nothing was written. Where somebody else has ended it, that is [`StoreError::LeaseLost`].
+    pub async fn finish(&self, ending: &Ending<'_>) -> Result<(), StoreError> {
         let doing = "end a job";
         let now = OffsetDateTime::now_utc();
-        let status = if ending.error.is_none() { job::COMPLETED } else { job::FAILED };
-        let transaction = self.db.begin().doing(doing).await?;
+        let step = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
+        let transaction = self.begin_held(ending.lease, doing).await?;
         let ended = job::Entity::update_many()
-            .col_expr(job::Column::Status, Expr::value(status))
+            .col_expr(job::Column::Status, Expr::value(step.to.as_str()))
+            .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
             .col_expr(job::Column::ErrorCode, Expr::value(ending.error.map(|error| error.code.as_str())))
             .col_expr(job::Column::ErrorMessage, Expr::value(ending.error.map(|error| error.message.as_str())))
             .col_expr(job::Column::CostUsd, Expr::value(ending.cost_usd))
@@ -64,21 +48,18 @@ impl Store {
             .col_expr(job::Column::TerminalEvent, Expr::value(ending.event.body.as_str()))
             .col_expr(job::Column::UpdatedAt, Expr::value(now))
             .col_expr(job::Column::FinishedAt, Expr::value(now))
-            .filter(job::Column::Id.eq(ending.key.job_id))
-            .filter(job::Column::Status.eq(job::RUNNING))
+            .filter(job::Column::Id.eq(ending.lease.job_id))
+            .filter(may(step))
             .exec(&transaction)
             .doing(doing)
             .await?;
-        if ended.rows_affected == 0 {
-            return Ok(false);
-        }
+        held(ended.rows_affected)?;
         for (id, state) in ending.images {
             if let ImageState::Failed(failure) = state {
                 failed(&transaction, *id, failure).doing(doing).await?;
             }
         }
-        transaction.commit().doing(doing).await?;
-        Ok(true)
+        transaction.commit().doing(doing).await
     }
 
     /// Notes that a queue has taken the job's terminal event.

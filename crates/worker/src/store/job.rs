@@ -2,10 +2,6 @@
 
 use sea_orm::entity::prelude::*;
 
-pub(super) const RUNNING: &str = "running";
-pub(super) const COMPLETED: &str = "completed";
-pub(super) const FAILED: &str = "failed";
-
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "jobs")]
 pub(super) struct Model {
@@ -21,6 +17,9 @@ pub(super) struct Model {
     pub(super) error_code: Option<String>,
     pub(super) error_message: Option<String>,
     pub(super) cost_usd: f64,
+    pub(super) lease_token: i64,
+    pub(super) lease_until_ms: i64,
+    pub(super) lease_losses: i32,
     pub(super) trace_parent: Option<String>,
     pub(super) terminal_type: Option<String>,
     #[sea_orm(column_type = "Text", nullable)]

@@ -4,9 +4,9 @@
 
 use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::Expr;
-use sea_orm::{DatabaseTransaction, DbBackend, ExprTrait, Statement, TransactionTrait};
+use sea_orm::{DatabaseTransaction, DbBackend, ExprTrait, Statement};
 
-use super::{Doing, Store, StoreError, asset, job};
+use super::{Doing, Lease, Store, StoreError, asset, job};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "spending")]
@@ -33,6 +33,11 @@ impl MicroUsd {
         Self((usd * 1e6).round() as i64)
     }
 
+    /// So many of these, in US dollars.
+    pub fn times(self, count: u32) -> f64 {
+        Self(self.0.saturating_mul(i64::from(count))).usd()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "amounts are far below 2^53 millionths")]
     fn usd(self) -> f64 {
         self.0 as f64 / 1e6
@@ -57,8 +62,8 @@ pub enum Payment {
 /// Whose request is paid for.
 #[derive(Debug, Clone, Copy)]
 pub struct PaidImage {
-    /// The job.
-    pub job_id: Uuid,
+    /// The right to work on its job.
+    pub lease: Lease,
     /// The image's row.
     pub asset_id: Uuid,
 }
@@ -74,7 +79,7 @@ impl Store {
         if daily.is_some_and(|daily| price > daily) {
             return Ok(Payment::OverBudget);
         }
-        let transaction = self.db.begin().doing(doing).await?;
+        let transaction = self.begin_held(image.lease, doing).await?;
         let Some(day) = added(&transaction, price, daily).doing(doing).await? else {
             return Ok(Payment::OverBudget);
         };
@@ -90,7 +95,7 @@ impl Store {
     /// [`StoreError`]; then nothing was written, and the request stays paid.
     pub async fn take_back(&self, image: PaidImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
         let doing = "take back a payment";
-        let transaction = self.db.begin().doing(doing).await?;
+        let transaction = self.begin_held(image.lease, doing).await?;
         Entity::update_many()
             .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
             .filter(Column::Day.eq(day))
@@ -118,7 +123,7 @@ async fn booked(
         .await?;
     job::Entity::update_many()
         .col_expr(job::Column::CostUsd, Expr::col(job::Column::CostUsd).add(cost.usd()))
-        .filter(job::Column::Id.eq(image.job_id))
+        .filter(job::Column::Id.eq(image.lease.job_id))
         .exec(db)
         .await
         .map(drop)

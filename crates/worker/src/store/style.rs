@@ -61,10 +61,10 @@ impl Store {
     }
 }
 
-/// What the images of a new job share: what its command says, and what its project keeps for the rest.
-pub(super) async fn settled(db: &impl ConnectionTrait, command: &Command) -> Result<Style, DbErr> {
+/// What the images of a new job share: what its command says, then what its project keeps, then what is usual here.
+pub(super) async fn settled(db: &impl ConnectionTrait, command: &Command, usual: &Style) -> Result<Style, DbErr> {
     let kept = kept(db, command.project_id).await?;
-    Ok(command.config.style().or(kept.unwrap_or_default()))
+    Ok(command.config.style().or(kept.unwrap_or_default()).or(usual.clone()))
 }
 
 async fn kept(db: &impl ConnectionTrait, project_id: i64) -> Result<Option<Style>, DbErr> {

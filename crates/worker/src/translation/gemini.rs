@@ -10,8 +10,9 @@ use std::time::Duration;
 use backon::Retryable;
 use bytes::BytesMut;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use url::Url;
@@ -27,8 +28,10 @@ const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// The longest answer that is read: 251 texts of a few thousand characters are a fifth of it.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// The most requests for one call, retries aside. An answer that cannot be used is asked for again in halves, so that one text spoils only
-/// itself; a job of 200 texts of which one is blocked takes 17.
+/// itself: of 200 texts one that is blocked takes 17 requests, five take about 60.
 const MAX_REQUESTS: usize = 64;
+/// No request of a call is begun later than this after the first one: images in English wait behind it.
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// The translator. Clones share the connection.
 #[derive(Clone)]
@@ -41,6 +44,15 @@ struct Inner {
     url: Url,
     model: String,
     retry_delays: Vec<Duration>,
+    /// Never empty.
+    api_key: SecretString,
+}
+
+/// Texts that are asked for together.
+struct Part {
+    texts: Range<usize>,
+    /// They were asked for before, as they are.
+    again: bool,
 }
 
 impl Gemini {
@@ -70,7 +82,13 @@ impl Gemini {
         let mut url = settings.base_url.clone();
         let base = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{base}/v1beta/models/{}", settings.model));
-        let inner = Inner { http, url, model: settings.model.clone(), retry_delays: settings.retry_delays.clone() };
+        let inner = Inner {
+            http,
+            url,
+            model: settings.model.clone(),
+            retry_delays: settings.retry_delays.clone(),
+            api_key: settings.api_key.clone(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -91,11 +109,20 @@ impl Gemini {
 
     /// Translates texts; the results are as many and in the same order.
     pub async fn translate(&self, texts: &[&str], stop: &CancellationToken) -> Vec<Result<String, Untranslated>> {
-        let mut results = vec![Err(Untranslated::Unreachable("it was not asked".to_owned())); texts.len()];
-        let mut parts: VecDeque<Range<usize>> = VecDeque::new();
-        parts.push_back(0..texts.len());
+        let unreachable = |why: &str| Err(Untranslated::Unreachable(why.to_owned()));
+        let mut results = vec![unreachable("it was not asked"); texts.len()];
+        let deadline = Instant::now() + PATIENCE;
+        let mut parts = VecDeque::from([Part { texts: 0..texts.len(), again: false }]);
         let mut requests = 0;
-        while let Some(part) = parts.pop_front() {
+        while let Some(Part { texts: part, again }) = parts.pop_front() {
+            if requests == MAX_REQUESTS || Instant::now() > deadline {
+                // Nobody has refused these, so that the job's next try may ask for them.
+                results[part].fill(unreachable("too many answers were of no use or late"));
+                continue;
+            }
+            if stop.is_cancelled() {
+                return results;
+            }
             requests += 1;
             let asked = stop.run_until_cancelled(self.asked(&texts[part.clone()]));
             let Some(asked) = asked.await else { return results };
@@ -105,18 +132,22 @@ impl Gemini {
                         *result = Ok(english);
                     }
                 }
-                Err(Failure::Answer(why)) if part.len() > 1 && requests < MAX_REQUESTS => {
-                    debug!(why, texts = part.len(), "an answer cannot be used; asking again in halves");
+                Err(failure) if failure.is_about_the_texts() && part.len() > 1 => {
+                    debug!(%failure, texts = part.len(), "an answer cannot be used; asking again in halves");
                     let middle = part.start + part.len() / 2;
-                    parts.extend([part.start..middle, middle..part.end]);
+                    parts.extend([part.start..middle, middle..part.end].map(|texts| Part { texts, again: false }));
                 }
-                Err(Failure::Answer(why)) => {
-                    results[part].fill(Err(Failure::Answer(why).into_untranslated()));
+                Err(Failure::Answer(why)) if !again => {
+                    debug!(why, "an answer cannot be used; asking once more");
+                    parts.push_back(Part { texts: part, again: true });
+                }
+                Err(failure) if failure.is_about_the_texts() => {
+                    results[part].fill(Err(failure.into_untranslated()));
                 }
                 // The rest would fare alike.
                 Err(failure) => {
                     let failed = failure.into_untranslated();
-                    for rest in parts.drain(..).chain([part]) {
+                    for rest in parts.drain(..).map(|part| part.texts).chain([part]) {
                         results[rest].fill(Err(failed.clone()));
                     }
                 }
@@ -133,7 +164,12 @@ impl Gemini {
             wire::translations(&answer, texts.len())
         })
         .retry(self.inner.retry_delays.clone().into_iter())
-        .when(|failure| matches!(failure, Failure::Unreachable { .. }))
+        .when(|failure| match failure {
+            Failure::Unreachable { .. } => true,
+            // Fewer texts are answered sooner; one alone is asked for again as it is.
+            Failure::Late(_) => texts.len() == 1,
+            Failure::Refused(_) | Failure::Blocked(_) | Failure::Answer(_) => false,
+        })
         .adjust(|failure, wait| match failure {
             Failure::Unreachable { retry_after: Some(after), .. } => wait.map(|wait| wait.max(*after)),
             _ => wait,
@@ -150,9 +186,14 @@ impl Gemini {
 
     /// The body of a good answer.
     async fn sent(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
-        let lost = |error: reqwest::Error| Failure::unreachable(crate::causes::joined(&error.without_url()));
+        let lost = |error: reqwest::Error| {
+            let late = error.is_timeout() && !error.is_connect();
+            let message = crate::causes::joined(&error.without_url());
+            if late { Failure::Late(message) } else { Failure::unreachable(message) }
+        };
         let mut response = request.send().await.map_err(lost)?;
         let status = response.status().as_u16();
+        let retry_after = wire::retry_after(response.headers());
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
@@ -160,7 +201,12 @@ impl Gemini {
             }
             body.extend_from_slice(&chunk);
         }
-        if status == 200 { Ok(body.to_vec()) } else { Err(Failure::from_status(status, &body)) }
+        if status == 200 {
+            return Ok(body.to_vec());
+        }
+        // Google repeats a suspended key in full.
+        let body = String::from_utf8_lossy(&body).replace(self.inner.api_key.expose_secret(), "***");
+        Err(Failure::from_status(status, body.as_bytes(), retry_after))
     }
 }
 

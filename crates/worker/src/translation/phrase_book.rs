@@ -31,6 +31,9 @@ impl PhraseBook {
         let mut phrases = HashMap::new();
         for (original, english) in entries {
             let refused = |why: &str| Err(InvalidPhraseBook(format!("{original:?}: {english:?} {why}")));
+            if !needs_translation(&original) {
+                return refused("is not allowed; a text that needs translation");
+            }
             let english_text = english.trim();
             if english_text.is_empty() || needs_translation(english_text) {
                 return refused("is not allowed; an English text");
@@ -134,6 +137,7 @@ mod tests {
         check("[]", "a JSON object of texts is expected");
         check(r#"{"狐狸": 1}"#, "a JSON object of texts is expected");
         check(r#"{"狐狸": ""}"#, "\"狐狸\": \"\" is not allowed; an English text");
+        check(r#"{"fox": "wolf"}"#, "\"fox\": \"wolf\" is not allowed; a text that needs translation");
         check(r#"{"狐狸": "狐狸"}"#, "\"狐狸\": \"狐狸\" is not allowed; an English text");
         check(r#"{"狐狸": "fox", "狐狸。": "a fox"}"#, "\"狐狸。\": \"a fox\" stands there twice");
     }

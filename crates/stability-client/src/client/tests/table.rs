@@ -122,13 +122,13 @@ fn each_answer_has_its_kind_and_its_fate() {
     check(V2Beta, 429, NONE, "", "rate_limited retry");
 
     // The server's own.
-    check(V1, 408, NONE, "", "server retry");
+    check(V1, 408, NONE, "", "server retry charged");
     check(V1, 500, JSON, &v1("server_error", "x"), "server retry");
     check(V1, 500, JSON, r#"{"error": "Internal server error"}"#, "server retry");
     check(V1, 500, NONE, "", "server retry");
     check(V1, 502, HTML, "<html>bad gateway</html>", "server retry");
     check(V1, 503, WAIT, "", "server retry after 7s");
-    check(V1, 504, JSON, "[]", "server retry");
+    check(V1, 504, JSON, "[]", "server retry charged");
     check(V1, 529, NONE, "overloaded", "server retry");
     check(V2Beta, 500, JSON, &v2("internal_error", "x"), "server retry");
     check(V2Beta, 503, WAIT, &v2("unavailable", "x"), "server retry after 7s");

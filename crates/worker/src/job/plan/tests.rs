@@ -130,5 +130,18 @@ fn a_negative_prompt_that_is_too_long_is_shortened_too() {
     let config = JobConfig { negative_prompt: Some(format!("{}, blurry", "y".repeat(1_995))), ..JobConfig::default() };
     let recipe = plan("A fox", config).expect("a plan").recipe;
     assert_eq!(recipe.negative_prompt, "y".repeat(1_995));
-    assert_eq!(recipe.left_out, ["blurry"]);
+    assert_eq!(recipe.negative_left_out, ["blurry"]);
+}
+
+#[test]
+fn a_description_of_nothing_but_commas_buys_no_picture() {
+    let refused = plan("，, ,", JobConfig::default()).expect_err("it says nothing");
+    assert_eq!(refused.message, "image_descriptions[0]: \"，, ,\" is not allowed; a text that says something");
+}
+
+#[test]
+fn a_seed_that_the_engine_does_not_take_is_refused_by_name() {
+    let config = JobConfig { engine: Some("core".into()), seed: Some(u32::MAX), ..JobConfig::default() };
+    let refused = plan("A fox", config).expect_err("core takes one less");
+    assert_eq!(refused.message, "seed: 4294967295 is not allowed; a whole number from 0 to 4294967294");
 }

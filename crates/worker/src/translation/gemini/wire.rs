@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use domain::prompt::needs_translation;
+use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -33,6 +34,10 @@ pub(super) enum Failure {
     },
     /// The API refuses whatever is asked: the key, the model, the account.
     Refused(String),
+    /// The answer did not come in time.
+    Late(String),
+    /// The API does not translate one of these texts, by its policy.
+    Blocked(String),
     /// The API answered, and the answer holds no translation of these texts.
     Answer(String),
 }
@@ -40,7 +45,11 @@ pub(super) enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable { message, .. } | Self::Refused(message) | Self::Answer(message) => f.write_str(message),
+            Self::Unreachable { message, .. }
+            | Self::Refused(message)
+            | Self::Late(message)
+            | Self::Blocked(message)
+            | Self::Answer(message) => f.write_str(message),
         }
     }
 }
@@ -65,8 +74,16 @@ impl Failure {
         Self::Unreachable { message, retry_after: None }
     }
 
-    /// Reduces a status and its body.
-    pub(super) fn from_status(status: u16, body: &[u8]) -> Self {
+    /// Whether other texts may fare better.
+    pub(super) fn is_about_the_texts(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Refused(_) => false,
+            Self::Late(_) | Self::Blocked(_) | Self::Answer(_) => true,
+        }
+    }
+
+    /// Reduces a status, its body and its `Retry-After`.
+    pub(super) fn from_status(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         let error = serde_json::from_slice::<ErrorBody>(body).ok().map(|body| body.error);
         let message = match &error {
             Some(error) => format!("{status} {}: {}", error.status, error.message),
@@ -74,9 +91,10 @@ impl Failure {
         };
         let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(KEPT_CHARS).collect();
         match status {
-            408 | 429 | 500..=599 => {
-                let retry_after = error.and_then(|error| error.details.iter().find_map(retry_delay));
-                Self::Unreachable { message, retry_after }
+            408 | 504 => Self::Late(message),
+            429 | 500..=599 => {
+                let asked = error.and_then(|error| error.details.iter().find_map(retry_delay));
+                Self::Unreachable { message, retry_after: asked.max(retry_after) }
             }
             _ => Self::Refused(message),
         }
@@ -84,9 +102,11 @@ impl Failure {
 
     pub(super) fn into_untranslated(self) -> Untranslated {
         match self {
-            Self::Unreachable { message, .. } => Untranslated::Unreachable(message),
+            Self::Unreachable { message, .. } | Self::Late(message) => Untranslated::Unreachable(message),
             Self::Refused(message) => Untranslated::Refused(format!("the translator refuses: {message}")),
-            Self::Answer(message) => Untranslated::Refused(format!("the translator gave no translation: {message}")),
+            Self::Blocked(message) | Self::Answer(message) => {
+                Untranslated::Refused(format!("the translator gave no translation: {message}"))
+            }
         }
     }
 }
@@ -95,6 +115,12 @@ impl Failure {
 fn retry_delay(detail: &Value) -> Option<Duration> {
     let seconds: f64 = detail["retryDelay"].as_str()?.strip_suffix('s')?.parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok().map(|wait| wait.min(MAX_RETRY_AFTER))
+}
+
+/// The seconds of a `Retry-After`.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
 /// The body that asks for translations, with a schema for the answer.
@@ -169,13 +195,16 @@ pub(super) fn translations(body: &[u8], count: usize) -> Result<Vec<String>, Fai
         Err(error) => return unusable(format!("its answer is not readable ({error})")),
     };
     if let Some(reason) = answer.prompt_feedback.and_then(|feedback| feedback.block_reason) {
-        return unusable(format!("the text is blocked ({reason})"));
+        return Err(Failure::Blocked(format!("the text is blocked ({reason})")));
     }
     let Some(candidate) = answer.candidates.into_iter().next() else {
         return unusable("its answer is empty".to_owned());
     };
     match candidate.finish_reason.as_deref() {
         None | Some("STOP") => {}
+        Some(reason @ ("SAFETY" | "PROHIBITED_CONTENT" | "BLOCKLIST" | "SPII")) => {
+            return Err(Failure::Blocked(format!("the answer was cut off ({reason})")));
+        }
         Some(reason) => return unusable(format!("the answer was cut off ({reason})")),
     }
     let parts = candidate.content.map(|content| content.parts).unwrap_or_default();
@@ -282,7 +311,7 @@ mod tests {
     #[test]
     fn what_the_api_refuses_is_told_from_what_passes() {
         let check = |status, body: &str, expected: Failure| {
-            assert_eq!(Failure::from_status(status, body.as_bytes()), expected);
+            assert_eq!(Failure::from_status(status, body.as_bytes(), None), expected);
         };
         let unreachable = |message: &str, seconds: Option<u64>| Failure::Unreachable {
             message: message.to_owned(),
@@ -304,6 +333,7 @@ mod tests {
             r#"{"error": {"message": "API key not valid.", "status": "INVALID_ARGUMENT"}}"#,
             Failure::Refused("400 INVALID_ARGUMENT: API key not valid.".to_owned()),
         );
+        check(504, "", Failure::Late("504 ".to_owned()));
         check(404, "", Failure::Refused("404 ".to_owned()));
     }
 }
