@@ -178,7 +178,7 @@ impl Workshop {
                 Err(error) => warn!(error = causes::joined(&error), "the job's lease was not renewed"),
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -187,7 +187,7 @@ async fn end_slice(slice: &CancellationToken, length: Duration) {
     tokio::time::sleep(length).await;
     info!(slice = ?length, "the job has had its slice; no new image is begun");
     slice.cancel();
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// One try of one job.

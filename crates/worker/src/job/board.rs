@@ -15,7 +15,7 @@ pub(super) struct Board {
     /// Cancelled as soon as a further request could not help the job, or is not wanted any more.
     halt: CancellationToken,
     state: Mutex<State>,
-    payment_settled: Notify,
+    payments_changed: Notify,
 }
 
 struct State {
@@ -23,8 +23,10 @@ struct State {
     fatal: Option<(JobFailureCode, String)>,
     /// Some image's turn did not come, or was cut off.
     cut_off: bool,
-    /// Payments for requests that have had no end yet.
-    outstanding: u32,
+    /// Payments that are being made, and those for requests that have had no end yet.
+    payments_under_way: u32,
+    /// Requests that were paid for and have had their end.
+    payments_ended: u64,
 }
 
 struct Image {
@@ -61,8 +63,8 @@ impl Board {
                 Image { row, description, announced }
             })
             .collect();
-        let state = Mutex::new(State { images, fatal: None, cut_off: false, outstanding: 0 });
-        Self { min_success_rate, halt: stop.child_token(), state, payment_settled: Notify::new() }
+        let state = Mutex::new(State { images, fatal: None, cut_off: false, payments_under_way: 0, payments_ended: 0 });
+        Self { min_success_rate, halt: stop.child_token(), state, payments_changed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -142,7 +144,7 @@ impl Board {
         if affordable.is_some_and(|affordable| board.charged() >= affordable) {
             return false;
         }
-        board.outstanding += 1;
+        board.payments_under_way += 1;
         let row = &mut board.images[position(index)].row;
         row.requests += 1;
         row.charged += 1;
@@ -152,33 +154,39 @@ impl Board {
     /// It was not sent after all.
     pub(super) fn uncharge(&self, index: u32) {
         let mut board = self.lock();
-        board.outstanding -= 1;
+        board.payments_under_way -= 1;
         let row = &mut board.images[position(index)].row;
         row.requests -= 1;
         row.charged -= 1;
         drop(board);
-        self.payment_settled.notify_waiters();
+        self.payments_changed.notify_waiters();
     }
 
     /// It has had its end.
     pub(super) fn settle_payment(&self, index: u32, charged: bool) {
         let mut board = self.lock();
-        board.outstanding -= 1;
+        board.payments_under_way -= 1;
+        board.payments_ended += 1;
         board.images[position(index)].row.charged -= u32::from(!charged);
         drop(board);
-        self.payment_settled.notify_waiters();
+        self.payments_changed.notify_waiters();
     }
 
-    /// Payments for requests that have had no end yet.
-    pub(super) fn outstanding(&self) -> u32 {
-        self.lock().outstanding
+    /// Payments that are being made, and those for requests that have had no end yet.
+    pub(super) fn payments_under_way(&self) -> u32 {
+        self.lock().payments_under_way
     }
 
-    /// The next end of any payment, listened to from now on.
-    pub(super) fn settled(&self) -> impl Future<Output = ()> + '_ {
-        let mut settled = Box::pin(self.payment_settled.notified());
-        settled.as_mut().enable();
-        settled
+    /// Requests that were paid for and have had their end, in this try.
+    pub(super) fn payments_ended(&self) -> u64 {
+        self.lock().payments_ended
+    }
+
+    /// The next change of these numbers, listened to from now on.
+    pub(super) fn payments_changed(&self) -> impl Future<Output = ()> + '_ {
+        let mut changed = Box::pin(self.payments_changed.notified());
+        changed.as_mut().enable();
+        changed
     }
 
     /// Requests that were sent for an image, in all tries.

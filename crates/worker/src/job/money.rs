@@ -149,6 +149,21 @@ impl Purse<'_> {
         }
     }
 
+    /// Waits while payments for other images of the job are under way, since what they paid may turn out to be free. `true` as soon as one has
+    /// had its end after `ended` others.
+    async fn may_change(&self, ended: u64) -> bool {
+        loop {
+            // Listened to before looking, so that nothing is missed in between.
+            let changed = self.board.payments_changed();
+            if self.board.payments_ended() != ended {
+                return true;
+            }
+            if self.board.payments_under_way() == 0 || self.board.halt().run_until_cancelled(changed).await.is_none() {
+                return false;
+            }
+        }
+    }
+
     fn image(&self) -> PaidImage {
         PaidImage { lease: self.lease, asset_id: self.asset_id }
     }
@@ -162,17 +177,12 @@ impl Purse<'_> {
 impl Budget for Purse<'_> {
     async fn charge(&self) -> Result<Receipt, BudgetError> {
         loop {
-            // Listened to before asking, so that no end of a payment is missed.
-            let settled = self.board.settled();
+            let ended = self.board.payments_ended();
             let why = match self.charged_once().await? {
                 Ok(receipt) => return Ok(receipt),
                 Err(why) => why,
             };
-            // What is paid for other images of the job may turn out to be free.
-            if self.board.outstanding() == 0 {
-                return Err(BudgetError::Exceeded(why));
-            }
-            if self.board.halt().run_until_cancelled(settled).await.is_none() {
+            if !self.may_change(ended).await {
                 return Err(BudgetError::Exceeded(why));
             }
         }

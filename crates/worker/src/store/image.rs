@@ -40,11 +40,13 @@ impl Store {
                 result => result.map(|result| result.rows_affected == 1),
             }
         };
-        if !reserved.doing(doing).await? {
-            return Ok(false);
+        let reserved = reserved.doing(doing).await?;
+        if reserved {
+            transaction.commit().doing(doing).await?;
+        } else {
+            transaction.rollback().doing(doing).await?;
         }
-        transaction.commit().doing(doing).await?;
-        Ok(true)
+        Ok(reserved)
     }
 
     /// Completes the row of a finished image. A row that is complete already stays as it is. That an image was finished shows that the job

@@ -79,7 +79,10 @@ impl Store {
             .exec(&transaction)
             .doing(doing)
             .await?;
-        held(locked.rows_affected)?;
+        if locked.rows_affected == 0 {
+            transaction.rollback().doing(doing).await?;
+            return Err(StoreError::LeaseLost);
+        }
         Ok(transaction)
     }
 }

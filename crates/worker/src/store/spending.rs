@@ -81,6 +81,8 @@ impl Store {
         }
         let transaction = self.begin_held(image.lease, doing).await?;
         let Some(day) = added(&transaction, price, daily).doing(doing).await? else {
+            // In so many words: one that is merely dropped keeps its locks until its connection is used again.
+            transaction.rollback().doing(doing).await?;
             return Ok(Payment::OverBudget);
         };
         booked(&transaction, image, price, 1, 1).doing(doing).await?;

@@ -126,7 +126,7 @@ async fn texts_that_nobody_refused_may_be_asked_for_in_the_next_try() {
     let sandbox = sandbox().await;
     // More blocked texts than can be told apart with 64 requests.
     let text = |number: usize| {
-        if number % 8 == 0 { format!("熊 {number} [gemini:blocked]") } else { format!("熊 {number}") }
+        if number.is_multiple_of(8) { format!("熊 {number} [gemini:blocked]") } else { format!("熊 {number}") }
     };
     let texts: Vec<String> = (0..200).map(text).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
