@@ -4,6 +4,7 @@ mod cache;
 mod codes;
 mod command_line;
 mod job;
+mod kills;
 mod language;
 mod messages;
 mod money;

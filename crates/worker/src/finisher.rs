@@ -5,11 +5,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use domain::digest;
-use domain::image_spec::{ImageDefect, ImageSpec};
+use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
 use domain::story::Story;
-use picture::{Finished, Glance};
+use picture::{Finished, Glance, texts};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
+
+/// What a stored file says of itself.
+#[derive(Debug)]
+pub struct Told {
+    /// How it was made.
+    pub story: Story,
+    /// How it is encoded.
+    pub format: ImageFormat,
+    /// SHA-256 of the file, in lower-case hex.
+    pub sha256: String,
+}
 
 /// Finishes pictures, at most as many at once as there are processors. Clones share the bound.
 #[derive(Clone)]
@@ -46,6 +57,17 @@ impl Finisher {
         })
         .await
         .unwrap_or_else(|error| Err(format!("the codec failed ({error})")))
+    }
+
+    /// What a file that was stored before says of itself; `None` where it is not whole, not good by today's rules, or has no story of ours.
+    pub async fn told(&self, file: Bytes) -> Option<Told> {
+        let spec = self.spec;
+        let read = move || {
+            picture::check(&file, &spec).ok()?;
+            let texts::Read { format, texts, .. } = texts::read(&file).ok()?;
+            Some(Told { story: texts::story(&texts)?, format, sha256: digest::sha256(&file) })
+        };
+        self.run(read).await.ok().flatten()
     }
 
     /// Makes a stored picture of what the API sent, with its story in it.

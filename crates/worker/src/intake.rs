@@ -15,6 +15,7 @@ use crate::broker::{BrokerError, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::job::{JobRunError, Verdict, Workshop};
+use crate::pause;
 use crate::settings::JobSettings;
 use crate::store::{StoreError, TerminalEvent};
 
@@ -110,6 +111,7 @@ impl Intake {
         match self.workshop.run(command, trace.as_ref(), &self.publisher, stop).await? {
             Verdict::Ended(terminal) => {
                 self.publish_terminal(command.job_id, &terminal).await?;
+                pause::point("after the event").await;
                 if terminal.exhausted {
                     self.publisher.dead_letter(incoming, JobFailureCode::AttemptsExhausted.as_str()).await?;
                 }
@@ -138,6 +140,7 @@ impl Intake {
     }
 
     async fn publish_terminal(&self, job_id: Uuid, terminal: &TerminalEvent) -> Result<(), IntakeError> {
+        pause::point("before the event").await;
         match self.publish(&terminal.event).await? {
             Routed::Taken if terminal.published => {}
             Routed::Taken => self.workshop.store().mark_published(job_id).await?,

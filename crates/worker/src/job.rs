@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use crate::causes;
 use crate::event_sink::EventSink;
 use crate::finisher::Finisher;
+use crate::pause;
 use crate::settings::{JobSettings, Settings};
 use crate::storage::Storage;
 use crate::store::{Claim, ClaimTerms, Claimed, Ending, Lease, Store, StoreError, TerminalEvent};
@@ -132,6 +133,7 @@ impl Workshop {
         sink: &dyn EventSink,
         stop: &CancellationToken,
     ) -> Result<Verdict, JobRunError> {
+        pause::point("before the claim").await;
         let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
         let claimed = match self.store.claim(command, trace, terms).await? {
             Claim::Run(claimed) => claimed,
@@ -139,6 +141,7 @@ impl Workshop {
             Claim::Finished(terminal) => return Ok(Verdict::Ended(terminal)),
             Claim::Conflict => return Ok(Verdict::Conflict),
         };
+        pause::point("after the claim").await;
         let lease = claimed.lease;
         let slice = stop.child_token();
         let unheard = AtomicBool::new(false);

@@ -23,4 +23,5 @@ pub mod translation;
 mod causes;
 pub mod health;
 pub mod logging;
+mod pause;
 mod stop;

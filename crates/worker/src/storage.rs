@@ -1,5 +1,6 @@
 //! Where files go: whole, or not at all.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,16 +104,16 @@ impl Storage {
         }
     }
 
-    /// The whole of a file; `None` where none stands there, or one of another length.
+    /// The whole of a file; `None` where none stands there, or one of a length that is not among these.
     ///
     /// # Errors
     ///
     /// [`StorageError`].
-    pub async fn read(&self, path: &str, size_bytes: u64) -> Result<Option<Bytes>, StorageError> {
+    pub async fn read(&self, path: &str, lengths: RangeInclusive<u64>) -> Result<Option<Bytes>, StorageError> {
         let doing = "read";
         let read = async {
             let found = self.store.get(&Key::from(path)).await?;
-            if found.meta.size != size_bytes {
+            if !lengths.contains(&found.meta.size) {
                 return Ok(None);
             }
             found.bytes().await.map(Some)
@@ -185,7 +186,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let storage = Storage::open(folder.path()).expect("a storage");
         storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
-        let read = async |path, size| storage.read(path, size).await.expect("an answer");
+        let read = async |path, size: u64| storage.read(path, size..=size).await.expect("an answer");
         assert_eq!(read("a/one.png", 3).await.as_deref(), Some(&b"one"[..]));
         assert_eq!(read("a/one.png", 4).await, None);
         assert_eq!(read("a/two.png", 3).await, None);

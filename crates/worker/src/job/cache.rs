@@ -107,7 +107,8 @@ impl Run<'_> {
         if found.size_bytes >= self.workshop.finisher.spec().max_bytes {
             return Ok(None);
         }
-        let Some(bytes) = self.workshop.storage.read(&found.file_path, found.size_bytes).await? else {
+        let Some(bytes) = self.workshop.storage.read(&found.file_path, found.size_bytes..=found.size_bytes).await?
+        else {
             warn!(cached = found.file_path, "a cached image is not there any more");
             return Ok(None);
         };

@@ -16,6 +16,8 @@ use super::money::Purse;
 use super::plan::{Plan, Unplannable};
 use super::{JobRunError, Run};
 use crate::causes;
+use crate::finisher::Told;
+use crate::pause;
 use crate::storage::StorageError;
 use crate::store::StoreError;
 
@@ -198,17 +200,38 @@ impl Run<'_> {
     }
 
     async fn made(&self, board: &Board, slot: &Slot, index: u32, plan: &Plan) -> Result<Asset, Unmade> {
+        if let Some(asset) = self.adopted(slot, index, plan).await? {
+            return Ok(asset);
+        }
         let purse = self.purse(board, index, slot.id);
         let made = self.generated(board, slot, index, plan, &purse).await;
         if let Some(error) = purse.into_broken() {
             return Err(Unmade::Broken(error));
         }
         let Made { finished: Finished { bytes, format, sha256 }, seed } = made?;
+        pause::point("before the file").await;
         let file_path = self.reserve_path(slot, index, format).await?;
         let size_bytes = bytes.len() as u64;
         self.workshop.storage.put_patiently(&file_path, bytes).await?;
+        pause::point("before the row").await;
         let stored = Stored { file_path, format, size_bytes, sha256 };
         Ok(self.asset(slot, index, plan, stored, seed, Origin::Generated))
+    }
+
+    /// The file that a former try stored for this image, where it did not live to complete the row: it was paid for.
+    async fn adopted(&self, slot: &Slot, index: u32, plan: &Plan) -> Result<Option<Asset>, Unmade> {
+        let Some(file_path) = slot.reserved_path.clone() else { return Ok(None) };
+        let lengths = 1..=self.workshop.finisher.spec().max_bytes;
+        let Some(bytes) = self.workshop.storage.read(&file_path, lengths).await? else { return Ok(None) };
+        let size_bytes = bytes.len() as u64;
+        let Some(Told { story, format, sha256 }) = self.workshop.finisher.told(bytes).await else { return Ok(None) };
+        let ours = (story.job_id, story.index) == (self.command.job_id, index) && story.recipe == plan.recipe;
+        if !ours {
+            return Ok(None);
+        }
+        info!(file_path, "a stored file whose row was not complete is adopted");
+        let stored = Stored { file_path, format, size_bytes, sha256 };
+        Ok(Some(self.asset(slot, index, plan, stored, story.seed, Origin::Generated)))
     }
 
     /// A picture of the API. One that cannot be used is asked for once more, as one of the retries that a request has.

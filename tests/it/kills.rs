@@ -1,0 +1,159 @@
+//! The worker is killed at every point between a command and its acknowledgement, and another one goes on.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use integration_tests::{Database, World, assert_files, command};
+use serde_json::json;
+use testbed::process::Signal;
+
+/// Another worker goes on within this time, the lease of the usual settings included.
+const GOES_ON_WITHIN: Duration = Duration::from_secs(20);
+
+/// Kills the worker at a point, lets another go on, and returns how many pictures were asked for.
+async fn killed_at(point: &str, database: Database) -> Result<u32> {
+    let mut world = World::with(database).await?;
+    world.sandbox.set_sketch(true);
+    world.set("ASSET_WORKER_PAUSE_AT", point);
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let order = command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}));
+    producer.publish(&order).await?;
+    worker.has_logged(&format!("\"point\":\"{point}\"")).await?;
+    worker.signal(Signal::KILL);
+    worker.ended().await?;
+    let killed = Instant::now();
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    let mut worker = world.worker().await?;
+    let data = events.data_of("completed").await?;
+    assert!(killed.elapsed() < GOES_ON_WITHIN, "{point}: {:?}", killed.elapsed());
+    assert_files(&world, &data, &[1, 2, 3])?;
+    assert_eq!(std::fs::read_dir(world.file("projects/7/assets"))?.count(), 3, "{point}: nothing else is left");
+    let rows = world.rows("SELECT status FROM assets").await?;
+    assert!(rows.len() == 3 && rows.iter().all(|row| row["status"] == "completed"), "{point}: {rows:?}");
+    // The command is delivered again until it is acknowledged; its job's one terminal event may be published again.
+    worker.signal(Signal::TERM);
+    worker.ended().await?;
+    for queue in ["assets.generate", "assets.generate.dead"] {
+        assert_eq!(producer.ready(queue).await?, 0, "{point}: {queue}");
+    }
+    let jobs = world.rows("SELECT terminal_event FROM jobs").await?;
+    let stored = jobs[0]["terminal_event"].as_str().context("a terminal event")?.to_owned();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&stored)?["data"], data, "{point}");
+    Ok(world.sandbox.ledger().requests)
+}
+
+#[tokio::test]
+async fn a_worker_killed_before_the_claim_costs_nothing() -> Result<()> {
+    assert_eq!(killed_at("before the claim", Database::Sqlite).await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_killed_after_the_claim_costs_nothing() -> Result<()> {
+    assert_eq!(killed_at("after the claim", Database::Postgres).await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_killed_after_the_answer_and_before_the_file_costs_the_picture_in_flight() -> Result<()> {
+    assert_eq!(killed_at("before the file", Database::Sqlite).await?, 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_killed_after_the_file_and_before_the_row_costs_nothing_since_the_file_is_adopted() -> Result<()> {
+    assert_eq!(killed_at("before the row", Database::Postgres).await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_killed_after_the_last_row_and_before_the_event_costs_nothing() -> Result<()> {
+    assert_eq!(killed_at("before the event", Database::Sqlite).await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_killed_after_the_event_and_before_the_acknowledgement_repeats_it_byte_for_byte() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "after the event");
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(7, &["A fox"], &json!({}))).await?;
+    let first = events.until("completed").await?;
+    worker.has_logged("\"point\":\"after the event\"").await?;
+    worker.signal(Signal::KILL);
+    worker.ended().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    let mut worker = world.worker().await?;
+    let again = events.until("completed").await?;
+    assert_eq!(first[first.len() - 1].body, again[again.len() - 1].body);
+    assert_eq!(again.len(), 1, "nothing else is told again");
+    worker.signal(Signal::TERM);
+    worker.ended().await?;
+    assert_eq!(producer.ready("assets.generate").await?, 0);
+    assert_eq!(world.sandbox.ledger().requests, 1);
+    Ok(())
+}
+
+/// A job that ends its workers is not tried for ever.
+#[tokio::test]
+async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("WORKER_LEASE", "1s");
+    world.set("ASSET_WORKER_PAUSE_AT", "after the claim");
+    let mut producer = None;
+    for life in 0..3 {
+        let mut worker = world.worker().await?;
+        if life == 0 {
+            let new = world.producer().await?;
+            new.publish(&command(7, &["A fox"], &json!({}))).await?;
+            producer = Some(new);
+        }
+        worker.has_logged("\"point\":\"after the claim\"").await?;
+        worker.signal(Signal::KILL);
+        worker.ended().await?;
+    }
+    let producer = producer.context("a producer")?;
+    let mut events = producer.events().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    let _worker = world.worker().await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "attempts_exhausted");
+    assert_eq!(world.sandbox.ledger().requests, 0);
+    let dead = producer.dead_letter().await?;
+    assert_eq!(dead.header("x-rejected-reason").as_deref(), Some("attempts_exhausted"));
+    Ok(())
+}
+
+/// A worker that was stopped for longer than its lease holds has no say any more when it comes back.
+#[tokio::test]
+async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -> Result<()> {
+    let mut world = World::with(Database::Postgres).await?;
+    world.set("WORKER_LEASE", "1s");
+    world.sandbox.set_latency(Duration::from_millis(1_500));
+    let first = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let order = command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}));
+    producer.publish(&order).await?;
+    let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
+    testbed::wait::until("the first request", integration_tests::LIMIT, asked).await?;
+    first.signal(Signal::STOP);
+    // The broker still holds the first delivery; a repeat of the command finds the lease run out.
+    let _second = world.worker().await?;
+    producer.publish(&order).await?;
+    let data = events.data_of("completed").await?;
+    let requests = world.sandbox.ledger().requests;
+    first.signal(Signal::CONT);
+    first.has_logged("the job's lease was lost").await?;
+    assert_files(&world, &data, &[1, 2, 3])?;
+    let rows = world.rows("SELECT terminal_event, lease_token FROM jobs").await?;
+    assert_eq!(rows[0]["lease_token"], 2);
+    let stored: serde_json::Value = serde_json::from_str(rows[0]["terminal_event"].as_str().context("an event")?)?;
+    assert_eq!(stored["data"], data);
+    assert_eq!(world.sandbox.ledger().requests, requests);
+    Ok(())
+}
