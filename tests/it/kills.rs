@@ -133,6 +133,8 @@ async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() ->
 async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -> Result<()> {
     let mut world = World::with(Database::Postgres).await?;
     world.set("WORKER_LEASE", "1s");
+    // So that the repeat goes to the other one.
+    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
     world.sandbox.set_latency(Duration::from_millis(1_500));
     let first = world.worker().await?;
     let producer = world.producer().await?;
