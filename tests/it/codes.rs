@@ -1,6 +1,9 @@
 //! Every failure code of the contract, produced for real.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
+use domain::failure::{ImageFailureCode, JobFailureCode};
 use integration_tests::{World, codes, command};
 use serde_json::{Value, json};
 
@@ -39,33 +42,38 @@ impl Case {
     }
 }
 
-/// `invalid_request` is produced where commands come from outside: see the tests of messages.
-#[tokio::test]
-async fn every_code_of_an_image_is_produced() -> Result<()> {
+fn of_images() -> Vec<Case> {
     let low = "success_rate_too_low";
-    let cases = [
+    let late = &[("STABILITY_TIMEOUT", "1s"), ("STABILITY_RETRY_DELAYS", "none"), ("WORKER_JOB_MAX_ATTEMPTS", "1")];
+    let one_by_one = json!({"max_concurrent": 1});
+    vec![
         Case::new(&["A gory battle"], low, &["content_policy"]),
         Case::new(&["A fox [fault:filtered]"], low, &["content_policy"]),
         Case::new(&["A fox [fault:blank]"], low, &["invalid_image"]),
         Case::new(&["A fox [fault:status=429]"], low, &["rate_limited"]),
         Case::new(&["A fox [fault:status=503]"], low, &["provider_unavailable"]),
-        Case {
-            settings: &[
-                ("STABILITY_TIMEOUT", "1s"),
-                ("STABILITY_RETRY_DELAYS", "none"),
-                ("WORKER_JOB_MAX_ATTEMPTS", "1"),
-            ],
-            ..Case::new(&["A fox [fault:slow=60000]"], low, &["timeout"])
-        },
+        Case { settings: late, ..Case::new(&["A fox [fault:slow=60000]"], low, &["timeout"]) },
         Case::new(&["一隻狐狸"], low, &["translation_unavailable"]),
         Case::new(&["A fox [fault:status=422]"], low, &["rejected_request"]),
         Case::new(&["A fox"], "attempts_exhausted", &["storage"]),
-        Case {
-            config: json!({"max_concurrent": 1}),
-            ..Case::new(&["Gore", "A fox"], low, &["content_policy", "not_attempted"])
-        },
-    ];
-    for case in cases {
+        Case { config: one_by_one, ..Case::new(&["Gore", "A fox"], low, &["content_policy", "not_attempted"]) },
+    ]
+}
+
+fn of_jobs() -> Vec<Case> {
+    let none = &["not_attempted"];
+    vec![
+        Case::new(&["A fox [fault:status=401]"], "unauthorized", none),
+        Case::new(&["A fox [fault:status=402]"], "insufficient_credits", none),
+        Case::new(&["A fox [fault:status=404]"], "unknown_engine", none),
+        Case { config: json!({"max_cost_usd": 0.01}), ..Case::new(&["A fox"], "budget_exceeded", none) },
+        Case { settings: &[("WORKER_DAILY_BUDGET_USD", "0")], ..Case::new(&["A fox"], "budget_exceeded", none) },
+    ]
+}
+
+#[tokio::test]
+async fn every_code_of_an_image_is_produced() -> Result<()> {
+    for case in of_images() {
         case.check().await?;
     }
     Ok(())
@@ -73,16 +81,19 @@ async fn every_code_of_an_image_is_produced() -> Result<()> {
 
 #[tokio::test]
 async fn every_code_of_a_job_is_produced() -> Result<()> {
-    let none = &["not_attempted"];
-    let cases = [
-        Case::new(&["A fox [fault:status=401]"], "unauthorized", none),
-        Case::new(&["A fox [fault:status=402]"], "insufficient_credits", none),
-        Case::new(&["A fox [fault:status=404]"], "unknown_engine", none),
-        Case { config: json!({"max_cost_usd": 0.01}), ..Case::new(&["A fox"], "budget_exceeded", none) },
-        Case { settings: &[("WORKER_DAILY_BUDGET_USD", "0")], ..Case::new(&["A fox"], "budget_exceeded", none) },
-    ];
-    for case in cases {
+    for case in of_jobs() {
         case.check().await?;
     }
     Ok(())
+}
+
+#[test]
+fn no_code_is_left_out() {
+    let cases = || of_images().into_iter().chain(of_jobs());
+    let images: HashSet<&str> = cases().flat_map(|case| case.images.iter().copied()).collect();
+    assert_eq!(images, ImageFailureCode::ALL.iter().map(|code| code.as_str()).collect());
+    let mut jobs: HashSet<&str> = cases().map(|case| case.job).collect();
+    // Produced where commands come from outside: see the tests of messages.
+    jobs.insert("invalid_request");
+    assert_eq!(jobs, JobFailureCode::ALL.iter().map(|code| code.as_str()).collect());
 }

@@ -141,3 +141,6 @@ fn sqlite_file(url: &str) -> Option<&Path> {
     let path = rest.split('?').next().unwrap_or(rest);
     (!path.is_empty() && path != ":memory:").then(|| Path::new(path))
 }
+
+#[cfg(test)]
+mod tests;

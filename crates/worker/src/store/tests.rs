@@ -1,0 +1,67 @@
+//! What an older version has written.
+
+use domain::command::{Command, JobConfig};
+use domain::outcome::ImageState;
+use domain::style::Style;
+use sea_orm::ConnectionTrait;
+
+use super::*;
+
+/// Rows as version 0.1 with its first migration wrote them: one image finished, one not.
+#[tokio::test]
+async fn a_job_that_an_older_version_began_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}/old.db?mode=rwc", folder.path().display());
+    let store = Store::connect(&SecretString::from(url)).await.expect("a database");
+    Migrator::up(&store.db, Some(1)).await.expect("the first migration");
+    let command = Command {
+        job_id: uuid::Uuid::from_u128(7),
+        project_id: 42,
+        image_descriptions: vec!["A fox".into(), "A bear".into()],
+        config: JobConfig { steps: Some(30), ..JobConfig::default() },
+    };
+    let body = serde_json::to_string(&command).expect("JSON");
+    let digest = domain::digest::sha256(&body);
+    let id = |number: u128| format!("X'{}'", uuid::Uuid::from_u128(number).simple());
+    let now = "2026-11-24 10:00:00+00:00";
+    let metadata =
+        r#"{"description":"A fox","index":1,"prompt":"A fox, 4k","seed":7,"origin":"generated","uri":"file:///a.png"}"#;
+    let rows = [
+        format!(
+            "INSERT INTO jobs (id, project_id, status, digest, command, total, attempts, cost_usd, created_at, updated_at) \
+             VALUES ({}, 42, 'running', '{digest}', '{body}', 2, 1, 0.02, '{now}', '{now}')",
+            id(7)
+        ),
+        format!(
+            r#"INSERT INTO assets (id, project_id, job_id, "index", type, status, file_path, metadata, format, width, height, size_bytes, sha256, requests, charged, created_at, updated_at)
+             VALUES ({}, 42, {}, 1, 'image', 'completed', 'a.png', '{metadata}', 'png', 1920, 1080, 3, 'abc', 1, 1, '{now}', '{now}')"#,
+            id(1),
+            id(7)
+        ),
+        format!(
+            r#"INSERT INTO assets (id, project_id, job_id, "index", type, status, metadata, error_code, error_message, requests, charged, created_at, updated_at)
+             VALUES ({}, 42, {}, 2, 'image', 'failed', '{{"description":"A bear","index":2}}', 'timeout', 'late', 4, 4, '{now}', '{now}')"#,
+            id(2),
+            id(7)
+        ),
+    ];
+    for row in rows {
+        store.db.execute_unprepared(&row).await.expect("a row");
+    }
+    assert!(store.migrate().await.expect("the other migrations") > 0);
+
+    let usual_style = Style { steps: Some(40), ..Style::default() };
+    let terms = ClaimTerms { lease: Duration::from_secs(12), usual_style: &usual_style };
+    let Claim::Run(claimed) = store.claim(&command, None, terms).await.expect("an answer") else {
+        panic!("it is there to be worked on")
+    };
+    assert_eq!((claimed.first, claimed.attempts, claimed.lease.token), (false, 1, 1));
+    assert_eq!(claimed.style.steps, Some(30), "what its command says");
+    let ImageState::Completed(asset) = &claimed.images[0].state else { panic!("it is finished") };
+    assert_eq!((asset.recipe.prompt.as_str(), asset.seed), ("A fox, 4k", 7));
+    let ImageState::Failed(failure) = &claimed.images[1].state else { panic!("it failed") };
+    assert!(failure.may_pass, "a time-out may pass");
+    assert_eq!((claimed.images[1].requests, claimed.images[1].charged), (4, 4));
+    // Somebody else finds it held.
+    assert!(matches!(store.claim(&command, None, terms).await.expect("an answer"), Claim::Held));
+}
