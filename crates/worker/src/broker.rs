@@ -1,6 +1,7 @@
 //! RabbitMQ: connection, topology, publishing. The only module that names `lapin`.
 
 mod consumer;
+mod dead_letters;
 mod delivery;
 mod publisher;
 mod topology;
@@ -13,6 +14,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use consumer::{Commands, Lost};
+pub use dead_letters::{DeadLetter, DeadLetters};
 pub use delivery::{Incoming, Settlement, Unsettled};
 pub use publisher::Publisher;
 pub use topology::{QueueState, Topology};
@@ -98,6 +100,17 @@ impl Broker {
     /// [`BrokerError`].
     pub async fn commands(&self, prefetch: u16) -> Result<Commands, BrokerError> {
         Commands::consume(self.channel().await?, prefetch).await
+    }
+
+    /// Takes hold of the dead letters.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn dead_letters(&self) -> Result<DeadLetters, BrokerError> {
+        // A channel that is dropped with the letters, so that they are on their queue again at once.
+        let channel = answered("open a channel", self.connection.create_channel()).await?;
+        DeadLetters::hold(channel, self.publisher().await?).await
     }
 
     /// Starts to watch the events of every job.

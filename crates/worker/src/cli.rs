@@ -1,5 +1,6 @@
 //! The command line: what can be asked of the program, and what it exits with.
 
+mod dead_letters;
 mod doctor;
 mod exit;
 mod generate;
@@ -47,6 +48,8 @@ enum Asked {
     Generate(generate::Options),
     /// Show what the database knows of jobs
     Jobs(jobs::Options),
+    /// Look at commands that nobody could deal with, put them back, or throw them away
+    DeadLetters(dead_letters::Options),
     /// Keep, show or forget how a project's images look
     Style(style::Options),
     /// Show how a picture was made
@@ -65,6 +68,7 @@ impl Asked {
             Self::Submit(_)
             | Self::Generate(_)
             | Self::Jobs(_)
+            | Self::DeadLetters(_)
             | Self::Style(_)
             | Self::Inspect(_)
             | Self::Migrate(_)
@@ -119,6 +123,7 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         Asked::Submit(options) => submit::submit(&options, &settings, screen).await,
         Asked::Generate(options) => generate::generate(&options, &settings, screen).await,
         Asked::Jobs(options) => jobs::jobs(&options, &settings, screen).await,
+        Asked::DeadLetters(options) => dead_letters::dead_letters(&options, &settings, screen).await,
         Asked::Style(options) => style::style(&options, &settings, screen).await,
         Asked::Migrate(options) => migrate::migrate(&options, &settings, screen).await,
         Asked::Inspect(_) | Asked::Doctor(_) => Ok(()),

@@ -65,13 +65,25 @@ impl Intake {
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
     pub async fn handle(self, incoming: Incoming, stop: CancellationToken) -> Settlement {
-        match Command::parse(&incoming.body, &self.rules) {
+        match self.parsed(&incoming) {
             Ok(command) => {
                 let span = info_span!("job", job.id = %command.job_id, project.id = command.project_id);
                 self.settled(&incoming, self.run(&incoming, &command, &stop)).instrument(span).await
             }
             Err(invalid) => self.settled(&incoming, self.refuse(&incoming, invalid)).await,
         }
+    }
+
+    /// The command, where its message says of its body what it is.
+    fn parsed(&self, incoming: &Incoming) -> Result<Command, InvalidCommand> {
+        let parsed = Command::parse(&incoming.body, &self.rules);
+        let Some(wrong) = incoming.wrong_encoding() else { return parsed };
+        let (mut violations, key) = match parsed {
+            Ok(command) => (Vec::new(), Some(command.key())),
+            Err(InvalidCommand { violations, key }) => (violations, key),
+        };
+        violations.insert(0, wrong);
+        Err(InvalidCommand { violations, key })
     }
 
     /// What the broker is to hear, also where our own infrastructure failed.

@@ -23,6 +23,23 @@ impl Incoming {
         self.redelivered
     }
 
+    /// What its properties say of the body that makes it unreadable, in a sentence.
+    pub fn wrong_encoding(&self) -> Option<String> {
+        let is = |value: &str, allowed: &[&str]| allowed.iter().any(|one| value.eq_ignore_ascii_case(one));
+        let content_type = self.properties.content_type().as_ref().map(ToString::to_string).unwrap_or_default();
+        let kind = content_type.split(';').next().unwrap_or_default().trim();
+        if !is(kind, &["", "application/json", "text/json"]) && !kind.ends_with("+json") {
+            let shown: String = kind.chars().take(60).collect();
+            return Some(format!("content_type: {shown:?} is not allowed; application/json"));
+        }
+        let encoding = self.properties.content_encoding().as_ref().map(ToString::to_string).unwrap_or_default();
+        if !is(encoding.trim(), &["", "identity", "utf-8", "utf8"]) {
+            let shown: String = encoding.chars().take(60).collect();
+            return Some(format!("content_encoding: {shown:?} is not allowed; none, the body is UTF-8"));
+        }
+        None
+    }
+
     /// The trace the producer sent along, where it is well formed.
     pub fn trace_parent(&self) -> Option<TraceParent> {
         TraceParent::parse(&text_header(&self.properties, "traceparent")?)
@@ -31,13 +48,15 @@ impl Incoming {
 
 /// Why a dead letter lies where it lies.
 pub(super) const REASON_HEADER: &str = "x-rejected-reason";
+/// Since when it lies there.
+pub(super) const REJECTED_AT_HEADER: &str = "x-rejected-at";
 
 /// The reason of a dead letter, where it has one.
 pub(super) fn reason(properties: &BasicProperties) -> Option<String> {
     text_header(properties, REASON_HEADER)
 }
 
-fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
+pub(super) fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
     match properties.headers().as_ref()?.inner().get(name)? {
         AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
         AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),

@@ -13,7 +13,8 @@ use lapin::{BasicProperties, Channel, Confirmation};
 
 use tokio::sync::Mutex;
 
-use super::delivery::{Incoming, REASON_HEADER};
+use super::dead_letters::now;
+use super::delivery::{Incoming, REASON_HEADER, REJECTED_AT_HEADER};
 use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
 use super::{BrokerError, answered};
 use crate::event_sink::{EventSink, PublishError, Routed};
@@ -65,6 +66,15 @@ impl Publisher {
             headers.insert("traceparent".into(), AMQPValue::LongString(trace.as_str().into()));
         }
         let properties = BasicProperties::default().with_content_type("application/json".into()).with_headers(headers);
+        self.submit_with(body, properties).await
+    }
+
+    /// The same with these properties.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where it is not known to be there.
+    pub(super) async fn submit_with(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
         routed(self.publish(COMMANDS, GENERATE_KEY, body, properties).await?)
     }
 
@@ -84,8 +94,7 @@ impl Publisher {
     ///
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
     pub async fn hand_back(&self, incoming: &Incoming) -> Result<(), BrokerError> {
-        let properties = carried(&incoming.properties);
-        routed(self.publish(COMMANDS, GENERATE_KEY, &incoming.body, properties).await?)
+        self.submit_with(&incoming.body, carried(&incoming.properties)).await
     }
 
     /// Gives a command to the dead letters with a reason.
@@ -98,6 +107,7 @@ impl Publisher {
         let mut headers = carried.headers().clone().unwrap_or_default();
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
+        headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now().into()));
         let properties = carried.with_headers(headers);
         routed(self.publish(DEAD_LETTER, GENERATE_KEY, &incoming.body, properties).await?)
     }
@@ -127,7 +137,7 @@ async fn confirmed(
 
 /// What of a producer's properties goes along when its command is moved to another queue. Not its `expiration`, which would let it
 /// vanish there; not its `user_id`, which the broker lets nobody else use; not the headers by which it asked for copies.
-fn carried(properties: &BasicProperties) -> BasicProperties {
+pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
     let mut carried = BasicProperties::default();
     if let Some(content_type) = properties.content_type() {
         carried = carried.with_content_type(content_type.clone());

@@ -15,7 +15,7 @@ pub(super) const GENERATE_KEY: &str = "generate";
 pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 pub(super) const EVENTS: &str = "assets.events";
 pub(super) const DEAD_LETTER: &str = "assets.dead-letter";
-const DEAD_QUEUE: &str = "assets.generate.dead";
+pub(super) const DEAD_QUEUE: &str = "assets.generate.dead";
 /// After so many deliveries that were not settled the broker itself gives a command to the dead letters: one that ends the process each time it
 /// is read. What is read and comes a second time is published anew, so that a lost connection does not add up.
 const DELIVERY_LIMIT: i32 = 2;
@@ -40,7 +40,8 @@ impl Topology {
         exchange(channel, COMMANDS, ExchangeKind::Direct).await?;
         exchange(channel, EVENTS, ExchangeKind::Topic).await?;
         exchange(channel, DEAD_LETTER, ExchangeKind::Fanout).await?;
-        queue(channel, DEAD_QUEUE, &[]).await?;
+        // Looking at a dead letter counts as a delivery, and brokers have a small limit of their own, after which it would vanish.
+        queue(channel, DEAD_QUEUE, &[("x-delivery-limit", AMQPValue::LongInt(i32::MAX))]).await?;
         bind(channel, DEAD_QUEUE, DEAD_LETTER, "").await?;
         let mut arguments = dead_lettering_to(DEAD_LETTER);
         arguments.push(("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)));

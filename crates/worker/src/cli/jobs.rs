@@ -7,6 +7,8 @@ use uuid::Uuid;
 use super::exit::Failure;
 use super::screen::Screen;
 use super::tables;
+use crate::broker::{Broker, Topology};
+use crate::event_sink::{EventSink, Routed};
 use crate::settings::Settings;
 use crate::store::Store;
 
@@ -39,6 +41,15 @@ enum Asked {
         #[arg(long)]
         json: bool,
     },
+    /// Send the terminal events of jobs again, such as those that no queue was bound for
+    Republish {
+        /// Ids of jobs
+        #[arg(value_name = "UUID", required_unless_present = "all")]
+        job_ids: Vec<Uuid>,
+        /// Every job whose terminal event no queue has taken
+        #[arg(long, conflicts_with = "job_ids")]
+        all: bool,
+    },
 }
 
 pub(super) async fn jobs(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
@@ -59,6 +70,44 @@ pub(super) async fn jobs(options: &Options, settings: &Settings, screen: &Screen
             let job = job.ok_or_else(|| Failure::Usage(format!("{job_id} is no job of this database")))?;
             screen.print(&if *json { as_json(&job) } else { tables::job(&job) });
         }
+        Asked::Republish { job_ids, all } => republish(&store, job_ids, *all, settings, screen).await?,
+    }
+    Ok(())
+}
+
+async fn republish(
+    store: &Store,
+    job_ids: &[Uuid],
+    all: bool,
+    settings: &Settings,
+    screen: &Screen,
+) -> Result<(), Failure> {
+    let events = if all {
+        store.unpublished_events().await?
+    } else {
+        let mut events = Vec::new();
+        for id in job_ids {
+            let event = store.terminal_event(*id).await?;
+            let event =
+                event.ok_or_else(|| Failure::Usage(format!("{id} is no job of this database that has ended")))?;
+            events.push((*id, event));
+        }
+        events
+    };
+    let broker = Broker::connect(&settings.amqp_url, &Topology::new(&settings.jobs)).await?;
+    let publisher = broker.publisher().await?;
+    let mut nobody = 0;
+    for (id, event) in &events {
+        let routed = EventSink::publish(&publisher, event).await;
+        match routed.map_err(|error| Failure::unreachable(error.to_string()))? {
+            Routed::Taken => store.mark_published(*id).await?,
+            Routed::Nobody => nobody += 1,
+        }
+    }
+    broker.close().await;
+    screen.print(&format!("sent: {}", events.len() - nobody));
+    if nobody > 0 {
+        return Err(Failure::Job(format!("no queue is bound for {nobody} of {} events", events.len())));
     }
     Ok(())
 }

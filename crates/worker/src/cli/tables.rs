@@ -159,6 +159,15 @@ pub(super) fn lines(pairs: &[(&str, String)]) -> String {
     pairs.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:<16}{value}\n"))
 }
 
+/// `dead-letters list`.
+pub(super) fn dead_letters(rows: impl Iterator<Item = [String; 4]>) -> String {
+    let mut table = table(&["id", "rejected (UTC)", "job", "reason"]);
+    for [id, rejected_at, job, reason] in rows {
+        table.add_row([id, rejected_at.chars().take(19).collect(), job, shortened(&reason, 120)]);
+    }
+    table.to_string()
+}
+
 /// `jobs list`.
 pub(super) fn job_list(jobs: &[JobReport]) -> String {
     let mut table = table(&["job", "project", "status", "images", "retries", "cost USD", "created (UTC)"]);

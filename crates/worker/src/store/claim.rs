@@ -259,7 +259,7 @@ fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
 }
 
 /// The terminal event of a job that has ended.
-fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
+pub(super) fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
     let trace_parent = row.trace_parent.as_deref().and_then(TraceParent::parse);
     let event = Event::stored(kind, event_id(row.id, kind, None), trace_parent, row.terminal_event.clone()?);

@@ -4,10 +4,11 @@ use domain::event::{Event, JobError};
 use domain::outcome::ImageState;
 use domain::state::job as step;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::claim::terminal_event;
 use super::image::failed;
 use super::lease::{held, may};
 use super::{Doing, Lease, Store, StoreError, job};
@@ -60,6 +61,32 @@ impl Store {
             }
         }
         transaction.commit().doing(doing).await
+    }
+
+    /// The terminal event of a job that has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn terminal_event(&self, job_id: Uuid) -> Result<Option<Event>, StoreError> {
+        let row = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a terminal event").await?;
+        Ok(row.and_then(|row| terminal_event(&row)).map(|terminal| terminal.event))
+    }
+
+    /// Terminal events that no queue has taken, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn unpublished_events(&self) -> Result<Vec<(Uuid, Event)>, StoreError> {
+        let rows = job::Entity::find()
+            .filter(job::Column::TerminalEvent.is_not_null())
+            .filter(job::Column::PublishedAt.is_null())
+            .order_by_asc(job::Column::FinishedAt)
+            .all(&self.db)
+            .doing("look for terminal events")
+            .await?;
+        Ok(rows.iter().filter_map(|row| Some((row.id, terminal_event(row)?.event))).collect())
     }
 
     /// Notes that a queue has taken the job's terminal event.
