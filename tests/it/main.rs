@@ -10,5 +10,6 @@ mod messages;
 mod money;
 mod pictures;
 mod process;
+mod recovery;
 mod spending_less;
 mod style;

@@ -103,7 +103,11 @@ impl Producer {
 
     /// Publishes any bytes as a command, with these properties and those that every command has.
     pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
-        let properties = properties.with_content_type("application/json".into()).with_delivery_mode(2);
+        self.publish_raw(body, properties.with_content_type("application/json".into()).with_delivery_mode(2)).await
+    }
+
+    /// Publishes any bytes as a command, with these properties and no others.
+    pub async fn publish_raw(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirmation = self
             .channel

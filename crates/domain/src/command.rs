@@ -10,6 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::fields::{self, Fields, first_ones};
+use crate::strict_json;
 use crate::style::Style;
 
 /// The largest body that is read, in bytes (4 MiB).
@@ -167,7 +168,7 @@ impl Command {
                 body.len()
             )));
         }
-        let value: Value = serde_json::from_slice(body)
+        let value = strict_json::parse(body)
             .map_err(|error| InvalidCommand::unreadable(format!("body: not JSON in UTF-8 ({error})")))?;
         let Value::Object(object) = value else {
             return Err(InvalidCommand::unreadable(format!(

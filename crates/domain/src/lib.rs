@@ -23,3 +23,4 @@ pub mod style;
 pub mod trace;
 
 mod fields;
+mod strict_json;

@@ -108,9 +108,7 @@ impl Broker {
     ///
     /// [`BrokerError`].
     pub async fn dead_letters(&self) -> Result<DeadLetters, BrokerError> {
-        // A channel that is dropped with the letters, so that they are on their queue again at once.
-        let channel = answered("open a channel", self.connection.create_channel()).await?;
-        DeadLetters::hold(channel, self.publisher().await?).await
+        DeadLetters::hold(self.channel().await?, self.publisher().await?).await
     }
 
     /// Starts to watch the events of every job.

@@ -15,12 +15,16 @@ fn printed(arguments: &[&str]) -> String {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "submit", "generate", "jobs", "style", "inspect", "migrate", "doctor"] {
+    for command in ["run", "submit", "generate", "jobs", "dead-letters", "style", "inspect", "migrate", "doctor"] {
         insta::assert_snapshot!(command, printed(&[command, "--help"]));
     }
     insta::assert_snapshot!("asset-worker", printed(&["--help"]));
     insta::assert_snapshot!("jobs_list", printed(&["jobs", "list", "--help"]));
     insta::assert_snapshot!("jobs_show", printed(&["jobs", "show", "--help"]));
+    insta::assert_snapshot!("jobs_republish", printed(&["jobs", "republish", "--help"]));
+    for asked in ["list", "show", "replay", "discard"] {
+        insta::assert_snapshot!(format!("dead_letters_{asked}"), printed(&["dead-letters", asked, "--help"]));
+    }
     for asked in ["set", "show", "clear"] {
         insta::assert_snapshot!(format!("style_{asked}"), printed(&["style", asked, "--help"]));
     }

@@ -1,9 +1,12 @@
 //! The dead letters: looked at, put back on their way, or thrown away.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use domain::digest;
 use lapin::Channel;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -17,14 +20,16 @@ use super::{BrokerError, answered};
 
 /// How many hex digits of its digest name a dead letter.
 const ID_DIGITS: usize = 12;
+/// How often, and how often in a second, it is looked whether letters that were let go are there again.
+const LOOKS: u32 = 40;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 /// Headers of a replay: why and when it had been rejected is kept under these names.
 const REPLAYED_REASON_HEADER: &str = "x-replayed-reason";
 const REPLAYED_AT_HEADER: &str = "x-replayed-at";
 
 /// Dead letters that are held from everybody else until this is dropped; what was neither replayed nor discarded is on its queue again then.
 pub struct DeadLetters {
-    /// Held while letters are.
-    _channel: Channel,
+    channel: Channel,
     publisher: Publisher,
     letters: Vec<DeadLetter>,
 }
@@ -42,6 +47,8 @@ pub struct DeadLetter {
     /// As it came.
     pub body: Vec<u8>,
     message: BasicGetMessage,
+    /// Replayed or discarded.
+    gone: AtomicBool,
 }
 
 impl DeadLetters {
@@ -52,7 +59,24 @@ impl DeadLetters {
             let got = channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default());
             match answered("give a dead letter", got).await? {
                 Some(message) => letters.push(DeadLetter::new(message)),
-                None => return Ok(Self { _channel: channel, publisher, letters }),
+                None => return Ok(Self { channel, publisher, letters }),
+            }
+        }
+    }
+
+    /// Lets go of what is left, and waits until others can see it, so that the next look finds it. Where that fails, the end of the connection lets
+    /// go of it.
+    pub async fn release(self) {
+        let requeue = BasicNackOptions { multiple: true, requeue: true };
+        let held = self.letters.iter().filter(|letter| !letter.gone.load(Ordering::Relaxed)).count();
+        if held == 0 || self.channel.basic_nack(0, requeue).await.is_err() {
+            return;
+        }
+        for _ in 0..LOOKS {
+            let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+            match self.channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default()).await {
+                Ok(queue) if (queue.message_count() as usize) < held => tokio::time::sleep(BETWEEN_LOOKS).await,
+                Ok(_) | Err(_) => return,
             }
         }
     }
@@ -109,7 +133,7 @@ impl DeadLetter {
         let id = digest::sha256(said)[..ID_DIGITS].to_owned();
         let job_id = serde_json::from_slice::<Value>(&body).ok();
         let job_id = job_id.and_then(|body| Uuid::try_parse(body["job_id"].as_str()?).ok());
-        Self { id, job_id, reason, rejected_at, body, message }
+        Self { id, job_id, reason, rejected_at, body, message, gone: AtomicBool::new(false) }
     }
 
     /// Every header, as text.
@@ -119,7 +143,9 @@ impl DeadLetter {
     }
 
     async fn remove(&self) -> Result<(), BrokerError> {
-        answered("let a dead letter go", self.message.delivery.ack(BasicAckOptions::default())).await.map(drop)
+        answered("let a dead letter go", self.message.delivery.ack(BasicAckOptions::default())).await?;
+        self.gone.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

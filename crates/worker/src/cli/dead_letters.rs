@@ -53,7 +53,7 @@ struct Choice {
     /// Those of this job
     #[arg(long, value_name = "UUID")]
     job: Option<Uuid>,
-    /// Those whose reason begins so, such as invalid_request
+    /// Those whose reason begins so, such as "invalid"
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -115,7 +115,7 @@ pub(super) async fn dead_letters(options: &Options, settings: &Settings, screen:
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(&settings.jobs)).await?;
     let held = broker.dead_letters().await?;
     let outcome = dealt_with(options, &held, screen).await;
-    drop(held);
+    held.release().await;
     broker.close().await;
     outcome
 }

@@ -1,0 +1,202 @@
+//! What people do about commands and events that did not arrive; and jobs that take turns.
+
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use integration_tests::{LIMIT, Producer, World, assert_files, command};
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+use testbed::wait::until;
+
+#[track_caller]
+fn said(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+async fn listed(world: &World, more: &[&str]) -> Result<Vec<Value>> {
+    let output = world.run(&[&["dead-letters", "list", "--json"], more].concat()).await?;
+    serde_json::from_slice(&output.stdout).with_context(|| said(&output, 0))
+}
+
+/// Waits until so many dead letters lie there.
+async fn dead(producer: &Producer, count: u32) -> Result<()> {
+    let there = async || (producer.ready("assets.generate.dead").await.ok()? == count).then_some(());
+    until(&format!("{count} dead letters"), LIMIT, there).await
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_shown_replayed_and_discarded() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let first = command(7, &["A fox"], &json!({"max_concurrent": 1}));
+    let mut events = producer.events().await?;
+    producer.publish(&first).await?;
+    events.until("completed").await?;
+    // Three dead letters: no JSON, a bad command, and another command of a known job.
+    producer.publish_bytes(b"no JSON", None).await?;
+    let bad = command(7, &["A fox"], &json!({"steps": 5}));
+    producer
+        .publish_bytes(bad.to_string().as_bytes(), Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+        .await?;
+    let mut conflict = first.clone();
+    conflict["image_descriptions"] = json!(["A bear"]);
+    producer.publish(&conflict).await?;
+    dead(&producer, 3).await?;
+    drop(worker);
+
+    let all = listed(&world, &[]).await?;
+    let reasons: Vec<_> = all.iter().map(|letter| letter["reason"].as_str().unwrap_or_default().to_owned()).collect();
+    assert!(
+        reasons[0].starts_with("invalid_request: body: not JSON") && reasons[2] == "job_id_conflict",
+        "{reasons:?}"
+    );
+    assert!(all.iter().all(|letter| letter["rejected_at"].as_str().is_some_and(|at| at.ends_with('Z'))), "{all:?}");
+    assert_eq!((&all[0]["job_id"], &all[1]["job_id"]), (&json!(null), &bad["job_id"]));
+    assert_eq!(listed(&world, &["--reason", "job_id_conflict"]).await?.len(), 1);
+    assert_eq!(listed(&world, &["--job", bad["job_id"].as_str().context("an id")?]).await?.len(), 1);
+    // Looking changes nothing, however often.
+    for _ in 0..3 {
+        assert_eq!(listed(&world, &[]).await?, all);
+    }
+    let id = all[1]["id"].as_str().context("an id")?;
+    let shown = said(&world.run(&["dead-letters", "show", id]).await?, 0);
+    assert!(shown.contains("config.steps: 5 is not allowed") && shown.contains("traceparent"), "{shown}");
+    assert!(said(&world.run(&["dead-letters", "list"]).await?, 0).contains("job_id_conflict"));
+
+    // What does not fit is refused, and nothing is done without saying to which.
+    said(&world.run(&["dead-letters", "replay"]).await?, 64);
+    said(&world.run(&["dead-letters", "discard", "--id", "none"]).await?, 64);
+    assert_eq!(said(&world.run(&["dead-letters", "discard", "--reason", "job_id"]).await?, 0).trim(), "discarded: 1");
+    assert_eq!(said(&world.run(&["dead-letters", "replay", "--id", id]).await?, 0).trim(), "replayed: 1");
+    assert_eq!(listed(&world, &[]).await?.len(), 1);
+    // It is rejected again, with the headers it came with, and with why and when it was replayed.
+    let _worker = world.worker().await?;
+    dead(&producer, 2).await?;
+    let again = listed(&world, &["--job", bad["job_id"].as_str().context("an id")?]).await?;
+    let id = again[0]["id"].as_str().context("an id")?;
+    let shown: Value = serde_json::from_slice(&world.run(&["dead-letters", "show", id, "--json"]).await?.stdout)?;
+    let header = |name: &str| {
+        let headers = shown["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        headers.iter().find(|pair| pair[0] == name).map(|pair| pair[1].to_string()).unwrap_or_default()
+    };
+    assert!(header("traceparent").contains("4bf92f3577b34da6a3ce929d0e0e4736"), "{shown}");
+    assert!(header("x-replayed-reason").contains("steps: 5") && header("x-replayed-at").contains('T'), "{shown}");
+    assert_eq!(shown["body"], bad);
+    assert_eq!(said(&world.run(&["dead-letters", "discard", "--all"]).await?, 0).trim(), "discarded: 2");
+    assert!(said(&world.run(&["dead-letters", "list"]).await?, 0).contains("no dead letters"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_says_its_body_is_something_else_is_refused_by_name() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let order = command(7, &["A fox"], &json!({}));
+    let plain = BasicProperties::default().with_delivery_mode(2);
+    let xml = plain.clone().with_content_type("application/xml".into());
+    producer.publish_raw(order.to_string().as_bytes(), xml).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "invalid_request");
+    assert_eq!(data["error"]["message"], "content_type: \"application/xml\" is not allowed; application/json");
+    producer.dead_letter().await?;
+    let zipped = plain.clone().with_content_type("application/json".into()).with_content_encoding("gzip".into());
+    producer.publish_raw(b"\x1f\x8b\x08", zipped).await?;
+    let reason = producer.dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
+    assert!(reason.starts_with("invalid_request: content_encoding: \"gzip\" is not allowed; none"), "{reason}");
+    // A key that stands there twice could be read in two ways.
+    producer.publish_bytes(br#"{"job_id": "a", "job_id": "b"}"#, None).await?;
+    let reason = producer.dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
+    assert!(reason.contains("the key \"job_id\" stands there twice"), "{reason}");
+    // A charset is no other type, and none at all is taken for JSON.
+    for content_type in [Some("application/json; charset=utf-8"), None] {
+        let properties = content_type.map_or(plain.clone(), |kind| plain.clone().with_content_type(kind.into()));
+        producer.publish_raw(command(7, &["A fox"], &json!({})).to_string().as_bytes(), properties).await?;
+        events.data_of("completed").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminal_event_that_nobody_was_bound_for_is_sent_again_on_request() -> Result<()> {
+    let world = World::new().await?;
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let order = command(7, &["A fox"], &json!({}));
+    producer.publish(&order).await?;
+    worker.has_logged("no queue is bound for the job's terminal event").await?;
+    let job_id = order["job_id"].as_str().context("an id")?;
+    assert!(said(&world.run(&["jobs", "republish", job_id]).await?, 1).contains("no queue is bound for 1 of 1 events"));
+    let mut events = producer.events().await?;
+    assert_eq!(said(&world.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 1");
+    let event = events.until("completed").await?.remove(0);
+    let rows = world.rows("SELECT terminal_event FROM jobs").await?;
+    assert_eq!(rows[0]["terminal_event"].as_str().map(str::as_bytes), Some(&event.body[..]));
+    // It is known to be there now, and is sent again only where somebody asks for that very job.
+    assert_eq!(said(&world.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 0");
+    assert_eq!(said(&world.run(&["jobs", "republish", job_id]).await?, 0).trim(), "sent: 1");
+    assert_eq!(events.until("completed").await?[0].body, event.body);
+    said(&world.run(&["jobs", "republish", "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10"]).await?, 64);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_long_job_lets_those_that_wait_go_first_and_costs_nothing_more() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("WORKER_JOB_SLICE", "1s");
+    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    world.sandbox.set_sketch(true);
+    world.sandbox.set_latency(Duration::from_millis(700));
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let one_by_one = json!({"max_concurrent": 1});
+    let long = command(1, &["A", "B", "C", "D", "E", "F"], &one_by_one);
+    let short = command(2, &["A fox"], &one_by_one);
+    producer.publish(&long).await?;
+    producer.publish(&short).await?;
+    let mut ended = Vec::new();
+    let mut started = 0;
+    while ended.len() < 2 {
+        let event = events.next().await?;
+        match event.kind().as_str() {
+            "assets.generation.started" => started += 1,
+            "assets.generation.completed" => ended.push(event.json()["data"].clone()),
+            _ => {}
+        }
+    }
+    assert_eq!(started, 2, "a job starts once, however many slices it has");
+    assert_eq!(
+        (&ended[0]["project_id"], &ended[1]["project_id"]),
+        (&json!(2), &json!(1)),
+        "the short one went between"
+    );
+    assert_files(&world, &ended[1], &[1, 2, 3, 4, 5, 6])?;
+    assert_eq!(world.sandbox.ledger().requests, 7);
+    assert!(worker.log().contains("the job has had its slice"), "{}", worker.log());
+    let rows = world.rows("SELECT attempts FROM jobs").await?;
+    assert!(rows.iter().all(|row| row["attempts"] == 0), "a slice with progress is no try: {rows:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn slices_without_progress_count_as_tries_so_that_nothing_circles_for_ever() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("WORKER_JOB_SLICE", "1s");
+    // Every slice is over while the image waits for its retry.
+    world.set("STABILITY_RETRY_DELAYS", "4m");
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox [fault:status=503]"], &json!({}))).await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "attempts_exhausted");
+    assert_eq!(world.sandbox.ledger().requests, 3);
+    Ok(())
+}
