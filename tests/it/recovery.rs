@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration_tests::{LIMIT, Producer, World, assert_files, command};
+use integration_tests::{Database, LIMIT, Producer, World, assert_files, command};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use testbed::wait::until;
@@ -198,5 +198,31 @@ async fn slices_without_progress_count_as_tries_so_that_nothing_circles_for_ever
     let data = events.data_of("failed").await?;
     assert_eq!(data["error"]["code"], "attempts_exhausted");
     assert_eq!(world.sandbox.ledger().requests, 3);
+    Ok(())
+}
+
+/// The picture in flight when the database goes away is kept until it is back, and no other is paid for meanwhile.
+#[tokio::test]
+async fn a_database_that_is_away_costs_no_image_and_no_event() -> Result<()> {
+    let mut world = World::with(Database::Postgres).await?;
+    let database = world.database_proxy().await?;
+    world.sandbox.set_sketch(true);
+    world.sandbox.set_latency(Duration::from_millis(1_000));
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}))).await?;
+    let second = async || (world.sandbox.ledger().requests == 2).then_some(());
+    until("the second request", LIMIT, second).await?;
+    database.close();
+    worker.has_logged("waiting for the database").await?;
+    assert_eq!(world.sandbox.ledger().requests, 2, "without a database nothing is paid for");
+    let unready = async || worker.probe("readyz").await.ok().filter(|(status, _)| *status == 503);
+    until("/readyz to say so", LIMIT, unready).await?;
+    database.open();
+    let data = events.data_of("completed").await?;
+    assert_files(&world, &data, &[1, 2, 3])?;
+    assert_eq!(world.sandbox.ledger().requests, 3, "no picture was paid for twice");
+    assert!(worker.is_running());
     Ok(())
 }

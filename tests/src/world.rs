@@ -17,7 +17,7 @@ use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{LIMIT, Producer};
+use crate::{LIMIT, Producer, Proxy};
 
 /// Which database a world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,18 @@ impl World {
         self.set("GEMINI_BASE_URL", gemini.base_url());
         self.set("GEMINI_RETRY_DELAYS", "10ms,20ms,30ms");
         Ok(gemini)
+    }
+
+    /// Lets every worker that is started from now on reach its PostgreSQL through a proxy, which is open.
+    pub async fn database_proxy(&mut self) -> Result<Proxy> {
+        let mut url = Url::parse(&self.database_url)?;
+        let upstream = format!("{}:{}", url.host_str().context("a host")?, url.port().unwrap_or(5432));
+        let proxy = Proxy::closed(upstream).await?;
+        proxy.open();
+        url.set_host(Some("127.0.0.1"))?;
+        url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL takes no port"))?;
+        self.set("DATABASE_URL", url.to_string());
+        Ok(proxy)
     }
 
     /// Writes a phrase book, and sets it.
