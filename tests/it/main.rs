@@ -13,3 +13,4 @@ mod process;
 mod recovery;
 mod spending_less;
 mod style;
+mod torture;

@@ -207,7 +207,7 @@ async fn a_database_that_is_away_costs_no_image_and_no_event() -> Result<()> {
     let mut world = World::with(Database::Postgres).await?;
     let database = world.database_proxy().await?;
     world.sandbox.set_sketch(true);
-    world.sandbox.set_latency(Duration::from_millis(1_000));
+    world.sandbox.set_latency(Duration::from_secs(1));
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;

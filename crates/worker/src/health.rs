@@ -83,7 +83,7 @@ impl Health {
         match &*known {
             Some((looked, found)) if looked.elapsed() < STORAGE_INTERVAL => found.clone(),
             _ => {
-                let found = in_time(storage.check("")).await;
+                let found = in_time(storage.check()).await;
                 *known = Some((Instant::now(), found.clone()));
                 found
             }

@@ -286,8 +286,9 @@ impl Run<'_> {
 
     /// Whether files can be stored at this moment: no picture is paid for that could not be kept. Where not, its images have failed so.
     async fn can_store(&self, board: &Board, plans: &Plans) -> Result<bool, JobRunError> {
-        let folder = asset_path::folder(self.command.project_id);
-        let Err(error) = self.workshop.storage.check(&folder).await else { return Ok(true) };
+        // Named after the job, so that what a kill leaves behind goes with its next try.
+        let path = format!("{}/.check-{}", asset_path::folder(self.command.project_id), self.command.job_id);
+        let Err(error) = self.workshop.storage.check_at(&path).await else { return Ok(true) };
         for (index, plan) in plans {
             let (code, message) = (ImageFailureCode::Storage, causes::joined(&error));
             self.fail(board, *index, code, message, code.may_pass(), Some(&plan.recipe)).await?;

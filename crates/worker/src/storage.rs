@@ -78,14 +78,28 @@ impl Storage {
         answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
     }
 
-    /// As [`Storage::put`], tried a few times over some seconds, since what is stored was paid for.
+    /// Stores a file under a path where nothing stands. `false` where something does.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]; then nothing of it is seen.
+    pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await {
+            Ok(_) => Ok(true),
+            Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Storage::put_new`], tried a few times over some seconds, since what is stored was paid for.
     ///
     /// # Errors
     ///
     /// [`StorageError`] of the last time.
-    pub async fn put_patiently(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
+    pub async fn put_new_patiently(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
         let delays = PUT_DELAYS.into_iter();
-        (|| self.put(path, bytes.clone()))
+        (|| self.put_new(path, bytes.clone()))
             .retry(delays)
             .notify(|error, wait| warn!(error = causes::joined(error), ?wait, "a file was not stored, trying again"))
             .await
@@ -137,15 +151,23 @@ impl Storage {
         if copied.is_ok() { Ok(()) } else { self.put(to, bytes).await }
     }
 
-    /// Whether files can be stored in a folder below the root at this moment: stores one, and removes it. The root's folder is "".
+    /// Whether files can be stored below the root at this moment.
     ///
     /// # Errors
     ///
     /// [`StorageError`].
-    pub async fn check(&self, folder: &str) -> Result<(), StorageError> {
-        let path = format!("{folder}/.check-{}", uuid::Uuid::now_v7());
-        self.put(&path, Bytes::from_static(b"check")).await?;
-        answered("remove", &path, self.store.delete(&Key::from(path.as_str()))).await
+    pub async fn check(&self) -> Result<(), StorageError> {
+        self.check_at(&format!(".check-{}", uuid::Uuid::now_v7())).await
+    }
+
+    /// Whether a file can be stored at this path at this moment: stores one, and removes it.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`].
+    pub async fn check_at(&self, path: &str) -> Result<(), StorageError> {
+        self.put(path, Bytes::from_static(b"check")).await?;
+        answered("remove", path, self.store.delete(&Key::from(path))).await
     }
 
     /// Where a renderer opens the file.
@@ -174,7 +196,7 @@ mod tests {
         assert!(storage.exists(path).await.expect("an answer"));
         let file = Url::parse(&storage.uri(path)).expect("a URL").to_file_path().expect("a file");
         assert_eq!(std::fs::read(&file).expect("a file"), b"other");
-        storage.check("").await.expect("it can be written");
+        storage.check().await.expect("it can be written");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
         assert_eq!(left.len(), 1, "only projects/ is left");
     }

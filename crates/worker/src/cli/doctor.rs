@@ -161,7 +161,7 @@ async fn database(settings: &Settings) -> State {
 
 async fn storage(settings: &Settings) -> State {
     let checked = match Storage::open(&settings.storage_root) {
-        Ok(storage) => storage.check("").await.map(|()| storage.root().to_owned()),
+        Ok(storage) => storage.check().await.map(|()| storage.root().to_owned()),
         Err(error) => Err(error),
     };
     match checked {

@@ -212,7 +212,11 @@ impl Run<'_> {
         pause::point("before the file").await;
         let file_path = self.reserve_path(slot, index, format).await?;
         let size_bytes = bytes.len() as u64;
-        self.workshop.storage.put_patiently(&file_path, bytes).await?;
+        if !self.workshop.storage.put_new_patiently(&file_path, bytes.clone()).await? {
+            // Something of a former try. Who has lost the lease meanwhile must not write over what the next holder has stored.
+            self.workshop.patiently(|| self.workshop.store.renew(self.lease, self.workshop.jobs.lease)).await?;
+            self.workshop.storage.put(&file_path, bytes).await?;
+        }
         pause::point("before the row").await;
         let stored = Stored { file_path, format, size_bytes, sha256 };
         Ok(self.asset(slot, index, plan, stored, seed, Origin::Generated))
