@@ -28,6 +28,8 @@ pub struct StorageError {
 /// The bound on any single operation: a file of 10 MiB takes less than a second, or the storage is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// More than this a path's killed writers do not leave behind.
+const MAX_STRAYS: u32 = 100;
 /// The waits before a file that was not stored is stored again.
 const PUT_DELAYS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -151,6 +153,21 @@ impl Storage {
         if copied.is_ok() { Ok(()) } else { self.put(to, bytes).await }
     }
 
+    /// Removes what a writer that was killed half way has left beside a path. Nobody else may be writing there.
+    pub async fn sweep(&self, path: &str) {
+        let Ok(file) = self.root.to_file_path() else { return };
+        let file = file.join(path).into_os_string();
+        // The local storage writes to the name with a number behind it, from 1, and renames that.
+        for number in 1..=MAX_STRAYS {
+            let mut stray = file.clone();
+            stray.push(format!("#{number}"));
+            if tokio::fs::remove_file(&stray).await.is_err() {
+                return;
+            }
+            warn!(path, "what a killed writer left behind was removed");
+        }
+    }
+
     /// Whether files can be stored below the root at this moment.
     ///
     /// # Errors
@@ -166,6 +183,7 @@ impl Storage {
     ///
     /// [`StorageError`].
     pub async fn check_at(&self, path: &str) -> Result<(), StorageError> {
+        self.sweep(path).await;
         self.put(path, Bytes::from_static(b"check")).await?;
         answered("remove", path, self.store.delete(&Key::from(path))).await
     }
@@ -199,6 +217,25 @@ mod tests {
         storage.check().await.expect("it can be written");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
         assert_eq!(left.len(), 1, "only projects/ is left");
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_writer_left_behind_is_swept_away_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let storage = Storage::open(folder.path()).expect("a storage");
+        storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
+        for stray in ["one.png#1", "one.png#2", "two.png#1"] {
+            std::fs::write(folder.path().join("a").join(stray), "half").expect("a file");
+        }
+        storage.sweep("a/one.png").await;
+        let mut left: Vec<_> = std::fs::read_dir(folder.path().join("a"))
+            .expect("a folder")
+            .map(|file| file.expect("a file").file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["one.png", "two.png#1"]);
+        assert!(!storage.put_new("a/one.png", Bytes::from_static(b"new")).await.expect("an answer"));
+        assert!(storage.put_new("a/three.png", Bytes::from_static(b"new")).await.expect("an answer"));
     }
 
     #[tokio::test]

@@ -225,6 +225,7 @@ impl Run<'_> {
     /// The file that a former try stored for this image, where it did not live to complete the row: it was paid for.
     async fn adopted(&self, slot: &Slot, index: u32, plan: &Plan) -> Result<Option<Asset>, Unmade> {
         let Some(file_path) = slot.reserved_path.clone() else { return Ok(None) };
+        self.workshop.storage.sweep(&file_path).await;
         let lengths = 1..=self.workshop.finisher.spec().max_bytes;
         let Some(bytes) = self.workshop.storage.read(&file_path, lengths).await? else { return Ok(None) };
         let size_bytes = bytes.len() as u64;
