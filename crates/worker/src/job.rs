@@ -1,7 +1,10 @@
 //! A job, from its claim to its end. Knows no broker: `run` and `generate` both come through here.
 
+mod begin;
 mod board;
 mod cache;
+mod end;
+mod keep;
 mod make;
 mod money;
 mod patience;
@@ -13,15 +16,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use domain::asset_path;
 use domain::command::Command;
-use domain::event::{Context, Event, JobError, Totals};
+use domain::event::{Context, Event, JobError};
 use domain::failure::{ImageFailureCode, JobFailureCode};
-use domain::outcome::{Decision, ImageState, decide};
-use domain::recipe::Recipe;
+use domain::outcome::{Decision, decide};
 use domain::style::Style;
 use domain::trace::TraceParent;
-use futures_util::{StreamExt, stream};
 use picture::Glance;
 use stability_client::Client;
 use time::OffsetDateTime;
@@ -34,7 +34,7 @@ use crate::finisher::Finisher;
 use crate::pause;
 use crate::settings::{JobSettings, Settings};
 use crate::storage::Storage;
-use crate::store::{Claim, ClaimTerms, Claimed, Ending, Lease, Store, StoreError, TerminalEvent};
+use crate::store::{Claim, ClaimTerms, Claimed, Lease, Store, StoreError, TerminalEvent};
 use crate::translation::Translator;
 use board::Board;
 use money::Prices;
@@ -260,151 +260,6 @@ impl Run<'_> {
                 );
                 Ok(Verdict::TryAgain(delay))
             }
-        }
-    }
-
-    /// Plans what is missing and makes it, unless it would cost too much or could not be stored.
-    async fn begun(&self, board: &Board, style: &Style) -> Result<Plans, JobRunError> {
-        // Translation may cost something too, so that money is looked at first where it is known how much is needed.
-        if !self.prefers_cache()
-            && let Some((code, message)) = self.too_dear(board).await
-        {
-            board.set_fatal(code, message);
-        }
-        let mut plans = self.plan(board, style).await?;
-        self.take_preferred(board, &mut plans).await?;
-        if self.prefers_cache()
-            && let Some((code, message)) = self.too_dear(board).await
-        {
-            board.set_fatal(code, message);
-        }
-        if !plans.is_empty() && !board.halt().is_cancelled() && self.can_store(board, &plans).await? {
-            self.make_images(board, &plans).await?;
-        }
-        Ok(plans)
-    }
-
-    /// Whether files can be stored at this moment: no picture is paid for that could not be kept. Where not, its images have failed so.
-    async fn can_store(&self, board: &Board, plans: &Plans) -> Result<bool, JobRunError> {
-        // Named after the job, so that what a kill leaves behind goes with its next try.
-        let path = format!("{}/.check-{}", asset_path::folder(self.command.project_id), self.command.job_id);
-        let Err(error) = self.workshop.storage.check_at(&path).await else { return Ok(true) };
-        for (index, plan) in plans {
-            let (code, message) = (ImageFailureCode::Storage, causes::joined(&error));
-            self.fail(board, *index, code, message, code.may_pass(), Some(&plan.recipe)).await?;
-        }
-        Ok(false)
-    }
-
-    /// Puts the texts of what is missing into English and composes their prompts. What cannot be asked for has failed then.
-    async fn plan(&self, board: &Board, style: &Style) -> Result<Plans, JobRunError> {
-        let missing = board.missing();
-        let descriptions: Vec<String> = missing.iter().map(|index| board.slot(*index).description).collect();
-        let texts = descriptions.iter().map(String::as_str).chain(plan::texts(style));
-        let english = self.workshop.translator.english(texts, board.halt()).await?;
-        let mut plans = Plans::new();
-        for (index, description) in missing.into_iter().zip(&descriptions) {
-            match self.workshop.planner.plan(self.command, style, &english, index, description) {
-                Ok(plan) => {
-                    let Recipe { left_out, negative_left_out, .. } = &plan.recipe;
-                    if !left_out.is_empty() || !negative_left_out.is_empty() {
-                        let (left_out, negative_left_out) = (left_out.join(", "), negative_left_out.join(", "));
-                        warn!(index, left_out, negative_left_out, "the prompt was shortened");
-                    }
-                    plans.insert(index, plan);
-                }
-                // What was cut off while it was translated has not failed.
-                Err(unplannable) if unplannable.may_pass && board.halt().is_cancelled() => board.cut_off(),
-                Err(unplannable) => self.fail_unplannable(board, index, unplannable).await?,
-            }
-        }
-        Ok(plans)
-    }
-
-    /// Makes what is planned, in order, a bounded number at once. No image is begun that cannot help the job any more.
-    async fn make_images(&self, board: &Board, plans: &Plans) -> Result<(), JobRunError> {
-        let asked = self.command.config.max_concurrent.map_or(usize::MAX, usize::from);
-        let at_once = asked.min(self.workshop.max_concurrent.get());
-        let mut images = stream::iter(plans.keys().copied())
-            .map(|index| async move {
-                if board.halt().is_cancelled() {
-                    board.cut_off();
-                    return Ok(());
-                }
-                self.make_image(board, index, &plans[&index]).await
-            })
-            .buffer_unordered(at_once);
-        let mut made = Ok(());
-        while let Some(image) = images.next().await {
-            // The first failure of our own stops new images; those in flight still come to their end.
-            if image.is_err() {
-                board.give_up();
-            }
-            made = made.and(image);
-        }
-        made
-    }
-
-    /// Ends the job: outcome and terminal event are stored together.
-    async fn end(
-        &self,
-        board: &Board,
-        created_at: OffsetDateTime,
-        error: Option<JobError>,
-    ) -> Result<Verdict, JobRunError> {
-        board.mark_not_attempted();
-        let context = self.context();
-        let cost_usd = self.workshop.prices.of(board.charged());
-        let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
-        let images = board.images();
-        let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
-        let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
-        let ending = Ending { lease: self.lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
-        self.done.cancel();
-        self.workshop.patiently(|| self.workshop.store.finish(&ending)).await?;
-        let tally = board.tally();
-        for (index, failure) in board.unannounced_failures() {
-            self.announce(&Event::progress(&self.context(), index, Some(failure), &tally)).await;
-        }
-        match &error {
-            None => info!(
-                succeeded = tally.completed,
-                failed = tally.failed(),
-                cost_usd,
-                duration_ms,
-                "the job is completed"
-            ),
-            Some(error) => warn!(
-                code = error.code.as_str(),
-                reason = error.message,
-                succeeded = tally.completed,
-                failed = tally.failed(),
-                cost_usd,
-                duration_ms,
-                "the job has failed"
-            ),
-        }
-        let exhausted = error.is_some_and(|error| error.code == JobFailureCode::AttemptsExhausted);
-        Ok(Verdict::Ended(TerminalEvent { event, published: false, exhausted }))
-    }
-
-    /// Puts the job down for whoever comes next; `attempt` counts this try.
-    async fn put_down(&self, attempt: bool) -> Result<(), JobRunError> {
-        self.done.cancel();
-        Ok(self.workshop.store.put_down(self.lease, attempt).await?)
-    }
-
-    fn why(&self, code: JobFailureCode, board: &Board) -> String {
-        let tally = board.tally();
-        let rate = format!(
-            "{} of {} images were made; min_success_rate is {}",
-            tally.completed,
-            tally.total,
-            self.min_success_rate()
-        );
-        match board.fatal_cause() {
-            Some((fatal, message)) if fatal == code => format!("{message}; {rate}"),
-            _ => rate,
         }
     }
 

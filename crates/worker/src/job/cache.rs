@@ -1,11 +1,11 @@
 //! Images made before: they stand in for those that cannot be made, or need not be.
 
 use domain::command::CacheMode;
-use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, Origin};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
+use super::keep::Stored;
 use super::make::Unmade;
 use super::plan::Plan;
 use super::{JobRunError, Plans, Run};
@@ -126,14 +126,6 @@ impl Run<'_> {
         let stored = Stored { file_path, format, size_bytes, sha256 };
         self.asset(slot, index, plan, stored, seed, Origin::Cache)
     }
-}
-
-/// A file that is stored.
-pub(super) struct Stored {
-    pub(super) file_path: String,
-    pub(super) format: ImageFormat,
-    pub(super) size_bytes: u64,
-    pub(super) sha256: String,
 }
 
 /// For the log.

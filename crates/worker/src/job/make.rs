@@ -1,8 +1,7 @@
 //! One image, from its plan to its complete row.
 
-use domain::asset_path;
 use domain::failure::{ImageFailureCode, JobFailureCode};
-use domain::image_spec::{ImageDefect, ImageFormat};
+use domain::image_spec::ImageDefect;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
 use domain::recipe::Recipe;
 use domain::story::Story;
@@ -11,12 +10,11 @@ use stability_client::{BudgetError, Error, Picture, Terms};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
-use super::cache::Stored;
+use super::keep::Stored;
 use super::money::Purse;
 use super::plan::{Plan, Unplannable};
 use super::{JobRunError, Run};
 use crate::causes;
-use crate::finisher::Told;
 use crate::pause;
 use crate::storage::StorageError;
 use crate::store::StoreError;
@@ -222,23 +220,6 @@ impl Run<'_> {
         Ok(self.asset(slot, index, plan, stored, seed, Origin::Generated))
     }
 
-    /// The file that a former try stored for this image, where it did not live to complete the row: it was paid for.
-    async fn adopted(&self, slot: &Slot, index: u32, plan: &Plan) -> Result<Option<Asset>, Unmade> {
-        let Some(file_path) = slot.reserved_path.clone() else { return Ok(None) };
-        self.workshop.storage.sweep(&file_path).await;
-        let lengths = 1..=self.workshop.finisher.spec().max_bytes;
-        let Some(bytes) = self.workshop.storage.read(&file_path, lengths).await? else { return Ok(None) };
-        let size_bytes = bytes.len() as u64;
-        let Some(Told { story, format, sha256 }) = self.workshop.finisher.told(bytes).await else { return Ok(None) };
-        let ours = (story.job_id, story.index) == (self.command.job_id, index) && story.recipe == plan.recipe;
-        if !ours {
-            return Ok(None);
-        }
-        info!(file_path, "a stored file whose row was not complete is adopted");
-        let stored = Stored { file_path, format, size_bytes, sha256 };
-        Ok(Some(self.asset(slot, index, plan, stored, story.seed, Origin::Generated)))
-    }
-
     /// A picture of the API. One that cannot be used is asked for once more, as one of the retries that a request has.
     async fn generated(
         &self,
@@ -289,59 +270,6 @@ impl Run<'_> {
             Spoilt::Picture { why: defect.to_string(), damaged, retries }
         })?;
         Ok(Made { finished, seed })
-    }
-
-    /// What the row and the events say of a stored file.
-    pub(super) fn asset(
-        &self,
-        slot: &Slot,
-        index: u32,
-        plan: &Plan,
-        stored: Stored,
-        seed: u32,
-        origin: Origin,
-    ) -> Asset {
-        let spec = self.workshop.finisher.spec();
-        let Stored { file_path, format, size_bytes, sha256 } = stored;
-        Asset {
-            id: slot.id,
-            index,
-            uri: self.workshop.storage.uri(&file_path),
-            file_path,
-            width: spec.width,
-            height: spec.height,
-            format,
-            size_bytes,
-            sha256,
-            description: slot.description.clone(),
-            recipe: plan.recipe.clone(),
-            seed,
-            origin,
-        }
-    }
-
-    /// The path this image's file takes: the plain one, unless another job's image or a file of unknown origin has it.
-    ///
-    /// The row has the path before the file is written, so that after a crash nobody else can take it.
-    pub(super) async fn reserve_path(&self, slot: &Slot, index: u32, format: ImageFormat) -> Result<String, Unmade> {
-        let key = self.command.key();
-        let plain = asset_path::plain(key.project_id, index, format);
-        if slot.reserved_path.as_deref() == Some(plain.as_str()) {
-            return Ok(plain);
-        }
-        let taken = self.workshop.storage.exists(&plain).await?;
-        if !taken && self.reserve(slot, &plain).await? {
-            return Ok(plain);
-        }
-        let own = asset_path::with_job(key.project_id, index, key.job_id, format);
-        if self.reserve(slot, &own).await? {
-            return Ok(own);
-        }
-        Err(Unmade::Image(ImageFailureCode::Storage, format!("the path {own} belongs to another image")))
-    }
-
-    async fn reserve(&self, slot: &Slot, path: &str) -> Result<bool, StoreError> {
-        self.workshop.patiently(|| self.workshop.store.reserve_path(self.lease, slot.id, path)).await
     }
 }
 
