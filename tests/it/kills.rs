@@ -128,6 +128,35 @@ async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() ->
     Ok(())
 }
 
+/// What ends the process before its job is even known is given up by the broker, and its job has failed all the same.
+#[tokio::test]
+async fn a_command_that_ends_the_process_each_time_it_is_read_is_a_dead_letter_and_its_job_has_failed() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "before reading");
+    let mut producer = None;
+    let order = command(7, &["A fox"], &json!({}));
+    for life in 0..3 {
+        let mut worker = world.worker().await?;
+        if life == 0 {
+            let new = world.producer().await?;
+            new.publish(&order).await?;
+            producer = Some(new);
+        }
+        worker.has_logged("\"point\":\"before reading\"").await?;
+        worker.signal(Signal::KILL);
+        worker.ended().await?;
+    }
+    let producer = producer.context("a producer")?;
+    let mut events = producer.events().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    let _worker = world.worker().await?;
+    let data = events.data_of("failed").await?;
+    assert_eq!((&data["job_id"], &data["error"]["code"]), (&order["job_id"], &json!("attempts_exhausted")));
+    assert_eq!(producer.dead_letter().await?.json(), order);
+    assert_eq!(world.sandbox.ledger().requests, 0);
+    Ok(())
+}
+
 /// A worker that was stopped for longer than its lease holds has no say any more when it comes back.
 #[tokio::test]
 async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -> Result<()> {

@@ -59,8 +59,12 @@ pub mod job {
     pub const OPEN: Step<JobState> =
         Step { name: "open", from: &[], to: Running, when: "a command is taken on for the first time" };
     /// A command that cannot be followed.
-    pub const REFUSE: Step<JobState> =
-        Step { name: "refuse", from: &[], to: Failed, when: "a command cannot be followed; its job never runs" };
+    pub const REFUSE: Step<JobState> = Step {
+        name: "refuse",
+        from: &[],
+        to: Failed,
+        when: "a command cannot be followed, or ends each worker before its job is claimed",
+    };
     /// A later claim.
     pub const CLAIM: Step<JobState> =
         Step { name: "claim", from: &[Waiting], to: Running, when: "its command is delivered again" };
@@ -87,16 +91,8 @@ pub mod job {
     /// A bad end.
     pub const FAIL: Step<JobState> =
         Step { name: "fail", from: &[Running], to: Failed, when: "enough images cannot be had; by the holder" };
-    /// The end of a job that nobody can work on.
-    pub const ABANDON: Step<JobState> = Step {
-        name: "abandon",
-        from: &[Waiting, Running],
-        to: Failed,
-        when: "its command has ended the process too often; by whoever sees that, where no lease is live",
-    };
-
     /// Every step.
-    pub const STEPS: &[Step<JobState>] = &[OPEN, REFUSE, CLAIM, TAKE_OVER, RENEW, RETURN, COMPLETE, FAIL, ABANDON];
+    pub const STEPS: &[Step<JobState>] = &[OPEN, REFUSE, CLAIM, TAKE_OVER, RENEW, RETURN, COMPLETE, FAIL];
 }
 
 states! {

@@ -99,7 +99,16 @@ impl Broker {
     ///
     /// [`BrokerError`].
     pub async fn commands(&self, prefetch: u16) -> Result<Commands, BrokerError> {
-        Commands::consume(self.channel().await?, prefetch).await
+        Commands::consume(self.channel().await?, topology::GENERATE_QUEUE, prefetch).await
+    }
+
+    /// Starts to see, one by one, what went to the dead letters.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn fallen(&self) -> Result<Commands, BrokerError> {
+        Commands::consume(self.channel().await?, topology::FALLEN_QUEUE, 1).await
     }
 
     /// Takes hold of the dead letters.

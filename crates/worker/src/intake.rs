@@ -17,7 +17,7 @@ use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::job::{JobRunError, Verdict, Workshop};
 use crate::pause;
 use crate::settings::JobSettings;
-use crate::store::{StoreError, TerminalEvent};
+use crate::store::{Standing, StoreError, TerminalEvent};
 
 /// The reason of a dead letter whose id belongs to another command.
 const CONFLICT: &str = "job_id_conflict";
@@ -65,6 +65,7 @@ impl Intake {
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
     pub async fn handle(self, incoming: Incoming, stop: CancellationToken) -> Settlement {
+        pause::point("before reading").await;
         match self.parsed(&incoming) {
             Ok(command) => {
                 let span = info_span!("job", job.id = %command.job_id, project.id = command.project_id);
@@ -170,13 +171,59 @@ impl Intake {
         EventSink::publish(&self.publisher, event).await
     }
 
+    /// Deals with a command that the broker itself gave to the dead letters, since it ended its worker each time it was delivered: it stays there, and
+    /// its job has failed; unless the job is known, and so can be worked on.
+    pub async fn fallen(&self, incoming: &Incoming) -> Settlement {
+        if incoming.was_rejected() {
+            // By one of us, who dealt with its job.
+            return Settlement::Done;
+        }
+        match self.buried(incoming).await {
+            Ok(()) => Settlement::Done,
+            Err(error) => {
+                error!(error = causes::joined(&error), "a fallen command could not be dealt with");
+                Settlement::Return
+            }
+        }
+    }
+
+    async fn buried(&self, incoming: &Incoming) -> Result<(), IntakeError> {
+        let key = match Command::parse(&incoming.body, &self.rules) {
+            Ok(command) => Some(command.key()),
+            Err(invalid) => invalid.key,
+        };
+        error!(
+            job.id = key.map(|key| key.job_id.to_string()),
+            "a command was delivered too often without being settled"
+        );
+        let Some(key) = key else { return Ok(()) };
+        let store = self.workshop.store();
+        match store.standing(key.job_id).await? {
+            Standing::Ended(event) => {
+                self.publish_terminal(key.job_id, &TerminalEvent { event, published: false, exhausted: false }).await
+            }
+            Standing::Open => Ok(self.publisher.hand_back(incoming).await?),
+            Standing::Unknown => {
+                let code = JobFailureCode::AttemptsExhausted;
+                let reason = "its command was delivered again and again, and ended or lost its worker each time";
+                let event = unrun_event(incoming, key, code, reason);
+                if let Some(event) = store.record_unrun(key, &incoming.body, code, reason, &event).await? {
+                    let terminal = TerminalEvent { event, published: false, exhausted: false };
+                    self.publish_terminal(key.job_id, &terminal).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// A body that is no command: a dead letter, and where its job can be named, that job's end.
     async fn refuse(&self, incoming: &Incoming, invalid: InvalidCommand) -> Result<Settlement, IntakeError> {
         let reason = invalid.to_string();
         warn!(reason, "a message is no command; it goes to the dead letters");
         if let Some(key) = invalid.key {
-            let event = invalid_event(incoming, key, &reason);
-            let known = self.workshop.store().record_invalid(key, &incoming.body, &reason, &event).await?;
+            let code = JobFailureCode::InvalidRequest;
+            let event = unrun_event(incoming, key, code, &reason);
+            let known = self.workshop.store().record_unrun(key, &incoming.body, code, &reason, &event).await?;
             if let Some(event) = known {
                 self.publish_terminal(key.job_id, &TerminalEvent { event, published: false, exhausted: false }).await?;
             }
@@ -186,8 +233,9 @@ impl Intake {
     }
 }
 
-fn invalid_event(incoming: &Incoming, key: JobKey, reason: &str) -> Event {
+/// The end of a job that never ran.
+fn unrun_event(incoming: &Incoming, key: JobKey, code: JobFailureCode, reason: &str) -> Event {
     let context = Context { key, trace_parent: incoming.trace_parent(), time: OffsetDateTime::now_utc() };
-    let error = JobError { code: JobFailureCode::InvalidRequest, message: reason.to_owned() };
+    let error = JobError { code, message: reason.to_owned() };
     Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error))
 }

@@ -24,7 +24,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 pub use cached::CachedImage;
 pub use claim::{Claim, ClaimTerms, Claimed, ClaimedImage, TerminalEvent};
-pub use finish::Ending;
+pub use finish::{Ending, Standing};
 pub use lease::Lease;
 pub use report::{AssetReport, JobReport};
 pub use spending::{MicroUsd, PaidImage, Payment};

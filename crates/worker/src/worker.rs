@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::broker::{Broker, BrokerError, Topology};
+use crate::broker::{Broker, BrokerError, Commands, Settlement, Topology};
 use crate::causes;
 use crate::health::Health;
 use crate::intake::Intake;
@@ -22,6 +22,8 @@ use crate::parts::{self, PartsError};
 use crate::settings::{SettingError, Settings};
 use session::{Ended, Session};
 
+/// Between two looks at a dead letter that could not be dealt with.
+const FALLEN_PAUSE: Duration = Duration::from_secs(5);
 /// A session that lasted this long was a good one.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -118,8 +120,28 @@ async fn session(
     let intake = Intake::new(workshop.clone(), broker.publisher().await?, &settings.jobs);
     health.set_broker(true);
     info!(prefetch, "taking commands");
+    let fallen = see_fallen(broker.fallen().await?, intake.clone());
     let session = Session::new(commands, intake, settings.shutdown_grace);
-    Ok(session.serve(health, stop).await)
+    tokio::select! {
+        ended = session.serve(health, stop) => Ok(ended),
+        // Never: the session hears itself that the broker is lost, and lets its images come to their end.
+        () = fallen => Ok(Ended::Lost("no dead letters are seen any more".to_owned())),
+    }
+}
+
+/// Looks at each command that the broker gave to the dead letters, until the broker is lost; never returns.
+async fn see_fallen(mut fallen: Commands, intake: Intake) {
+    while let Ok((incoming, unsettled)) = fallen.next().await {
+        let settlement = intake.fallen(&incoming).await;
+        if settlement != Settlement::Done {
+            // Whatever failed is not mended by looking again at once.
+            tokio::time::sleep(FALLEN_PAUSE).await;
+        }
+        if unsettled.settle(settlement).await.is_err() {
+            break;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// An error that waiting may mend.

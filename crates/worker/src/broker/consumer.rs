@@ -6,7 +6,6 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
 use super::delivery::{Incoming, Unsettled};
-use super::topology::GENERATE_QUEUE;
 use super::{BrokerError, answered};
 
 /// The stream of commands ended unasked: broker or queue went away.
@@ -21,14 +20,10 @@ pub struct Commands {
 }
 
 impl Commands {
-    pub(super) async fn consume(channel: Channel, prefetch: u16) -> Result<Self, BrokerError> {
+    pub(super) async fn consume(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, BrokerError> {
         answered("bound what it delivers", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let consumer = channel.basic_consume(
-            GENERATE_QUEUE.into(),
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
+        let consumer =
+            channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
         let consumer = answered("deliver commands", consumer).await?;
         Ok(Self { channel, consumer })
     }

@@ -18,6 +18,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Whether one of us gave it to the dead letters, and said why.
+    pub fn was_rejected(&self) -> bool {
+        reason(&self.properties).is_some()
+    }
+
     /// Whether it was given to somebody before who has not settled it: a worker that was lost, or lost the broker.
     pub fn was_delivered_before(&self) -> bool {
         self.redelivered

@@ -16,6 +16,8 @@ pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 pub(super) const EVENTS: &str = "assets.events";
 pub(super) const DEAD_LETTER: &str = "assets.dead-letter";
 pub(super) const DEAD_QUEUE: &str = "assets.generate.dead";
+/// Where workers see what the broker itself gave to the dead letters.
+pub(super) const FALLEN_QUEUE: &str = "assets.generate.fallen";
 /// After so many deliveries that were not settled the broker itself gives a command to the dead letters: one that ends the process each time it
 /// is read. What is read and comes a second time is published anew, so that a lost connection does not add up.
 const DELIVERY_LIMIT: i32 = 2;
@@ -43,6 +45,8 @@ impl Topology {
         // Looking at a dead letter counts as a delivery, and brokers have a small limit of their own, after which it would vanish.
         queue(channel, DEAD_QUEUE, &[("x-delivery-limit", AMQPValue::LongInt(i32::MAX))]).await?;
         bind(channel, DEAD_QUEUE, DEAD_LETTER, "").await?;
+        queue(channel, FALLEN_QUEUE, &[]).await?;
+        bind(channel, FALLEN_QUEUE, DEAD_LETTER, "").await?;
         let mut arguments = dead_lettering_to(DEAD_LETTER);
         arguments.push(("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)));
         queue(channel, GENERATE_QUEUE, &arguments).await?;

@@ -107,16 +107,17 @@ impl Store {
         Ok(claim)
     }
 
-    /// Records a job that cannot be followed as failed. Where a job of that id is known, nothing is written; its terminal event is
+    /// Records a job that never ran as failed. Where a job of that id is known, nothing is written; its terminal event is
     /// given back if it is the one of this very body, so that a repeat after a crash publishes it after all.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was written.
-    pub async fn record_invalid(
+    pub async fn record_unrun(
         &self,
         key: JobKey,
         body: &[u8],
+        code: JobFailureCode,
         message: &str,
         event: &Event,
     ) -> Result<Option<Event>, StoreError> {
@@ -131,7 +132,7 @@ impl Store {
             total: Set(0),
             attempts: Set(0),
             cost_usd: Set(0.0),
-            error_code: Set(Some(JobFailureCode::InvalidRequest.as_str().to_owned())),
+            error_code: Set(Some(code.as_str().to_owned())),
             error_message: Set(Some(message.to_owned())),
             trace_parent: Set(event.trace_parent.as_ref().map(|trace| trace.as_str().to_owned())),
             terminal_type: Set(Some(event.kind.as_str().to_owned())),

@@ -28,6 +28,17 @@ pub struct Ending<'a> {
     pub event: &'a Event,
 }
 
+/// How a job stands.
+#[derive(Debug)]
+pub enum Standing {
+    /// Nobody has claimed it.
+    Unknown,
+    /// It is not at its end.
+    Open,
+    /// It has ended; this is its terminal event.
+    Ended(Event),
+}
+
 impl Store {
     /// Ends a job: its outcome, its failed images and its terminal event, together or not at all.
     ///
@@ -69,8 +80,22 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn terminal_event(&self, job_id: Uuid) -> Result<Option<Event>, StoreError> {
-        let row = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a terminal event").await?;
-        Ok(row.and_then(|row| terminal_event(&row)).map(|terminal| terminal.event))
+        Ok(match self.standing(job_id).await? {
+            Standing::Ended(event) => Some(event),
+            Standing::Open | Standing::Unknown => None,
+        })
+    }
+
+    /// Whether a job is known, and has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn standing(&self, job_id: Uuid) -> Result<Standing, StoreError> {
+        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await? else {
+            return Ok(Standing::Unknown);
+        };
+        Ok(terminal_event(&row).map_or(Standing::Open, |terminal| Standing::Ended(terminal.event)))
     }
 
     /// Terminal events that no queue has taken, the oldest first.
