@@ -120,7 +120,8 @@ async fn session(
     let intake = Intake::new(workshop.clone(), broker.publisher().await?, &settings.jobs);
     health.set_broker(true);
     info!(prefetch, "taking commands");
-    let fallen = see_fallen(broker.fallen().await?, intake.clone());
+    // Boxed, as it goes into all that waits for this.
+    let fallen = Box::pin(see_fallen(broker.fallen().await?, intake.clone()));
     let session = Session::new(commands, intake, settings.shutdown_grace);
     tokio::select! {
         ended = session.serve(health, stop) => Ok(ended),
