@@ -188,3 +188,23 @@ async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -
     assert_eq!(world.sandbox.ledger().requests, requests);
     Ok(())
 }
+
+#[tokio::test]
+async fn generate_goes_on_where_a_killed_one_left_off() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "before the row");
+    let file = world.folder().join("job.json");
+    std::fs::write(&file, command(7, &["A fox"], &json!({})).to_string())?;
+    let file = file.display().to_string();
+    let mut killed = world.asset_worker(&["generate", "--json", "--file", &file])?.kill_on_drop(true).spawn()?;
+    let stored = async || world.file("projects/7/assets/image_001.png").exists().then_some(());
+    testbed::wait::until("the picture's file", integration_tests::LIMIT, stored).await?;
+    killed.kill().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    let output = world.run(&["generate", "--json", "--file", &file]).await?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("another process works on this job"), "{said}");
+    assert_eq!(world.sandbox.ledger().requests, 1, "the file that was there is adopted");
+    Ok(())
+}

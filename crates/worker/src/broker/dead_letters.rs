@@ -20,6 +20,10 @@ use super::{BrokerError, answered};
 
 /// How many hex digits of its digest name a dead letter.
 const ID_DIGITS: usize = 12;
+/// The most that is held at once, in bytes.
+const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
+/// What a message takes besides its body, roughly.
+const MESSAGE_BYTES: usize = 2_000;
 /// How often, and how often in a second, it is looked whether letters that were let go are there again.
 const LOOKS: u32 = 40;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
@@ -32,6 +36,7 @@ pub struct DeadLetters {
     channel: Channel,
     publisher: Publisher,
     letters: Vec<DeadLetter>,
+    more: bool,
 }
 
 /// A message that nobody could deal with.
@@ -52,16 +57,24 @@ pub struct DeadLetter {
 }
 
 impl DeadLetters {
-    /// Takes hold of all that lie there, the oldest first.
+    /// Takes hold of what lies there, the oldest first, as much as memory is meant for.
     pub(super) async fn hold(channel: Channel, publisher: Publisher) -> Result<Self, BrokerError> {
         let mut letters = Vec::new();
-        loop {
+        let mut bytes = 0;
+        while bytes < MAX_HELD_BYTES {
             let got = channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default());
-            match answered("give a dead letter", got).await? {
-                Some(message) => letters.push(DeadLetter::new(message)),
-                None => return Ok(Self { channel, publisher, letters }),
-            }
+            let Some(message) = answered("give a dead letter", got).await? else {
+                return Ok(Self { channel, publisher, letters, more: false });
+            };
+            bytes += message.delivery.data.len() + MESSAGE_BYTES;
+            letters.push(DeadLetter::new(message));
         }
+        Ok(Self { channel, publisher, letters, more: true })
+    }
+
+    /// Whether more lie there than are held at once.
+    pub fn more(&self) -> bool {
+        self.more
     }
 
     /// Lets go of what is left, and waits until others can see it, so that the next look finds it. Where that fails, the end of the connection lets

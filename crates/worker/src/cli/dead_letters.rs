@@ -115,6 +115,9 @@ pub(super) async fn dead_letters(options: &Options, settings: &Settings, screen:
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(&settings.jobs)).await?;
     let held = broker.dead_letters().await?;
     let outcome = dealt_with(options, &held, screen).await;
+    if held.more() {
+        screen.note("more dead letters lie there than are held at once; do the same again for the others");
+    }
     held.release().await;
     broker.close().await;
     outcome

@@ -36,6 +36,7 @@ pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Sc
             command.job_id
         ))
     };
+    let mut told = false;
     loop {
         match workshop.run(&command, None, &progress, stop.token()).await? {
             Verdict::Ended(terminal) => {
@@ -52,7 +53,14 @@ pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Sc
             Verdict::Yielded => {}
             Verdict::Interrupted => return Err(interrupted()),
             Verdict::Held | Verdict::LeaseLost => {
-                return Err(Failure::Job(format!("job {} is being worked on by another process", command.job_id)));
+                if !told {
+                    screen.note("another process works on this job, or was lost while it did; waiting for it");
+                    told = true;
+                }
+                tokio::select! {
+                    () = stop.token().cancelled() => return Err(interrupted()),
+                    () = tokio::time::sleep(settings.jobs.held_delay()) => {}
+                }
             }
             Verdict::Conflict => {
                 return Err(Failure::Usage(format!("--job-id: {} belongs to another command", command.job_id)));
