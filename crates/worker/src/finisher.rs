@@ -91,3 +91,34 @@ impl Finisher {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use picture::finish;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_good_but_not_the_one_that_was_stored_is_told_from_it() {
+        let spec = ImageSpec { width: 64, height: 64, ..ImageSpec::default() };
+        let finisher = Finisher::new(spec, Glance::default());
+        let story: Story = serde_json::from_value(serde_json::json!({
+            "job_id": uuid::Uuid::nil(), "project_id": 1, "index": 1, "description": "A fox", "prompt": "A fox", "seed": 7,
+            "software": "test",
+        }))
+        .expect("a story");
+        let mut sent = std::io::Cursor::new(Vec::new());
+        let gradient = image::RgbImage::from_fn(64, 64, |x, y| {
+            image::Rgb([u8::try_from(x * 3).unwrap_or(0), u8::try_from(y * 3).unwrap_or(0), 9])
+        });
+        gradient.write_to(&mut sent, image::ImageFormat::Png).expect("it encodes");
+        let finished = finish(sent.get_ref(), &spec, Glance::default(), &story).expect("it is finished");
+        let good = finisher.is_still_good(finished.bytes.clone(), finished.sha256.clone()).await;
+        assert_eq!(good, Ok(()));
+        let other = finisher.is_still_good(finished.bytes.clone(), digest::sha256("another")).await;
+        assert_eq!(other, Err("it is damaged".to_owned()));
+        let told = finisher.told(finished.bytes).await.expect("a story");
+        assert_eq!((told.story, told.sha256), (story, finished.sha256));
+        assert!(finisher.told(Bytes::from_static(b"half")).await.is_none());
+    }
+}

@@ -1,7 +1,9 @@
 //! What an older version has written.
 
 use domain::command::{Command, JobConfig};
-use domain::outcome::ImageState;
+use domain::event::{Context, Event, Totals};
+use domain::failure::ImageFailureCode;
+use domain::outcome::{ImageFailure, ImageState};
 use domain::style::Style;
 use sea_orm::ConnectionTrait;
 
@@ -64,4 +66,63 @@ async fn a_job_that_an_older_version_began_goes_on() {
     assert_eq!((claimed.images[1].requests, claimed.images[1].charged), (4, 4));
     // Somebody else finds it held.
     assert!(matches!(store.claim(&command, None, terms).await.expect("an answer"), Claim::Held));
+}
+
+/// Whatever the holder of an older claim writes has no effect, and says so.
+#[tokio::test]
+async fn a_former_holder_writes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display());
+    let store = Store::connect(&SecretString::from(url)).await.expect("a database");
+    store.migrate().await.expect("the migrations");
+    let command = Command {
+        job_id: uuid::Uuid::from_u128(7),
+        project_id: 42,
+        image_descriptions: vec!["A fox".into()],
+        config: JobConfig::default(),
+    };
+    let style = Style::default();
+    let claim = async |lease| {
+        let terms = ClaimTerms { lease, usual_style: &style };
+        store.claim(&command, None, terms).await.expect("an answer")
+    };
+    // A lease of no length has run out with the next tick of the database's clock.
+    let Claim::Run(former) = claim(Duration::ZERO).await else { panic!("it is new") };
+    let current = loop {
+        if let Claim::Run(current) = claim(Duration::from_mins(1)).await {
+            break current;
+        }
+    };
+    assert_eq!((former.lease.token, current.lease.token, current.losses), (1, 2, 1));
+
+    let image = former.images[0].id;
+    let failure = ImageFailure {
+        index: 1,
+        description: "A fox".into(),
+        code: ImageFailureCode::Timeout,
+        message: "late".into(),
+        attempts: 1,
+        may_pass: true,
+    };
+    let context = Context { key: command.key(), trace_parent: None, time: former.created_at };
+    let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, None);
+    let ending = Ending { lease: former.lease, images: &[], error: None, cost_usd: 0.0, event: &event };
+    let paid = PaidImage { lease: former.lease, asset_id: image };
+    let outcomes = [
+        ("reserve_path", store.reserve_path(former.lease, image, "a.png").await.map(drop)),
+        ("fail_image", store.fail_image(former.lease, image, &failure, None).await),
+        ("pay", store.pay(paid, MicroUsd(20_000), None).await.map(drop)),
+        ("take_back", store.take_back(paid, MicroUsd(20_000), "2026-11-24").await),
+        ("renew", store.renew(former.lease, Duration::from_mins(1)).await),
+        ("put_down", store.put_down(former.lease, true).await),
+        ("finish", store.finish(&ending).await),
+    ];
+    for (what, outcome) in outcomes {
+        assert!(matches!(outcome, Err(StoreError::LeaseLost)), "{what}: {outcome:?}");
+    }
+    let job = store.job(command.job_id).await.expect("an answer").expect("a job");
+    assert_eq!((job.status.as_str(), job.attempts, job.finished_at), ("running", 0, None));
+    assert_eq!((job.assets[0].status.as_str(), job.assets[0].requests), ("pending", 0));
+    assert!(job.assets[0].file_path.is_none() && job.cost_usd.abs() < f64::EPSILON);
+    store.renew(current.lease, Duration::from_mins(1)).await.expect("it is the holder's");
 }
