@@ -3,12 +3,34 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use integration_tests::{Database, World, assert_files, command};
-use serde_json::json;
+use integration_tests::{Database, Producer, Worker, World, assert_files, command};
+use serde_json::{Value, json};
 use testbed::process::Signal;
 
 /// Another worker goes on within this time, the lease of the usual settings included.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(20);
+
+/// Kills a worker as soon as it has come to this point.
+async fn killed(worker: &mut Worker, point: &str) -> Result<()> {
+    worker.has_logged(&format!("\"point\":\"{point}\"")).await?;
+    worker.signal(Signal::KILL);
+    worker.ended().await?;
+    Ok(())
+}
+
+/// Kills three workers, one after the other, at a point that each of them comes to with the same command; the next one will not stop there.
+async fn killed_three_times(world: &mut World, point: &'static str, order: &Value) -> Result<Producer> {
+    world.set("ASSET_WORKER_PAUSE_AT", point);
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    producer.publish(order).await?;
+    killed(&mut worker, point).await?;
+    for _ in 0..2 {
+        killed(&mut world.worker().await?, point).await?;
+    }
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    Ok(producer)
+}
 
 /// Kills the worker at a point, lets another go on, and returns how many pictures were asked for.
 async fn killed_at(point: &str, database: Database) -> Result<u32> {
@@ -20,14 +42,12 @@ async fn killed_at(point: &str, database: Database) -> Result<u32> {
     let mut events = producer.events().await?;
     let order = command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}));
     producer.publish(&order).await?;
-    worker.has_logged(&format!("\"point\":\"{point}\"")).await?;
-    worker.signal(Signal::KILL);
-    worker.ended().await?;
-    let killed = Instant::now();
+    killed(&mut worker, point).await?;
+    let begun = Instant::now();
     world.set("ASSET_WORKER_PAUSE_AT", "");
     let mut worker = world.worker().await?;
     let data = events.data_of("completed").await?;
-    assert!(killed.elapsed() < GOES_ON_WITHIN, "{point}: {:?}", killed.elapsed());
+    assert!(begun.elapsed() < GOES_ON_WITHIN, "{point}: {:?}", begun.elapsed());
     assert_files(&world, &data, &[1, 2, 3])?;
     assert_eq!(std::fs::read_dir(world.file("projects/7/assets"))?.count(), 3, "{point}: nothing else is left");
     let rows = world.rows("SELECT status FROM assets").await?;
@@ -40,7 +60,7 @@ async fn killed_at(point: &str, database: Database) -> Result<u32> {
     }
     let jobs = world.rows("SELECT terminal_event FROM jobs").await?;
     let stored = jobs[0]["terminal_event"].as_str().context("a terminal event")?.to_owned();
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&stored)?["data"], data, "{point}");
+    assert_eq!(serde_json::from_str::<Value>(&stored)?["data"], data, "{point}");
     Ok(world.sandbox.ledger().requests)
 }
 
@@ -83,9 +103,7 @@ async fn a_worker_killed_after_the_event_and_before_the_acknowledgement_repeats_
     let mut events = producer.events().await?;
     producer.publish(&command(7, &["A fox"], &json!({}))).await?;
     let first = events.until("completed").await?;
-    worker.has_logged("\"point\":\"after the event\"").await?;
-    worker.signal(Signal::KILL);
-    worker.ended().await?;
+    killed(&mut worker, "after the event").await?;
     world.set("ASSET_WORKER_PAUSE_AT", "");
     let mut worker = world.worker().await?;
     let again = events.until("completed").await?;
@@ -103,22 +121,9 @@ async fn a_worker_killed_after_the_event_and_before_the_acknowledgement_repeats_
 async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() -> Result<()> {
     let mut world = World::new().await?;
     world.set("WORKER_LEASE", "1s");
-    world.set("ASSET_WORKER_PAUSE_AT", "after the claim");
-    let mut producer = None;
-    for life in 0..3 {
-        let mut worker = world.worker().await?;
-        if life == 0 {
-            let new = world.producer().await?;
-            new.publish(&command(7, &["A fox"], &json!({}))).await?;
-            producer = Some(new);
-        }
-        worker.has_logged("\"point\":\"after the claim\"").await?;
-        worker.signal(Signal::KILL);
-        worker.ended().await?;
-    }
-    let producer = producer.context("a producer")?;
+    let order = command(7, &["A fox"], &json!({}));
+    let producer = killed_three_times(&mut world, "after the claim", &order).await?;
     let mut events = producer.events().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "");
     let _worker = world.worker().await?;
     let data = events.data_of("failed").await?;
     assert_eq!(data["error"]["code"], "attempts_exhausted");
@@ -132,23 +137,9 @@ async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() ->
 #[tokio::test]
 async fn a_command_that_ends_the_process_each_time_it_is_read_is_a_dead_letter_and_its_job_has_failed() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "before reading");
-    let mut producer = None;
     let order = command(7, &["A fox"], &json!({}));
-    for life in 0..3 {
-        let mut worker = world.worker().await?;
-        if life == 0 {
-            let new = world.producer().await?;
-            new.publish(&order).await?;
-            producer = Some(new);
-        }
-        worker.has_logged("\"point\":\"before reading\"").await?;
-        worker.signal(Signal::KILL);
-        worker.ended().await?;
-    }
-    let producer = producer.context("a producer")?;
+    let producer = killed_three_times(&mut world, "before reading", &order).await?;
     let mut events = producer.events().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "");
     let _worker = world.worker().await?;
     let data = events.data_of("failed").await?;
     assert_eq!((&data["job_id"], &data["error"]["code"]), (&order["job_id"], &json!("attempts_exhausted")));
@@ -183,7 +174,7 @@ async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -
     assert_files(&world, &data, &[1, 2, 3])?;
     let rows = world.rows("SELECT terminal_event, lease_token FROM jobs").await?;
     assert_eq!(rows[0]["lease_token"], 2);
-    let stored: serde_json::Value = serde_json::from_str(rows[0]["terminal_event"].as_str().context("an event")?)?;
+    let stored: Value = serde_json::from_str(rows[0]["terminal_event"].as_str().context("an event")?)?;
     assert_eq!(stored["data"], data);
     assert_eq!(world.sandbox.ledger().requests, requests);
     Ok(())
