@@ -11,9 +11,12 @@ CARGO_TARPAULIN_VERSION := 0.37.5
 COVERAGE := 85
 # For make test, such as ARGS='--test it messages::'
 ARGS :=
+# For make chaos.
+SEED := 1
+JOBS := 200
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-live bench check lint docs audit coverage fmt clean
+.PHONY: help build demo test test-live chaos fuzz bench check lint docs audit coverage fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +32,9 @@ test: build ## Run every test, with the services they need; ARGS='…' is for ca
 
 test-live: build ## Make three real images where STABILITY_API_KEY is set; about USD 0.06
 	@"$(TARGET)/debug/testbed" live
+
+chaos: build ## Break everything while many jobs run, and look at what came of it; SEED=1 JOBS=200
+	@"$(TARGET)/debug/chaos" --seed $(SEED) --jobs $(JOBS)
 
 bench: ## Measure what is decided by measurement
 	$(CARGO) bench -p stability-client --bench answers --locked

@@ -7,16 +7,11 @@ use integration_tests::{LIMIT, Proxy, World, command};
 use serde_json::json;
 use testbed::process::Signal;
 use testbed::wait::until;
-use url::Url;
 
 /// A world whose programs reach the broker by way of a closed proxy.
 async fn world_behind_a_proxy() -> Result<(World, Proxy)> {
     let mut world = World::new().await?;
-    let mut url = Url::parse(&world.amqp_url)?;
-    let proxy =
-        Proxy::closed(format!("{}:{}", url.host_str().unwrap_or("127.0.0.1"), url.port().unwrap_or(5672))).await?;
-    url.set_host(Some("127.0.0.1"))?;
-    url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL takes no port"))?;
+    let (proxy, url) = Proxy::before(&world.amqp_url, 5672).await?;
     world.set("AMQP_URL", url);
     Ok((world, proxy))
 }
@@ -24,6 +19,7 @@ async fn world_behind_a_proxy() -> Result<(World, Proxy)> {
 #[tokio::test]
 async fn a_worker_started_before_the_broker_waits_for_it_and_survives_its_loss() -> Result<()> {
     let (world, proxy) = world_behind_a_proxy().await?;
+    proxy.close();
     let mut worker = world.start_worker()?;
     worker.has_logged("waiting for the broker").await?;
     assert_eq!(worker.probe("livez").await?.0, 200);
@@ -53,7 +49,6 @@ async fn a_worker_started_before_the_broker_waits_for_it_and_survives_its_loss()
 async fn a_broker_lost_with_every_slot_taken_stops_new_images_and_costs_no_finished_one() -> Result<()> {
     let (mut world, proxy) = world_behind_a_proxy().await?;
     world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
-    proxy.open();
     let worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;

@@ -132,6 +132,26 @@ impl Producer {
         Ok(Events { consumer })
     }
 
+    /// Lets every event from now on be kept in a queue of this name, whatever becomes of this connection.
+    pub async fn keep_events(&self, name: &str) -> Result<()> {
+        let mut quorum = FieldTable::default();
+        quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(name.into(), options, quorum).await?;
+        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+        Ok(self.channel.queue_bind(name.into(), "assets.events".into(), "#".into(), bind, none).await?)
+    }
+
+    /// Takes all messages off a queue.
+    pub async fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
+        let mut taken = Vec::new();
+        while let Some(message) = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
+            message.delivery.ack(BasicAckOptions::default()).await?;
+            taken.push(message.delivery.into());
+        }
+        Ok(taken)
+    }
+
     /// How many messages of a queue are ready.
     pub async fn ready(&self, queue: &str) -> Result<u32> {
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };

@@ -1,9 +1,10 @@
 //! What the tests of the whole share. They know the built programs only from the outside: messages, rows, files, exit codes.
 //!
 //! In reading order: a [`World`] is a virtual host, a database, a folder and a sandbox that no other test sees; in it a
-//! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it.
+//! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it. [`chaos`] breaks all of it.
 
 mod broker;
+pub mod chaos;
 mod files;
 mod proxy;
 mod world;

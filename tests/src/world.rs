@@ -11,7 +11,7 @@ use stability_sandbox::faults::FaultOrder;
 use stability_sandbox::{Sandbox, Settings};
 use tempfile::TempDir;
 use testbed::process::{Process, Signal, bound_to_us, tail};
-use testbed::services::{self, Vhost};
+use testbed::services::{Addresses, Vhost};
 use testbed::{programs, variable, wait};
 use tokio::process::Command;
 use url::Url;
@@ -38,7 +38,8 @@ pub struct World {
     /// Stability's API.
     pub sandbox: Sandbox,
     given: Vec<(&'static str, String)>,
-    _vhost: Vhost,
+    quiet: bool,
+    vhost: Vhost,
     _database: Option<PostgresDatabase>,
 }
 
@@ -48,15 +49,20 @@ impl World {
         Self::with(Database::Sqlite).await
     }
 
-    /// A world with this database.
+    /// A world with this database, on the services that `make test` has brought.
     pub async fn with(database: Database) -> Result<Self> {
+        Self::on(&Addresses::given()?, database).await
+    }
+
+    /// A world with this database, on these services.
+    pub async fn on(services: &Addresses, database: Database) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("world-").tempdir_in(programs::target()?)?;
-        let vhost = Vhost::make(&needed(services::AMQP_URL)?, &needed(services::RABBITMQ_API_URL)?).await?;
+        let vhost = Vhost::make(&services.amqp_url, &services.rabbitmq_api_url).await?;
         let sandbox = Sandbox::start(Settings { limit: 10_000, ..Settings::default() }).await?;
         let sqlite = format!("sqlite://{}/data/asset-worker.db", folder.path().display());
         let postgres = match database {
             Database::Sqlite => None,
-            Database::Postgres => Some(PostgresDatabase::make().await?),
+            Database::Postgres => Some(PostgresDatabase::make(&services.database_url).await?),
         };
         let given = postgres.iter().map(|database| ("DATABASE_URL", database.url.clone())).collect();
         Ok(Self {
@@ -65,14 +71,27 @@ impl World {
             folder,
             sandbox,
             given,
-            _vhost: vhost,
+            quiet: false,
+            vhost,
             _database: postgres,
         })
     }
 
     /// Sets an environment variable for every program of this world that is started from now on.
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.given.retain(|(given, _)| *given != name);
         self.given.push((name, value.into()));
+    }
+
+    /// Lets workers that are started from now on say nothing when they are dropped.
+    pub fn be_quiet(&mut self) {
+        self.quiet = true;
+    }
+
+    /// Keeps its folder for whoever wants to know what went wrong.
+    pub fn keep_folder(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
     }
 
     /// Starts a translator of this world's own, for every program that is started from now on.
@@ -86,13 +105,8 @@ impl World {
 
     /// Lets every worker that is started from now on reach its PostgreSQL through a proxy, which is open.
     pub async fn database_proxy(&mut self) -> Result<Proxy> {
-        let mut url = Url::parse(&self.database_url)?;
-        let upstream = format!("{}:{}", url.host_str().context("a host")?, url.port().unwrap_or(5432));
-        let proxy = Proxy::closed(upstream).await?;
-        proxy.open();
-        url.set_host(Some("127.0.0.1"))?;
-        url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL takes no port"))?;
-        self.set("DATABASE_URL", url.to_string());
+        let (proxy, url) = Proxy::before(&self.database_url, 5432).await?;
+        self.set("DATABASE_URL", url);
         Ok(proxy)
     }
 
@@ -173,7 +187,7 @@ impl World {
         let command = self.asset_worker(&["run"])?;
         let log = self.folder.path().join(format!("worker-{}.log", Uuid::now_v7().simple()));
         let process = Process::logged("asset-worker run", command, &log)?;
-        Ok(Worker { process, log })
+        Ok(Worker { process, log, quiet: self.quiet })
     }
 
     /// Starts a worker that takes commands.
@@ -186,6 +200,16 @@ impl World {
     /// Connects to the broker.
     pub async fn producer(&self) -> Result<Producer> {
         Producer::connect(&self.amqp_url).await
+    }
+
+    /// The names of all queues that are there.
+    pub async fn queues(&self) -> Result<Vec<String>> {
+        self.vhost.queues().await
+    }
+
+    /// Its database, for whoever comes by another way.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
     }
 
     /// Rows of the worker's database.
@@ -219,6 +243,7 @@ impl Done {
 pub struct Worker {
     process: Process,
     log: PathBuf,
+    quiet: bool,
 }
 
 impl Worker {
@@ -265,7 +290,9 @@ impl Worker {
 impl Drop for Worker {
     #[expect(clippy::print_stderr, reason = "shown by the test harness where the test fails")]
     fn drop(&mut self) {
-        eprintln!("the end of {}:\n{}", self.log.display(), tail(&self.log));
+        if !self.quiet {
+            eprintln!("the end of {}:\n{}", self.log.display(), tail(&self.log));
+        }
         // In order, so that what it measured of itself (its coverage) is written.
         self.process.stop_blocking(Signal::TERM, Duration::from_secs(5));
     }
@@ -282,11 +309,6 @@ async fn probe(log: &Path, path: &str) -> Result<(u16, Value)> {
     Ok((status, serde_json::from_str(&answer.text().await?)?))
 }
 
-fn needed(name: &str) -> Result<String> {
-    variable(name)
-        .with_context(|| format!("{name} is not set: run the tests with `make test`, which brings the services"))
-}
-
 struct PostgresDatabase {
     url: String,
     server_url: String,
@@ -294,15 +316,14 @@ struct PostgresDatabase {
 }
 
 impl PostgresDatabase {
-    async fn make() -> Result<Self> {
-        let server_url = needed(services::DATABASE_URL)?;
+    async fn make(server_url: &str) -> Result<Self> {
         let name = format!("test_{}", Uuid::now_v7().simple());
-        let mut url = Url::parse(&server_url)?;
+        let mut url = Url::parse(server_url)?;
         url.set_path(&name);
-        let server = Connect::connect(&server_url).await?;
+        let server = Connect::connect(server_url).await?;
         server.execute_unprepared(&format!("CREATE DATABASE {name}")).await?;
         server.close().await?;
-        Ok(Self { url: url.into(), server_url, name })
+        Ok(Self { url: url.into(), server_url: server_url.to_owned(), name })
     }
 }
 

@@ -12,14 +12,14 @@ mod vhost;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 pub use vhost::Vhost;
 
-use crate::process::Process;
 use crate::{programs, say, variable};
 
 /// Where tests find RabbitMQ.
@@ -49,28 +49,83 @@ pub struct Postgres {
     kept: Kept,
 }
 
-/// What must be stopped in the end, in this order.
+/// What runs for us, and must be stopped in the end.
 enum Kept {
     Nothing,
-    Container(Box<docker::Stoppable>),
-    Processes(Vec<Server>),
-}
-
-struct Server {
-    process: Process,
-    stop: crate::process::Signal,
+    Container(Box<docker::Container>),
+    RabbitMq(Box<rabbitmq::Private>),
+    Postgres(Box<postgres::Private>),
 }
 
 impl Kept {
+    /// Stops it for good.
     async fn stop(self) {
         match self {
             Self::Nothing => {}
-            Self::Container(container) => container.stop().await,
-            Self::Processes(servers) => {
-                for server in servers {
-                    server.process.stop(server.stop, std::time::Duration::from_secs(20)).await;
-                }
+            Self::Container(container) => container.remove().await,
+            Self::RabbitMq(mut server) => server.stop().await,
+            Self::Postgres(mut server) => server.stop().await,
+        }
+    }
+
+    /// Stops it for this long, and starts it again where it was, with its data.
+    async fn be_away(&mut self, away: Duration) -> Result<()> {
+        match self {
+            Self::Nothing => bail!("what was given by its URL is not ours to stop"),
+            Self::Container(container) => {
+                container.halt().await?;
+                tokio::time::sleep(away).await;
+                container.start_again().await
             }
+            Self::RabbitMq(server) => {
+                server.stop().await;
+                tokio::time::sleep(away).await;
+                server.launch().await
+            }
+            Self::Postgres(server) => {
+                server.crash().await;
+                tokio::time::sleep(away).await;
+                server.launch().await
+            }
+        }
+    }
+}
+
+/// Where services are found.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// RabbitMQ, as a user who may make virtual hosts.
+    pub amqp_url: String,
+    /// Its management API, with user and password.
+    pub rabbitmq_api_url: String,
+    /// PostgreSQL, as a user who may create databases.
+    pub database_url: String,
+}
+
+impl Addresses {
+    /// What `testbed run` has set.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names what is not set, and says how to get it.
+    pub fn given() -> Result<Self> {
+        let needed = |name: &str| {
+            variable(name)
+                .with_context(|| format!("{name} is not set: run the tests with `make test`, which brings the services"))
+        };
+        Ok(Self {
+            amqp_url: needed(AMQP_URL)?,
+            rabbitmq_api_url: needed(RABBITMQ_API_URL)?,
+            database_url: needed(DATABASE_URL)?,
+        })
+    }
+
+    /// Those of services that were obtained.
+    pub fn of(rabbitmq: &RabbitMq, postgres: &Postgres) -> Self {
+        Self {
+            amqp_url: rabbitmq.amqp_url.clone(),
+            rabbitmq_api_url: rabbitmq.api_url.clone(),
+            database_url: postgres.url.clone(),
         }
     }
 }
@@ -174,12 +229,30 @@ impl RabbitMq {
     pub async fn stop(self) {
         self.kept.stop().await;
     }
+
+    /// Stops it in order, and starts it again after this time with all it held.
+    ///
+    /// # Errors
+    ///
+    /// Where it was given by its URL, or does not come back.
+    pub async fn be_away(&mut self, away: Duration) -> Result<()> {
+        self.kept.be_away(away).await
+    }
 }
 
 impl Postgres {
     /// Stops it, if it was started for us.
     pub async fn stop(self) {
         self.kept.stop().await;
+    }
+
+    /// Lets it crash, and starts it again after this time with all that was committed.
+    ///
+    /// # Errors
+    ///
+    /// Where it was given by its URL, or does not come back.
+    pub async fn be_away(&mut self, away: Duration) -> Result<()> {
+        self.kept.be_away(away).await
     }
 }
 

@@ -1,41 +1,69 @@
 //! Services as containers. An engine that cannot give the image counts as none.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 use testcontainers_modules::postgres::Postgres as PostgresImage;
 use testcontainers_modules::testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers_modules::testcontainers::runners::AsyncRunner;
-use testcontainers_modules::testcontainers::{ContainerAsync, GenericImage, ImageExt};
+use testcontainers_modules::testcontainers::{ContainerAsync, ContainerRequest, GenericImage, Image, ImageExt};
 use tokio::time::timeout;
 
 use super::{Kept, Postgres, RabbitMq};
+use crate::wait::free_addresses;
 
 /// Pulling an image and starting it may take this long.
 const START_LIMIT: Duration = Duration::from_mins(5);
 
-/// A container that is removed when it is stopped or dropped.
-pub(super) enum Stoppable {
+/// A container that is removed when it is dropped.
+pub(super) enum Container {
     RabbitMq(ContainerAsync<GenericImage>),
     Postgres(ContainerAsync<PostgresImage>),
 }
 
-impl Stoppable {
-    pub(super) async fn stop(self) {
+impl Container {
+    pub(super) async fn remove(self) {
         // Where this fails, dropping the container tries again.
         let _ = match self {
             Self::RabbitMq(container) => container.rm().await,
             Self::Postgres(container) => container.rm().await,
         };
     }
+
+    /// Stops it, so that it can be started again.
+    pub(super) async fn halt(&self) -> Result<()> {
+        Ok(match self {
+            Self::RabbitMq(container) => container.stop().await,
+            // At once: a crash.
+            Self::Postgres(container) => container.stop_with_timeout(Some(0)).await,
+        }?)
+    }
+
+    /// Starts it at its old ports, and returns when it answers.
+    pub(super) async fn start_again(&self) -> Result<()> {
+        Ok(timeout(START_LIMIT, async {
+            match self {
+                Self::RabbitMq(container) => container.start().await,
+                Self::Postgres(container) => container.start().await,
+            }
+        })
+        .await??)
+    }
+}
+
+/// A port of this machine for one of a container's: chosen by us, since an engine would choose another one at each start.
+fn at<I: Image>(port: SocketAddr, image: impl ImageExt<I>, inner: u16) -> ContainerRequest<I> {
+    image.with_mapped_port(port.port(), inner.tcp())
 }
 
 pub(super) async fn rabbitmq() -> Result<RabbitMq> {
-    let container = GenericImage::new("rabbitmq", "3-management")
+    let [amqp, api] = free_addresses()?;
+    let image = GenericImage::new("rabbitmq", "3-management")
         .with_exposed_port(5672.tcp())
         .with_exposed_port(15672.tcp())
-        .with_wait_for(WaitFor::message_on_stdout("Server startup complete"))
-        .with_startup_timeout(START_LIMIT);
+        .with_wait_for(WaitFor::message_on_stdout("Server startup complete"));
+    let container = at(api, at(amqp, image, 5672), 15672).with_startup_timeout(START_LIMIT);
     let container = timeout(START_LIMIT, container.start()).await??;
     let host = container.get_host().await?;
     let (amqp, api) = (container.get_host_port_ipv4(5672).await?, container.get_host_port_ipv4(15672).await?);
@@ -43,21 +71,20 @@ pub(super) async fn rabbitmq() -> Result<RabbitMq> {
         amqp_url: format!("amqp://guest:guest@{host}:{amqp}/%2f"),
         api_url: format!("http://guest:guest@{host}:{api}"),
         origin: format!("a container of rabbitmq:3-management, {host}:{amqp}"),
-        kept: Kept::Container(Box::new(Stoppable::RabbitMq(container))),
+        kept: Kept::Container(Box::new(Container::RabbitMq(container))),
     })
 }
 
 pub(super) async fn postgres() -> Result<Postgres> {
-    let container = PostgresImage::default()
-        .with_tag("15")
-        .with_cmd(["-c", "fsync=off", "-c", "max_connections=300"])
-        .with_startup_timeout(START_LIMIT);
+    let [address] = free_addresses()?;
+    let image = PostgresImage::default().with_tag("15").with_cmd(["-c", "fsync=off", "-c", "max_connections=300"]);
+    let container = at(address, image, 5432).with_startup_timeout(START_LIMIT);
     let container = timeout(START_LIMIT, container.start()).await??;
     let host = container.get_host().await?;
     let port = container.get_host_port_ipv4(5432).await?;
     Ok(Postgres {
         url: format!("postgres://postgres:postgres@{host}:{port}/postgres"),
         origin: format!("a container of postgres:15, {host}:{port}"),
-        kept: Kept::Container(Box::new(Stoppable::Postgres(container))),
+        kept: Kept::Container(Box::new(Container::Postgres(container))),
     })
 }

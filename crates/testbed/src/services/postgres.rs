@@ -7,12 +7,14 @@ use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::{Kept, Postgres, Server};
+use super::{Kept, Postgres};
 use crate::process::{Process, Signal, as_user, bound_to_us, tail};
 use crate::wait::free_addresses;
 
 /// From its start until it answers; usually a second.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// From its being told to stop until it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// PostgreSQL refuses to run as root; Debian's package brings this user.
 const USER: &str = "postgres";
 
@@ -33,13 +35,22 @@ pub(super) fn find() -> Option<PathBuf> {
     versions.pop().or_else(|| elsewhere.into_iter().find(|folder| folder.join("initdb").is_file()))
 }
 
+/// A server of our own, with a folder of its own.
+pub(super) struct Private {
+    /// The folder of its programs.
+    programs: PathBuf,
+    folder: PathBuf,
+    user: Option<&'static str>,
+    port: u16,
+    process: Option<Process>,
+}
+
 pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     let user = rustix::process::geteuid().is_root().then_some(USER);
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let password = Uuid::now_v7().simple().to_string();
     let password_file = folder.join("password");
     std::fs::write(&password_file, &password)?;
-    let data = folder.join("data");
     if let Some(user) = user {
         chown(user, folder).await?;
     }
@@ -53,31 +64,56 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
             "--no-sync",
             "--pgdata",
         ])
-        .arg(&data)
+        .arg(folder.join("data"))
         .arg("--pwfile")
         .arg(&password_file);
     finished(initdb, "initdb").await?;
     let [address] = free_addresses()?;
-    let log = folder.join("postgres.log");
-    let mut command = server(&programs.join("postgres"), user)?;
-    command.arg("-D").arg(&data);
-    for setting in [
-        "listen_addresses=127.0.0.1",
-        &format!("port={}", address.port()),
-        "unix_socket_directories=",
-        "max_connections=300",
-        "fsync=off",
-    ] {
-        command.args(["-c", setting]);
-    }
-    let mut process = Process::logged("postgres", command, &log)?;
-    let started = ready(&mut process, programs, address.port()).await;
-    started.with_context(|| format!("PostgreSQL did not start; the end of its log:\n{}", tail(&log)))?;
+    let mut private =
+        Private { programs: programs.to_owned(), folder: folder.to_owned(), user, port: address.port(), process: None };
+    private.launch().await?;
     Ok(Postgres {
         url: format!("postgres://postgres:{password}@{address}/postgres"),
         origin: format!("a private process, {address}"),
-        kept: Kept::Processes(vec![Server { process, stop: Signal::INT }]),
+        kept: Kept::Postgres(Box::new(private)),
     })
+}
+
+impl Private {
+    /// Starts the server on what is in its folder, and returns when it answers.
+    pub(super) async fn launch(&mut self) -> Result<()> {
+        let log = self.folder.join("postgres.log");
+        let mut command = server(&self.programs.join("postgres"), self.user)?;
+        command.arg("-D").arg(self.folder.join("data"));
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            &format!("port={}", self.port),
+            "unix_socket_directories=",
+            "max_connections=300",
+            "fsync=off",
+        ] {
+            command.args(["-c", setting]);
+        }
+        let process = self.process.insert(Process::logged("postgres", command, &log)?);
+        let started = ready(process, &self.programs, self.port).await;
+        started.with_context(|| format!("PostgreSQL did not start; the end of its log:\n{}", tail(&log)))
+    }
+
+    /// Stops it in order.
+    pub(super) async fn stop(&mut self) {
+        self.end(Signal::INT).await;
+    }
+
+    /// Stops it as if it had crashed: it recovers at its next start.
+    pub(super) async fn crash(&mut self) {
+        self.end(Signal::QUIT).await;
+    }
+
+    async fn end(&mut self, signal: Signal) {
+        if let Some(process) = self.process.take() {
+            process.stop(signal, STOP_LIMIT).await;
+        }
+    }
 }
 
 /// One of its programs, with nothing of the user's own environment in it.

@@ -1,6 +1,7 @@
 //! A virtual host of one's own.
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use url::Url;
 use uuid::Uuid;
 
@@ -10,6 +11,8 @@ pub struct Vhost {
     pub amqp_url: String,
     /// Where the management API has it.
     resource: String,
+    /// Where it has its queues.
+    queues: String,
 }
 
 impl Vhost {
@@ -26,10 +29,21 @@ impl Vhost {
         let api_url = api_url.trim_end_matches('/');
         let resource = format!("{api_url}/api/vhosts/{name}");
         put(&resource, "{}").await?;
-        let vhost = Self { amqp_url: url.into(), resource };
+        let vhost = Self { amqp_url: url.into(), resource, queues: format!("{api_url}/api/queues/{name}") };
         let rights = r#"{"configure": ".*", "write": ".*", "read": ".*"}"#;
         put(&format!("{api_url}/api/permissions/{name}/{user}"), rights).await?;
         Ok(vhost)
+    }
+
+    /// The names of its queues.
+    ///
+    /// # Errors
+    ///
+    /// Where the management API does not tell.
+    pub async fn queues(&self) -> Result<Vec<String>> {
+        let answer = crate::http()?.get(format!("{}?columns=name", self.queues)).send().await?.error_for_status()?;
+        let queues: Vec<Value> = answer.json().await?;
+        Ok(queues.iter().filter_map(|queue| Some(queue["name"].as_str()?.to_owned())).collect())
     }
 }
 
