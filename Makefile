@@ -14,6 +14,8 @@ ARGS :=
 # For make chaos.
 SEED := 1
 JOBS := 200
+# For make fuzz.
+RUNS := 1000000
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-live chaos fuzz bench check lint docs audit coverage fmt clean
@@ -35,6 +37,20 @@ test-live: build ## Make three real images where STABILITY_API_KEY is set; about
 
 chaos: build ## Break everything while many jobs run, and look at what came of it; SEED=1 JOBS=200
 	@"$(TARGET)/debug/chaos" --seed $(SEED) --jobs $(JOBS)
+
+# libFuzzer's instrumentation, as cargo-fuzz has it, by flags that the stable toolchain knows.
+SANCOV := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+  -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing
+HOST = $(shell $(CARGO) -vV | sed -n 's/^host: //p')
+
+fuzz: ## Search for input that breaks what reads it: RUNS=1000000 for each target
+	RUSTFLAGS="$(SANCOV)" $(CARGO) build -p fuzz --bins --features libfuzzer --profile fuzz --locked \
+	  --target "$(HOST)" --target-dir "$(TARGET)/fuzz"
+	@set -e; for target in command answer picture; do \
+	  mkdir -p "$(TARGET)/fuzz/corpus/$$target" "$(TARGET)/fuzz/found"; echo "fuzz: $$target"; \
+	  "$(TARGET)/fuzz/$(HOST)/fuzz/$$target" -runs=$(RUNS) -max_len=4096 -timeout=20 -print_final_stats=1 -verbosity=0 \
+	    -artifact_prefix="$(TARGET)/fuzz/found/$$target-" "$(TARGET)/fuzz/corpus/$$target" "fuzz/corpus/$$target"; \
+	done
 
 bench: ## Measure what is decided by measurement
 	$(CARGO) bench -p stability-client --bench answers --locked

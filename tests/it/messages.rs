@@ -174,3 +174,31 @@ async fn a_key_that_no_database_takes_is_refused_like_any_other() -> Result<()> 
     assert_eq!(producer.dead_letter().await?.body, body.as_bytes());
     Ok(())
 }
+
+#[tokio::test]
+async fn paths_in_texts_lead_nowhere() -> Result<()> {
+    let world = World::new().await?;
+    let _worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions =
+        ["../../../../escaped", "..\\..\\escaped", "/escaped", "file:///escaped", "%2e%2e%2fescaped", "projects/9/x"];
+    let config = json!({"style_modifiers": ["../escaped"], "negative_prompt": "/escaped\u{202e}gnp."});
+    producer.publish(&command(1, &descriptions, &config)).await?;
+    let data = events.data_of("completed").await?;
+    let paths: Vec<_> =
+        data["assets"].as_array().expect("a list").iter().map(|asset| asset["file_path"].clone()).collect();
+    let expected: Vec<_> = (1..=6).map(|index| json!(format!("projects/1/assets/image_{index:03}.png"))).collect();
+    assert_eq!(paths, expected);
+    // Beside the projects' folder and the database lies nothing.
+    let names = |folder: &std::path::Path| -> Result<Vec<_>> {
+        Ok(std::fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<std::io::Result<_>>()?)
+    };
+    assert_eq!(names(&world.file(""))?, ["projects"]);
+    assert_eq!(names(&world.file("projects"))?, ["1"]);
+    let escaped = world.folder().ancestors().any(|folder| folder.join("escaped").exists());
+    assert!(!escaped);
+    Ok(())
+}

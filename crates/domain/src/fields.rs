@@ -171,12 +171,12 @@ pub(crate) fn first_ones(mut violations: Vec<String>) -> Vec<String> {
     violations
 }
 
-/// A value as an error repeats it: JSON, cut short.
+/// A value as an error repeats it: JSON, cut short. JSON escapes only some of the control characters.
 pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(_) => "an object".to_owned(),
-        other => truncated(&other.to_string()),
+        other => truncated(&other.to_string().replace(char::is_control, "\u{FFFD}")),
     }
 }
 

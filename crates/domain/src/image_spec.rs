@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// How much of a codec's error is kept.
+const MAX_ERROR_CHARS: usize = 200;
+
 /// The encodings a stored image may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -119,6 +122,14 @@ pub enum ImageDefect {
         /// What is asked for.
         min_sharpness: f64,
     },
+}
+
+impl ImageDefect {
+    /// Of a codec's error. What codecs say may repeat what stands in the file: it becomes one line of at most 200 characters, which any row takes.
+    pub fn undecodable(error: &dyn fmt::Display) -> Self {
+        let text: String = error.to_string().trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        Self::Undecodable(text.chars().take(MAX_ERROR_CHARS).collect())
+    }
 }
 
 impl ImageSpec {

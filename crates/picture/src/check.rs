@@ -16,6 +16,6 @@ pub fn check(bytes: &[u8], spec: &ImageSpec) -> Result<(), ImageDefect> {
         Some(image::ImageFormat::Jpeg) => Some(ImageFormat::Jpeg),
         _ => None,
     };
-    let decoded = reader.decode().map_err(|error| ImageDefect::Undecodable(error.to_string()))?;
+    let decoded = reader.decode().map_err(|error| ImageDefect::undecodable(&error))?;
     spec.check(&Measured { width: decoded.width(), height: decoded.height(), format, size_bytes: bytes.len() as u64 })
 }

@@ -12,14 +12,13 @@ const MAX_ALLOC: u64 = 256 * 1024 * 1024;
 
 /// Decodes a PNG or JPEG to RGB; transparency is dropped.
 pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, ImageDefect> {
-    Ok(reader(bytes)?.decode().map_err(|error| ImageDefect::Undecodable(error.to_string()))?.into_rgb8())
+    Ok(reader(bytes)?.decode().map_err(|error| ImageDefect::undecodable(&error))?.into_rgb8())
 }
 
 /// A reader that knows its format and its limits.
 pub(super) fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageDefect> {
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| ImageDefect::Undecodable(error.to_string()))?;
+    let mut reader =
+        ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| ImageDefect::undecodable(&error))?;
     if !matches!(reader.format(), Some(ImageFormat::Png | ImageFormat::Jpeg)) {
         return Err(ImageDefect::Format);
     }

@@ -16,7 +16,8 @@ pub(super) fn encode(
     spec: &ImageSpec,
     story: &Story,
 ) -> Result<(Vec<u8>, ImageFormat), ImageDefect> {
-    let png = png(picture, story).map_err(|error| ImageDefect::Undecodable(format!("cannot be encoded: {error}")))?;
+    let png =
+        png(picture, story).map_err(|error| ImageDefect::undecodable(&format_args!("cannot be encoded: {error}")))?;
     let fits = |bytes: &[u8]| (bytes.len() as u64) < spec.max_bytes;
     if fits(&png) {
         return Ok((png, ImageFormat::Png));
@@ -25,7 +26,7 @@ pub(super) fn encode(
     drop(png);
     for quality in JPEG_QUALITIES {
         let jpeg = jpeg(picture, quality, story)
-            .map_err(|error| ImageDefect::Undecodable(format!("cannot be encoded: {error}")))?;
+            .map_err(|error| ImageDefect::undecodable(&format_args!("cannot be encoded: {error}")))?;
         if fits(&jpeg) {
             return Ok((jpeg, ImageFormat::Jpeg));
         }

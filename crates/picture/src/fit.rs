@@ -10,7 +10,7 @@ pub(super) fn cover(picture: RgbImage, spec: &ImageSpec) -> Result<RgbImage, Ima
     if picture.dimensions() == (spec.width, spec.height) {
         return Ok(picture);
     }
-    let undecodable = |error: String| ImageDefect::Undecodable(format!("cannot be scaled: {error}"));
+    let undecodable = |error: String| ImageDefect::undecodable(&format_args!("cannot be scaled: {error}"));
     let source = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
         .map_err(|error| undecodable(error.to_string()))?;
     let mut target = Image::new(spec.width, spec.height, PixelType::U8x3);

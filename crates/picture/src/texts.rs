@@ -110,8 +110,8 @@ pub struct Read {
 /// [`ImageDefect`] where it is no PNG or JPEG that can be read.
 pub fn read(bytes: &[u8]) -> Result<Read, ImageDefect> {
     match decode::reader(bytes)?.format() {
-        Some(image::ImageFormat::Png) => read_png(bytes).map_err(|error| ImageDefect::Undecodable(error.to_string())),
-        _ => read_jpeg(bytes).map_err(|error| ImageDefect::Undecodable(error.to_string())),
+        Some(image::ImageFormat::Png) => read_png(bytes).map_err(|error| ImageDefect::undecodable(&error)),
+        _ => read_jpeg(bytes).map_err(|error| ImageDefect::undecodable(&error)),
     }
 }
 

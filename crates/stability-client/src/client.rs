@@ -231,7 +231,7 @@ impl Client {
     }
 }
 
-fn checked(answer: Answer) -> Result<Answer, Error> {
+pub(crate) fn checked(answer: Answer) -> Result<Answer, Error> {
     if answer.status == 200 {
         return Ok(answer);
     }

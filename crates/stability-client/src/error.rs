@@ -23,7 +23,7 @@ pub struct ApiFailure {
     pub id: Option<String>,
     /// The API's name of the kind of failure, such as `invalid_prompts`.
     pub name: Option<String>,
-    /// The API's sentence, or the first 200 characters of a body that is not its JSON.
+    /// The API's sentence, or a body that is not its JSON; of each of these texts the first 200 characters, without control characters.
     pub message: String,
 }
 
@@ -41,7 +41,8 @@ impl ApiFailure {
     pub(crate) fn read(status: u16, body: &[u8]) -> Self {
         if let Ok(ErrorBody { id, name, message, errors }) = serde_json::from_slice::<ErrorBody>(body) {
             let message = message.unwrap_or_else(|| errors.join("; "));
-            Self { status, id, name, message: first_chars(&message) }
+            let short = |text: Option<String>| text.as_deref().map(first_chars);
+            Self { status, id: short(id), name: short(name), message: first_chars(&message) }
         } else {
             let text = String::from_utf8_lossy(&body[..body.len().min(4 * KEPT_CHARS)]);
             Self { status, id: None, name: None, message: first_chars(text.trim()) }

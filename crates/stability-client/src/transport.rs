@@ -157,7 +157,7 @@ impl Transport for Http {
 }
 
 /// What the status line and the headers say.
-fn read_head(status: u16, headers: &HeaderMap) -> Answer {
+pub(crate) fn read_head(status: u16, headers: &HeaderMap) -> Answer {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     Answer {
         status,

@@ -110,8 +110,9 @@ impl Addresses {
     /// A sentence that names what is not set, and says how to get it.
     pub fn given() -> Result<Self> {
         let needed = |name: &str| {
-            variable(name)
-                .with_context(|| format!("{name} is not set: run the tests with `make test`, which brings the services"))
+            variable(name).with_context(|| {
+                format!("{name} is not set: run the tests with `make test`, which brings the services")
+            })
         };
         Ok(Self {
             amqp_url: needed(AMQP_URL)?,

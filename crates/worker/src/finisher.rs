@@ -78,7 +78,7 @@ impl Finisher {
     pub async fn finish(&self, sent: Bytes, story: Story) -> Result<Finished, ImageDefect> {
         let (spec, glance) = (self.spec, self.glance);
         let work = self.run(move || picture::finish(&sent, &spec, glance, &story));
-        work.await.unwrap_or_else(|error| Err(ImageDefect::Undecodable(format!("the codec failed ({error})"))))
+        work.await.unwrap_or_else(|error| Err(ImageDefect::undecodable(&format_args!("the codec failed ({error})"))))
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {

@@ -28,7 +28,7 @@ pub(super) async fn look(stage: &Stage, report: &mut Report) -> Result<()> {
     }
     look_at_files(stage, &rows, report)?;
     look_at_requests(stage, &rows, report);
-    look_at_dead_letters(stage, producer.take_all("assets.generate.dead").await?, report);
+    look_at_dead_letters(stage, &producer.take_all("assets.generate.dead").await?, report);
     Ok(())
 }
 
@@ -63,7 +63,8 @@ impl Rows {
     async fn read(stage: &Stage) -> Result<Self> {
         let id = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
         let jobs = stage.world.rows("SELECT id, status, error_code, terminal_event FROM jobs").await?;
-        let sql = "SELECT job_id, \"index\", status, file_path, sha256, size_bytes, requests FROM assets ORDER BY \"index\"";
+        let sql =
+            "SELECT job_id, \"index\", status, file_path, sha256, size_bytes, requests FROM assets ORDER BY \"index\"";
         let mut assets: BTreeMap<String, Vec<Value>> = BTreeMap::new();
         for row in stage.world.rows(sql).await? {
             assets.entry(id(&row, "job_id")).or_default().push(row);
@@ -111,7 +112,10 @@ fn look_at_job(number: usize, order: &Order, event: &[u8], rows: &Rows, report: 
             (Some("completed"), [asset], []) => {
                 for key in ["file_path", "sha256", "size_bytes"] {
                     if asset[key] != row[key] {
-                        violated(format!("image {index}: {key} is {} in the event, {} in the row", asset[key], row[key]));
+                        violated(format!(
+                            "image {index}: {key} is {} in the event, {} in the row",
+                            asset[key], row[key]
+                        ));
                     }
                 }
                 if image.code().is_some() {
@@ -207,10 +211,10 @@ fn look_at_requests(stage: &Stage, rows: &Rows, report: &mut Report) {
 }
 
 /// Each rejected message lies there with its reason, and nothing else does.
-fn look_at_dead_letters(stage: &Stage, letters: Vec<Message>, report: &mut Report) {
+fn look_at_dead_letters(stage: &Stage, letters: &[Message], report: &mut Report) {
     report.dead_letters = letters.len();
     let reason = |letter: &Message| letter.header("x-rejected-reason").unwrap_or_default();
-    for letter in &letters {
+    for letter in letters {
         let known = stage.rejected.iter().any(|(body, why)| *body == letter.body && reason(letter).starts_with(why));
         if !known {
             let body = String::from_utf8_lossy(&letter.body).into_owned();

@@ -115,7 +115,8 @@ fn order(dice: &mut Rng, plan: &Plan, number: usize) -> Order {
     let project_id = 1 + number % PROJECTS;
     if dice.usize(..REFUSED) == 0 {
         let config = json!({"steps": 5});
-        let body = json!({"job_id": job_id, "project_id": project_id, "image_descriptions": ["A fox"], "config": config});
+        let body =
+            json!({"job_id": job_id, "project_id": project_id, "image_descriptions": ["A fox"], "config": config});
         return Order { job_id, body, images: Vec::new() };
     }
     let images: Vec<Image> = (1..=dice.usize(1..=plan.images))

@@ -1,8 +1,9 @@
-//! What the sandbox cannot see: headers, the proxy, TLS with a certificate of one's own, redirects.
+//! What the sandbox cannot see: headers, the proxy, TLS with a certificate of one's own, redirects, answers without end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use stability_client::{Client, ClientBuilder};
+use stability_client::{Client, ClientBuilder, MAX_BODY_BYTES};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -90,6 +91,43 @@ async fn a_redirect_is_not_followed_with_the_key() {
     let nobody =
         std::future::poll_fn(|context| std::task::Poll::Ready(elsewhere.poll_accept(context).is_pending())).await;
     assert!(nobody);
+}
+
+/// Answers one request with a body that never ends, in pieces of this size, as fast as they are read or this much slower.
+async fn answer_for_ever(listener: TcpListener, piece: usize, pause: Duration) {
+    let (mut stream, _) = listener.accept().await.expect("a caller");
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n";
+    let mut written = stream.write_all(head.as_bytes()).await;
+    // Until the client hangs up.
+    while written.is_ok() {
+        tokio::time::sleep(pause).await;
+        written = stream.write_all(&vec![b' '; piece]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_given_up_at_a_bound() {
+    let (listener, port) = listener().await;
+    let mut server = JoinSet::new();
+    server.spawn(answer_for_ever(listener, 1 << 20, Duration::ZERO));
+    let client = builder(&format!("http://127.0.0.1:{port}/")).build().expect("a client");
+    let error = client.balance().await.expect_err("it has no end");
+    assert_eq!(error.to_string(), format!("unreadable answer: the body is longer than {MAX_BODY_BYTES} bytes"));
+    drop(client);
+    server.join_next().await.expect("a task").expect("the connection is closed");
+}
+
+#[tokio::test]
+async fn an_answer_that_dribbles_is_given_up_when_the_time_of_its_request_is_over() {
+    let (listener, port) = listener().await;
+    let mut server = JoinSet::new();
+    server.spawn(answer_for_ever(listener, 1, Duration::from_millis(5)));
+    let timeout = Duration::from_millis(200);
+    let client = builder(&format!("http://127.0.0.1:{port}/")).request_timeout(timeout).build().expect("a client");
+    let error = client.balance().await.expect_err("it comes too slowly");
+    assert_eq!(error.kind(), "timeout");
+    drop(client);
+    server.join_next().await.expect("a task").expect("the connection is closed");
 }
 
 #[tokio::test]

@@ -1,0 +1,6 @@
+//! Searches for an input that breaks `fuzz::picture`.
+
+#![no_main]
+#![expect(unsafe_code, reason = "libFuzzer calls in by a name that is not mangled")]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::picture(bytes));
