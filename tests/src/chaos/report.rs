@@ -19,6 +19,7 @@ pub struct Report {
     jobs: usize,
     images: usize,
     workers: usize,
+    long_absence: Duration,
     done: BTreeMap<Trouble, u32>,
     /// Promises that were found broken, in words.
     pub violations: Vec<String>,
@@ -42,6 +43,7 @@ impl Report {
             jobs: plan.jobs,
             images: stage.orders.iter().map(|order| order.images.len()).sum(),
             workers: plan.workers,
+            long_absence: plan.long_absence,
             done: stage.done.clone(),
             violations: Vec::new(),
             took: Duration::ZERO,
@@ -69,7 +71,11 @@ impl Display for Report {
         writeln!(f, "Seed {seed}: {jobs} jobs of {images} images over {workers} workers, in {took} s\n")?;
         writeln!(f, "| what was done | times |\n| --- | ---: |")?;
         for (trouble, times) in &self.done {
-            writeln!(f, "| {} | {times} |", trouble.as_str())?;
+            write!(f, "| {}", trouble.as_str())?;
+            if matches!(trouble, Trouble::BrokerAway | Trouble::DatabaseAway) {
+                write!(f, ", the first time for {} s", self.long_absence.as_secs())?;
+            }
+            writeln!(f, " | {times} |")?;
         }
         writeln!(f, "\n| what was found | |\n| --- | ---: |")?;
         for (what, count) in [

@@ -7,7 +7,7 @@ use super::Ground;
 pub enum Trouble {
     /// SIGKILL, at any moment.
     Kill,
-    /// SIGKILL at a point between a command and its acknowledgement.
+    /// SIGKILL at one of the points between a command's arrival and its acknowledgement.
     KillAtPoint,
     /// SIGTERM: what is in flight is finished.
     Terminate,
@@ -36,7 +36,7 @@ impl Trouble {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Kill => "worker killed (SIGKILL)",
-            Self::KillAtPoint => "worker killed at a point between command and acknowledgement",
+            Self::KillAtPoint => "worker killed at a chosen point of its way",
             Self::Terminate => "worker told to stop (SIGTERM)",
             Self::Freeze => "worker frozen beyond its lease (SIGSTOP)",
             Self::FreezeAndCut => "the same, its connections cut",
