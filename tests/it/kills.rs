@@ -116,6 +116,38 @@ async fn a_worker_killed_after_the_event_and_before_the_acknowledgement_repeats_
     Ok(())
 }
 
+/// What a worker leaves behind goes on before the jobs that came later, whether it was killed or told to stop.
+async fn left_behind_by(signal: Signal) -> Result<()> {
+    let mut world = World::new().await?;
+    world.sandbox.set_sketch(true);
+    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let first = command(7, &["A fox", "A bear [fault:slow=1000]", "An owl"], &json!({"max_concurrent": 1}));
+    producer.publish(&first).await?;
+    for _ in 0..5 {
+        producer.publish(&command(7, &["A cat"], &json!({}))).await?;
+    }
+    events.until("progress").await?;
+    worker.signal(signal);
+    worker.ended().await?;
+    let _next = world.worker().await?;
+    let data = events.data_of("completed").await?;
+    assert_eq!(data["job_id"], first["job_id"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_job_of_a_killed_worker_goes_on_before_those_that_came_later() -> Result<()> {
+    left_behind_by(Signal::KILL).await
+}
+
+#[tokio::test]
+async fn the_job_of_a_worker_that_was_told_to_stop_goes_on_before_those_that_came_later() -> Result<()> {
+    left_behind_by(Signal::TERM).await
+}
+
 /// A job that ends its workers is not tried for ever.
 #[tokio::test]
 async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() -> Result<()> {

@@ -88,12 +88,11 @@ pub async fn play(plan: &Plan, ground: &mut Ground) -> Result<Report> {
     let mut dice = fastrand::Rng::with_seed(plan.seed);
     let orders = orders::drawn(&mut dice, plan);
     let mut stage = Stage::set(plan, ground, orders).await?;
-    stage.publish_all().await?;
     let mut troubles = Vec::new();
     let mut next = dice.u32(plan.every.0..plan.every.1);
     loop {
         let moved = async || {
-            let ended = stage.all_ended().await.unwrap_or(false);
+            let ended = stage.feed().await.unwrap_or(false);
             (ended || stage.world.sandbox.ledger().requests >= next).then_some(ended)
         };
         if until("further requests, or the end of all jobs", LIMIT, moved).await? {

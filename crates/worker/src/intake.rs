@@ -7,6 +7,7 @@ use domain::event::{Context, Event, JobError, Totals};
 use domain::failure::JobFailureCode;
 use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
 use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 use uuid::Uuid;
@@ -55,12 +56,15 @@ pub struct Intake {
     later: Duration,
     /// A command whose job somebody else works on comes back after this.
     held: Duration,
+    /// How long the lease of a worker holds that is not heard of.
+    lease: Duration,
 }
 
 impl Intake {
     /// Brings the parts together.
     pub fn new(workshop: Workshop, publisher: Publisher, jobs: &JobSettings) -> Self {
-        Self { workshop, publisher, rules: rules(), later: jobs.delay_after(1), held: jobs.held_delay() }
+        let (later, held, lease) = (jobs.delay_after(1), jobs.held_delay(), jobs.lease);
+        Self { workshop, publisher, rules: rules(), later, held, lease }
     }
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
@@ -115,13 +119,14 @@ impl Intake {
         command: &Command,
         stop: &CancellationToken,
     ) -> Result<Settlement, IntakeError> {
-        if incoming.was_delivered_before() {
-            // Whoever had it may still be at work; and the broker counts its deliveries, which must not be those of a job that is well.
+        if incoming.is_its_last_delivery()
+            && let Standing::Open = self.workshop.store().standing(command.job_id).await?
+        {
+            // The broker counts deliveries, which must not be those of a job whose losses are counted in its row.
             self.publisher.retry_later(incoming, self.held).await?;
             return Ok(Settlement::Done);
         }
-        let trace = incoming.trace_parent();
-        match self.workshop.run(command, trace.as_ref(), &self.publisher, stop).await? {
+        match self.worked_on(incoming, command, stop).await? {
             Verdict::Ended(terminal) => {
                 self.publish_terminal(command.job_id, &terminal).await?;
                 pause::point("after the event").await;
@@ -139,8 +144,13 @@ impl Intake {
                 self.publisher.retry_later(incoming, self.held).await?;
                 Ok(Settlement::Done)
             }
+            Verdict::Interrupted if !incoming.was_delivered_before() => {
+                info!("the rest of the job is left to whoever is free");
+                // Its place is before all that wait; once, since the broker counts.
+                Ok(Settlement::Return)
+            }
             Verdict::Interrupted | Verdict::Yielded => {
-                info!("the rest of the job is left to whoever gets it next");
+                info!("the rest of the job comes after the jobs that wait");
                 self.publisher.hand_back(incoming).await?;
                 Ok(Settlement::Done)
             }
@@ -148,6 +158,29 @@ impl Intake {
                 warn!("another command has this job id; it goes to the dead letters");
                 self.publisher.dead_letter(incoming, CONFLICT).await?;
                 Ok(Settlement::Done)
+            }
+        }
+    }
+
+    /// Works on a job. Where its command was given to somebody before who holds the job still, that worker is lost or lost the broker, and the job is
+    /// waited for as long as its lease may hold: at the end of the queue it would wait for all that came later.
+    async fn worked_on(
+        &self,
+        incoming: &Incoming,
+        command: &Command,
+        stop: &CancellationToken,
+    ) -> Result<Verdict, JobRunError> {
+        let trace = incoming.trace_parent();
+        let until = Instant::now() + self.lease + self.held;
+        loop {
+            let verdict = self.workshop.run(command, trace.as_ref(), &self.publisher, stop).await?;
+            let may_be_lost = incoming.was_delivered_before() && Instant::now() < until;
+            if !(may_be_lost && matches!(verdict, Verdict::Held)) {
+                return Ok(verdict);
+            }
+            tokio::select! {
+                () = sleep(self.held) => {}
+                () = stop.cancelled() => return Ok(Verdict::Interrupted),
             }
         }
     }

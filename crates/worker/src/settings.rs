@@ -184,7 +184,7 @@ pub struct JobSettings {
 }
 
 impl JobSettings {
-    /// How long a command waits whose job somebody else works on.
+    /// After how long it is looked again whether somebody else works on a job.
     pub fn held_delay(&self) -> Duration {
         Duration::from_millis(u64::try_from(self.lease.as_millis() / 6).unwrap_or(2_000).max(100))
     }

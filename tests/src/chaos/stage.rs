@@ -19,6 +19,8 @@ pub(super) const EVENTS: &str = "chaos.events";
 const LEASE: Duration = Duration::from_secs(3);
 /// From SIGTERM until what is in flight is dropped.
 const GRACE: Duration = Duration::from_secs(5);
+/// Jobs that are open at once for each worker: two that it works on, and one that waits.
+const OPEN_FOR_EACH: usize = 3;
 /// Where a worker can be killed.
 const POINTS: [&str; 7] = [
     "before reading",
@@ -51,6 +53,10 @@ pub(super) struct Stage {
     /// Messages that are no command of a new job: body, and the reason that they must lie in the dead letters with.
     pub(super) rejected: Vec<(Vec<u8>, &'static str)>,
     seats: Vec<Seat>,
+    /// Commands that are published; the others follow as jobs end.
+    published: usize,
+    /// Where workers are yet to be killed.
+    points: Vec<&'static str>,
     long_absence: Duration,
 }
 
@@ -80,34 +86,49 @@ impl Stage {
             .map(|order| (order.body.to_string().into_bytes(), "invalid_request"))
             .collect();
         let (done, lives_cut) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { world, orders, done, lives_cut, rejected, seats, long_absence: plan.long_absence })
+        Ok(Self {
+            world,
+            orders,
+            done,
+            lives_cut,
+            rejected,
+            seats,
+            published: 0,
+            points: Vec::new(),
+            long_absence: plan.long_absence,
+        })
     }
 
-    pub(super) async fn publish_all(&self) -> Result<()> {
-        let producer = self.world.producer().await?;
-        for order in &self.orders {
-            producer.publish(&order.body).await?;
-        }
-        Ok(())
-    }
-
-    /// Whether every job has had its end.
-    pub(super) async fn all_ended(&self) -> Result<bool> {
+    /// Publishes as many commands as keep every worker busy, and some that wait. Says whether every job has had its end.
+    pub(super) async fn feed(&mut self) -> Result<bool> {
         let sql = "SELECT count(*) AS ended FROM jobs WHERE status IN ('completed', 'failed')";
-        let rows = self.world.rows(sql).await?;
-        Ok(rows[0]["ended"].as_u64() == Some(self.orders.len() as u64))
+        let ended = self.world.rows(sql).await?[0]["ended"].as_u64().context("a number")?;
+        let ended = usize::try_from(ended)?;
+        let wanted = (ended + OPEN_FOR_EACH * self.seats.len()).min(self.orders.len());
+        if self.published < wanted {
+            let producer = self.producer().await?;
+            while self.published < wanted {
+                producer.publish(&self.orders[self.published].body).await?;
+                self.published += 1;
+            }
+        }
+        Ok(ended == self.orders.len())
     }
 
     /// Does something to the system, and returns when it is over.
     pub(super) async fn make(&mut self, trouble: Trouble, dice: &mut Rng, ground: &mut Ground) -> Result<()> {
         let victim = dice.usize(..self.seats.len());
-        let chosen = dice.usize(..self.orders.len());
+        let chosen = dice.usize(..self.published.max(1));
         let first = !self.done.contains_key(&trouble);
         let absence = if first { self.long_absence } else { Duration::from_secs(dice.u64(..5)) };
         match trouble {
             Trouble::Kill => self.kill(victim).await?,
             Trouble::KillAtPoint => {
-                let point = POINTS[dice.usize(..POINTS.len())];
+                if self.points.is_empty() {
+                    self.points = POINTS.to_vec();
+                    dice.shuffle(&mut self.points);
+                }
+                let point = self.points.pop().unwrap_or(POINTS[0]);
                 if !self.kill_at(victim, point).await? {
                     return Ok(());
                 }
@@ -192,25 +213,49 @@ impl Stage {
         Ok(())
     }
 
+    /// Freezes a worker until another one has taken over one of the jobs that were worked on, and has finished an image of it.
     async fn freeze(&mut self, victim: usize, cut: bool) -> Result<()> {
         let before = self.underway().await?;
-        let claims = self.claims().await?;
+        let held = self.held().await?;
         self.seats[victim].worker.signal(Signal::STOP);
         if cut {
             self.seats[victim].broker.cut();
             self.seats[victim].database.cut();
+        } else {
+            // The broker takes it to be well, and gives its commands to nobody else: but producers repeat themselves.
+            let producer = self.producer().await?;
+            for order in self.orders.iter().filter(|order| held.contains_key(&order.job_id)) {
+                producer.publish(&order.body).await?;
+            }
         }
-        // Until somebody has taken a job over, or there is none to take over.
-        let taken_over = async || (self.claims().await.ok()? > claims).then_some(());
-        let _ = until("another worker", LEASE * 2, taken_over).await;
+        let taken_over = async || {
+            let now = self.held().await.ok()?;
+            let (job, _) = now.into_iter().find(|(job, claims)| held.get(job).is_some_and(|known| claims > known))?;
+            let finished = self.finished(&job).await.ok()?;
+            Some((job, finished))
+        };
+        // Where it held none, or none has an image left, nobody takes over.
+        if let Ok((job, finished)) = until("another worker", LEASE * 2, taken_over).await {
+            let went_on = async || {
+                let ended = !self.held().await.ok()?.contains_key(&job);
+                (ended || self.finished(&job).await.ok()? > finished).then_some(())
+            };
+            let _ = until("one image more", LEASE * 2, went_on).await;
+        }
         self.seats[victim].worker.signal(Signal::CONT);
         self.note_lives_cut(before).await
     }
 
-    /// How often jobs were claimed.
-    async fn claims(&self) -> Result<u64> {
-        let rows = self.world.rows("SELECT CAST(coalesce(sum(lease_token), 0) AS BIGINT) AS claims FROM jobs").await?;
-        rows[0]["claims"].as_u64().context("a number")
+    /// The jobs that are worked on, each with the number of its claim.
+    async fn held(&self) -> Result<BTreeMap<String, u64>> {
+        let rows = self.world.rows("SELECT id, lease_token FROM jobs WHERE status = 'running'").await?;
+        Ok(rows.iter().filter_map(|row| Some((row["id"].as_str()?.to_owned(), row["lease_token"].as_u64()?))).collect())
+    }
+
+    /// How many images of a job are there.
+    async fn finished(&self, job: &str) -> Result<u64> {
+        let sql = format!("SELECT count(*) AS finished FROM assets WHERE status = 'completed' AND job_id = '{job}'");
+        self.world.rows(&sql).await?[0]["finished"].as_u64().context("a number")
     }
 
     /// The images that were asked for and are not there.

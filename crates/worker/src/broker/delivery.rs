@@ -6,6 +6,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::AMQPValue;
 
+use super::topology::DELIVERY_LIMIT;
 use super::{BrokerError, answered};
 
 /// What a command's message held.
@@ -14,7 +15,8 @@ pub struct Incoming {
     /// The body, unread.
     pub body: Vec<u8>,
     pub(super) properties: BasicProperties,
-    redelivered: bool,
+    /// How often it was given to somebody before.
+    deliveries: u32,
 }
 
 impl Incoming {
@@ -25,7 +27,12 @@ impl Incoming {
 
     /// Whether it was given to somebody before who has not settled it: a worker that was lost, or lost the broker.
     pub fn was_delivered_before(&self) -> bool {
-        self.redelivered
+        self.deliveries > 0
+    }
+
+    /// Whether the broker gives it to the dead letters if it is not settled this time.
+    pub fn is_its_last_delivery(&self) -> bool {
+        self.deliveries >= DELIVERY_LIMIT
     }
 
     /// What its properties say of the body that makes it unreadable, in a sentence.
@@ -69,6 +76,16 @@ pub(super) fn text_header(properties: &BasicProperties, name: &str) -> Option<St
     }
 }
 
+/// Where quorum queues count them.
+pub(super) const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
+
+/// What quorum queues count. Source: RabbitMQ's guide to quorum queues, "Poison Message Handling".
+fn deliveries(properties: &BasicProperties) -> Option<u32> {
+    let count = properties.headers().as_ref()?.inner().get(DELIVERY_COUNT_HEADER)?;
+    let count = count.as_long_long_int().or(count.as_long_int().map(i64::from))?;
+    Some(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
 /// What is said to the broker about a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
@@ -91,8 +108,8 @@ impl Unsettled {
     pub(super) fn new(mut delivery: Delivery) -> (Incoming, Self) {
         let body = std::mem::take(&mut delivery.data);
         let properties = delivery.properties.clone();
-        let redelivered = delivery.redelivered;
-        (Incoming { body, properties, redelivered }, Self(delivery))
+        let deliveries = if delivery.redelivered { deliveries(&properties).unwrap_or(1) } else { 0 };
+        (Incoming { body, properties, deliveries }, Self(delivery))
     }
 
     /// Tells the broker; settling twice does not compile.

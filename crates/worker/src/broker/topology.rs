@@ -19,8 +19,8 @@ pub(super) const DEAD_QUEUE: &str = "assets.generate.dead";
 /// Where workers see what the broker itself gave to the dead letters.
 pub(super) const FALLEN_QUEUE: &str = "assets.generate.fallen";
 /// After so many deliveries that were not settled the broker itself gives a command to the dead letters: one that ends the process each time it
-/// is read. What is read and comes a second time is published anew, so that a lost connection does not add up.
-const DELIVERY_LIMIT: i32 = 2;
+/// is read. What belongs to a known job is published anew before, so that lost connections do not add up.
+pub(super) const DELIVERY_LIMIT: u32 = 2;
 
 /// What is declared at every connection.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl Topology {
         queue(channel, FALLEN_QUEUE, &[]).await?;
         bind(channel, FALLEN_QUEUE, DEAD_LETTER, "").await?;
         let mut arguments = dead_lettering_to(DEAD_LETTER);
-        arguments.push(("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)));
+        arguments.push(("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT.into())));
         queue(channel, GENERATE_QUEUE, &arguments).await?;
         bind(channel, GENERATE_QUEUE, COMMANDS, GENERATE_KEY).await?;
         // One queue a delay: in a queue of mixed delays, a short one waits behind a long one.
