@@ -35,6 +35,8 @@ pub struct Plan {
     pub workers: usize,
     /// So many more requests come to the sandbox between two disturbances: at least, and less than.
     pub every: (u32, u32),
+    /// A worker that is not heard of for this long is lost.
+    pub lease: Duration,
     /// How long broker and database are away the first time. The other times it is some seconds.
     pub long_absence: Duration,
 }
@@ -82,12 +84,28 @@ impl Ground {
 ///
 /// # Errors
 ///
-/// Where the run itself could not be played; jobs that never end are such a case.
+/// Where it could not even be begun.
 pub async fn play(plan: &Plan, ground: &mut Ground) -> Result<Report> {
     let begun = std::time::Instant::now();
     let mut dice = fastrand::Rng::with_seed(plan.seed);
     let orders = orders::drawn(&mut dice, plan);
     let mut stage = Stage::set(plan, ground, orders).await?;
+    let broken = disturbed(plan, &mut stage, &mut dice, ground).await;
+    let broken = broken.and(stage.settle().await);
+    let mut report = Report::new(plan, &stage);
+    if let Err(broken) = broken.and(findings::look(&stage, &mut report).await) {
+        // Jobs that never end are such a case.
+        report.violated(format!("the run came to no end: {broken:#}"));
+    }
+    report.took = begun.elapsed();
+    if !report.violations.is_empty() {
+        report.folder = Some(stage.world.keep_folder());
+    }
+    Ok(report)
+}
+
+/// Does things to the system until every job has had its end.
+async fn disturbed(plan: &Plan, stage: &mut Stage, dice: &mut fastrand::Rng, ground: &mut Ground) -> Result<()> {
     let mut troubles = Vec::new();
     let mut next = dice.u32(plan.every.0..plan.every.1);
     loop {
@@ -96,22 +114,14 @@ pub async fn play(plan: &Plan, ground: &mut Ground) -> Result<Report> {
             (ended || stage.world.sandbox.ledger().requests >= next).then_some(ended)
         };
         if until("further requests, or the end of all jobs", LIMIT, moved).await? {
-            break;
+            return Ok(());
         }
         if troubles.is_empty() {
             troubles = trouble::all(ground);
             dice.shuffle(&mut troubles);
         }
         let trouble = troubles.pop().unwrap_or(Trouble::Kill);
-        stage.make(trouble, &mut dice, ground).await?;
+        stage.make(trouble, dice, ground).await?;
         next = stage.world.sandbox.ledger().requests + dice.u32(plan.every.0..plan.every.1);
     }
-    stage.settle().await?;
-    let mut report = Report::new(plan, &stage);
-    findings::look(&stage, &mut report).await?;
-    report.took = begun.elapsed();
-    if !report.violations.is_empty() {
-        report.folder = Some(stage.world.keep_folder());
-    }
-    Ok(report)
 }

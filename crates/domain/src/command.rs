@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::digest;
 use crate::fields::{self, Fields, first_ones};
 use crate::strict_json;
 use crate::style::Style;
@@ -154,6 +155,11 @@ impl Command {
     /// Whose job it is.
     pub fn key(&self) -> JobKey {
         JobKey { job_id: self.job_id, project_id: self.project_id }
+    }
+
+    /// What tells it from every other command: SHA-256 in lower-case hex. The same after parsing is the same, whatever the order of keys.
+    pub fn digest(&self) -> String {
+        digest::sha256(serde_json::to_vec(self).expect("a command serialises"))
     }
 
     /// Reads a command from the body of a message.

@@ -43,7 +43,9 @@ impl Process {
     ///
     /// Where it cannot be started, or the file cannot be made.
     pub fn logged(name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        // Behind what an earlier life of the same server has said.
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         Self::start(name, command)
     }

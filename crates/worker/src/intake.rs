@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use domain::command::{Command, InvalidCommand, JobKey, Rules};
+use domain::digest;
 use domain::event::{Context, Event, JobError, Totals};
 use domain::failure::JobFailureCode;
 use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::broker::{BrokerError, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
-use crate::job::{JobRunError, Verdict, Workshop};
+use crate::job::{JobRunError, Stopping, Verdict, Workshop};
 use crate::pause;
 use crate::settings::JobSettings;
 use crate::store::{Standing, StoreError, TerminalEvent};
@@ -68,7 +68,7 @@ impl Intake {
     }
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
-    pub async fn handle(self, incoming: Incoming, stop: CancellationToken) -> Settlement {
+    pub async fn handle(self, incoming: Incoming, stop: Stopping) -> Settlement {
         pause::point("before reading").await;
         match self.parsed(&incoming) {
             Ok(command) => {
@@ -113,12 +113,7 @@ impl Intake {
         }
     }
 
-    async fn run(
-        &self,
-        incoming: &Incoming,
-        command: &Command,
-        stop: &CancellationToken,
-    ) -> Result<Settlement, IntakeError> {
+    async fn run(&self, incoming: &Incoming, command: &Command, stop: &Stopping) -> Result<Settlement, IntakeError> {
         if incoming.is_its_last_delivery()
             && let Standing::Open = self.workshop.store().standing(command.job_id).await?
         {
@@ -164,12 +159,7 @@ impl Intake {
 
     /// Works on a job. Where its command was given to somebody before who holds the job still, that worker is lost or lost the broker, and the job is
     /// waited for as long as its lease may hold: at the end of the queue it would wait for all that came later.
-    async fn worked_on(
-        &self,
-        incoming: &Incoming,
-        command: &Command,
-        stop: &CancellationToken,
-    ) -> Result<Verdict, JobRunError> {
+    async fn worked_on(&self, incoming: &Incoming, command: &Command, stop: &Stopping) -> Result<Verdict, JobRunError> {
         let trace = incoming.trace_parent();
         let until = Instant::now() + self.lease + self.held;
         loop {
@@ -180,7 +170,7 @@ impl Intake {
             }
             tokio::select! {
                 () = sleep(self.held) => {}
-                () = stop.cancelled() => return Ok(Verdict::Interrupted),
+                () = stop.soon.cancelled() => return Ok(Verdict::Interrupted),
             }
         }
     }
@@ -206,12 +196,12 @@ impl Intake {
 
     /// Deals with a command that the broker itself gave to the dead letters, since it ended its worker each time it was delivered: it stays there, and
     /// its job has failed; unless the job is known, and so can be worked on.
-    pub async fn fallen(&self, incoming: &Incoming) -> Settlement {
-        if incoming.was_rejected() {
-            // By one of us, who dealt with its job.
+    pub async fn fallen(self, incoming: Incoming) -> Settlement {
+        if !incoming.has_fallen() {
+            // One of us gave it to them, and dealt with its job.
             return Settlement::Done;
         }
-        match self.buried(incoming).await {
+        match self.buried(&incoming).await {
             Ok(()) => Settlement::Done,
             Err(error) => {
                 error!(error = causes::joined(&error), "a fallen command could not be dealt with");
@@ -221,9 +211,9 @@ impl Intake {
     }
 
     async fn buried(&self, incoming: &Incoming) -> Result<(), IntakeError> {
-        let key = match Command::parse(&incoming.body, &self.rules) {
-            Ok(command) => Some(command.key()),
-            Err(invalid) => invalid.key,
+        let (key, digest) = match Command::parse(&incoming.body, &self.rules) {
+            Ok(command) => (Some(command.key()), command.digest()),
+            Err(invalid) => (invalid.key, digest::sha256(&incoming.body)),
         };
         error!(
             job.id = key.map(|key| key.job_id.to_string()),
@@ -240,7 +230,7 @@ impl Intake {
                 let code = JobFailureCode::AttemptsExhausted;
                 let reason = "its command was delivered again and again, and ended or lost its worker each time";
                 let event = unrun_event(incoming, key, code, reason);
-                if let Some(event) = store.record_unrun(key, &incoming.body, code, reason, &event).await? {
+                if let Some(event) = store.record_unrun(key, digest, code, reason, &event).await? {
                     let terminal = TerminalEvent { event, published: false, exhausted: false };
                     self.publish_terminal(key.job_id, &terminal).await?;
                 }
@@ -256,7 +246,8 @@ impl Intake {
         if let Some(key) = invalid.key {
             let code = JobFailureCode::InvalidRequest;
             let event = unrun_event(incoming, key, code, &reason);
-            let known = self.workshop.store().record_unrun(key, &incoming.body, code, &reason, &event).await?;
+            let digest = digest::sha256(&incoming.body);
+            let known = self.workshop.store().record_unrun(key, digest, code, &reason, &event).await?;
             if let Some(event) = known {
                 self.publish_terminal(key.job_id, &TerminalEvent { event, published: false, exhausted: false }).await?;
             }

@@ -56,6 +56,15 @@ pub enum JobRunError {
     Store(#[from] StoreError),
 }
 
+/// How a run is told to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stopping {
+    /// No new request is sent; what is in flight comes to its end.
+    pub soon: CancellationToken,
+    /// What is in flight is dropped.
+    pub now: CancellationToken,
+}
+
 /// What a run of a job came to.
 #[derive(Debug)]
 pub enum Verdict {
@@ -120,7 +129,7 @@ impl Workshop {
         &self.store
     }
 
-    /// Works on a job until it ends, must wait, or `stop` is cancelled. Events for watching go to `sink`; the terminal event is
+    /// Works on a job until it ends, must wait, or is told to stop. Events for watching go to `sink`; the terminal event is
     /// stored and given back, and is the caller's to publish.
     ///
     /// # Errors
@@ -131,7 +140,7 @@ impl Workshop {
         command: &Command,
         trace: Option<&TraceParent>,
         sink: &dyn EventSink,
-        stop: &CancellationToken,
+        stop: &Stopping,
     ) -> Result<Verdict, JobRunError> {
         pause::point("before the claim").await;
         let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
@@ -143,14 +152,21 @@ impl Workshop {
         };
         pause::point("after the claim").await;
         let lease = claimed.lease;
-        let slice = stop.child_token();
+        let slice = stop.soon.child_token();
         let unheard = AtomicBool::new(false);
         let done = CancellationToken::new();
-        let run = Run { workshop: self, command, trace, sink, stop, slice: &slice, done: &done, lease, unheard };
+        let stopped = &stop.soon;
+        let run =
+            Run { workshop: self, command, trace, sink, stop: stopped, slice: &slice, done: &done, lease, unheard };
         let verdict = tokio::select! {
             verdict = run.to_verdict(claimed) => verdict,
             () = self.hold(lease, &done) => Err(StoreError::LeaseLost.into()),
             () = end_slice(&slice, self.jobs.slice) => Ok(Verdict::Yielded),
+            () = stop.now.cancelled() => {
+                // So that whoever comes next need not wait for the lease to run out; where this fails it does.
+                let _ = self.store.put_down(lease, false).await;
+                Ok(Verdict::Interrupted)
+            }
         };
         match verdict {
             Err(JobRunError::Store(StoreError::LeaseLost)) => {
@@ -158,8 +174,8 @@ impl Workshop {
                 Ok(Verdict::LeaseLost)
             }
             Err(error) => {
-                // So that the job need not wait for the lease to run out; where this fails it does.
-                let _ = self.store.put_down(lease, false).await;
+                // So that the job need not wait for the lease to run out, which would count as a loss.
+                let _ = self.patiently(|| self.store.put_down(lease, false)).await;
                 Err(error)
             }
             verdict => verdict,
@@ -219,7 +235,8 @@ impl Run<'_> {
         if first {
             self.announce(&Event::started(&self.context(), tally.total)).await;
         }
-        if losses >= MAX_LOSSES {
+        let would_end = decide(&tally, self.min_success_rate(), None, true);
+        if losses >= MAX_LOSSES && !matches!(would_end, Decision::Complete) {
             let code = JobFailureCode::AttemptsExhausted;
             let message = format!("its worker was lost {losses} times in a row before an image was finished");
             return self.end(&board, created_at, Some(JobError { code, message })).await;

@@ -223,7 +223,7 @@ impl Settings {
                 base_url: read.http_url("STABILITY_BASE_URL")?,
                 max_concurrent: read.number("STABILITY_MAX_CONCURRENT", 1..=64)?,
                 rate_limit: read.number("STABILITY_RATE_LIMIT", 1..=100_000)?,
-                timeout: read.duration("STABILITY_TIMEOUT", 1..=600)?,
+                timeout: read.duration("STABILITY_TIMEOUT", 1..=300)?,
                 retry_delays: read.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
                 lockout: read.duration("STABILITY_LOCKOUT", 0..=3_600)?,
                 cost_per_image_usd: read.real("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
@@ -245,8 +245,10 @@ impl Settings {
                 max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
                 max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
                 retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
-                slice: read.duration("WORKER_JOB_SLICE", 1..=1_200)?,
-                lease: read.duration("WORKER_LEASE", 1..=600)?,
+                // A delivery is held for a slice, a last request, and twice the patience with the database at most, after a wait for a lease: with the
+                // longest of each that is below the 30 minutes after which RabbitMQ takes it away.
+                slice: read.duration("WORKER_JOB_SLICE", 1..=720)?,
+                lease: read.duration("WORKER_LEASE", 1..=120)?,
                 daily_budget_usd: read.optional_real("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,

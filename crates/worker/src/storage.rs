@@ -140,17 +140,18 @@ impl Storage {
         }
     }
 
-    /// Lets a file stand under a second path too, in place of what may stand there. Without a copy of its bytes where the storage can do
-    /// that (a hard link on a local disk), else they are stored again.
+    /// Lets a file stand under a second path too, where nothing stands; `false` where something does. Without a copy of its bytes where the storage
+    /// can do that (a hard link on a local disk), else they are stored again.
     ///
     /// # Errors
     ///
     /// [`StorageError`]; then nothing of it is seen.
-    pub async fn copy(&self, from: &str, to: &str, bytes: Bytes) -> Result<(), StorageError> {
-        // A link onto another name of the same file would leave its temporary name behind.
-        let _ = answered("remove", to, self.store.delete(&Key::from(to))).await;
-        let copied = answered("copy", from, self.store.copy(&Key::from(from), &Key::from(to))).await;
-        if copied.is_ok() { Ok(()) } else { self.put(to, bytes).await }
+    pub async fn copy_new(&self, from: &str, to: &str, bytes: Bytes) -> Result<bool, StorageError> {
+        match answered("copy", from, self.store.copy_if_not_exists(&Key::from(from), &Key::from(to))).await {
+            Ok(()) => Ok(true),
+            Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
+            Err(_) => self.put_new(to, bytes).await,
+        }
     }
 
     /// Removes what a writer that was killed half way has left beside a path. Nobody else may be writing there.
@@ -174,7 +175,7 @@ impl Storage {
     ///
     /// [`StorageError`].
     pub async fn check(&self) -> Result<(), StorageError> {
-        self.check_at(&format!(".check-{}", uuid::Uuid::now_v7())).await
+        self.probe(".check").await
     }
 
     /// Whether a file can be stored at this path at this moment: stores one, and removes it.
@@ -184,8 +185,16 @@ impl Storage {
     /// [`StorageError`].
     pub async fn check_at(&self, path: &str) -> Result<(), StorageError> {
         self.sweep(path).await;
+        self.probe(path).await
+    }
+
+    async fn probe(&self, path: &str) -> Result<(), StorageError> {
         self.put(path, Bytes::from_static(b"check")).await?;
-        answered("remove", path, self.store.delete(&Key::from(path))).await
+        match answered("remove", path, self.store.delete(&Key::from(path))).await {
+            // Somebody else looks at the same time.
+            Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Where a renderer opens the file.
@@ -249,7 +258,7 @@ mod tests {
         assert_eq!(read("a/one.png", 3).await.as_deref(), Some(&b"one"[..]));
         assert_eq!(read("a/one.png", 4).await, None);
         assert_eq!(read("a/two.png", 3).await, None);
-        storage.copy("a/one.png", "b/two.png", Bytes::from_static(b"one")).await.expect("copied");
+        assert!(storage.copy_new("a/one.png", "b/two.png", Bytes::from_static(b"one")).await.expect("copied"));
         assert_eq!(read("b/two.png", 3).await.as_deref(), Some(&b"one"[..]));
         let inode = |path| std::fs::metadata(folder.path().join(path)).expect("a file").ino();
         assert_eq!(inode("a/one.png"), inode("b/two.png"));
@@ -257,7 +266,7 @@ mod tests {
         storage.put("a/one.png", Bytes::from_static(b"new")).await.expect("stored");
         assert_eq!(read("b/two.png", 3).await.as_deref(), Some(&b"one"[..]));
         // Where there is nothing to link to, the bytes are stored.
-        storage.copy("a/gone.png", "b/three.png", Bytes::from_static(b"three")).await.expect("stored");
+        assert!(storage.copy_new("a/gone.png", "b/three.png", Bytes::from_static(b"three")).await.expect("stored"));
         assert_eq!(read("b/three.png", 5).await.as_deref(), Some(&b"three"[..]));
     }
 

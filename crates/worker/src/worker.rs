@@ -122,27 +122,28 @@ async fn session(
     info!(prefetch, "taking commands");
     // Boxed, as it goes into all that waits for this.
     let fallen = Box::pin(see_fallen(broker.fallen().await?, intake.clone()));
-    let session = Session::new(commands, intake, settings.shutdown_grace);
-    tokio::select! {
-        ended = session.serve(health, stop) => Ok(ended),
-        // Never: the session hears itself that the broker is lost, and lets its images come to their end.
-        () = fallen => Ok(Ended::Lost("no dead letters are seen any more".to_owned())),
-    }
+    Ok(Session::new(commands, intake, settings.shutdown_grace).serve(health, stop, fallen).await)
 }
 
-/// Looks at each command that the broker gave to the dead letters, until the broker is lost; never returns.
+/// Looks at each command that the broker gave to the dead letters, until it sends none any more.
 async fn see_fallen(mut fallen: Commands, intake: Intake) {
     while let Ok((incoming, unsettled)) = fallen.next().await {
-        let settlement = intake.fallen(&incoming).await;
+        // A task of its own, since it may be the body that ended those who read it; who panics here leaves it in the dead letters.
+        let mut look = JoinSet::new();
+        look.spawn(intake.clone().fallen(incoming));
+        let looked = look.join_next().await.and_then(Result::ok);
+        let settlement = looked.unwrap_or_else(|| {
+            error!("a fallen command cannot even be looked at; it stays in the dead letters");
+            Settlement::Done
+        });
         if settlement != Settlement::Done {
             // Whatever failed is not mended by looking again at once.
             tokio::time::sleep(FALLEN_PAUSE).await;
         }
         if unsettled.settle(settlement).await.is_err() {
-            break;
+            return;
         }
     }
-    std::future::pending::<()>().await;
 }
 
 /// An error that waiting may mend.
@@ -162,7 +163,7 @@ impl Passing for BrokerError {
     }
 }
 
-/// From a quarter of a second to half a minute, without end.
+/// From a quarter of a second to half a minute, and up to as much again by chance, without end.
 fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))
@@ -172,7 +173,7 @@ fn backoff() -> ExponentialBackoff {
         .build()
 }
 
-/// Tries until it works or `stop` is cancelled (then `None`), at longer and longer intervals up to 30 seconds.
+/// Tries until it works or `stop` is cancelled (then `None`), at longer and longer intervals up to a minute.
 async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     what: &'static str,

@@ -54,7 +54,15 @@ async fn played(cli: Cli) -> Result<bool> {
         ensure!(testbed::variable(given).is_none(), "{given} must not be set: {why}");
     }
     let Cli { seed, jobs, workers, absence } = cli;
-    let plan = Plan { seed, jobs, images: 12, workers, every: (8, 28), long_absence: Duration::from_secs(absence) };
+    let plan = Plan {
+        seed,
+        jobs,
+        images: 12,
+        workers,
+        every: (8, 28),
+        lease: Duration::from_secs(3),
+        long_absence: Duration::from_secs(absence),
+    };
     let supply = Supply::new()?;
     let mut ground = Ground::Own(Box::new(supply.both().await?));
     let report = Box::pin(chaos::play(&plan, &mut ground)).await.with_context(|| format!("seed {seed}"));

@@ -62,7 +62,7 @@ struct Rows {
 impl Rows {
     async fn read(stage: &Stage) -> Result<Self> {
         let id = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        let jobs = stage.world.rows("SELECT id, status, error_code, terminal_event FROM jobs").await?;
+        let jobs = stage.world.rows("SELECT id, status, terminal_event, published_at FROM jobs").await?;
         let sql =
             "SELECT job_id, \"index\", status, file_path, sha256, size_bytes, requests FROM assets ORDER BY \"index\"";
         let mut assets: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -78,8 +78,8 @@ impl Rows {
 }
 
 /// Event, rows and what was ordered agree.
-fn look_at_job(number: usize, order: &Order, event: &[u8], rows: &Rows, report: &mut Report) -> Result<()> {
-    let event: Value = serde_json::from_slice(event)?;
+fn look_at_job(number: usize, order: &Order, body: &[u8], rows: &Rows, report: &mut Report) -> Result<()> {
+    let event: Value = serde_json::from_slice(body)?;
     let data = &event["data"];
     let mut violated = |what: String| report.violated(format!("job {number}: {what}"));
     let ended = if order.completes() { "completed" } else { "failed" };
@@ -94,8 +94,10 @@ fn look_at_job(number: usize, order: &Order, event: &[u8], rows: &Rows, report: 
     if job["status"] != ended {
         violated(format!("its row says {}", job["status"]));
     }
-    let stored: Option<Value> = job["terminal_event"].as_str().and_then(|text| serde_json::from_str(text).ok());
-    if stored.as_ref() != Some(&event) {
+    if job["published_at"].is_null() {
+        violated("its row does not say that its terminal event was published".to_owned());
+    }
+    if job["terminal_event"].as_str().map(str::as_bytes) != Some(body) {
         violated("its row has another terminal event than was published".to_owned());
     }
     let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
@@ -185,10 +187,12 @@ fn look_at_files(stage: &Stage, rows: &Rows, report: &mut Report) -> Result<()> 
 fn look_at_requests(stage: &Stage, rows: &Rows, report: &mut Report) {
     let ledger = stage.world.sandbox.ledger();
     report.requests = ledger.requests;
+    let mut ordered = 0;
     for (number, order) in stage.orders.iter().enumerate() {
         let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
         for ((index, image), row) in (1..).zip(&order.images).zip(assets) {
             let asked = ledger.asked(&image.mark);
+            ordered += asked.requests;
             let cut = stage.lives_cut.get(&(number, index)).copied().unwrap_or_default();
             let explained = image.requests() + cut;
             report.repeats_ordered += (image.requests() - 1).min(asked.requests.saturating_sub(1));
@@ -207,6 +211,9 @@ fn look_at_requests(stage: &Stage, rows: &Rows, report: &mut Report) {
                 ));
             }
         }
+    }
+    if ordered != ledger.requests {
+        report.violated(format!("{} requests were for no image that was ordered", ledger.requests - ordered));
     }
 }
 

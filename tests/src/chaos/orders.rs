@@ -25,7 +25,7 @@ const fn passing(word: &'static str, repeats: u32) -> Fault {
 pub(super) const TIMEOUT: &str = "8s";
 
 /// The sandbox's whole list.
-const FAULTS: [Fault; 21] = [
+const FAULTS: [Fault; 23] = [
     passing("status=500 x1", 1),
     passing("status=502 x1", 1),
     passing("status=503 x2", 2),
@@ -33,7 +33,10 @@ const FAULTS: [Fault; 21] = [
     passing("status=429:1 x1", 1),
     passing("error x1", 1),
     passing("corrupt x1", 1),
-    passing("wrong-size x1", 1),
+    // Scaled like any other.
+    passing("wrong-size x1", 0),
+    // Sharpness is not looked at unless a threshold is set.
+    passing("blurred x1", 0),
     passing("blank x1", 1),
     passing("bomb x1", 1),
     passing("oversized x1", 1),
@@ -42,6 +45,8 @@ const FAULTS: [Fault; 21] = [
     passing("empty x1", 1),
     passing("drop x1", 1),
     passing("slow=1500", 0),
+    // Longer than the grace of a worker that is told to stop: where it is only cut off, that costs nothing.
+    passing("slow=6000", 0),
     passing("slow=12000 x1", 1),
     Fault { word: "filtered", repeats: 0, code: Some("content_policy"), fatal: false },
     Fault { word: "status=400", repeats: 0, code: Some("rejected_request"), fatal: false },

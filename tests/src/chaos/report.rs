@@ -45,7 +45,7 @@ impl Report {
             workers: plan.workers,
             long_absence: plan.long_absence,
             done: stage.done.clone(),
-            violations: Vec::new(),
+            violations: stage.violations.clone(),
             took: Duration::ZERO,
             folder: None,
             completed: 0,

@@ -1,6 +1,6 @@
 //! The workers with their broker and their database, and what is done to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,8 +15,6 @@ use crate::{Database, LIMIT, Producer, Proxy, Worker, World};
 
 /// Where events are kept until the end.
 pub(super) const EVENTS: &str = "chaos.events";
-/// A lease of a worker that is not heard of.
-const LEASE: Duration = Duration::from_secs(3);
 /// From SIGTERM until what is in flight is dropped.
 const GRACE: Duration = Duration::from_secs(5);
 /// Jobs that are open at once for each worker: two that it works on, and one that waits.
@@ -52,12 +50,15 @@ pub(super) struct Stage {
     pub(super) lives_cut: BTreeMap<Key, u32>,
     /// Messages that are no command of a new job: body, and the reason that they must lie in the dead letters with.
     pub(super) rejected: Vec<(Vec<u8>, &'static str)>,
+    /// What was found wrong on the way.
+    pub(super) violations: Vec<String>,
     seats: Vec<Seat>,
     /// Commands that are published; the others follow as jobs end.
     published: usize,
     /// Where workers are yet to be killed.
     points: Vec<&'static str>,
     long_absence: Duration,
+    lease: Duration,
 }
 
 impl Stage {
@@ -66,7 +67,7 @@ impl Stage {
         world.be_quiet();
         world.sandbox.set_sketch(true);
         world.sandbox.set_latency(Duration::from_millis(200));
-        world.set("WORKER_LEASE", format!("{}s", LEASE.as_secs()));
+        world.set("WORKER_LEASE", format!("{}s", plan.lease.as_secs()));
         world.set("WORKER_JOB_MAX_ATTEMPTS", "20");
         world.set("WORKER_SHUTDOWN_GRACE", format!("{}s", GRACE.as_secs()));
         world.set("STABILITY_TIMEOUT", TIMEOUT);
@@ -96,6 +97,8 @@ impl Stage {
             published: 0,
             points: Vec::new(),
             long_absence: plan.long_absence,
+            lease: plan.lease,
+            violations: Vec::new(),
         })
     }
 
@@ -119,8 +122,9 @@ impl Stage {
     pub(super) async fn make(&mut self, trouble: Trouble, dice: &mut Rng, ground: &mut Ground) -> Result<()> {
         let victim = dice.usize(..self.seats.len());
         let chosen = dice.usize(..self.published.max(1));
-        let first = !self.done.contains_key(&trouble);
-        let absence = if first { self.long_absence } else { Duration::from_secs(dice.u64(..5)) };
+        let short = Duration::from_secs(dice.u64(..5));
+        let absence = if self.done.contains_key(&trouble) { short } else { self.long_absence };
+        self.look_at_workers();
         match trouble {
             Trouble::Kill => self.kill(victim).await?,
             Trouble::KillAtPoint => {
@@ -153,7 +157,7 @@ impl Stage {
                 let order = &self.orders[chosen];
                 // Only where its job is known: of two commands with one id, the first one counts.
                 let known = format!("SELECT id FROM jobs WHERE id = '{}'", order.job_id);
-                if self.world.rows(&known).await?.is_empty() {
+                if self.rows(&known).await?.is_empty() {
                     return Ok(());
                 }
                 let body = conflicting(order);
@@ -171,10 +175,12 @@ impl Stage {
     }
 
     async fn kill(&mut self, victim: usize) -> Result<()> {
-        let before = self.underway().await?;
+        // Frozen first, so that nothing is begun that is not seen.
+        self.seats[victim].worker.signal(Signal::STOP);
+        let underway = self.underway(victim).await?;
+        self.note_lives_cut(underway);
         self.seats[victim].worker.signal(Signal::KILL);
         self.seats[victim].worker.ended().await?;
-        self.note_lives_cut(before).await?;
         self.replace(victim, "")
     }
 
@@ -196,28 +202,31 @@ impl Stage {
         let worker = &self.seats[victim].worker;
         let there = async || worker.log().contains(&paused).then_some(());
         // Where there is nothing left to do it never comes there.
-        let came = until("the point", LEASE * 3, there).await.is_ok();
+        let came = until("the point", self.lease * 3, there).await.is_ok();
         self.kill(victim).await?;
         Ok(came)
     }
 
     async fn stop_in_order(&mut self, victim: usize) -> Result<()> {
-        let before = self.underway().await?;
+        let underway = self.underway(victim).await?;
         let begun = std::time::Instant::now();
         self.seats[victim].worker.signal(Signal::TERM);
-        self.seats[victim].worker.ended().await?;
+        let status = self.seats[victim].worker.ended().await?;
+        if !status.success() {
+            self.violations.push(format!("a worker that was told to stop ended with {status}"));
+        }
         // Only what takes longer than the grace is dropped.
         if begun.elapsed() >= GRACE {
-            self.note_lives_cut(before).await?;
+            self.note_lives_cut(underway);
         }
         Ok(())
     }
 
     /// Freezes a worker until another one has taken over one of the jobs that were worked on, and has finished an image of it.
     async fn freeze(&mut self, victim: usize, cut: bool) -> Result<()> {
-        let before = self.underway().await?;
-        let held = self.held().await?;
         self.seats[victim].worker.signal(Signal::STOP);
+        let (underway, held) = (self.underway(victim).await?, self.held().await?);
+        self.note_lives_cut(underway);
         if cut {
             self.seats[victim].broker.cut();
             self.seats[victim].database.cut();
@@ -235,65 +244,88 @@ impl Stage {
             Some((job, finished))
         };
         // Where it held none, or none has an image left, nobody takes over.
-        if let Ok((job, finished)) = until("another worker", LEASE * 2, taken_over).await {
+        if let Ok((job, finished)) = until("another worker", self.lease * 2, taken_over).await {
             let went_on = async || {
                 let ended = !self.held().await.ok()?.contains_key(&job);
                 (ended || self.finished(&job).await.ok()? > finished).then_some(())
             };
-            let _ = until("one image more", LEASE * 2, went_on).await;
+            let _ = until("one image more", self.lease * 2, went_on).await;
         }
         self.seats[victim].worker.signal(Signal::CONT);
-        self.note_lives_cut(before).await
+        Ok(())
     }
 
     /// The jobs that are worked on, each with the number of its claim.
     async fn held(&self) -> Result<BTreeMap<String, u64>> {
-        let rows = self.world.rows("SELECT id, lease_token FROM jobs WHERE status = 'running'").await?;
+        let rows = self.rows("SELECT id, lease_token FROM jobs WHERE status = 'running'").await?;
         Ok(rows.iter().filter_map(|row| Some((row["id"].as_str()?.to_owned(), row["lease_token"].as_u64()?))).collect())
     }
 
     /// How many images of a job are there.
     async fn finished(&self, job: &str) -> Result<u64> {
         let sql = format!("SELECT count(*) AS finished FROM assets WHERE status = 'completed' AND job_id = '{job}'");
-        self.world.rows(&sql).await?[0]["finished"].as_u64().context("a number")
+        self.rows(&sql).await?[0]["finished"].as_u64().context("a number")
     }
 
-    /// The images that were asked for and are not there.
-    async fn underway(&self) -> Result<Vec<Key>> {
-        let ledger = self.world.sandbox.ledger();
-        let rows = self.world.rows("SELECT job_id, \"index\" FROM assets WHERE status <> 'completed'").await?;
-        let missing = rows.iter().filter_map(|row| {
+    /// The images that a worker may have requests in flight for: those that are to be made yet of all jobs that it has worked on.
+    async fn underway(&self, victim: usize) -> Result<Vec<Key>> {
+        let log = self.seats[victim].worker.log();
+        let lines = log.lines().filter(|line| line.contains("\"working on a job\""));
+        let jobs: BTreeSet<String> = lines
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|line| Some(line["spans"][0]["job.id"].as_str()?.to_owned()))
+            .collect();
+        let sql = "SELECT job_id, \"index\" FROM assets WHERE status = 'pending' OR (status = 'failed' AND may_pass)";
+        let rows = self.rows(sql).await?;
+        let missing = rows.iter().filter(|row| row["job_id"].as_str().is_some_and(|job| jobs.contains(job)));
+        let keys = missing.filter_map(|row| {
             let order = self.orders.iter().position(|order| row["job_id"] == order.job_id.as_str())?;
             Some((order, u32::try_from(row["index"].as_u64()?).ok()?))
         });
-        Ok(missing.filter(|key| self.image(*key).is_some_and(|mark| ledger.asked(mark).requests > 0)).collect())
+        Ok(keys.collect())
     }
 
-    fn image(&self, (order, index): Key) -> Option<&str> {
-        let image = self.orders[order].images.get(usize::try_from(index).ok()?.checked_sub(1)?)?;
-        Some(&image.mark)
-    }
-
-    /// Notes the images that were underway before a worker's end, or are now.
-    async fn note_lives_cut(&mut self, before: Vec<Key>) -> Result<()> {
-        let mut underway = self.underway().await?;
-        underway.extend(before);
-        underway.sort_unstable();
-        underway.dedup();
+    /// Notes the images that were underway before a worker's end.
+    fn note_lives_cut(&mut self, underway: Vec<Key>) {
         for key in underway {
             *self.lives_cut.entry(key).or_default() += 1;
         }
-        Ok(())
+    }
+
+    /// Rows of the database, which may have come back a moment ago.
+    async fn rows(&self, sql: &str) -> Result<Vec<Value>> {
+        until("the database", LIMIT, async || self.world.rows(sql).await.ok()).await
+    }
+
+    /// No worker may end by itself, nor any of its jobs in a panic.
+    fn look_at_workers(&mut self) {
+        for (number, seat) in self.seats.iter_mut().enumerate() {
+            if !seat.worker.is_running() {
+                self.violations.push(format!("worker {number} has ended by itself"));
+            }
+            if seat.worker.log().contains("panicked") {
+                self.violations.push(format!("worker {number} has panicked"));
+            }
+        }
     }
 
     /// Leaves the workers alone until nothing waits any more, then tells them to stop.
     pub(super) async fn settle(&mut self) -> Result<()> {
         let producer = self.producer().await?;
-        let idle = async || (self.waiting(&producer).await.ok()?.is_empty()).then_some(());
+        let mut since = None;
+        let idle = async || {
+            if !self.waiting(&producer).await.ok()?.is_empty() {
+                since = None;
+                return None;
+            }
+            // One look could miss a command on its way from one queue to another.
+            let since = since.get_or_insert_with(std::time::Instant::now);
+            (since.elapsed() > self.lease / 2).then_some(())
+        };
         until("empty queues", LIMIT, idle).await?;
-        for seat in &mut self.seats {
-            seat.worker.signal(Signal::TERM);
-            seat.worker.ended().await?;
+        self.look_at_workers();
+        for seat in 0..self.seats.len() {
+            self.stop_in_order(seat).await?;
         }
         Ok(())
     }

@@ -34,13 +34,14 @@ impl Container {
     /// Stops it, so that it can be started again.
     pub(super) async fn halt(&self) -> Result<()> {
         Ok(match self {
-            Self::RabbitMq(container) => container.stop().await,
+            // In order, however long that takes.
+            Self::RabbitMq(container) => container.stop_with_timeout(Some(60)).await,
             // At once: a crash.
             Self::Postgres(container) => container.stop_with_timeout(Some(0)).await,
         }?)
     }
 
-    /// Starts it at its old ports, and returns when it answers.
+    /// Starts it at its old ports; it answers some seconds later.
     pub(super) async fn start_again(&self) -> Result<()> {
         Ok(timeout(START_LIMIT, async {
             match self {

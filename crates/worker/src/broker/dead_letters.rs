@@ -110,7 +110,7 @@ impl DeadLetters {
         for letter in self.letters.iter().filter(|letter| chosen(letter)) {
             let properties = carried(&letter.message.delivery.properties);
             let mut headers = properties.headers().clone().unwrap_or_default();
-            headers = without(&headers, &[REASON_HEADER, REJECTED_AT_HEADER, "x-death", "x-delivery-count"]);
+            headers = without(&headers, &[REASON_HEADER, REJECTED_AT_HEADER]);
             headers.insert(REPLAYED_REASON_HEADER.into(), text(&letter.reason));
             headers.insert(REPLAYED_AT_HEADER.into(), text(&now()));
             self.publisher.submit_with(&letter.body, properties.with_headers(headers)).await?;

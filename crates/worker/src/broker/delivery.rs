@@ -20,9 +20,10 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Whether one of us gave it to the dead letters, and said why.
-    pub fn was_rejected(&self) -> bool {
-        reason(&self.properties).is_some()
+    /// Whether the broker itself gave it to the dead letters. What one of us gives to them carries nothing of the broker's.
+    pub fn has_fallen(&self) -> bool {
+        let headers = self.properties.headers().as_ref();
+        headers.is_some_and(|headers| headers.inner().contains_key(FIRST_DEATH_HEADER))
     }
 
     /// Whether it was given to somebody before who has not settled it: a worker that was lost, or lost the broker.
@@ -77,7 +78,16 @@ pub(super) fn text_header(properties: &BasicProperties, name: &str) -> Option<St
 }
 
 /// Where quorum queues count them.
-pub(super) const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
+const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
+/// Where the broker says why it dead-lettered a message for the first time.
+const FIRST_DEATH_HEADER: &str = "x-first-death-reason";
+
+/// Whether a header is the broker's own, which a message that is published anew must not carry: what it counts, and the queues where it died, from
+/// which the broker would conclude that the message goes in circles, and let it go nowhere.
+pub(super) fn is_the_brokers(header: &str) -> bool {
+    let deaths = ["x-death", "x-first-death-", "x-last-death-"];
+    header == DELIVERY_COUNT_HEADER || deaths.iter().any(|name| header.starts_with(name))
+}
 
 /// What quorum queues count. Source: RabbitMQ's guide to quorum queues, "Poison Message Handling".
 fn deliveries(properties: &BasicProperties) -> Option<u32> {

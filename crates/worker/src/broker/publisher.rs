@@ -14,7 +14,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Mutex;
 
 use super::dead_letters::now;
-use super::delivery::{DELIVERY_COUNT_HEADER, Incoming, REASON_HEADER, REJECTED_AT_HEADER};
+use super::delivery::{Incoming, REASON_HEADER, REJECTED_AT_HEADER, is_the_brokers};
 use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
 use super::{BrokerError, answered};
 use crate::event_sink::{EventSink, PublishError, Routed};
@@ -137,7 +137,7 @@ async fn confirmed(
 
 /// What of a producer's properties goes along when its command is moved to another queue. Not its `expiration`, which would let it
 /// vanish there; not its `user_id`, which the broker lets nobody else use; not the headers by which it asked for copies, nor the broker's
-/// own count.
+/// own.
 pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
     let mut carried = BasicProperties::default();
     if let Some(content_type) = properties.content_type() {
@@ -162,8 +162,10 @@ pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
         carried = carried.with_app_id(app_id.clone());
     }
     if let Some(headers) = properties.headers() {
-        let kept =
-            headers.inner().iter().filter(|(name, _)| !matches!(name.as_str(), "CC" | "BCC" | DELIVERY_COUNT_HEADER));
+        let kept = headers.inner().iter().filter(|(name, _)| {
+            let name = name.as_str();
+            !matches!(name, "CC" | "BCC") && !is_the_brokers(name)
+        });
         carried = carried
             .with_headers(kept.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>().into());
     }

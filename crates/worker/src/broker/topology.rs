@@ -42,10 +42,11 @@ impl Topology {
         exchange(channel, COMMANDS, ExchangeKind::Direct).await?;
         exchange(channel, EVENTS, ExchangeKind::Topic).await?;
         exchange(channel, DEAD_LETTER, ExchangeKind::Fanout).await?;
-        // Looking at a dead letter counts as a delivery, and brokers have a small limit of their own, after which it would vanish.
+        // Looking at a dead letter counts as a delivery, and brokers have a small limit of their own, after which it would vanish; so does a fallen
+        // command that cannot be dealt with while the database is away.
         queue(channel, DEAD_QUEUE, &[("x-delivery-limit", AMQPValue::LongInt(i32::MAX))]).await?;
         bind(channel, DEAD_QUEUE, DEAD_LETTER, "").await?;
-        queue(channel, FALLEN_QUEUE, &[]).await?;
+        queue(channel, FALLEN_QUEUE, &[("x-delivery-limit", AMQPValue::LongInt(i32::MAX))]).await?;
         bind(channel, FALLEN_QUEUE, DEAD_LETTER, "").await?;
         let mut arguments = dead_lettering_to(DEAD_LETTER);
         arguments.push(("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT.into())));

@@ -27,7 +27,10 @@ impl Run<'_> {
         {
             board.set_fatal(code, message);
         }
-        if !plans.is_empty() && !board.halt().is_cancelled() && self.can_store(board, &plans).await? {
+        if board.halt().is_cancelled() && !plans.is_empty() {
+            // Their turn has not come.
+            board.cut_off();
+        } else if !plans.is_empty() && self.can_store(board, &plans).await? {
             self.make_images(board, &plans).await?;
         }
         Ok(plans)

@@ -51,7 +51,7 @@ impl Run<'_> {
         let Some((code, message)) = board.fatal_cause() else { return Ok(()) };
         for index in board.missing() {
             let Some(plan) = plans.get(&index) else { continue };
-            if self.stop.is_cancelled() {
+            if self.slice.is_cancelled() {
                 break;
             }
             let span = info_span!("image", index);
@@ -117,7 +117,9 @@ impl Run<'_> {
             return Ok(None);
         }
         let file_path = self.reserve_path(slot, index, found.format).await?;
-        self.workshop.storage.copy(&found.file_path, &file_path, bytes).await?;
+        if !self.workshop.storage.copy_new(&found.file_path, &file_path, bytes.clone()).await? {
+            self.put_over(&file_path, bytes).await?;
+        }
         Ok(Some(file_path))
     }
 

@@ -57,7 +57,7 @@ impl Run<'_> {
     /// Puts the job down for whoever comes next; `attempt` counts this try.
     pub(super) async fn put_down(&self, attempt: bool) -> Result<(), JobRunError> {
         self.done.cancel();
-        Ok(self.workshop.store.put_down(self.lease, attempt).await?)
+        Ok(self.workshop.patiently(|| self.workshop.store.put_down(self.lease, attempt)).await?)
     }
 
     pub(super) fn why(&self, code: JobFailureCode, board: &Board) -> String {

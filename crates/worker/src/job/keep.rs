@@ -1,5 +1,6 @@
 //! A picture that is there: its path, its file, and what is said of it.
 
+use bytes::Bytes;
 use domain::asset_path;
 use domain::failure::ImageFailureCode;
 use domain::image_spec::ImageFormat;
@@ -37,6 +38,12 @@ impl Run<'_> {
         info!(file_path, "a stored file whose row was not complete is adopted");
         let stored = Stored { file_path, format, size_bytes, sha256 };
         Ok(Some(self.asset(slot, index, plan, stored, story.seed, Origin::Generated)))
+    }
+
+    /// Stores a file where something of a former try stands. Who has lost the lease meanwhile must not write over what the next holder has stored.
+    pub(super) async fn put_over(&self, file_path: &str, bytes: Bytes) -> Result<(), Unmade> {
+        self.workshop.patiently(|| self.workshop.store.renew(self.lease, self.workshop.jobs.lease)).await?;
+        Ok(self.workshop.storage.put(file_path, bytes).await?)
     }
 
     /// What the row and the events say of a stored file.

@@ -179,7 +179,8 @@ impl Run<'_> {
         let failure = ImageFailure { index, description: slot.description, code, message, attempts, may_pass };
         // The board first: where this leaves too few, nothing more is spent.
         board.settle(index, ImageState::Failed(failure.clone()));
-        self.workshop.store.fail_image(self.lease, slot.id, &failure, recipe).await?;
+        // Patiently, since it may have been paid for: what is not recorded is asked for again.
+        self.workshop.patiently(|| self.workshop.store.fail_image(self.lease, slot.id, &failure, recipe)).await?;
         if !may_pass {
             self.announce_progress(board, index, Some(code)).await;
         }
@@ -211,9 +212,7 @@ impl Run<'_> {
         let file_path = self.reserve_path(slot, index, format).await?;
         let size_bytes = bytes.len() as u64;
         if !self.workshop.storage.put_new_patiently(&file_path, bytes.clone()).await? {
-            // Something of a former try. Who has lost the lease meanwhile must not write over what the next holder has stored.
-            self.workshop.patiently(|| self.workshop.store.renew(self.lease, self.workshop.jobs.lease)).await?;
-            self.workshop.storage.put(&file_path, bytes).await?;
+            self.put_over(&file_path, bytes).await?;
         }
         pause::point("before the row").await;
         let stored = Stored { file_path, format, size_bytes, sha256 };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::Workshop;
@@ -22,11 +23,12 @@ impl Workshop {
             .with_min_delay(Duration::from_millis(200))
             .with_max_delay(Duration::from_secs(5))
             .without_max_times()
-            .with_total_delay(Some(PATIENCE))
             .with_jitter();
+        // By the clock: an attempt may take long itself.
+        let until = Instant::now() + PATIENCE;
         attempt
             .retry(backoff)
-            .when(|error| matches!(error, StoreError::Failed { .. }))
+            .when(|error| matches!(error, StoreError::Failed { .. }) && Instant::now() < until)
             .notify(|error, wait| warn!(error = causes::joined(error), ?wait, "waiting for the database"))
             .await
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::command::{Command, JobKey};
-use domain::digest;
+
 use domain::event::{Event, EventKind, event_id};
 use domain::failure::JobFailureCode;
 use domain::outcome::ImageState;
@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// Records a job that never ran as failed. Where a job of that id is known, nothing is written; its terminal event is
-    /// given back if it is the one of this very body, so that a repeat after a crash publishes it after all.
+    /// given back if it is the one of this very command or body (as its `digest` says), so that a repeat after a crash publishes it after all.
     ///
     /// # Errors
     ///
@@ -116,14 +116,13 @@ impl Store {
     pub async fn record_unrun(
         &self,
         key: JobKey,
-        body: &[u8],
+        digest: String,
         code: JobFailureCode,
         message: &str,
         event: &Event,
     ) -> Result<Option<Event>, StoreError> {
         let doing = "record an invalid job";
         let now = OffsetDateTime::now_utc();
-        let digest = digest::sha256(body);
         let row = job::ActiveModel {
             id: Set(key.job_id),
             project_id: Set(key.project_id),
@@ -158,7 +157,7 @@ async fn claimed(
     trace: Option<&TraceParent>,
     terms: ClaimTerms<'_>,
 ) -> Result<Claim, DbErr> {
-    let digest = digest::sha256(serde_json::to_vec(command).expect("a command serialises"));
+    let digest = command.digest();
     // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
     let inserted = job::Entity::insert(new_job(command, trace, &digest))
         .on_conflict_do_nothing()

@@ -1,18 +1,21 @@
 //! One connection's worth of work.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::broker::{Commands, Lost, Settlement, Unsettled};
 use crate::health::Health;
 use crate::intake::Intake;
+use crate::job::Stopping;
 
-/// Handing back what was dropped may take this much longer than the grace: the broker answers in milliseconds, or not at all.
+/// Handing back what is dropped may take this much longer than the grace, once for its jobs and once for what they have left: database and broker answer in
+/// milliseconds, or not at all.
 const SETTLING: Duration = Duration::from_secs(2);
 
 /// How a session ended.
@@ -28,19 +31,26 @@ pub(super) struct Session {
     commands: Commands,
     intake: Intake,
     grace: Duration,
+    stopping: Stopping,
     jobs: JoinSet<Settlement>,
     unsettled: HashMap<Id, Unsettled>,
 }
 
 impl Session {
     pub(super) fn new(commands: Commands, intake: Intake, grace: Duration) -> Self {
-        Self { commands, intake, grace, jobs: JoinSet::new(), unsettled: HashMap::new() }
+        Self { commands, intake, grace, stopping: Stopping::default(), jobs: JoinSet::new(), unsettled: HashMap::new() }
     }
 
-    /// Takes commands until `stop`, or until the broker is lost.
-    pub(super) async fn serve(mut self, health: &Health, stop: &CancellationToken) -> Ended {
+    /// Takes commands until `stop`, or until the broker is lost. `deaf` ends where something else is not heard of any more.
+    pub(super) async fn serve(
+        mut self,
+        health: &Health,
+        stop: &CancellationToken,
+        deaf: impl Future<Output = ()>,
+    ) -> Ended {
         // Where the broker is lost, jobs stop too: their images in flight are kept, and the rest is delivered anew.
-        let jobs_stop = stop.child_token();
+        self.stopping.soon = stop.child_token();
+        let mut deaf = pin!(deaf);
         let lost = loop {
             tokio::select! {
                 () = stop.cancelled() => break None,
@@ -48,7 +58,7 @@ impl Session {
                 // must be noticed with all slots taken too.
                 next = self.commands.next() => match next {
                     Ok((incoming, unsettled)) => {
-                        let task = self.jobs.spawn(self.intake.clone().handle(incoming, jobs_stop.clone()));
+                        let task = self.jobs.spawn(self.intake.clone().handle(incoming, self.stopping.clone()));
                         self.unsettled.insert(task.id(), unsettled);
                     }
                     Err(Lost(cause)) => break Some(cause),
@@ -58,38 +68,55 @@ impl Session {
                         break Some("it takes no messages from us".to_owned());
                     }
                 }
+                () = &mut deaf => break Some("no fallen commands are seen any more".to_owned()),
             }
         };
-        jobs_stop.cancel();
-        let deadline = Instant::now() + self.grace;
+        self.stopping.soon.cancel();
+        let grace = self.grace;
         match lost {
             None => {
+                let deadline = Instant::now() + grace;
                 health.set_stopping();
-                info!(jobs = self.jobs.len(), grace = ?self.grace, "stopping: no new image is begun");
+                info!(jobs = self.jobs.len(), ?grace, "stopping: no new image is begun");
                 // A broker that does not answer sends nothing either.
                 let _ = timeout_at(deadline, self.commands.stop()).await;
-                self.finish_until(deadline).await;
+                self.finish_until(sleep_until(deadline)).await;
                 Ended::Stopped
             }
             Some(cause) => {
                 health.set_broker(false);
                 warn!(jobs = self.jobs.len(), cause, "the broker is lost; images in flight are finished and kept");
-                self.finish_until(deadline).await;
+                // However long that takes, since they are paid for, and each of their waits has its own bound; unless we are told to stop.
+                self.finish_until(async {
+                    stop.cancelled().await;
+                    sleep(grace).await;
+                })
+                .await;
                 Ended::Lost(cause)
             }
         }
     }
 
-    /// Lets jobs come to their end; what is left at the deadline is dropped, and its command handed back.
-    async fn finish_until(mut self, deadline: Instant) {
+    /// Lets jobs come to their end; what is left when the time is `over` is dropped, and its command handed back.
+    async fn finish_until(mut self, over: impl Future<Output = ()>) {
+        let mut over = pin!(over);
+        loop {
+            tokio::select! {
+                ended = self.jobs.join_next_with_id() => match ended {
+                    Some(ended) => self.settle(ended).await,
+                    None => return,
+                },
+                () = &mut over => break,
+            };
+        }
+        warn!(jobs = self.jobs.len(), "the grace is over; what is in flight is dropped");
+        self.stopping.now.cancel();
+        let deadline = Instant::now() + SETTLING;
         while let Ok(Some(ended)) = timeout_at(deadline, self.jobs.join_next_with_id()).await {
             self.settle(ended).await;
         }
-        if !self.jobs.is_empty() {
-            warn!(jobs = self.jobs.len(), "the grace is over; what is in flight is dropped");
-        }
         self.jobs.shutdown().await;
-        let deadline = deadline + SETTLING;
+        let deadline = Instant::now() + SETTLING;
         for (_, unsettled) in self.unsettled.drain() {
             // Where this fails the broker takes it back by itself when the connection closes.
             let _ = timeout_at(deadline, unsettled.settle(Settlement::Return)).await;
