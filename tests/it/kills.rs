@@ -37,6 +37,9 @@ async fn killed_at(point: &str, database: Database) -> Result<u32> {
     let mut world = World::with(database).await?;
     world.sandbox.set_sketch(true);
     world.set("ASSET_WORKER_PAUSE_AT", point);
+    // The usual one in one test, since it takes its time.
+    let lease = if point == "after the claim" { "12s" } else { "3s" };
+    world.set("WORKER_LEASE", lease);
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;
@@ -177,6 +180,57 @@ async fn a_command_that_ends_the_process_each_time_it_is_read_is_a_dead_letter_a
     assert_eq!((&data["job_id"], &data["error"]["code"]), (&order["job_id"], &json!("attempts_exhausted")));
     assert_eq!(producer.dead_letter().await?.json(), order);
     assert_eq!(world.sandbox.ledger().requests, 0);
+    // The same command again is no other one.
+    producer.publish(&order).await?;
+    assert_eq!(events.data_of("failed").await?, data);
+    Ok(())
+}
+
+/// The same of a job that is known: it is worked on all the same, and may be tried again like any other.
+#[tokio::test]
+async fn a_known_job_whose_command_the_broker_gave_up_goes_on() -> Result<()> {
+    let mut world = World::new().await?;
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let order = command(7, &["A fox [fault:slow=800]", "A bear [fault:status=503 x4]"], &json!({"max_concurrent": 1}));
+    producer.publish(&order).await?;
+    let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
+    testbed::wait::until("the first request", integration_tests::LIMIT, asked).await?;
+    worker.signal(Signal::TERM);
+    worker.ended().await?;
+    world.set("ASSET_WORKER_PAUSE_AT", "before reading");
+    for _ in 0..2 {
+        killed(&mut world.worker().await?, "before reading").await?;
+    }
+    world.set("ASSET_WORKER_PAUSE_AT", "");
+    let mut events = producer.events().await?;
+    let _worker = world.worker().await?;
+    let data = events.data_of("completed").await?;
+    assert_eq!((&data["job_id"], &data["succeeded"]), (&order["job_id"], &json!(2)));
+    assert_eq!(world.sandbox.ledger().requests, 6);
+    let letter = producer.dead_letter().await?;
+    assert_eq!((letter.json(), letter.header("x-rejected-reason")), (order, None));
+    Ok(())
+}
+
+/// However long an image takes, its job is nobody else's while its worker lives.
+#[tokio::test]
+async fn a_job_whose_image_takes_longer_than_a_lease_stays_with_its_worker() -> Result<()> {
+    let world = World::with(Database::Postgres).await?;
+    let _first = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    // The lease is 3 s.
+    let order = command(7, &["A fox [fault:slow=5000]"], &json!({}));
+    producer.publish(&order).await?;
+    let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
+    testbed::wait::until("the first request", integration_tests::LIMIT, asked).await?;
+    let _second = world.worker().await?;
+    producer.publish(&order).await?;
+    events.data_of("completed").await?;
+    assert_eq!(world.sandbox.ledger().requests, 1);
+    let jobs = world.rows("SELECT lease_token, attempts FROM jobs").await?;
+    assert_eq!(jobs, [json!({"lease_token": 1, "attempts": 0})]);
     Ok(())
 }
 

@@ -202,3 +202,22 @@ async fn paths_in_texts_lead_nowhere() -> Result<()> {
     assert!(!escaped);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_terminal_event_that_the_broker_does_not_take_is_published_later_and_the_command_waits_for_it() -> Result<()>
+{
+    let world = World::new().await?;
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    // A queue with room for one message, which is there already.
+    producer.keep_one_event("full", "assets.generation.completed").await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    worker.has_logged("it was nacked").await?;
+    assert_eq!(world.rows("SELECT status FROM jobs WHERE published_at IS NULL").await?.len(), 1);
+    assert_eq!(producer.take_all("full").await?[0].body, b"in the way");
+    let published = async || producer.take_all("full").await.ok()?.pop();
+    let event = until("the event", LIMIT, published).await?;
+    assert_eq!(event.kind(), "assets.generation.completed");
+    assert_eq!(world.sandbox.ledger().requests, 1);
+    Ok(())
+}

@@ -136,6 +136,83 @@ async fn sigterm_in_the_last_try_of_a_job_does_not_fail_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn sigterm_before_the_first_image_is_no_try() -> Result<()> {
+    let mut world = World::new().await?;
+    let released = world.folder().join("released");
+    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    world.set("ASSET_WORKER_PAUSE_AT", "after the claim");
+    world.set("ASSET_WORKER_PAUSE_UNTIL", released.display().to_string());
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox", "A bear"], &json!({}))).await?;
+    worker.has_logged("\"point\":\"after the claim\"").await?;
+    worker.signal(Signal::TERM);
+    worker.has_logged("stopping: no new image is begun").await?;
+    std::fs::write(&released, "")?;
+    assert_eq!(worker.ended().await?.code(), Some(0));
+    let jobs = world.rows("SELECT status, attempts FROM jobs").await?;
+    assert_eq!(jobs, [json!({"status": "waiting", "attempts": 0})]);
+    let _next = world.worker().await?;
+    assert_eq!(events.data_of("completed").await?["succeeded"], 2);
+    assert_eq!(world.sandbox.ledger().requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_the_grace_is_over_is_dropped_and_the_job_goes_on_at_once() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("WORKER_SHUTDOWN_GRACE", "1s");
+    world.set("WORKER_LEASE", "60s");
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox [fault:slow=60000 x1]"], &json!({}))).await?;
+    until("the request", LIMIT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ended().await?.code(), Some(0));
+    worker.has_logged("the grace is over; what is in flight is dropped").await?;
+    let jobs = world.rows("SELECT status, attempts, lease_losses FROM jobs").await?;
+    assert_eq!(jobs, [json!({"status": "waiting", "attempts": 0, "lease_losses": 0})]);
+    let _next = world.worker().await?;
+    events.data_of("completed").await?;
+    assert_eq!(world.sandbox.ledger().requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_process_at_once() -> Result<()> {
+    let world = World::new().await?;
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    producer.publish(&command(1, &["A fox [fault:slow=60000]"], &json!({}))).await?;
+    until("the request", LIMIT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
+    worker.signal(Signal::TERM);
+    worker.has_logged("stopping: no new image is begun").await?;
+    worker.signal(Signal::INT);
+    assert_eq!(worker.ended().await?.code(), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_that_takes_longer_than_the_grace_is_kept_where_the_broker_is_lost() -> Result<()> {
+    let (mut world, proxy) = world_behind_a_proxy().await?;
+    world.set("WORKER_SHUTDOWN_GRACE", "1s");
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["A fox [fault:slow=3000]"], &json!({}))).await?;
+    until("the request", LIMIT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
+    proxy.close();
+    worker.has_logged("the broker is lost").await?;
+    worker.has_logged("image completed").await?;
+    proxy.open();
+    events.data_of("completed").await?;
+    assert_eq!(world.sandbox.ledger().requests, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_bad_setting_stops_the_start_with_64_and_a_sentence() -> Result<()> {
     let check = async |name: &'static str, value: &str, expected: &str| -> Result<()> {
         let mut world = World::new().await?;

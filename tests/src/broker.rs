@@ -142,6 +142,21 @@ impl Producer {
         Ok(self.channel.queue_bind(name.into(), "assets.events".into(), "#".into(), bind, none).await?)
     }
 
+    /// Lets events of a kind go to a queue that has room for one message, and fills it.
+    pub async fn keep_one_event(&self, name: &str, kind: &str) -> Result<()> {
+        let mut bounded = FieldTable::default();
+        bounded.insert("x-max-length".into(), AMQPValue::LongInt(1));
+        bounded.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        self.channel.queue_declare(name.into(), QueueDeclareOptions::default(), bounded).await?;
+        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+        self.channel.queue_bind(name.into(), "assets.events".into(), kind.into(), bind, none).await?;
+        let options = BasicPublishOptions::default();
+        let published =
+            self.channel.basic_publish("".into(), name.into(), options, b"in the way", BasicProperties::default());
+        published.await?.await?;
+        Ok(())
+    }
+
     /// Takes all messages off a queue.
     pub async fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
         let mut taken = Vec::new();
