@@ -1,5 +1,7 @@
 //! What comes back from the API.
 
+use std::time::Duration;
+
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use stability_client::Engine;
 use stability_client::fuzzing::read_answer;
@@ -32,6 +34,7 @@ pub fn answer(bytes: &[u8]) {
         Err(error) => {
             let fate = error.fate();
             assert!(!(fate.retry && fate.fatal), "{error}");
+            assert!(error.retry_after().is_none_or(|wait| wait <= Duration::from_hours(1)));
             assert_sentence(&error.to_string());
         }
     }

@@ -24,15 +24,22 @@ pub fn command(bytes: &[u8]) {
             assert!(command.project_id > 0);
             assert!((1..=200).contains(&command.image_descriptions.len()));
             for description in &command.image_descriptions {
-                assert!((1..=2_000).contains(&description.trim().chars().count()));
+                assert!((1..=2_000).contains(&description.chars().count()));
+                assert!(description == description.trim() && !description.contains('\0'));
                 let modifiers = command.config.style().style_modifiers;
                 if let Ok(composed) = prompt::compose(description, modifiers.as_deref(), 2_000) {
                     assert!(composed.text.chars().count() <= 2_000);
                 }
             }
+            let config = &command.config;
+            assert!(config.max_concurrent.is_none_or(|number| (1..=6).contains(&number)));
+            assert!(config.steps.is_none_or(|steps| STEPS.contains(&steps)));
+            assert!(config.cfg_scale.is_none_or(|scale| CFG_SCALE.contains(&scale)));
+            assert!((0.0..=1.0).contains(&config.min_success_rate()));
+            assert!(config.max_cost_usd.is_none_or(|cost| (0.0..=1_000_000.0).contains(&cost)));
             let written = serde_json::to_vec(&command).expect("a command is written");
             let again = Command::parse(&written, &RULES).expect("what was written is read");
-            assert_eq!(serde_json::to_vec(&again).expect("a command is written"), written);
+            assert_eq!(again, command);
         }
         Err(invalid) => {
             assert!(!invalid.violations.is_empty());

@@ -30,6 +30,9 @@ const POINTS: [&str; 7] = [
     "after the event",
 ];
 
+/// A worker that has something to do comes to its point within this time.
+const POINT_LIMIT: Duration = Duration::from_secs(20);
+
 /// One image of one job.
 pub(super) type Key = (usize, u32);
 
@@ -202,7 +205,7 @@ impl Stage {
         let worker = &self.seats[victim].worker;
         let there = async || worker.log().contains(&paused).then_some(());
         // Where there is nothing left to do it never comes there.
-        let came = until("the point", self.lease * 3, there).await.is_ok();
+        let came = until("the point", POINT_LIMIT, there).await.is_ok();
         self.kill(victim).await?;
         Ok(came)
     }
