@@ -150,12 +150,14 @@ async fn a_dead_letter_keeps_what_was_said_with_it_but_not_what_would_let_it_van
         .with_expiration("60000".into())
         .with_user_id("guest".into())
         .with_correlation_id("c-1".into())
+        .with_priority(7)
         .with_headers(headers);
     producer.publish_with(b"{}", properties).await?;
     let dead = producer.dead_letter().await?;
     assert_eq!(dead.header("x-pipeline").as_deref(), Some("seven"));
     assert_eq!(dead.properties().correlation_id().as_ref().map(ToString::to_string).as_deref(), Some("c-1"));
     assert_eq!(dead.content_type().as_deref(), Some("application/json"));
+    assert_eq!(*dead.properties().priority(), Some(7));
     assert!(dead.is_persistent());
     assert!(dead.properties().expiration().is_none() && dead.properties().user_id().is_none());
     Ok(())

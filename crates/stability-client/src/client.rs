@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use backon::Retryable;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
@@ -21,6 +20,7 @@ use crate::retry::{Observer, Retry, RetryPolicy};
 use crate::spent::{Meter, Spent};
 use crate::terms::Terms;
 use crate::transport::{Answer, Body, Call, Transport};
+use crate::turns::Turns;
 
 pub use builder::{BuildError, ClientBuilder};
 pub use check::Checked;
@@ -63,8 +63,7 @@ pub struct Client {
 struct Inner {
     transport: Box<dyn Transport>,
     quota: Arc<dyn Quota>,
-    /// Fair: whoever waits longest is next.
-    in_flight: Semaphore,
+    turns: Turns,
     retries: RetryPolicy,
     lockout: Duration,
     answers: AnswerForm,
@@ -169,8 +168,8 @@ impl Client {
         deadline: &OnceLock<Instant>,
     ) -> Result<Answer, Error> {
         loop {
-            let permit = terms.stop.run_until_cancelled(self.inner.in_flight.acquire()).await;
-            let permit = permit.ok_or(Error::Stopped)?.expect("the semaphore is never closed");
+            let turn = terms.stop.run_until_cancelled(self.inner.turns.next(terms.party)).await;
+            let turn = turn.ok_or(Error::Stopped)?;
             let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
             let permitted = terms.stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await;
             let Ok(permitted) = permitted.ok_or(Error::Stopped)? else {
@@ -202,7 +201,7 @@ impl Client {
             let until = Instant::now() + pause;
             self.inner.quota.pause(until).await;
             self.inner.observer.paused(pause);
-            drop(permit);
+            drop(turn);
             if until > deadline {
                 return Err(failure);
             }

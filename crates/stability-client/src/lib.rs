@@ -19,7 +19,8 @@
 //!
 //! In reading order: an [`Engine`] takes a [`TextToImage`] request in one of its [`Frame`]s; the [`Client`] sends it within its [`Quota`],
 //! and decodes the answer or reduces the failure to one [`Error`], whose [`Fate`] decides about retries, by a [`RetryPolicy`]; an
-//! [`Observer`] is told. A caller may set [`Terms`]: what stops it, and a [`Budget`].
+//! [`Observer`] is told. A caller may set [`Terms`]: what stops it, a [`Budget`], and the [`Party`] that
+//! it is of, since parties take turns.
 
 mod account;
 mod answer;
@@ -38,6 +39,7 @@ mod retry;
 mod spent;
 mod terms;
 mod transport;
+mod turns;
 
 pub use account::{Balance, EngineListing};
 pub use answer::{AnswerForm, MAX_BODY_BYTES, Picture};
@@ -52,6 +54,7 @@ pub use request::{CFG_SCALE, InvalidRequest, SAMPLES, STEPS, TextToImage};
 pub use retry::{Observer, Retry, RetryPolicy};
 pub use spent::Spent;
 pub use terms::{Budget, BudgetError, Receipt, Terms};
+pub use turns::Party;
 
 /// The example of the README is compiled with the tests.
 #[cfg(doctest)]

@@ -5,6 +5,8 @@ use std::fmt;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use crate::turns::Party;
+
 /// Why a request may not be paid for; it was not sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BudgetError {
@@ -56,18 +58,21 @@ pub struct Terms<'a> {
     pub budget: &'a dyn Budget,
     /// Retries that an earlier call for the same picture has used up.
     pub retries_used: usize,
+    /// Who asks, where several parties share a client.
+    pub party: Party,
 }
 
 impl Default for Terms<'_> {
-    /// Nothing stops it, nobody counts, no retry is used up.
+    /// Nothing stops it, nobody counts, no retry is used up, and it is of the party of all that name none.
     fn default() -> Self {
-        Self { stop: CancellationToken::new(), budget: &Unlimited, retries_used: 0 }
+        Self { stop: CancellationToken::new(), budget: &Unlimited, retries_used: 0, party: Party::default() }
     }
 }
 
 impl fmt::Debug for Terms<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stop, budget: _, retries_used } = self;
-        f.debug_struct("Terms").field("stop", stop).field("retries_used", retries_used).finish_non_exhaustive()
+        let Self { stop, budget: _, retries_used, party } = self;
+        let mut shown = f.debug_struct("Terms");
+        shown.field("stop", stop).field("retries_used", retries_used).field("party", party).finish_non_exhaustive()
     }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::broker::{BrokerError, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
-use crate::job::{JobRunError, Stopping, Verdict, Workshop};
+use crate::job::{Envelope, JobRunError, Stopping, Verdict, Workshop};
 use crate::pause;
 use crate::settings::JobSettings;
 use crate::store::{Standing, StoreError, TerminalEvent};
@@ -161,9 +161,10 @@ impl Intake {
     /// waited for as long as its lease may hold: at the end of the queue it would wait for all that came later.
     async fn worked_on(&self, incoming: &Incoming, command: &Command, stop: &Stopping) -> Result<Verdict, JobRunError> {
         let trace = incoming.trace_parent();
+        let envelope = Envelope { trace: trace.as_ref(), urgent: incoming.is_urgent() };
         let until = Instant::now() + self.lease + self.held;
         loop {
-            let verdict = self.workshop.run(command, trace.as_ref(), &self.publisher, stop).await?;
+            let verdict = self.workshop.run(command, envelope, &self.publisher, stop).await?;
             let may_be_lost = incoming.was_delivered_before() && Instant::now() < until;
             if !(may_be_lost && matches!(verdict, Verdict::Held)) {
                 return Ok(verdict);

@@ -56,6 +56,15 @@ pub enum JobRunError {
     Store(#[from] StoreError),
 }
 
+/// What came with a command.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Envelope<'a> {
+    /// The trace that it belongs to.
+    pub trace: Option<&'a TraceParent>,
+    /// Whether its job sends two requests for each one of another job, while both are worked on here.
+    pub urgent: bool,
+}
+
 /// How a run is told to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stopping {
@@ -138,13 +147,13 @@ impl Workshop {
     pub async fn run(
         &self,
         command: &Command,
-        trace: Option<&TraceParent>,
+        envelope: Envelope<'_>,
         sink: &dyn EventSink,
         stop: &Stopping,
     ) -> Result<Verdict, JobRunError> {
         pause::point("before the claim").await;
         let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
-        let claimed = match self.store.claim(command, trace, terms).await? {
+        let claimed = match self.store.claim(command, envelope.trace, terms).await? {
             Claim::Run(claimed) => claimed,
             Claim::Held => return Ok(Verdict::Held),
             Claim::Finished(terminal) => return Ok(Verdict::Ended(terminal)),
@@ -157,7 +166,7 @@ impl Workshop {
         let done = CancellationToken::new();
         let stopped = &stop.soon;
         let run =
-            Run { workshop: self, command, trace, sink, stop: stopped, slice: &slice, done: &done, lease, unheard };
+            Run { workshop: self, command, envelope, sink, stop: stopped, slice: &slice, done: &done, lease, unheard };
         let verdict = tokio::select! {
             verdict = run.to_verdict(claimed) => verdict,
             () = self.hold(lease, &done) => Err(StoreError::LeaseLost.into()),
@@ -213,7 +222,7 @@ async fn end_slice(slice: &CancellationToken, length: Duration) {
 struct Run<'a> {
     workshop: &'a Workshop,
     command: &'a Command,
-    trace: Option<&'a TraceParent>,
+    envelope: Envelope<'a>,
     sink: &'a dyn EventSink,
     stop: &'a CancellationToken,
     /// Cancelled by `stop`, and when the job has had its slice.
@@ -285,7 +294,7 @@ impl Run<'_> {
     }
 
     fn context(&self) -> Context {
-        Context { key: self.command.key(), trace_parent: self.trace.cloned(), time: OffsetDateTime::now_utc() }
+        Context { key: self.command.key(), trace_parent: self.envelope.trace.cloned(), time: OffsetDateTime::now_utc() }
     }
 
     /// Sends an event that is for watching only: that it cannot be sent is no reason to stop.

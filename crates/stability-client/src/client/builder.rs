@@ -4,7 +4,6 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use url::Url;
 
 use super::{Client, Inner};
@@ -13,6 +12,7 @@ use crate::api_key::ApiKey;
 use crate::quota::{GovernorQuota, Quota};
 use crate::retry::{Observer, RetryPolicy, Unobserved};
 use crate::transport::{Http, HttpSettings};
+use crate::turns::Turns;
 
 /// The public API.
 const BASE_URL: &str = "https://api.stability.ai/";
@@ -120,7 +120,8 @@ impl ClientBuilder {
         self.quota(Arc::new(GovernorQuota::new(per_minute, burst)))
     }
 
-    /// How many requests may be in flight at once; 4 unless set. Whoever waits longest is next.
+    /// How many requests may be in flight at once; 4 unless set. The parties that wait
+    /// take turns ([`crate::Terms::party`]); of one party whoever waits longest is next.
     pub fn max_in_flight(mut self, max_in_flight: NonZeroUsize) -> Self {
         self.max_in_flight = max_in_flight;
         self
@@ -161,7 +162,7 @@ impl ClientBuilder {
         let inner = Inner {
             transport: Box::new(Http::new(self.http).map_err(BuildError)?),
             quota: self.quota,
-            in_flight: Semaphore::new(self.max_in_flight.get()),
+            turns: Turns::new(self.max_in_flight),
             retries: self.retries,
             lockout: self.lockout,
             answers: self.answers,

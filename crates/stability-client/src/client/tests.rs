@@ -5,6 +5,7 @@ mod terms;
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -65,7 +66,7 @@ fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) 
     let inner = Inner {
         transport: Box::new(transport.clone()),
         quota: Arc::new(GovernorQuota::default()),
-        in_flight: Semaphore::new(4),
+        turns: Turns::new(NonZeroUsize::new(4).expect("not 0")),
         retries: RetryPolicy::default(),
         lockout: Duration::from_secs(lockout_s),
         answers: AnswerForm::Json,

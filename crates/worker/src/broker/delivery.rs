@@ -36,6 +36,11 @@ impl Incoming {
         self.deliveries >= DELIVERY_LIMIT
     }
 
+    /// Whether its priority is one of the upper half, 5 to 9: what RabbitMQ 4 takes for high in a quorum queue.
+    pub fn is_urgent(&self) -> bool {
+        self.properties.priority().is_some_and(|priority| priority >= 5)
+    }
+
     /// What its properties say of the body that makes it unreadable, in a sentence.
     pub fn wrong_encoding(&self) -> Option<String> {
         let is = |value: &str, allowed: &[&str]| allowed.iter().any(|one| value.eq_ignore_ascii_case(one));

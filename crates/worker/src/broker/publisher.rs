@@ -152,6 +152,9 @@ pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
     if let Some(correlation_id) = properties.correlation_id() {
         carried = carried.with_correlation_id(correlation_id.clone());
     }
+    if let Some(priority) = properties.priority() {
+        carried = carried.with_priority(*priority);
+    }
     if let Some(timestamp) = properties.timestamp() {
         carried = carried.with_timestamp(*timestamp);
     }

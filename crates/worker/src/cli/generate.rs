@@ -9,7 +9,7 @@ use super::screen::{Progress, Screen};
 use super::submit::shown;
 use super::tables::Seen;
 use crate::event_sink::{EventSink, PublishError, Routed};
-use crate::job::{Stopping, Verdict};
+use crate::job::{Envelope, Stopping, Verdict};
 use crate::parts;
 use crate::settings::Settings;
 use crate::stop::Stop;
@@ -40,7 +40,7 @@ pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Sc
     // A second signal ends the process, so that nothing need be dropped in order.
     let stopping = Stopping { soon: stop.token().clone(), ..Stopping::default() };
     loop {
-        match workshop.run(&command, None, &progress, &stopping).await? {
+        match workshop.run(&command, Envelope::default(), &progress, &stopping).await? {
             Verdict::Ended(terminal) => {
                 drop(progress);
                 return shown(terminal.event.body.as_bytes(), options.json, screen);

@@ -1,12 +1,14 @@
 //! One image, from its plan to its complete row.
 
+use std::num::NonZeroU32;
+
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::image_spec::ImageDefect;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
 use domain::recipe::Recipe;
 use domain::story::Story;
 use picture::{Finished, texts};
-use stability_client::{BudgetError, Error, Picture, Terms};
+use stability_client::{BudgetError, Error, Party, Picture, Terms};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::board::{Board, Slot};
@@ -18,6 +20,9 @@ use crate::causes;
 use crate::pause;
 use crate::storage::StorageError;
 use crate::store::StoreError;
+
+/// Requests of an urgent job for each one of another.
+const URGENT_WEIGHT: NonZeroU32 = NonZeroU32::new(2).expect("not 0");
 
 /// How the making of one image went wrong.
 pub(super) enum Unmade {
@@ -228,7 +233,7 @@ impl Run<'_> {
         plan: &Plan,
         purse: &Purse<'_>,
     ) -> Result<Made, Unmade> {
-        let mut terms = Terms { stop: board.halt().clone(), budget: purse, retries_used: 0 };
+        let mut terms = Terms { stop: board.halt().clone(), budget: purse, retries_used: 0, party: self.party() };
         let (why, damaged, retries) = match self.generated_once(&terms, slot, index, plan).await {
             Ok(made) => return Ok(made),
             Err(Spoilt::Unmade(unmade)) => return Err(unmade),
@@ -245,6 +250,12 @@ impl Run<'_> {
             Spoilt::Picture { why, .. } => Unmade::Image(ImageFailureCode::InvalidImage, why),
             Spoilt::Unmade(unmade) => unmade,
         })
+    }
+
+    /// Jobs take turns in sending requests.
+    fn party(&self) -> Party {
+        let weight = if self.envelope.urgent { URGENT_WEIGHT } else { NonZeroU32::MIN };
+        Party { id: self.command.job_id.as_u128(), weight }
     }
 
     async fn generated_once(&self, terms: &Terms<'_>, slot: &Slot, index: u32, plan: &Plan) -> Result<Made, Spoilt> {
