@@ -10,6 +10,7 @@ mod messages;
 mod money;
 mod pictures;
 mod process;
+mod quota;
 mod recovery;
 mod spending_less;
 mod style;

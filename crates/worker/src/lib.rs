@@ -16,6 +16,7 @@ pub mod job;
 
 pub mod finisher;
 pub mod parts;
+pub mod shared_quota;
 pub mod storage;
 pub mod store;
 pub mod translation;

@@ -1,9 +1,12 @@
 //! Opens what a job needs, as the settings say.
 
-use stability_client::{Client, RetryPolicy};
+use std::sync::Arc;
+
+use stability_client::{Client, ClientBuilder, RetryPolicy};
 
 use crate::job::Workshop;
 use crate::settings::{SettingError, Settings};
+use crate::shared_quota::SharedQuota;
 use crate::storage::{Storage, StorageError};
 use crate::store::{Store, StoreError};
 use crate::translation::Translator;
@@ -41,20 +44,29 @@ pub async fn open(settings: &Settings) -> Result<(Store, Storage), PartsError> {
 /// [`SettingError`] where a key is missing, or cannot stand in a header.
 pub fn workshop(settings: &Settings, store: Store, storage: Storage) -> Result<Workshop, SettingError> {
     let translator = Translator::new(&settings.translation, store.clone())?;
-    Ok(Workshop::new(settings, store, storage, client(settings)?, translator))
+    let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
+    let client = build(client_of(settings)?.quota(Arc::new(quota)))?;
+    Ok(Workshop::new(settings, store, storage, client, translator))
 }
 
-/// Makes the API's client.
+/// Makes a client of the API that knows no other workers: for a question, not for pictures.
 ///
 /// # Errors
 ///
 /// [`SettingError`] where there is no key, or one that cannot stand in a header.
 pub fn client(settings: &Settings) -> Result<Client, SettingError> {
+    build(client_of(settings)?)
+}
+
+fn build(builder: ClientBuilder) -> Result<Client, SettingError> {
+    builder.build().map_err(|error| SettingError::unusable("STABILITY_API_KEY", &error))
+}
+
+fn client_of(settings: &Settings) -> Result<ClientBuilder, SettingError> {
     let stability = &settings.stability;
-    Client::builder(settings.require_api_key()?.clone())
+    let builder = Client::builder(settings.require_api_key()?.clone())
         .base_url(stability.base_url.clone())
         .request_timeout(stability.timeout)
-        .rate_limit(stability.rate_limit)
         .max_in_flight(stability.max_concurrent)
         .retries(RetryPolicy {
             delays: stability.retry_delays.clone(),
@@ -63,7 +75,6 @@ pub fn client(settings: &Settings) -> Result<Client, SettingError> {
             ..RetryPolicy::default()
         })
         .lockout(stability.lockout)
-        .client_id("asset-worker", env!("CARGO_PKG_VERSION"))
-        .build()
-        .map_err(|error| SettingError::unusable("STABILITY_API_KEY", &error))
+        .client_id("asset-worker", env!("CARGO_PKG_VERSION"));
+    Ok(builder)
 }

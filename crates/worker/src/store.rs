@@ -9,15 +9,16 @@ mod finish;
 mod image;
 mod job;
 mod lease;
+mod migration;
+mod quota;
 mod report;
 mod spending;
 mod style;
 mod translation;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use migrations::{Migrator, MigratorTrait};
 use sea_orm::sqlx::sqlite::SqliteJournalMode;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 use secrecy::{ExposeSecret, SecretString};
@@ -26,6 +27,7 @@ pub use cached::CachedImage;
 pub use claim::{Claim, ClaimTerms, Claimed, ClaimedImage, TerminalEvent};
 pub use finish::{Ending, Standing};
 pub use lease::Lease;
+pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
 pub use spending::{MicroUsd, PaidImage, Payment};
 pub use translation::Translation;
@@ -74,6 +76,8 @@ impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> Doing<'a, T> f
 #[derive(Clone)]
 pub struct Store {
     db: DatabaseConnection,
+    /// Where the database is a file.
+    file: Option<PathBuf>,
 }
 
 impl Store {
@@ -84,7 +88,8 @@ impl Store {
     /// [`StoreError`] where the database cannot be reached or opened.
     pub async fn connect(url: &SecretString) -> Result<Self, StoreError> {
         let url = url.expose_secret();
-        if let Some(folder) = sqlite_file(url).and_then(Path::parent) {
+        let file = sqlite_file(url);
+        if let Some(folder) = file.and_then(Path::parent) {
             std::fs::create_dir_all(folder).map_err(|error| StoreError::Failed {
                 doing: "be opened",
                 source: DbErr::Custom(format!("cannot make the folder {}: {error}", folder.display())),
@@ -100,29 +105,7 @@ impl Store {
                 // Readers do not wait for the one writer, and writers wait for each other.
                 options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
             });
-        Ok(Self { db: Database::connect(options).doing("be reached").await? })
-    }
-
-    /// Applies the migrations that are missing, and returns how many they were.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] where one fails; those before it stay applied.
-    pub async fn migrate(&self) -> Result<usize, StoreError> {
-        let pending = self.pending_migrations().await?;
-        if pending > 0 {
-            Migrator::up(&self.db, None).await.map_err(|source| StoreError::Failed { doing: "be migrated", source })?;
-        }
-        Ok(pending)
-    }
-
-    /// How many migrations have not been applied.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] where the database does not answer.
-    pub async fn pending_migrations(&self) -> Result<usize, StoreError> {
-        Ok(Migrator::get_pending_migrations_read_only(&self.db).doing("list its migrations").await?.len())
+        Ok(Self { db: Database::connect(options).doing("be reached").await?, file: file.map(Path::to_owned) })
     }
 
     /// Asks the database for an answer.

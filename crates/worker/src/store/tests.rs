@@ -1,10 +1,11 @@
-//! What an older version has written.
+//! What an older version has written, what a former holder writes, and the quota of two processes.
 
 use domain::command::{Command, JobConfig};
 use domain::event::{Context, Event, Totals};
 use domain::failure::ImageFailureCode;
 use domain::outcome::{ImageFailure, ImageState};
 use domain::style::Style;
+use migrations::{Migrator, MigratorTrait};
 use sea_orm::ConnectionTrait;
 
 use super::*;
@@ -125,4 +126,28 @@ async fn a_former_holder_writes_nothing() {
     assert_eq!((job.assets[0].status.as_str(), job.assets[0].requests), ("pending", 0));
     assert!(job.assets[0].file_path.is_none() && job.cost_usd.abs() < f64::EPSILON);
     store.renew(current.lease, Duration::from_mins(1)).await.expect("it is the holder's");
+}
+
+#[tokio::test]
+async fn two_processes_on_one_database_pace_themselves_together_and_keep_to_the_pause_of_either() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = SecretString::from(format!("sqlite://{}/quota.db?mode=rwc", folder.path().display()));
+    let (one, other) = (Store::connect(&url).await.expect("a database"), Store::connect(&url).await.expect("the same"));
+    one.migrate().await.expect("migrated");
+    let (minute, hour) = (Duration::from_mins(1), Duration::from_hours(1));
+    // Two come at once, the others a minute apart, whoever asks.
+    let pace = Pace { interval: minute, tolerance: minute };
+    let mut waits = Vec::new();
+    for store in [&one, &other, &other, &one, &other] {
+        waits.push(store.reserve_request(pace).await.expect("a place").as_secs_f64().round());
+    }
+    assert_eq!(waits, [0.0, 0.0, 60.0, 120.0, 180.0]);
+    assert_eq!(one.requests_paused_for().await.expect("an answer"), Duration::ZERO);
+    // A pause of one holds for the other, a shorter one does not end it, and after it they come one by one.
+    one.pause_requests(hour, pace).await.expect("paused");
+    other.pause_requests(minute, pace).await.expect("paused");
+    assert!(other.requests_paused_for().await.expect("an answer") > hour - minute);
+    let after = [one.reserve_request(pace).await, other.reserve_request(pace).await];
+    let after = after.map(|wait| (wait.expect("a place").as_secs_f64() / 60.0).round());
+    assert_eq!(after, [60.0, 61.0]);
 }
