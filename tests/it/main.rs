@@ -12,6 +12,7 @@ mod pictures;
 mod process;
 mod quota;
 mod recovery;
+mod shared_files;
 mod spending_less;
 mod style;
 mod torture;

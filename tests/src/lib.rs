@@ -4,6 +4,7 @@
 //! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it. [`chaos`] breaks all of it.
 
 mod broker;
+pub mod bucket;
 pub mod chaos;
 mod files;
 mod proxy;
@@ -12,6 +13,7 @@ mod world;
 use std::time::Duration;
 
 pub use broker::{Events, Message, Producer};
+pub use bucket::Bucket;
 pub use files::assert_files;
 pub use proxy::Proxy;
 pub use world::{Database, Done, Worker, World};

@@ -17,7 +17,7 @@ use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{LIMIT, Producer, Proxy};
+use crate::{Bucket, LIMIT, Producer, Proxy, bucket};
 
 /// Which database a world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,17 @@ impl World {
         self.set("GEMINI_BASE_URL", gemini.base_url());
         self.set("GEMINI_RETRY_DELAYS", "10ms,20ms,30ms");
         Ok(gemini)
+    }
+
+    /// Lets files go to a bucket, below a prefix, for every program that is started from now on.
+    pub async fn bucket(&mut self) -> Result<Bucket> {
+        let bucket = Bucket::start(self.folder.path()).await?;
+        self.set("ASSET_STORAGE_URL", format!("s3://{}/renders/final", bucket::NAME));
+        self.set("AWS_ACCESS_KEY_ID", bucket::ACCESS_KEY);
+        self.set("AWS_SECRET_ACCESS_KEY", bucket::SECRET_KEY);
+        self.set("AWS_REGION", "eu-central-1");
+        self.set("AWS_ENDPOINT_URL", bucket.endpoint.clone());
+        Ok(bucket)
     }
 
     /// Lets every worker that is started from now on reach its PostgreSQL through a proxy, which is open.

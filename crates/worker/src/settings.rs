@@ -84,6 +84,42 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where files go.
+#[derive(Debug, Clone)]
+pub enum StorageRoot {
+    /// A folder, absolute.
+    Folder(PathBuf),
+    /// A bucket of S3, or of something that speaks its language.
+    Bucket {
+        /// Its name.
+        bucket: String,
+        /// What all paths begin with; may be empty.
+        prefix: String,
+        /// The usual variables of AWS that are set, by name.
+        aws: Vec<(&'static str, SecretString)>,
+    },
+}
+
+/// The variables of AWS that are heeded where files go to a bucket. Their meaning is AWS's own.
+pub const AWS: &[&str] = &[
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ALLOW_HTTP",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_ENDPOINT_URL_STS",
+];
+
 /// The settings in force.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -92,7 +128,7 @@ pub struct Settings {
     /// The database.
     pub database_url: SecretString,
     /// Where files go.
-    pub storage_root: PathBuf,
+    pub storage_root: StorageRoot,
     /// Stability's API.
     pub stability: StabilitySettings,
     /// What every stored image measures.

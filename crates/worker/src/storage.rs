@@ -1,19 +1,23 @@
 //! Where files go: whole, or not at all.
 
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::Retryable;
 use bytes::Bytes;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
+use secrecy::{ExposeSecret, SecretString};
 use tracing::warn;
 use url::Url;
 
 use crate::causes;
+use crate::settings::StorageRoot;
 
 /// A file could not be stored or looked at.
 #[derive(Debug, thiserror::Error)]
@@ -52,21 +56,58 @@ async fn answered<T>(
 pub struct Storage {
     store: Arc<dyn ObjectStore>,
     root: Url,
+    /// Where the root is a folder.
+    folder: Option<PathBuf>,
 }
 
 impl Storage {
-    /// Opens a folder, which is made where it is missing.
+    /// Opens what the settings name. A folder is made where it is missing; a bucket must be there.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] where it cannot be made or opened.
-    pub fn open(root: &Path) -> Result<Self, StorageError> {
-        let failed = |source| StorageError { doing: "open", path: root.display().to_string(), source };
-        std::fs::create_dir_all(root)
+    /// [`StorageError`] where a folder cannot be made or opened, or what is set for a bucket is of no use.
+    pub fn open(root: &StorageRoot) -> Result<Self, StorageError> {
+        match root {
+            StorageRoot::Folder(folder) => Self::folder(folder),
+            StorageRoot::Bucket { bucket, prefix, aws } => Self::bucket(bucket, prefix, aws),
+        }
+    }
+
+    fn folder(folder: &Path) -> Result<Self, StorageError> {
+        let failed = |source| StorageError { doing: "open", path: folder.display().to_string(), source };
+        std::fs::create_dir_all(folder)
             .map_err(|error| failed(object_store::Error::Generic { store: "file", source: Box::new(error) }))?;
-        let store = LocalFileSystem::new_with_prefix(root).map_err(failed)?.with_fsync(true);
-        let root = Url::from_directory_path(root).expect("the settings make the root absolute");
-        Ok(Self { store: Arc::new(store), root })
+        let store = LocalFileSystem::new_with_prefix(folder).map_err(failed)?.with_fsync(true);
+        let root = Url::from_directory_path(folder).expect("the settings make the root absolute");
+        Ok(Self { store: Arc::new(store), root, folder: Some(folder.to_owned()) })
+    }
+
+    fn bucket(bucket: &str, prefix: &str, aws: &[(&'static str, SecretString)]) -> Result<Self, StorageError> {
+        // Fails only where a provider was chosen before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let slash = if prefix.is_empty() { "" } else { "/" };
+        let name = format!("s3://{bucket}/{prefix}{slash}");
+        let failed = |source| StorageError { doing: "open", path: name.clone(), source };
+        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
+        for (name, value) in aws {
+            let key: AmazonS3ConfigKey = name.to_lowercase().parse().map_err(failed)?;
+            // An endpoint without TLS was chosen on purpose.
+            let plain = name.starts_with("AWS_ENDPOINT_URL") && value.expose_secret().starts_with("http://");
+            builder = builder.with_config(key, value.expose_secret());
+            if plain {
+                builder = builder.with_allow_http(true);
+            }
+        }
+        // The bounds on waiting are ours.
+        let retries = RetryConfig { max_retries: 3, retry_timeout: ANSWER_TIMEOUT, ..RetryConfig::default() };
+        let store = builder.with_retry(retries).build().map_err(failed)?;
+        let root = Url::parse(&name)
+            .map_err(|error| failed(object_store::Error::Generic { store: "s3", source: Box::new(error) }))?;
+        let store: Arc<dyn ObjectStore> = match prefix {
+            "" => Arc::new(store),
+            prefix => Arc::new(PrefixStore::new(store, prefix)),
+        };
+        Ok(Self { store, root, folder: None })
     }
 
     /// Stores a file under a path, in place of what may stand there. The file is on disk when this returns; after a failure
@@ -150,14 +191,27 @@ impl Storage {
         match answered("copy", from, self.store.copy_if_not_exists(&Key::from(from), &Key::from(to))).await {
             Ok(()) => Ok(true),
             Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
+            // A bucket copies by itself, but not on a condition.
+            Err(StorageError {
+                source: object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. },
+                ..
+            }) => {
+                if self.exists(to).await? {
+                    return Ok(false);
+                }
+                match answered("copy", from, self.store.copy(&Key::from(from), &Key::from(to))).await {
+                    Ok(()) => Ok(true),
+                    Err(_) => self.put_new(to, bytes).await,
+                }
+            }
             Err(_) => self.put_new(to, bytes).await,
         }
     }
 
     /// Removes what a writer that was killed half way has left beside a path. Nobody else may be writing there.
     pub async fn sweep(&self, path: &str) {
-        let Ok(file) = self.root.to_file_path() else { return };
-        let file = file.join(path).into_os_string();
+        let Some(folder) = &self.folder else { return };
+        let file = folder.join(path).into_os_string();
         // The local storage writes to the name with a number behind it, from 1, and renames that.
         for number in 1..=MAX_STRAYS {
             let mut stray = file.clone();
@@ -215,7 +269,7 @@ mod tests {
     #[tokio::test]
     async fn a_stored_file_is_whole_and_found_by_its_uri() {
         let folder = tempfile::tempdir().expect("a folder");
-        let storage = Storage::open(&folder.path().join("new")).expect("a storage");
+        let storage = Storage::folder(&folder.path().join("new")).expect("a storage");
         let path = "projects/42/assets/image_001.png";
         assert!(!storage.exists(path).await.expect("an answer"));
         storage.put(path, Bytes::from_static(b"one")).await.expect("stored");
@@ -231,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_killed_writer_left_behind_is_swept_away_and_nothing_else() {
         let folder = tempfile::tempdir().expect("a folder");
-        let storage = Storage::open(folder.path()).expect("a storage");
+        let storage = Storage::folder(folder.path()).expect("a storage");
         storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
         for stray in ["one.png#1", "one.png#2", "two.png#1"] {
             std::fs::write(folder.path().join("a").join(stray), "half").expect("a file");
@@ -252,7 +306,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
 
         let folder = tempfile::tempdir().expect("a folder");
-        let storage = Storage::open(folder.path()).expect("a storage");
+        let storage = Storage::folder(folder.path()).expect("a storage");
         storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
         let read = async |path, size: u64| storage.read(path, size..=size).await.expect("an answer");
         assert_eq!(read("a/one.png", 3).await.as_deref(), Some(&b"one"[..]));
@@ -274,7 +328,7 @@ mod tests {
     async fn a_folder_that_cannot_be_made_is_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("file"), b"x").expect("a file");
-        let error = Storage::open(&folder.path().join("file/below")).err().expect("a file is no folder");
+        let error = Storage::folder(&folder.path().join("file/below")).err().expect("a file is no folder");
         assert!(error.to_string().contains("storage cannot open"), "{error}");
     }
 }

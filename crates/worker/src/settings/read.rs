@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::{ALL, LogFormat};
+use super::{ALL, AWS, LogFormat, StorageRoot};
 use crate::translation::PhraseBook;
 
 /// A setting that cannot be used.
@@ -45,6 +45,10 @@ impl SettingError {
 
 /// The one setting whose default depends on where the program runs.
 const STORAGE: &str = "ASSET_STORAGE_URL";
+
+fn default_folder() -> Result<PathBuf, SettingError> {
+    std::path::absolute(Path::new("data/assets")).map_err(|_| SettingError::missing(STORAGE, "a file:// URL"))
+}
 
 pub(super) struct Reader<'a> {
     source: &'a dyn Fn(&str) -> Option<String>,
@@ -83,7 +87,7 @@ impl<'a> Reader<'a> {
             .map(|setting| {
                 let value = self.text(setting.name)?;
                 let shown = match value {
-                    None if setting.name == STORAGE => self.storage_root(STORAGE)?.display().to_string(),
+                    None if setting.name == STORAGE => default_folder()?.display().to_string(),
                     None => "(not set)".to_owned(),
                     Some(value) if !setting.secret => value,
                     Some(value) if setting.name.ends_with("_URL") => redacted(&value),
@@ -137,17 +141,25 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The folder of a `file://` URL, made absolute.
-    pub(super) fn storage_root(&self, name: &str) -> Result<PathBuf, SettingError> {
-        let Some(text) = self.text(name)? else {
-            let folder = Path::new("data/assets");
-            return std::path::absolute(folder).map_err(|_| SettingError::missing(name, "a file:// URL"));
-        };
-        Url::parse(&text)
-            .ok()
-            .filter(|url| url.scheme() == "file")
-            .and_then(|url| url.to_file_path().ok())
-            .ok_or_else(|| SettingError::refused(name, &text, "a file:// URL with an absolute path"))
+    /// The folder of a `file://` URL, made absolute; or a bucket.
+    pub(super) fn storage_root(&self, name: &str) -> Result<StorageRoot, SettingError> {
+        let Some(text) = self.text(name)? else { return default_folder().map(StorageRoot::Folder) };
+        let url = Url::parse(&text).ok().filter(|url| url.username().is_empty() && url.query().is_none());
+        let root = url.and_then(|url| match url.scheme() {
+            "file" => url.to_file_path().ok().map(StorageRoot::Folder),
+            "s3" => {
+                let prefix = url.path().trim_matches('/').to_owned();
+                Some(StorageRoot::Bucket { bucket: url.host_str()?.to_owned(), prefix, aws: self.aws() })
+            }
+            _ => None,
+        });
+        root.ok_or_else(|| {
+            SettingError::refused(name, &text, "a file:// URL with an absolute path, or s3://bucket/prefix")
+        })
+    }
+
+    fn aws(&self) -> Vec<(&'static str, SecretString)> {
+        AWS.iter().filter_map(|name| Some((*name, SecretString::from(self.given(name)?)))).collect()
     }
 
     pub(super) fn number<T>(&self, name: &str, range: RangeInclusive<u64>) -> Result<T, SettingError>

@@ -11,7 +11,8 @@ fn the_defaults_are_those_of_the_contract() {
     let settings = load(&[]).expect("defaults are good");
     assert_eq!(settings.amqp_url.expose_secret(), "amqp://guest:guest@127.0.0.1:5672/%2f");
     assert_eq!(settings.database_url.expose_secret(), "sqlite://data/asset-worker.db?mode=rwc");
-    assert!(settings.storage_root.is_absolute() && settings.storage_root.ends_with("data/assets"));
+    let StorageRoot::Folder(folder) = &settings.storage_root else { panic!("{:?}", settings.storage_root) };
+    assert!(folder.is_absolute() && folder.ends_with("data/assets"));
     assert!(settings.stability.api_key.is_none());
     assert_eq!(settings.stability.base_url.as_str(), "https://api.stability.ai/");
     assert_eq!(settings.stability.max_concurrent.get(), 4);
