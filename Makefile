@@ -18,7 +18,7 @@ JOBS := 200
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-live chaos fuzz bench check lint docs audit coverage fmt clean
+.PHONY: help build demo test test-live chaos fuzz scale bench check lint docs audit coverage fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test-live: build ## Make three real images where STABILITY_API_KEY is set; about
 
 chaos: build ## Break everything while many jobs run, and look at what came of it; SEED=1 JOBS=200
 	@"$(TARGET)/debug/chaos" --seed $(SEED) --jobs $(JOBS)
+
+scale: ## Measure what several workers do side by side, in release builds
+	$(CARGO) build --release --workspace --bins --locked
+	@"$(TARGET)/release/testbed" run "$(TARGET)/release/scale"
 
 # libFuzzer's instrumentation, as cargo-fuzz has it, by flags that the stable toolchain knows.
 SANCOV := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

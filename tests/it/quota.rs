@@ -51,8 +51,8 @@ async fn all_workers_together_send_no_more_than_the_account_may() -> Result<()> 
     assert_eq!(arrivals.len(), 24);
     // What comes later than it was permitted makes no room for more: the time from the first to the last request is a bound for any machine.
     let took = arrivals[23].duration_since(arrivals[0]);
-    let bound = Duration::from_millis(204) * (23 - 3);
-    assert!(took > bound - Duration::from_millis(200), "{took:?}");
+    // One interval less, for what was late in the beginning.
+    assert!(took > Duration::from_millis(204) * (23 - 3 - 1), "{took:?}");
     Ok(())
 }
 

@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod chaos;
 mod files;
 mod proxy;
+pub mod scale;
 mod world;
 
 use std::time::Duration;

@@ -80,10 +80,7 @@ impl Quota for SharedQuota {
                 continue;
             }
             // Somebody may have met a lock-out while this one waited.
-            let paused = match at_once {
-                true => Ok(Duration::ZERO),
-                false => self.store.requests_paused_for().await,
-            };
+            let paused = if at_once { Ok(Duration::ZERO) } else { self.store.requests_paused_for().await };
             match paused {
                 Ok(Duration::ZERO) => {
                     *reserved = None;

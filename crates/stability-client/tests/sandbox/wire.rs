@@ -16,12 +16,17 @@ use super::no_retries;
 /// A good answer.
 const CREDITS: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 16\r\nconnection: close\r\n\r\n{\"credits\": 4.5}";
 
-/// Answers one request, and gives back its head.
-async fn answer_once(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str) -> String {
+async fn head_of(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.expect("a request"));
     }
+    head
+}
+
+/// Answers one request, and gives back its head.
+async fn answer_once(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str) -> String {
+    let head = head_of(&mut stream).await;
     stream.write_all(answer.as_bytes()).await.expect("the client reads");
     stream.shutdown().await.expect("the client reads");
     String::from_utf8(head).expect("a head is text").to_lowercase()
@@ -96,6 +101,7 @@ async fn a_redirect_is_not_followed_with_the_key() {
 /// Answers one request with a body that never ends, in pieces of this size, as fast as they are read or this much slower.
 async fn answer_for_ever(listener: TcpListener, piece: usize, pause: Duration) {
     let (mut stream, _) = listener.accept().await.expect("a caller");
+    head_of(&mut stream).await;
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n";
     let mut written = stream.write_all(head.as_bytes()).await;
     // Until the client hangs up.
@@ -112,7 +118,10 @@ async fn an_answer_without_end_is_given_up_at_a_bound() {
     server.spawn(answer_for_ever(listener, 1 << 20, Duration::ZERO));
     let client = builder(&format!("http://127.0.0.1:{port}/")).build().expect("a client");
     let error = client.balance().await.expect_err("it has no end");
-    assert_eq!(error.to_string(), format!("unreadable answer: the body is longer than {MAX_BODY_BYTES} bytes"));
+    assert_eq!(
+        error.to_string(),
+        format!("the API's answer cannot be decoded: the body is longer than {MAX_BODY_BYTES} bytes")
+    );
     drop(client);
     server.join_next().await.expect("a task").expect("the connection is closed");
 }
