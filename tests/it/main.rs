@@ -3,6 +3,7 @@
 mod cache;
 mod codes;
 mod command_line;
+mod deploy;
 mod job;
 mod kills;
 mod language;
