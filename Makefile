@@ -18,10 +18,10 @@ JOBS := 200
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-live chaos fuzz scale bench check lint docs audit coverage fmt clean
+.PHONY: help build demo test test-containers test-live chaos fuzz scale bench check lint docs audit coverage fmt clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build every program
 	$(CARGO) build --workspace --bins --locked
@@ -31,6 +31,9 @@ demo: build ## Do the main job once and show it: broker, sandbox, worker, six pi
 
 test: build ## Run every test, with the services they need; ARGS='…' is for cargo test
 	"$(TARGET)/debug/testbed" run $(CARGO) test --workspace --locked $(ARGS)
+
+test-containers: build ## The tests of the whole, with services from a Docker engine and from nowhere else
+	"$(TARGET)/debug/testbed" run --containers $(CARGO) test --workspace --locked --test it $(ARGS)
 
 test-live: build ## Make three real images where STABILITY_API_KEY is set; about USD 0.06
 	@"$(TARGET)/debug/testbed" live

@@ -21,6 +21,9 @@ struct Cli {
 enum Asked {
     /// Run a command with RabbitMQ and PostgreSQL at hand, and stop them after it
     Run {
+        /// Take them from a Docker engine, and from nowhere else
+        #[arg(long)]
+        containers: bool,
         /// The command and its arguments
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
@@ -45,7 +48,10 @@ async fn main() -> ExitCode {
 
 async fn done() -> Result<ExitCode> {
     match Cli::parse().asked {
-        Asked::Run { command } => Box::pin(run(&command)).await,
+        Asked::Run { containers, command } => {
+            let supply = if containers { Supply::of_containers()? } else { Supply::new()? };
+            Box::pin(run(&supply, &command)).await
+        }
         Asked::Live => testbed::live::test().await.map(|()| ExitCode::SUCCESS),
         Asked::Demo => {
             let mut told = told_to_stop()?;
@@ -60,9 +66,8 @@ async fn done() -> Result<ExitCode> {
     }
 }
 
-async fn run(command: &[String]) -> Result<ExitCode> {
+async fn run(supply: &Supply, command: &[String]) -> Result<ExitCode> {
     let mut told = told_to_stop()?;
-    let supply = Supply::new()?;
     // Where a signal comes meanwhile, whatever was started is killed as it is dropped.
     let (rabbitmq, postgres) = tokio::select! {
         obtained = supply.both() => obtained?,

@@ -135,6 +135,7 @@ impl Addresses {
 pub struct Supply {
     folder: TempDir,
     installing: Mutex<()>,
+    containers_only: bool,
 }
 
 impl Supply {
@@ -150,7 +151,16 @@ impl Supply {
         let parent = if elsewhere { std::env::temp_dir() } else { target };
         let folder = tempfile::Builder::new().prefix("testbed-").permissions(open_to_others()).tempdir_in(&parent);
         let folder = folder.with_context(|| format!("cannot make a folder in {}", parent.display()))?;
-        Ok(Self { folder, installing: Mutex::new(()) })
+        Ok(Self { folder, installing: Mutex::new(()), containers_only: false })
+    }
+
+    /// The same, from a Docker engine and from nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// As [`Supply::new`].
+    pub fn of_containers() -> Result<Self> {
+        Ok(Self { containers_only: true, ..Self::new()? })
     }
 
     /// RabbitMQ and PostgreSQL, side by side.
@@ -172,12 +182,14 @@ impl Supply {
     ///
     /// A sentence that says how to get it.
     pub async fn rabbitmq(&self) -> Result<RabbitMq> {
-        if let Some(given) = given_rabbitmq()? {
+        if !self.containers_only
+            && let Some(given) = given_rabbitmq()?
+        {
             return Ok(given);
         }
         let no_container = match docker::rabbitmq().await {
             Ok(container) => return Ok(container),
-            Err(why) => why,
+            Err(why) => self.elsewhere(why)?,
         };
         let program = self.installed(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL, &no_container).await?;
         let folder = self.folder.path().join("rabbitmq");
@@ -190,16 +202,28 @@ impl Supply {
     ///
     /// A sentence that says how to get it.
     pub async fn postgres(&self) -> Result<Postgres> {
-        if let Some(url) = variable(DATABASE_URL) {
+        if !self.containers_only
+            && let Some(url) = variable(DATABASE_URL)
+        {
             return Ok(Postgres { url, origin: format!("given by {DATABASE_URL}"), kept: Kept::Nothing });
         }
         let no_container = match docker::postgres().await {
             Ok(container) => return Ok(container),
-            Err(why) => why,
+            Err(why) => self.elsewhere(why)?,
         };
         let programs = self.installed(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL, &no_container).await?;
         let folder = self.folder.path().join("postgres");
         twice(&folder, async |folder| postgres::start(&programs, folder).await).await
+    }
+
+    /// Why there is no container, where that is no reason to give up.
+    fn elsewhere(&self, no_container: anyhow::Error) -> Result<anyhow::Error> {
+        if self.containers_only {
+            return Err(
+                no_container.context("a Docker engine is needed that can give rabbitmq:3-management and postgres:15")
+            );
+        }
+        Ok(no_container)
     }
 
     /// What `find` finds, after an installation if need be.

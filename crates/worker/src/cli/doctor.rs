@@ -166,7 +166,10 @@ async fn storage(settings: &Settings) -> State {
     };
     match checked {
         Ok(root) => State::ok(format!("{root} can be written")),
-        Err(error) => State::failed(causes::joined(&error), "mend ASSET_STORAGE_URL, or the folder's rights and space"),
+        Err(error) => State::failed(
+            causes::joined(&error),
+            "mend ASSET_STORAGE_URL, rights and space there, or a bucket's AWS_ variables",
+        ),
     }
 }
 
