@@ -1,7 +1,7 @@
 //! Many jobs, and everything that can be done to their workers, their broker and their database; then a look from the outside at what came of it.
 //!
-//! In reading order: [`orders`] says what is asked for and what must come of it, [`trouble`] what is done to the system, [`stage`] does it,
-//! [`findings`] looks at messages, rows, files and the sandbox's ledger, [`report`] shows both.
+//! In reading order: `orders` says what is asked for and what must come of it, `trouble` what is done to the system, `stage` does it,
+//! `findings` looks at messages, rows, files and the sandbox's ledger, `report` shows both.
 //!
 //! Everything that is done follows from a seed, and from how far the jobs are when it is done.
 
