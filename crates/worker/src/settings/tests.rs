@@ -49,7 +49,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
     check(
         "STABILITY_TIMEOUT",
         "60",
-        "STABILITY_TIMEOUT: \"60\" is not allowed; a duration from 1s to 600s, such as 500ms, 30s or 2m",
+        "STABILITY_TIMEOUT: \"60\" is not allowed; a duration from 1s to 300s, such as 500ms, 30s or 2m",
     );
     check(
         "STABILITY_RETRY_DELAYS",
@@ -67,7 +67,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
     check(
         "ASSET_STORAGE_URL",
         "data",
-        "ASSET_STORAGE_URL: \"data\" is not allowed; a file:// URL with an absolute path",
+        "ASSET_STORAGE_URL: \"data\" is not allowed; a file:// URL with an absolute path, or s3://bucket/prefix",
     );
 }
 
@@ -160,4 +160,25 @@ fn the_readme_lists_every_setting_with_its_default() {
     let settings = readme.split("## Settings").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
     let rows = settings.lines().filter(|line| line.starts_with("| `")).count();
     assert_eq!(rows, ALL.len(), "README.md shows a setting that is not there");
+}
+
+#[test]
+fn a_bucket_is_reached_by_the_usual_variables_and_its_secrets_are_not_shown() {
+    let source = |name: &str| match name {
+        "ASSET_STORAGE_URL" => Some("s3://renders/final/".to_owned()),
+        "AWS_REGION" => Some("eu-central-1".to_owned()),
+        "AWS_SECRET_ACCESS_KEY" => Some("hunter2".to_owned()),
+        _ => None,
+    };
+    let settings = Settings::from_source(source).expect("settings");
+    let StorageRoot::Bucket { bucket, prefix, aws } = &settings.storage_root else {
+        panic!("{:?}", settings.storage_root)
+    };
+    assert_eq!((bucket.as_str(), prefix.as_str()), ("renders", "final"));
+    assert_eq!(aws.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["AWS_SECRET_ACCESS_KEY", "AWS_REGION"]);
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    for bad in ["s3://", "s3://user:password@renders/x", "https://renders/x"] {
+        let error = Settings::from_source(|name| (name == "ASSET_STORAGE_URL").then(|| bad.to_owned())).expect_err(bad);
+        assert!(error.to_string().contains("or s3://bucket/prefix"), "{error}");
+    }
 }
