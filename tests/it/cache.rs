@@ -48,7 +48,7 @@ async fn test_8(database: Database) -> Result<()> {
     let line: Value = serde_json::from_str(line)?;
     assert_eq!(line["level"], "WARN");
     assert_eq!(line["job.id"], job_id);
-    assert_eq!((&line["index"], &line["code"]), (&json!(1), &json!("provider_unavailable")));
+    assert_eq!((&line["image.index"], &line["code"]), (&json!(1), &json!("provider_unavailable")));
     assert!(line["reason"].as_str().is_some_and(|reason| reason.contains("500")), "{line}");
     Ok(())
 }

@@ -287,7 +287,11 @@ async fn what_would_cost_too_much_is_refused_before_it_costs_anything() -> Resul
 async fn a_key_that_is_not_accepted_fails_the_job_after_its_tries_and_shows_nowhere() -> Result<()> {
     let mut world = World::new().await?;
     world.set("STABILITY_API_KEY", "sk-hunter2-is-wrong");
-    let worker = world.worker().await?;
+    let worker = world.start_worker()?;
+    worker.has_logged("taking commands").await?;
+    let (status, probe) = worker.probe("readyz").await?;
+    assert_eq!((status, &probe["status"]), (503, &json!("not ready")));
+    assert!(probe["api_key"].as_str().is_some_and(|why| why.contains("401") || why.contains("key")), "{probe}");
     let producer = world.producer().await?;
     let mut events = producer.events().await?;
     producer.publish(&command(1, &["A fox", "A bear"], &json!({"max_concurrent": 1}))).await?;

@@ -246,7 +246,7 @@ async fn probes_say_what_is_well() -> Result<()> {
     let world = World::new().await?;
     let worker = world.worker().await?;
     assert_eq!(worker.probe("livez").await?, (200, json!({"status": "ok"})));
-    let well = json!({"status": "ok", "broker": "ok", "database": "ok", "storage": "ok"});
+    let well = json!({"status": "ok", "broker": "ok", "database": "ok", "storage": "ok", "api_key": "ok"});
     assert_eq!(worker.probe("readyz").await?, (200, well));
     Ok(())
 }

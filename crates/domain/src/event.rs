@@ -1,6 +1,6 @@
 //! What the world is told: CloudEvents 1.0 in JSON.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::command::JobKey;
 use crate::failure::{ImageFailureCode, JobFailureCode};
 use crate::outcome::{Asset, ImageFailure, ImageState, Tally};
-use crate::trace::TraceParent;
+use crate::trace::TraceContext;
 
 /// The media type of an event's body.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -55,8 +55,8 @@ pub struct Event {
     pub kind: EventKind,
     /// The CloudEvents `id`: a consumer drops what it has seen.
     pub id: Uuid,
-    /// The trace it belongs to.
-    pub trace_parent: Option<TraceParent>,
+    /// The trace it belongs to, as its envelope says too.
+    pub trace: Option<TraceContext>,
     /// The JSON envelope.
     pub body: String,
 }
@@ -66,8 +66,8 @@ pub struct Event {
 pub struct Context {
     /// The job.
     pub key: JobKey,
-    /// The trace its command came with.
-    pub trace_parent: Option<TraceParent>,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceContext>,
     /// When it happened.
     pub time: OffsetDateTime,
 }
@@ -100,9 +100,16 @@ struct Envelope<'a, D> {
     subject: String,
     time: String,
     datacontenttype: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<&'a TraceParent>,
+    #[serde(flatten)]
+    trace: Option<&'a TraceContext>,
     data: D,
+}
+
+/// What an envelope says of its trace.
+#[derive(Deserialize)]
+struct Traced {
+    traceparent: Option<String>,
+    tracestate: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -252,8 +259,11 @@ impl Event {
     }
 
     /// An event that was published or stored before.
-    pub fn stored(kind: EventKind, id: Uuid, trace_parent: Option<TraceParent>, body: String) -> Self {
-        Self { kind, id, trace_parent, body }
+    pub fn stored(kind: EventKind, id: Uuid, body: String) -> Self {
+        let trace = serde_json::from_str::<Traced>(&body).ok();
+        let trace =
+            trace.and_then(|trace| TraceContext::parse(trace.traceparent.as_deref(), trace.tracestate.as_deref()));
+        Self { kind, id, trace, body }
     }
 
     /// The routing key on `assets.events`.
@@ -272,11 +282,11 @@ impl Event {
             subject: format!("projects/{project_id}/jobs/{job_id}"),
             time: context.time.format(&Rfc3339).expect("a UTC time has an RFC 3339 form"),
             datacontenttype: "application/json",
-            traceparent: context.trace_parent.as_ref(),
+            trace: context.trace.as_ref(),
             data,
         };
         let body = serde_json::to_string(&envelope).expect("an envelope of plain data serialises");
-        Self { kind, id, trace_parent: context.trace_parent.clone(), body }
+        Self { kind, id, trace: context.trace.clone(), body }
     }
 }
 

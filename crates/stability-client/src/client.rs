@@ -9,21 +9,26 @@ use std::time::Duration;
 use backon::Retryable;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::account::{Balance, EngineListing};
 use crate::answer::{self, AnswerForm, Picture, Pictures};
+use crate::engine::Engine;
 use crate::error::{ApiFailure, Error};
 use crate::quota::{Quota, QuotaUnavailable};
 use crate::request::TextToImage;
-use crate::retry::{Observer, Retry, RetryPolicy};
+use crate::retry::{Exchange, Finished, Observer, Retry, RetryPolicy};
 use crate::spent::{Meter, Spent};
 use crate::terms::Terms;
 use crate::transport::{Answer, Body, Call, Transport};
-use crate::turns::Turns;
+use crate::turns::{Turn, Turns};
 
 pub use builder::{BuildError, ClientBuilder};
 pub use check::Checked;
+
+/// What Stability is called in OpenTelemetry's attribute `gen_ai.provider.name`.
+pub const PROVIDER: &str = "stability_ai";
 
 /// Pictures as the API made them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,13 +95,64 @@ impl Client {
     /// [`GenerateError`]; its error is [`Error::Stopped`] where the terms' `stop` was cancelled, and [`Error::Budget`] where a request could
     /// not be paid for.
     pub async fn generate_on(&self, terms: &Terms<'_>, request: &TextToImage) -> Result<Generated, GenerateError> {
+        let engine = request.engine();
+        let begun = Instant::now();
+        let span = self.span(request);
+        let generated = self.generated(terms, request).instrument(span.clone()).await;
+        let failure = generated.as_ref().err().map(|failure| failure.error.kind());
+        self.inner.observer.finished(&Finished { engine, failure, took: begun.elapsed() });
+        match &generated {
+            Ok(generated) => {
+                span.record("stability.requests", generated.spent.requests);
+            }
+            Err(failure) => {
+                span.record("stability.requests", failure.spent.requests);
+                span.record("error.type", failure.error.kind());
+                if !matches!(failure.error, Error::Stopped) {
+                    span.record("otel.status_code", "ERROR");
+                    span.record("otel.status_description", failure.error.to_string());
+                }
+            }
+        }
+        generated
+    }
+
+    /// A client's span by OpenTelemetry's conventions for generative AI.
+    fn span(&self, request: &TextToImage) -> Span {
+        let engine = request.engine().id();
+        let server = self.inner.transport.server();
+        info_span!(
+            "generate_content",
+            otel.name = format!("generate_content {engine}"),
+            otel.kind = "client",
+            gen_ai.operation.name = "generate_content",
+            gen_ai.provider.name = PROVIDER,
+            gen_ai.request.model = engine,
+            "gen_ai.output.type" = "image",
+            gen_ai.request.seed = request.asked_seed(),
+            server.address = server.as_ref().map(|(host, _)| host),
+            server.port = server.as_ref().map(|(_, port)| port),
+            stability.requests = Empty,
+            "error.type" = Empty,
+            otel.status_code = Empty,
+            otel.status_description = Empty,
+        )
+    }
+
+    /// Calls that have their turn: they wait for the quota, or are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.inner.turns.out()
+    }
+
+    async fn generated(&self, terms: &Terms<'_>, request: &TextToImage) -> Result<Generated, GenerateError> {
         let call = request.call(self.inner.answers);
         let family = request.engine().family();
         let meter = Meter::default();
         let deadline = OnceLock::new();
         let stop = terms.stop.clone();
+        let engine = request.engine();
         let outcome = (|| async {
-            let answer = self.attempt(terms, &call, &meter, &deadline).await?;
+            let answer = self.attempt(terms, engine, &call, &meter, &deadline).await?;
             answer::decode(family, &answer)
         })
         .retry(self.inner.retries.after(terms.retries_used))
@@ -154,7 +210,7 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let call = Call { path: path.to_owned(), body: Body::None, accept: "application/json" };
+        let call = Call { path: path.to_owned(), body: Body::None, accept: "application/json", resends: 0 };
         let answer = checked(self.inner.transport.send(call).await?)?;
         serde_json::from_slice(&answer.body).map_err(|error| Error::Undecodable(error.to_string()))
     }
@@ -163,19 +219,14 @@ impl Client {
     async fn attempt(
         &self,
         terms: &Terms<'_>,
+        engine: Engine,
         call: &Call,
         meter: &Meter,
         deadline: &OnceLock<Instant>,
     ) -> Result<Answer, Error> {
         loop {
-            let turn = terms.stop.run_until_cancelled(self.inner.turns.next(terms.party)).await;
-            let turn = turn.ok_or(Error::Stopped)?;
-            let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
-            let permitted = terms.stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await;
-            let Ok(permitted) = permitted.ok_or(Error::Stopped)? else {
-                return Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into());
-            };
-            permitted?;
+            let waiting = info_span!("quota wait", otel.status_code = Empty);
+            let (turn, deadline) = self.admitted(terms, deadline).instrument(waiting).await?;
             if terms.stop.is_cancelled() {
                 return Err(Error::Stopped);
             }
@@ -186,7 +237,13 @@ impl Client {
                 Err(error) => return Err(error.into()),
             };
             debug!(attempt = meter.requests() + 1, "sending a request");
-            let failure = match self.inner.transport.send(call.clone()).await.and_then(checked) {
+            let sent = Instant::now();
+            let answer = self.inner.transport.send(Call { resends: meter.requests(), ..call.clone() }).await;
+            let status = answer.as_ref().ok().map(|answer| answer.status);
+            let answer = answer.and_then(checked);
+            let failure = answer.as_ref().err().map(Error::kind);
+            self.inner.observer.answered(&Exchange { engine, failure, status, took: sent.elapsed() });
+            let failure = match answer {
                 Ok(answer) => {
                     meter.count(true);
                     terms.budget.settle(receipt, true).await;
@@ -207,6 +264,21 @@ impl Client {
             }
             warn!(attempt = meter.requests(), ?pause, "rate limit exceeded, retrying when the pause is over");
         }
+    }
+
+    /// A turn and a place in the quota, and when waits must be over.
+    async fn admitted(&self, terms: &Terms<'_>, deadline: &OnceLock<Instant>) -> Result<(Turn, Instant), Error> {
+        let asked = Instant::now();
+        let turn = terms.stop.run_until_cancelled(self.inner.turns.next(terms.party)).await;
+        let turn = turn.ok_or(Error::Stopped)?;
+        let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
+        let permitted = terms.stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await;
+        let Ok(permitted) = permitted.ok_or(Error::Stopped)? else {
+            return Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into());
+        };
+        permitted?;
+        self.inner.observer.admitted(asked.elapsed());
+        Ok((turn, deadline))
     }
 
     /// Whether a failure is met by another request. What quota and budget cannot tell now is not asked again at once, and a pause was waited

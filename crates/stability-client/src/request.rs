@@ -239,6 +239,11 @@ impl TextToImage {
         self.engine
     }
 
+    /// The seed that is asked for; `None` where it is left to the API.
+    pub(crate) fn asked_seed(&self) -> Option<u32> {
+        (self.seed != 0).then_some(self.seed)
+    }
+
     /// Its main prompt.
     pub fn prompt(&self) -> &str {
         &self.prompts[0].text
@@ -256,7 +261,7 @@ impl TextToImage {
             (AnswerForm::Image, Family::V2Beta) => "image/*",
             (AnswerForm::Json | AnswerForm::Image, _) => "application/json",
         };
-        Call { path: self.engine.path(), body, accept }
+        Call { path: self.engine.path(), body, accept, resends: 0 }
     }
 
     fn taken(&self, knob: Knob, value: impl Display) -> Result<(), InvalidRequest> {

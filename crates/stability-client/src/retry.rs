@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use backon::BackoffBuilder;
 
+use crate::engine::Engine;
+
 /// The waits before each retry, and the time they may take in all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
@@ -68,6 +70,45 @@ pub trait Observer: Send + Sync {
     fn paused(&self, pause: Duration) {
         let _ = pause;
     }
+
+    /// A request has waited so long for its turn and for the quota, and may be sent.
+    fn admitted(&self, wait: Duration) {
+        let _ = wait;
+    }
+
+    /// A request had its end: an answer or a failure.
+    fn answered(&self, exchange: &Exchange) {
+        let _ = exchange;
+    }
+
+    /// A call had its end: a picture or a failure, after all its requests.
+    fn finished(&self, call: &Finished) {
+        let _ = call;
+    }
+}
+
+/// One request and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// What was asked.
+    pub engine: Engine,
+    /// [`crate::Error::kind`] where it failed.
+    pub failure: Option<&'static str>,
+    /// Of the answer, where there was one.
+    pub status: Option<u16>,
+    /// From sending it to the end of its answer.
+    pub took: Duration,
+}
+
+/// One call of [`crate::Client::generate_on`] and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// What was asked.
+    pub engine: Engine,
+    /// [`crate::Error::kind`] where it failed.
+    pub failure: Option<&'static str>,
+    /// Every wait and every request in it.
+    pub took: Duration,
 }
 
 /// Nobody is told.

@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::multipart::Form;
 use serde_json::Value;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 use url::Url;
 
 use crate::answer::MAX_BODY_BYTES;
@@ -23,6 +25,8 @@ pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) body: Body,
     pub(crate) accept: &'static str,
+    /// Requests that were sent for the same purpose before.
+    pub(crate) resends: u32,
 }
 
 /// What is sent: `POST` with a body, or `GET` without one.
@@ -55,6 +59,11 @@ pub(crate) trait Transport: Send + Sync {
     ///
     /// [`Error::Connect`], [`Error::Timeout`], [`Error::Interrupted`] or [`Error::Undecodable`] for a body without end.
     async fn send(&self, call: Call) -> Result<Answer, Error>;
+
+    /// Host and port of whom it sends to, where that is known.
+    fn server(&self) -> Option<(String, u16)> {
+        None
+    }
 }
 
 /// What the HTTP client is made of.
@@ -134,6 +143,54 @@ impl Http {
 impl Transport for Http {
     async fn send(&self, call: Call) -> Result<Answer, Error> {
         let url = self.base_url.join(&call.path).map_err(|error| Error::Connect(error.to_string()))?;
+        let span = span(&call, &url);
+        let answer = self.answer(call, url).instrument(span.clone()).await;
+        match &answer {
+            Ok(answer) => {
+                span.record("http.response.status_code", answer.status);
+                if answer.status != 200 {
+                    span.record("error.type", answer.status.to_string());
+                    span.record("otel.status_code", "ERROR");
+                }
+            }
+            Err(error) => {
+                span.record("error.type", error.kind());
+                span.record("otel.status_code", "ERROR");
+                span.record("otel.status_description", error.to_string());
+            }
+        }
+        answer
+    }
+
+    fn server(&self) -> Option<(String, u16)> {
+        Some((self.base_url.host_str()?.to_owned(), self.base_url.port_or_known_default()?))
+    }
+}
+
+/// A client's span by OpenTelemetry's conventions for HTTP.
+fn span(call: &Call, url: &Url) -> Span {
+    let method = match call.body {
+        Body::None => "GET",
+        Body::Json(_) | Body::Form(_) => "POST",
+    };
+    info_span!(
+        "http request",
+        otel.name = method,
+        otel.kind = "client",
+        http.request.method = method,
+        http.request.resend_count = (call.resends > 0).then_some(call.resends),
+        http.response.status_code = Empty,
+        server.address = url.host_str(),
+        server.port = url.port_or_known_default(),
+        url.full = url.as_str(),
+        "error.type" = Empty,
+        otel.status_code = Empty,
+        otel.status_description = Empty,
+    )
+}
+
+impl Http {
+    async fn answer(&self, call: Call, url: Url) -> Result<Answer, Error> {
         let request = match call.body {
             Body::None => self.client.get(url),
             Body::Json(body) => self.client.post(url).json(&body),

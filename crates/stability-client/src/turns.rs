@@ -36,6 +36,8 @@ pub(crate) struct Turn {
 struct Table(Mutex<State>);
 
 struct State {
+    /// Turns there are.
+    all: usize,
     /// Turns that nobody has. While there are some, nobody waits.
     free: usize,
     /// The parties that wait; the first one is next.
@@ -51,8 +53,15 @@ struct Waiting {
 
 impl Turns {
     pub(crate) fn new(at_once: NonZeroUsize) -> Self {
-        let state = State { free: at_once.get(), ring: VecDeque::new() };
+        let all = at_once.get();
+        let state = State { all, free: all, ring: VecDeque::new() };
         Self { table: Arc::new(Table(Mutex::new(state))) }
+    }
+
+    /// How many turns are out.
+    pub(crate) fn out(&self) -> usize {
+        let state = self.table.lock();
+        state.all - state.free
     }
 
     /// Waits for a turn. Cancel-safe: whoever is dropped while waiting has used none.

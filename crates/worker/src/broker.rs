@@ -12,12 +12,17 @@ use std::time::Duration;
 
 use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use crate::telemetry::metrics::Coded;
+use topology::{DEAD_QUEUE, GENERATE_QUEUE};
 
 pub use consumer::{Commands, Lost};
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use delivery::{Incoming, Settlement, Unsettled};
 pub use publisher::Publisher;
-pub use topology::{QueueState, Topology};
+pub(crate) use topology::CONSUMED;
+pub use topology::{QueueMatch, QueueState, Topology};
 pub use watch::{Watch, Watched};
 
 /// The bound on connecting, and on any single answer of the broker: it answers within milliseconds, or it is in trouble.
@@ -44,6 +49,31 @@ pub struct Broker {
     connection: Connection,
     /// Kept until the connection is closed: a channel that is dropped in the same moment makes lapin log an error.
     channels: Mutex<Vec<Channel>>,
+    server: Server,
+}
+
+/// Where the broker is, for spans.
+#[derive(Debug, Clone, Default)]
+struct Server {
+    host: Option<String>,
+    port: Option<u16>,
+}
+
+impl Server {
+    fn of(url: &str) -> Self {
+        let Ok(url) = Url::parse(url) else { return Self::default() };
+        let usual = if url.scheme() == "amqps" { 5671 } else { 5672 };
+        Self { host: url.host_str().map(str::to_owned), port: Some(url.port().unwrap_or(usual)) }
+    }
+}
+
+/// The code of whatever the broker failed at, in spans.
+const BROKER: &str = "broker";
+
+impl Coded for BrokerError {
+    fn code(&self) -> &'static str {
+        BROKER
+    }
 }
 
 impl Broker {
@@ -66,7 +96,7 @@ impl Broker {
     pub async fn reach(url: &SecretString) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
         let connection = answered("be reached", Connection::connect(url.expose_secret(), properties)).await?;
-        Ok(Self { connection, channels: Mutex::default() })
+        Ok(Self { connection, channels: Mutex::default(), server: Server::of(url.expose_secret()) })
     }
 
     /// What is known of the queue of commands, without making it.
@@ -75,7 +105,30 @@ impl Broker {
     ///
     /// [`BrokerError`] where it may not be looked at.
     pub async fn generate_queue(&self) -> Result<QueueState, BrokerError> {
-        topology::generate_queue(&self.channel().await?).await
+        topology::queue_state(&self.channel().await?, GENERATE_QUEUE).await
+    }
+
+    /// How each queue that is declared at a start compares with what is there. Makes none.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where one may not be looked at.
+    pub async fn compared(&self, topology: &Topology) -> Result<Vec<(String, QueueMatch)>, BrokerError> {
+        let mut compared = Vec::new();
+        for (name, arguments) in topology.queues() {
+            let found = topology::compared(&self.channel().await?, &name, &arguments).await?;
+            compared.push((name, found));
+        }
+        Ok(compared)
+    }
+
+    /// A way to look at the queues of commands and of dead letters again and again.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`].
+    pub async fn gauge(&self) -> Result<Gauge, BrokerError> {
+        Ok(Gauge(self.channel().await?))
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
@@ -90,7 +143,7 @@ impl Broker {
     ///
     /// [`BrokerError`].
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
-        Publisher::open(self.channel().await?, self.channel().await?).await
+        Publisher::open(self.channel().await?, self.channel().await?, self.server.clone()).await
     }
 
     /// Starts to take commands, at most `prefetch` unsettled ones at once.
@@ -99,7 +152,7 @@ impl Broker {
     ///
     /// [`BrokerError`].
     pub async fn commands(&self, prefetch: u16) -> Result<Commands, BrokerError> {
-        Commands::consume(self.channel().await?, topology::GENERATE_QUEUE, prefetch).await
+        Commands::consume(self.channel().await?, GENERATE_QUEUE, prefetch).await
     }
 
     /// Starts to see, one by one, what went to the dead letters.
@@ -133,5 +186,19 @@ impl Broker {
     pub async fn close(self) {
         // It is closed either way; a broker that does not answer is not waited for.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
+    }
+}
+
+/// Looks at queues, on a channel of its own.
+pub struct Gauge(Channel);
+
+impl Gauge {
+    /// The queues of commands and of dead letters.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`]; the gauge is of no use any more.
+    pub async fn read(&self) -> Result<(QueueState, QueueState), BrokerError> {
+        Ok((topology::queue_state(&self.0, GENERATE_QUEUE).await?, topology::queue_state(&self.0, DEAD_QUEUE).await?))
     }
 }

@@ -18,8 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::logging;
 use crate::settings::Settings;
+use crate::telemetry::Telemetry;
 use exit::{Exit, Failure};
 use screen::Screen;
 
@@ -117,15 +117,21 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         return inspect::inspect(&options, screen);
     }
     let settings = Settings::from_env()?;
-    logging::start(&settings, asked.default_filter(), screen.log_writer());
+    let telemetry = Telemetry::start(&settings, asked.default_filter(), screen.log_writer())?;
+    let done = did(asked, &settings, &telemetry, screen).await;
+    telemetry.finish();
+    done
+}
+
+async fn did(asked: Asked, settings: &Settings, telemetry: &Telemetry, screen: &Screen) -> Result<(), Failure> {
     match asked {
-        Asked::Run => run::run(&settings).await,
-        Asked::Submit(options) => submit::submit(&options, &settings, screen).await,
-        Asked::Generate(options) => generate::generate(&options, &settings, screen).await,
-        Asked::Jobs(options) => jobs::jobs(&options, &settings, screen).await,
-        Asked::DeadLetters(options) => dead_letters::dead_letters(&options, &settings, screen).await,
-        Asked::Style(options) => style::style(&options, &settings, screen).await,
-        Asked::Migrate(options) => migrate::migrate(&options, &settings, screen).await,
+        Asked::Run => run::run(settings, telemetry).await,
+        Asked::Submit(options) => submit::submit(&options, settings, screen).await,
+        Asked::Generate(options) => generate::generate(&options, settings, &telemetry.metrics, screen).await,
+        Asked::Jobs(options) => jobs::jobs(&options, settings, screen).await,
+        Asked::DeadLetters(options) => dead_letters::dead_letters(&options, settings, screen).await,
+        Asked::Style(options) => style::style(&options, settings, screen).await,
+        Asked::Migrate(options) => migrate::migrate(&options, settings, screen).await,
         Asked::Inspect(_) | Asked::Doctor(_) => Ok(()),
     }
 }

@@ -3,10 +3,18 @@
 use async_trait::async_trait;
 use domain::event::Event;
 
+use crate::telemetry::metrics::Coded;
+
 /// An event was not published.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot publish: {0}")]
 pub struct PublishError(pub String);
+
+impl Coded for PublishError {
+    fn code(&self) -> &'static str {
+        "broker"
+    }
+}
 
 /// Whether any queue took an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

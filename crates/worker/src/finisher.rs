@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use domain::digest;
+use domain::failure::ImageFailureCode;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
 use domain::story::Story;
 use picture::{Finished, Glance, texts};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
+
+use crate::telemetry::metrics::Coded;
 
 /// What a stored file says of itself.
 #[derive(Debug)]
@@ -22,11 +25,18 @@ pub struct Told {
     pub sha256: String,
 }
 
+impl Coded for ImageDefect {
+    fn code(&self) -> &'static str {
+        ImageFailureCode::InvalidImage.as_str()
+    }
+}
+
 /// Finishes pictures, at most as many at once as there are processors. Clones share the bound.
 #[derive(Clone)]
 pub struct Finisher {
     spec: ImageSpec,
     glance: Glance,
+    all: usize,
     slots: Arc<Semaphore>,
 }
 
@@ -34,7 +44,17 @@ impl Finisher {
     /// Finishes pictures to this specification, if they pass the glance.
     pub fn new(spec: ImageSpec, glance: Glance) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { spec, glance, slots: Arc::new(Semaphore::new(processors)) }
+        Self { spec, glance, all: processors, slots: Arc::new(Semaphore::new(processors)) }
+    }
+
+    /// Pictures that may be worked on at once.
+    pub fn slots(&self) -> usize {
+        self.all
+    }
+
+    /// Pictures that are being worked on.
+    pub fn in_flight(&self) -> usize {
+        self.all - self.slots.available_permits()
     }
 
     /// The specification.

@@ -1,43 +1,79 @@
-//! `/livez` and `/readyz`.
+//! Whether the worker is well: what `/livez`, `/readyz` and the gauges say.
+//!
+//! Broker, loop and jobs tell it how they are; database, storage and key are looked at. Looking is shared: however many ask, each part is asked at most
+//! once in its interval.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod looks;
+mod queue;
+mod server;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
-use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use opentelemetry::KeyValue;
+use serde::Serialize;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use crate::causes;
-use crate::storage::Storage;
-use crate::store::Store;
+use crate::settings::Settings;
+use crate::store::MicroUsd;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::names;
+pub(crate) use looks::Looked;
+use looks::Looks;
+pub(crate) use queue::{INTERVAL as QUEUE_INTERVAL, QueueWatch};
+pub(crate) use server::Probes;
 
-/// A probe waits no longer than this for a part to answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The loop tells that it goes on every few seconds; a worker that has not for so long is stuck. Longer than each wait between two beats: 15 s for an
+/// answer of the broker, a minute between tries to reach it.
+const STUCK: Duration = Duration::from_mins(2);
 
-/// Whether files can be stored is tried no more often than this, however often probes ask: it writes one.
-const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// What the probes look at. Clones share it.
-#[derive(Clone, Default)]
+/// How the worker is. Clones share it.
+#[derive(Clone)]
 pub struct Health {
-    state: Arc<Parts>,
+    state: Arc<State>,
 }
 
-#[derive(Default)]
-struct Parts {
+struct State {
+    origin: Instant,
+    /// Milliseconds from the origin to the last beat.
+    beat: AtomicU64,
     broker: AtomicBool,
     stopping: AtomicBool,
-    database: tokio::sync::OnceCell<(Store, Storage)>,
-    storage: Mutex<Option<(Instant, Result<(), String>)>>,
+    ready: AtomicBool,
+    jobs: AtomicUsize,
+    looks: OnceLock<Looks>,
+    queue: Mutex<QueueWatch>,
+    credits: Mutex<Option<f64>>,
+    spent_today: Mutex<Option<MicroUsd>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        let state = State {
+            origin: Instant::now(),
+            beat: AtomicU64::new(0),
+            broker: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
+            jobs: AtomicUsize::new(0),
+            looks: OnceLock::new(),
+            queue: Mutex::default(),
+            credits: Mutex::default(),
+            spent_today: Mutex::default(),
+        };
+        Self { state: Arc::new(state) }
+    }
+}
+
+/// What `/readyz` says: `ok` where a part is well, else what is wrong with it.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    status: &'static str,
+    broker: String,
+    database: String,
+    storage: String,
+    api_key: String,
 }
 
 impl Health {
@@ -51,67 +87,142 @@ impl Health {
         self.state.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Database and storage are open.
-    pub fn set_parts(&self, store: Store, storage: Storage) {
+    /// So many commands are held.
+    pub(crate) fn set_jobs(&self, jobs: usize) {
+        self.state.jobs.store(jobs, Ordering::Relaxed);
+    }
+
+    /// The loop goes on.
+    pub(crate) fn beat(&self) {
+        let since = u64::try_from(self.state.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.state.beat.store(since, Ordering::Relaxed);
+    }
+
+    /// For how long the loop has not been heard of, where that is too long.
+    fn stuck_for(&self) -> Option<Duration> {
+        let beat = Duration::from_millis(self.state.beat.load(Ordering::Relaxed));
+        Some(self.state.origin.elapsed().saturating_sub(beat)).filter(|silence| *silence > STUCK)
+    }
+
+    /// Database, storage and API can be looked at.
+    pub(crate) fn set_parts(&self, parts: Looked) {
         // Set once, when the worker has them.
-        let _ = self.state.database.set((store, storage));
+        let _ = self.state.looks.set(Looks::new(parts));
     }
 
-    /// Serves the probes until `stop`.
-    ///
-    /// # Errors
-    ///
-    /// Where the address cannot be listened on.
-    pub async fn serve(self, address: SocketAddr, stop: CancellationToken) -> std::io::Result<()> {
-        let listener = TcpListener::bind(address).await?;
-        tracing::info!(address = %listener.local_addr()?, "probes are served at /livez and /readyz");
-        let router = Router::new()
-            .route("/livez", get(|| async { Json(json!({"status": "ok"})) }))
-            .route("/readyz", get(ready))
-            .with_state(self);
-        axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+    /// The API took the key, or refused it: what a request found is known without another look.
+    pub(crate) fn note_key(&self, accepted: bool) {
+        if let Some(looks) = self.state.looks.get() {
+            looks.note_key(accepted);
+        }
     }
 
-    async fn database(&self) -> Result<(), String> {
-        let Some((store, _)) = self.state.database.get() else { return Err("not connected yet".to_owned()) };
-        in_time(store.ping()).await
+    /// What is known of the queue of commands.
+    pub(crate) fn queue<T>(&self, tell: impl FnOnce(&mut QueueWatch) -> T) -> T {
+        tell(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn storage(&self) -> Result<(), String> {
-        let Some((_, storage)) = self.state.database.get() else { return Err("not opened yet".to_owned()) };
-        let mut known = self.state.storage.lock().await;
-        match &*known {
-            Some((looked, found)) if looked.elapsed() < STORAGE_INTERVAL => found.clone(),
-            _ => {
-                let found = in_time(storage.check()).await;
-                *known = Some((Instant::now(), found.clone()));
-                found
+    async fn readiness(&self) -> Readiness {
+        let missing = || Err("not opened yet".to_owned());
+        let (database, storage, key) = match self.state.looks.get() {
+            Some(looks) => tokio::join!(looks.database(), looks.storage(), looks.key()),
+            None => (missing(), missing(), Ok(())),
+        };
+        let broker = if self.state.broker.load(Ordering::Relaxed) { Ok(()) } else { Err("not connected".to_owned()) };
+        let stopping = self.state.stopping.load(Ordering::Relaxed);
+        let ready = !stopping && [&broker, &database, &storage, &key].iter().all(|part| part.is_ok());
+        self.state.ready.store(ready, Ordering::Relaxed);
+        let status = if ready {
+            "ok"
+        } else if stopping {
+            "stopping"
+        } else {
+            "not ready"
+        };
+        let shown = |part: Result<(), String>| part.map_or_else(|error| error, |()| "ok".to_owned());
+        Readiness {
+            status,
+            broker: shown(broker),
+            database: shown(database),
+            storage: shown(storage),
+            api_key: shown(key),
+        }
+    }
+
+    /// Looks at everything again and again, for the gauges. Never returns.
+    pub(crate) async fn watch(&self) {
+        let mut every = tokio::time::interval(looks::INTERVAL);
+        loop {
+            every.tick().await;
+            self.readiness().await;
+            if let Some(looks) = self.state.looks.get() {
+                *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner) = looks.credits();
+                *self.state.spent_today.lock().unwrap_or_else(PoisonError::into_inner) = looks.spent_today().await;
             }
+        }
+    }
+
+    /// Lets the gauges show how the worker is.
+    pub(crate) fn show(&self, metrics: &Metrics, settings: &Settings) {
+        let state = |read: fn(&State) -> Option<f64>| {
+            let state = self.state.clone();
+            move || read(&state)
+        };
+        let fixed = |value: f64| move || Some(value);
+        metrics.gauge(
+            &names::READY,
+            &[],
+            state(|state| Some(f64::from(u8::from(state.ready.load(Ordering::Relaxed))))),
+        );
+        metrics.gauge(&names::JOBS_IN_FLIGHT, &[], state(|state| Some(count(state.jobs.load(Ordering::Relaxed)))));
+        metrics.gauge(&names::JOBS_LIMIT, &[], fixed(count(settings.jobs.max_in_flight.get())));
+        metrics.gauge(&names::QUOTA_LIMIT, &[], fixed(f64::from(settings.stability.rate_limit.get())));
+        let known = |state: &State, read: fn(&QueueWatch) -> Option<f64>| {
+            read(&state.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        for (queue, read) in [
+            ("assets.generate", QueueWatch::waiting as fn(&QueueWatch) -> Option<f64>),
+            ("assets.generate.dead", QueueWatch::dead),
+        ] {
+            let state = self.state.clone();
+            metrics.gauge(&names::QUEUE_MESSAGES, &[KeyValue::new("queue", queue)], move || known(&state, read));
+        }
+        for (spec, read) in [
+            (names::QUEUE_CONSUMERS, QueueWatch::consumers as fn(&QueueWatch) -> Option<f64>),
+            (names::QUEUE_AGE, QueueWatch::oldest_s),
+        ] {
+            let state = self.state.clone();
+            metrics.gauge(&spec, &[], move || known(&state, read));
+        }
+        let state = self.state.clone();
+        metrics.gauge(&names::CREDITS, &[], move || *state.credits.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(limit) = settings.jobs.daily_budget_usd {
+            metrics.gauge(&names::BUDGET_LIMIT, &[], fixed(limit));
+            let state = self.state.clone();
+            let spent = move || state.spent_today.lock().unwrap_or_else(PoisonError::into_inner).map(MicroUsd::usd);
+            metrics.gauge(&names::BUDGET_SPENT, &[], spent);
         }
     }
 }
 
-async fn in_time<T, E: std::error::Error>(probe: impl Future<Output = Result<T, E>>) -> Result<T, String> {
-    match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
-        Ok(result) => result.map_err(|error| causes::joined(&error)),
-        Err(_) => Err(format!("no answer within {PROBE_TIMEOUT:?}")),
-    }
+/// Counts here are small.
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-async fn ready(State(health): State<Health>) -> impl IntoResponse {
-    let broker = if health.state.broker.load(Ordering::Relaxed) { Ok(()) } else { Err("not connected".to_owned()) };
-    let stopping = health.state.stopping.load(Ordering::Relaxed);
-    let (database, storage) = tokio::join!(health.database(), health.storage());
-    let ready = !stopping && broker.is_ok() && database.is_ok() && storage.is_ok();
-    let shown = |result: Result<(), String>| result.map_or_else(|error| error, |()| "ok".to_owned());
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let said = if ready {
-        "ok"
-    } else if stopping {
-        "stopping"
-    } else {
-        "not ready"
-    };
-    let body = json!({"status": said, "broker": shown(broker), "database": shown(database), "storage": shown(storage)});
-    (status, Json(body))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_is_not_heard_of_for_two_minutes_is_stuck() {
+        let health = Health::default();
+        health.beat();
+        tokio::time::advance(STUCK).await;
+        assert_eq!(health.stuck_for(), None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(health.stuck_for().is_some_and(|silence| silence > STUCK));
+        health.beat();
+        assert_eq!(health.stuck_for(), None);
+    }
 }

@@ -9,16 +9,19 @@ use domain::failure::JobFailureCode;
 use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, error, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::broker::{BrokerError, Incoming, Publisher, Settlement};
+use crate::broker::{BrokerError, CONSUMED, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::job::{Envelope, JobRunError, Stopping, Verdict, Workshop};
 use crate::pause;
 use crate::settings::JobSettings;
 use crate::store::{Standing, StoreError, TerminalEvent};
+use crate::telemetry::metrics::{Coded, DeadLetterReason, JobOutcome, Metrics, Stage};
+use crate::telemetry::trace;
 
 /// The reason of a dead letter whose id belongs to another command.
 const CONFLICT: &str = "job_id_conflict";
@@ -46,6 +49,16 @@ enum IntakeError {
     Publish(#[from] PublishError),
 }
 
+impl Coded for IntakeError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Job(JobRunError::Store(error)) | Self::Store(error) => error.code(),
+            Self::Broker(error) => error.code(),
+            Self::Publish(error) => error.code(),
+        }
+    }
+}
+
 /// Deals with commands. Clones share everything.
 #[derive(Clone)]
 pub struct Intake {
@@ -69,14 +82,32 @@ impl Intake {
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
     pub async fn handle(self, incoming: Incoming, stop: Stopping) -> Settlement {
-        pause::point("before reading").await;
-        match self.parsed(&incoming) {
+        let span = consumer_span("process", "consumer", &incoming);
+        trace::follow(&span, incoming.trace().as_ref());
+        self.processed(incoming, stop).instrument(span).await
+    }
+
+    async fn processed(self, incoming: Incoming, stop: Stopping) -> Settlement {
+        let begun = Instant::now();
+        let read = async {
+            pause::point("before reading").await;
+            self.parsed(&incoming)
+        };
+        match read.instrument(consumer_span("receive", "client", &incoming)).await {
             Ok(command) => {
-                let span = info_span!("job", job.id = %command.job_id, project.id = command.project_id);
-                self.settled(&incoming, self.run(&incoming, &command, &stop)).instrument(span).await
+                let span = trace::job_span(&command);
+                self.settled(&incoming, self.run(&incoming, &command, &stop, begun)).instrument(span).await
             }
-            Err(invalid) => self.settled(&incoming, self.refuse(&incoming, invalid)).await,
+            Err(invalid) => {
+                self.metrics().refused(begun.elapsed());
+                trace::failed(JobFailureCode::InvalidRequest.as_str(), &invalid.to_string());
+                self.settled(&incoming, self.refuse(&incoming, invalid)).await
+            }
         }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.workshop.metrics()
     }
 
     /// The command, where its message says of its body what it is.
@@ -99,21 +130,29 @@ impl Intake {
     ) -> Settlement {
         let error = match dealt_with.await {
             Ok(settlement) => return settlement,
-            Err(error) => causes::joined(&error),
+            Err(error) => error,
         };
+        trace::failed(error.code(), &error.to_string());
+        let error = causes::joined(&error);
         match self.publisher.retry_later(incoming, self.later).await {
             Ok(()) => {
-                error!(error, delay = ?self.later, "a command could not be dealt with; it comes back later");
+                warn!(error, delay = ?self.later, "a command could not be dealt with; it comes back later");
                 Settlement::Done
             }
             Err(unpublished) => {
-                error!(error, %unpublished, "a command could not be dealt with; it goes back to its queue");
+                warn!(error, %unpublished, "a command could not be dealt with; it goes back to its queue");
                 Settlement::GiveUp
             }
         }
     }
 
-    async fn run(&self, incoming: &Incoming, command: &Command, stop: &Stopping) -> Result<Settlement, IntakeError> {
+    async fn run(
+        &self,
+        incoming: &Incoming,
+        command: &Command,
+        stop: &Stopping,
+        begun: Instant,
+    ) -> Result<Settlement, IntakeError> {
         if incoming.is_its_last_delivery()
             && let Standing::Open = self.workshop.store().standing(command.job_id).await?
         {
@@ -121,12 +160,15 @@ impl Intake {
             self.publisher.retry_later(incoming, self.held).await?;
             return Ok(Settlement::Done);
         }
-        match self.worked_on(incoming, command, stop).await? {
-            Verdict::Ended(terminal) => {
+        let verdict = self.worked_on(incoming, command, stop).await;
+        self.metrics().delivery(verdict.as_ref().map_or(JobOutcome::Broken, Verdict::outcome), begun.elapsed());
+        match verdict? {
+            Verdict::Ended(terminal, _) => {
                 self.publish_terminal(command.job_id, &terminal).await?;
                 pause::point("after the event").await;
                 if terminal.exhausted {
                     self.publisher.dead_letter(incoming, JobFailureCode::AttemptsExhausted.as_str()).await?;
+                    self.metrics().dead_letter(DeadLetterReason::AttemptsExhausted);
                 }
                 Ok(Settlement::Done)
             }
@@ -152,6 +194,7 @@ impl Intake {
             Verdict::Conflict => {
                 warn!("another command has this job id; it goes to the dead letters");
                 self.publisher.dead_letter(incoming, CONFLICT).await?;
+                self.metrics().dead_letter(DeadLetterReason::Conflict);
                 Ok(Settlement::Done)
             }
         }
@@ -160,7 +203,7 @@ impl Intake {
     /// Works on a job. Where its command was given to somebody before who holds the job still, that worker is lost or lost the broker, and the job is
     /// waited for as long as its lease may hold: at the end of the queue it would wait for all that came later.
     async fn worked_on(&self, incoming: &Incoming, command: &Command, stop: &Stopping) -> Result<Verdict, JobRunError> {
-        let trace = incoming.trace_parent();
+        let trace = incoming.trace();
         let envelope = Envelope { trace: trace.as_ref(), urgent: incoming.is_urgent() };
         let until = Instant::now() + self.lease + self.held;
         loop {
@@ -178,7 +221,13 @@ impl Intake {
 
     async fn publish_terminal(&self, job_id: Uuid, terminal: &TerminalEvent) -> Result<(), IntakeError> {
         pause::point("before the event").await;
-        match self.publish(&terminal.event).await? {
+        let published = self.metrics().stage(Stage::Publish, self.publish(&terminal.event)).await;
+        self.metrics().terminal_event(match &published {
+            Ok(Routed::Taken) => "published",
+            Ok(Routed::Nobody) => "unrouted",
+            Err(_) => "failed",
+        });
+        match published? {
             Routed::Taken if terminal.published => {}
             Routed::Taken => self.workshop.store().mark_published(job_id).await?,
             Routed::Nobody => {
@@ -205,7 +254,10 @@ impl Intake {
         match self.buried(&incoming).await {
             Ok(()) => Settlement::Done,
             Err(error) => {
-                error!(error = causes::joined(&error), "a fallen command could not be dealt with");
+                warn!(
+                    error = causes::joined(&error),
+                    "a fallen command could not be dealt with; it is looked at again"
+                );
                 Settlement::Return
             }
         }
@@ -216,6 +268,7 @@ impl Intake {
             Ok(command) => (Some(command.key()), command.digest()),
             Err(invalid) => (invalid.key, digest::sha256(&incoming.body)),
         };
+        self.metrics().dead_letter(DeadLetterReason::DeliveryLimit);
         error!(
             job.id = key.map(|key| key.job_id.to_string()),
             "a command was delivered too often without being settled"
@@ -254,13 +307,34 @@ impl Intake {
             }
         }
         self.publisher.dead_letter(incoming, &format!("{}: {reason}", JobFailureCode::InvalidRequest)).await?;
+        self.metrics().dead_letter(DeadLetterReason::InvalidRequest);
         Ok(Settlement::Done)
     }
 }
 
+/// A consumer's span, by OpenTelemetry's conventions for RabbitMQ.
+fn consumer_span(operation: &'static str, kind: &'static str, incoming: &Incoming) -> Span {
+    info_span!(
+        "consume",
+        otel.name = format!("{operation} {CONSUMED}"),
+        otel.kind = kind,
+        messaging.system = "rabbitmq",
+        messaging.operation.name = operation,
+        "messaging.operation.type" = operation,
+        messaging.destination.name = CONSUMED,
+        messaging.message.id = incoming.message_id(),
+        messaging.message.body.size = incoming.body.len(),
+        messaging.rabbitmq.message.deliveries = incoming.deliveries(),
+        "error.type" = Empty,
+        otel.status_code = Empty,
+        otel.status_description = Empty,
+    )
+}
+
 /// The end of a job that never ran.
 fn unrun_event(incoming: &Incoming, key: JobKey, code: JobFailureCode, reason: &str) -> Event {
-    let context = Context { key, trace_parent: incoming.trace_parent(), time: OffsetDateTime::now_utc() };
+    let trace = trace::current().or_else(|| incoming.trace());
+    let context = Context { key, trace, time: OffsetDateTime::now_utc() };
     let error = JobError { code, message: reason.to_owned() };
     Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error))
 }

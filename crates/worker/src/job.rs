@@ -21,12 +21,12 @@ use domain::event::{Context, Event, JobError};
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{Decision, decide};
 use domain::style::Style;
-use domain::trace::TraceParent;
+use domain::trace::TraceContext;
 use picture::Glance;
 use stability_client::Client;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use crate::causes;
 use crate::event_sink::EventSink;
@@ -35,6 +35,8 @@ use crate::pause;
 use crate::settings::{JobSettings, Settings};
 use crate::storage::Storage;
 use crate::store::{Claim, ClaimTerms, Claimed, Lease, Store, StoreError, TerminalEvent};
+use crate::telemetry::metrics::{Coded, JobOutcome, Metrics, Stage, names};
+use crate::telemetry::trace;
 use crate::translation::Translator;
 use board::Board;
 use money::Prices;
@@ -56,11 +58,19 @@ pub enum JobRunError {
     Store(#[from] StoreError),
 }
 
+impl Coded for JobRunError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
 /// What came with a command.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Envelope<'a> {
     /// The trace that it belongs to.
-    pub trace: Option<&'a TraceParent>,
+    pub trace: Option<&'a TraceContext>,
     /// Whether its job sends two requests for each one of another job, while both are worked on here.
     pub urgent: bool,
 }
@@ -78,7 +88,7 @@ pub struct Stopping {
 #[derive(Debug)]
 pub enum Verdict {
     /// It has ended, now or before; its terminal event is stored.
-    Ended(TerminalEvent),
+    Ended(TerminalEvent, JobOutcome),
     /// What is missing shall be tried again after this wait.
     TryAgain(Duration),
     /// We were told to stop; the rest is for whoever gets it next.
@@ -91,6 +101,20 @@ pub enum Verdict {
     LeaseLost,
     /// The id belongs to another command.
     Conflict,
+}
+
+impl Verdict {
+    /// For metrics and spans.
+    pub(crate) fn outcome(&self) -> JobOutcome {
+        match self {
+            Self::Ended(_, outcome) => *outcome,
+            Self::TryAgain(_) => JobOutcome::Retried,
+            Self::Interrupted => JobOutcome::Interrupted,
+            Self::Yielded => JobOutcome::Yielded,
+            Self::Held | Self::LeaseLost => JobOutcome::Held,
+            Self::Conflict => JobOutcome::Conflict,
+        }
+    }
 }
 
 /// What jobs are made with. Clones share everything.
@@ -108,17 +132,27 @@ pub struct Workshop {
     prices: Prices,
     usual_style: Arc<Style>,
     translator: Translator,
+    metrics: Metrics,
 }
 
 impl Workshop {
     /// Brings the parts together.
-    pub fn new(settings: &Settings, store: Store, storage: Storage, client: Client, translator: Translator) -> Self {
+    pub fn new(
+        settings: &Settings,
+        store: Store,
+        storage: Storage,
+        client: Client,
+        translator: Translator,
+        metrics: Metrics,
+    ) -> Self {
         let glance = Glance { min_sharpness: settings.min_sharpness };
+        let finisher = Finisher::new(settings.image, glance);
+        show_bounds(&metrics, &client, &finisher, settings);
         Self {
             store,
             storage,
             client,
-            finisher: Finisher::new(settings.image, glance),
+            finisher,
             planner: Arc::new(Planner::new(settings)),
             jobs: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
@@ -130,7 +164,18 @@ impl Workshop {
                 ..Style::default()
             }),
             translator,
+            metrics,
         }
+    }
+
+    /// Where it counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The API.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The database.
@@ -138,7 +183,7 @@ impl Workshop {
         &self.store
     }
 
-    /// Works on a job until it ends, must wait, or is told to stop. Events for watching go to `sink`; the terminal event is
+    /// Works on a job, in the span that the caller is in, until it ends, must wait, or is told to stop. Events for watching go to `sink`; the terminal event is
     /// stored and given back, and is the caller's to publish.
     ///
     /// # Errors
@@ -151,14 +196,38 @@ impl Workshop {
         sink: &dyn EventSink,
         stop: &Stopping,
     ) -> Result<Verdict, JobRunError> {
+        let verdict = self.worked_on(command, envelope, sink, stop).await;
+        let outcome = verdict.as_ref().map_or(JobOutcome::Broken, Verdict::outcome);
+        Span::current().record("job.outcome", outcome.as_str());
+        verdict
+    }
+
+    async fn worked_on(
+        &self,
+        command: &Command,
+        envelope: Envelope<'_>,
+        sink: &dyn EventSink,
+        stop: &Stopping,
+    ) -> Result<Verdict, JobRunError> {
         pause::point("before the claim").await;
         let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
-        let claimed = match self.store.claim(command, envelope.trace, terms).await? {
+        let here = trace::current();
+        let claiming = self.store.claim(command, here.as_ref().or(envelope.trace), terms);
+        let claimed = match self.metrics.stage(Stage::Claim, claiming).await? {
             Claim::Run(claimed) => claimed,
             Claim::Held => return Ok(Verdict::Held),
-            Claim::Finished(terminal) => return Ok(Verdict::Ended(terminal)),
+            Claim::Finished(terminal) => {
+                if let Some(earlier) = &terminal.event.trace {
+                    trace::link(&Span::current(), earlier);
+                }
+                return Ok(Verdict::Ended(terminal, JobOutcome::Repeated));
+            }
             Claim::Conflict => return Ok(Verdict::Conflict),
         };
+        if let Some(earlier) = &claimed.earlier {
+            trace::link(&Span::current(), earlier);
+        }
+        Span::current().record("job.attempt", claimed.attempts + 1);
         pause::point("after the claim").await;
         let lease = claimed.lease;
         let slice = stop.soon.child_token();
@@ -179,6 +248,7 @@ impl Workshop {
         };
         match verdict {
             Err(JobRunError::Store(StoreError::LeaseLost)) => {
+                self.metrics.lease_lost();
                 warn!("the job's lease was lost; nothing more is done for it");
                 Ok(Verdict::LeaseLost)
             }
@@ -210,6 +280,17 @@ impl Workshop {
     }
 }
 
+/// Lets the gauges show how many are in flight, and how many may be.
+fn show_bounds(metrics: &Metrics, client: &Client, finisher: &Finisher, settings: &Settings) {
+    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    let (client, limit) = (client.clone(), count(settings.stability.max_concurrent.get()));
+    metrics.gauge(&names::REQUESTS_IN_FLIGHT, &[], move || Some(count(client.in_flight())));
+    metrics.gauge(&names::REQUESTS_LIMIT, &[], move || Some(limit));
+    let (finisher, limit) = (finisher.clone(), count(finisher.slots()));
+    metrics.gauge(&names::FINISHER_IN_FLIGHT, &[], move || Some(count(finisher.in_flight())));
+    metrics.gauge(&names::FINISHER_LIMIT, &[], move || Some(limit));
+}
+
 /// Ends a slice when its time is over; never returns.
 async fn end_slice(slice: &CancellationToken, length: Duration) {
     tokio::time::sleep(length).await;
@@ -236,7 +317,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn to_verdict(&self, claimed: Claimed) -> Result<Verdict, JobRunError> {
-        let Claimed { lease: _, losses, first, attempts, created_at, style, images } = claimed;
+        let Claimed { lease: _, losses, first, earlier: _, attempts, created_at, style, images } = claimed;
         let board = Board::new(images, &self.command.image_descriptions, self.min_success_rate(), self.slice);
         let tally = board.tally();
         let ended_before = tally.completed + tally.failed_for_good;
@@ -294,7 +375,8 @@ impl Run<'_> {
     }
 
     fn context(&self) -> Context {
-        Context { key: self.command.key(), trace_parent: self.envelope.trace.cloned(), time: OffsetDateTime::now_utc() }
+        let trace = trace::current().or_else(|| self.envelope.trace.cloned());
+        Context { key: self.command.key(), trace, time: OffsetDateTime::now_utc() }
     }
 
     /// Sends an event that is for watching only: that it cannot be sent is no reason to stop.

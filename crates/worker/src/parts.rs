@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use stability_client::{Client, ClientBuilder, RetryPolicy};
+use stability_client::{Client, ClientBuilder, Observer, RetryPolicy};
 
 use crate::job::Workshop;
 use crate::settings::{SettingError, Settings};
 use crate::shared_quota::SharedQuota;
 use crate::storage::{Storage, StorageError};
 use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
 use crate::translation::Translator;
 
 /// A part could not be opened.
@@ -37,16 +38,22 @@ pub async fn open(settings: &Settings) -> Result<(Store, Storage), PartsError> {
     Ok((store, storage))
 }
 
-/// Brings together what jobs are made with.
+/// Brings together what jobs are made with. The `observer` hears of each request.
 ///
 /// # Errors
 ///
 /// [`SettingError`] where a key is missing, or cannot stand in a header.
-pub fn workshop(settings: &Settings, store: Store, storage: Storage) -> Result<Workshop, SettingError> {
+pub fn workshop(
+    settings: &Settings,
+    store: Store,
+    storage: Storage,
+    metrics: &Metrics,
+    observer: Arc<dyn Observer>,
+) -> Result<Workshop, SettingError> {
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
-    let client = build(client_of(settings)?.quota(Arc::new(quota)))?;
-    Ok(Workshop::new(settings, store, storage, client, translator))
+    let client = build(client_of(settings)?.quota(Arc::new(quota)).observer(observer))?;
+    Ok(Workshop::new(settings, store, storage, client, translator, metrics.clone()))
 }
 
 /// Makes a client of the API that knows no other workers: for a question, not for pictures.

@@ -4,6 +4,7 @@
 //! empty value counts as unset. Whatever may hold a secret can also come from a file: `NAME_FILE`.
 
 mod read;
+mod telemetry;
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -17,6 +18,7 @@ use url::Url;
 use crate::translation::PhraseBook;
 use read::Reader;
 pub use read::SettingError;
+pub use telemetry::{OTEL, Otlp, TelemetrySettings};
 
 /// One row of the settings table.
 #[derive(Debug, Clone, Copy)]
@@ -147,6 +149,8 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// Health endpoints.
     pub http_addr: SocketAddr,
+    /// What is exported.
+    pub telemetry: TelemetrySettings,
     /// `None`: text on a terminal, else JSON.
     pub log_format: Option<LogFormat>,
     /// Filter directives; `None` leaves it to the command.
@@ -289,6 +293,7 @@ impl Settings {
             },
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: read.address("HTTP_ADDR")?,
+            telemetry: TelemetrySettings::read(&read)?,
             log_format: read.log_format("LOG_FORMAT")?,
             log_filter: read.log_filter("RUST_LOG")?,
             in_force: read.in_force()?,

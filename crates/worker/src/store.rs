@@ -20,8 +20,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::SqliteJournalMode;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
 use secrecy::{ExposeSecret, SecretString};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
+use url::Url;
+
+use crate::telemetry::metrics::Coded;
+use crate::telemetry::trace;
 
 pub use cached::CachedImage;
 pub use claim::{Claim, ClaimTerms, Claimed, ClaimedImage, TerminalEvent};
@@ -67,7 +73,22 @@ impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> Doing<'a, T> f
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(self));
         async move {
             let late = |_| Err(DbErr::Custom(format!("no answer within {ANSWER_TIMEOUT:?}")));
-            answer.await.unwrap_or_else(late).map_err(|source| StoreError::Failed { doing, source })
+            answer.await.unwrap_or_else(late).map_err(|source| {
+                trace::failed(DATABASE, &source.to_string());
+                StoreError::Failed { doing, source }
+            })
+        }
+    }
+}
+
+/// The code of whatever the database failed at, in spans.
+const DATABASE: &str = "database";
+
+impl Coded for StoreError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Failed { .. } => DATABASE,
+            Self::LeaseLost => "lease_lost",
         }
     }
 }
@@ -76,6 +97,8 @@ impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> Doing<'a, T> f
 #[derive(Clone)]
 pub struct Store {
     db: DatabaseConnection,
+    /// Where the database is a server.
+    server: Option<(String, u16)>,
     /// Where the database is a file.
     file: Option<PathBuf>,
 }
@@ -105,7 +128,31 @@ impl Store {
                 // Readers do not wait for the one writer, and writers wait for each other.
                 options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
             });
-        Ok(Self { db: Database::connect(options).doing("be reached").await?, file: file.map(Path::to_owned) })
+        let db = Database::connect(options).doing("be reached").await?;
+        Ok(Self { db, server: server(url), file: file.map(Path::to_owned) })
+    }
+
+    /// The span of one short piece of work, by OpenTelemetry's conventions for databases.
+    fn asked(&self, operation: &'static str, table: &'static str) -> Span {
+        let system = match self.db.get_database_backend() {
+            DbBackend::Postgres => "postgresql",
+            DbBackend::MySql => "mysql",
+            _ => "sqlite",
+        };
+        let server = self.server.as_ref();
+        info_span!(
+            "database",
+            otel.name = format!("{operation} {table}"),
+            otel.kind = "client",
+            db.system.name = system,
+            db.operation.name = operation,
+            db.collection.name = table,
+            server.address = server.map(|(host, _)| host),
+            server.port = server.map(|(_, port)| port),
+            "error.type" = Empty,
+            otel.status_code = Empty,
+            otel.status_description = Empty,
+        )
     }
 
     /// Asks the database for an answer.
@@ -116,6 +163,12 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.db.ping().doing("be reached").await
     }
+}
+
+/// Host and port of a server's URL.
+fn server(url: &str) -> Option<(String, u16)> {
+    let url = Url::parse(url).ok().filter(|url| url.scheme().starts_with("postgres"))?;
+    Some((url.host_str()?.to_owned(), url.port().unwrap_or(5432)))
 }
 
 /// The file of an SQLite URL; none for a database in memory or another kind.

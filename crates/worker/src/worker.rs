@@ -5,21 +5,24 @@
 
 mod session;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use stability_client::{Exchange, Finished, Observer, Retry};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::broker::{Broker, BrokerError, Commands, Settlement, Topology};
+use crate::broker::{Broker, BrokerError, Commands, Gauge, QueueState, Settlement, Topology};
 use crate::causes;
-use crate::health::Health;
+use crate::health::{self, Health, Looked, Probes, QueueWatch};
 use crate::intake::Intake;
 use crate::job::Workshop;
 use crate::parts::{self, PartsError};
 use crate::settings::{SettingError, Settings};
+use crate::telemetry::{Metrics, Telemetry};
 use session::{Ended, Session};
 
 /// Between two looks at a dead letter that could not be dealt with.
@@ -52,49 +55,95 @@ pub enum RunError {
 /// # Errors
 ///
 /// [`RunError`] at the start. Later nothing that a message says, and no loss of broker or database, ends it.
-pub async fn run(settings: &Settings, stop: &CancellationToken) -> Result<(), RunError> {
+pub async fn run(settings: &Settings, telemetry: &Telemetry, stop: &CancellationToken) -> Result<(), RunError> {
     settings.require_api_key()?;
     let health = Health::default();
+    health.show(&telemetry.metrics, settings);
+    let served = Probes { health: health.clone(), scrape: telemetry.scrape.clone() };
     let probes_stop = CancellationToken::new();
     let mut probes = JoinSet::new();
-    probes.spawn(health.clone().serve(settings.http_addr, probes_stop.clone()));
+    probes.spawn(served.serve(settings.http_addr, probes_stop.clone()));
     let worked = tokio::select! {
         // Probes are served until they are told to stop, so that this is their failure.
         Some(served) = probes.join_next() => Err(RunError::Probes {
             address: settings.http_addr,
             source: served.map_err(std::io::Error::other).and_then(|served| served).err().unwrap_or_else(|| std::io::ErrorKind::Other.into()),
         }),
-        worked = work(settings, &health, stop) => worked,
+        worked = work(settings, &telemetry.metrics, &health, stop) => worked,
+        () = health.watch() => Ok(()),
     };
     probes_stop.cancel();
     probes.shutdown().await;
     worked
 }
 
-async fn work(settings: &Settings, health: &Health, stop: &CancellationToken) -> Result<(), RunError> {
-    let Some((store, storage)) = patiently(stop, "database", || parts::open(settings)).await? else { return Ok(()) };
-    health.set_parts(store.clone(), storage.clone());
-    let workshop = parts::workshop(settings, store, storage)?;
+async fn work(
+    settings: &Settings,
+    metrics: &Metrics,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let opened = patiently(stop, "database", health, || parts::open(settings)).await?;
+    let Some((store, storage)) = opened else { return Ok(()) };
+    let observer = Arc::new(Watching { metrics: metrics.clone(), health: health.clone() });
+    let workshop = parts::workshop(settings, store.clone(), storage.clone(), metrics, observer)?;
+    let budget = settings.jobs.daily_budget_usd.is_some();
+    health.set_parts(Looked { store, storage, client: workshop.client().clone(), budget });
     supervise(settings, &workshop, health, stop).await;
     Ok(())
+}
+
+/// Counts requests, and notes what they say of the key.
+struct Watching {
+    metrics: Metrics,
+    health: Health,
+}
+
+impl Observer for Watching {
+    fn retrying(&self, retry: &Retry) {
+        self.metrics.retrying(retry);
+    }
+
+    fn admitted(&self, wait: Duration) {
+        self.metrics.admitted(wait);
+    }
+
+    fn answered(&self, exchange: &Exchange) {
+        match exchange.failure {
+            None => self.health.note_key(true),
+            Some("unauthorized") => self.health.note_key(false),
+            Some(_) => {}
+        }
+        self.metrics.answered(exchange);
+    }
+
+    fn finished(&self, call: &Finished) {
+        self.metrics.finished(call);
+    }
 }
 
 /// Connects, works, and connects again, until `stop`.
 async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, stop: &CancellationToken) {
     let topology = Topology::new(&settings.jobs);
     let mut pauses = backoff();
+    let mut lost_before = false;
     while !stop.is_cancelled() {
         let begun = Instant::now();
-        let connected = patiently(stop, "broker", || Broker::connect(&settings.amqp_url, &topology)).await;
+        let connected = patiently(stop, "broker", health, || Broker::connect(&settings.amqp_url, &topology)).await;
         let Ok(Some(broker)) = connected else { return };
+        if lost_before {
+            workshop.metrics().reconnected();
+        }
+        lost_before = true;
         let ended = match session(settings, workshop, &broker, health, stop).await {
             Ok(ended) => ended,
             Err(error) => Ended::Lost(error.to_string()),
         };
         health.set_broker(false);
+        health.queue(QueueWatch::lost);
         match ended {
             Ended::Stopped => info!("stopped"),
-            Ended::Lost(cause) => error!(cause, "the broker was lost; connecting again"),
+            Ended::Lost(cause) => warn!(cause, "the broker was lost; connecting again"),
         }
         broker.close().await;
         // A broker that takes us and throws us out at once is left alone longer and longer.
@@ -122,7 +171,28 @@ async fn session(
     info!(prefetch, "taking commands");
     // Boxed, as it goes into all that waits for this.
     let fallen = Box::pin(see_fallen(broker.fallen().await?, intake.clone()));
-    Ok(Session::new(commands, intake, settings.shutdown_grace).serve(health, stop, fallen).await)
+    let watched = Box::pin(watch_queue(broker.gauge().await?, health));
+    let session = Session::new(commands, intake, settings.shutdown_grace, health).serve(stop, fallen);
+    tokio::select! {
+        ended = session => Ok(ended),
+        () = watched => Ok(Ended::Lost("it does not tell of its queues any more".to_owned())),
+    }
+}
+
+/// Looks at the queues for the gauges; what is not seen is not shown. Never returns, since nothing else hangs on it.
+async fn watch_queue(gauge: Gauge, health: &Health) {
+    let mut every = tokio::time::interval(health::QUEUE_INTERVAL);
+    loop {
+        every.tick().await;
+        match gauge.read().await {
+            Ok((QueueState::There { messages, consumers }, QueueState::There { messages: dead, .. })) => {
+                health.queue(|queue| queue.saw(messages, consumers, dead));
+            }
+            Ok(_) | Err(_) => break,
+        }
+    }
+    health.queue(QueueWatch::lost);
+    std::future::pending::<()>().await;
 }
 
 /// Looks at each command that the broker gave to the dead letters, until it sends none any more.
@@ -177,9 +247,11 @@ fn backoff() -> ExponentialBackoff {
 async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     what: &'static str,
+    health: &Health,
     attempt: impl Fn() -> F,
 ) -> Result<Option<T>, E> {
     for delay in backoff() {
+        health.beat();
         let tried = tokio::select! {
             () = stop.cancelled() => return Ok(None),
             tried = attempt() => tried,

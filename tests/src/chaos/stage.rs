@@ -276,7 +276,7 @@ impl Stage {
         let lines = log.lines().filter(|line| line.contains("\"working on a job\""));
         let jobs: BTreeSet<String> = lines
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter_map(|line| Some(line["spans"][0]["job.id"].as_str()?.to_owned()))
+            .filter_map(|line| Some(line["job.id"].as_str()?.to_owned()))
             .collect();
         let sql = "SELECT job_id, \"index\" FROM assets WHERE status = 'pending' OR (status = 'failed' AND may_pass)";
         let rows = self.rows(sql).await?;

@@ -6,7 +6,7 @@ use crate::recipe::Recipe;
 fn context() -> Context {
     Context {
         key: JobKey { job_id: Uuid::from_u128(0x0199_f3a2_7c1e_7b52_9f0e_2f6c_1d9a_4b10), project_id: 42 },
-        trace_parent: TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        trace: TraceContext::parse(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), None),
         time: OffsetDateTime::from_unix_timestamp(1_760_832_000).expect("a time in range"),
     }
 }

@@ -1,6 +1,8 @@
 //! A command as it came, and what is said to the broker about it.
 
-use domain::trace::TraceParent;
+use std::time::{Duration, SystemTime};
+
+use domain::trace::TraceContext;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
@@ -15,7 +17,6 @@ pub struct Incoming {
     /// The body, unread.
     pub body: Vec<u8>,
     pub(super) properties: BasicProperties,
-    /// How often it was given to somebody before.
     deliveries: u32,
 }
 
@@ -59,8 +60,25 @@ impl Incoming {
     }
 
     /// The trace the producer sent along, where it is well formed.
-    pub fn trace_parent(&self) -> Option<TraceParent> {
-        TraceParent::parse(&text_header(&self.properties, "traceparent")?)
+    pub fn trace(&self) -> Option<TraceContext> {
+        let header = |name| text_header(&self.properties, name);
+        TraceContext::parse(header("traceparent").as_deref(), header("tracestate").as_deref())
+    }
+
+    /// When the producer published it, where it says so.
+    pub fn published(&self) -> Option<SystemTime> {
+        let timestamp = *self.properties.timestamp().as_ref()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(timestamp))
+    }
+
+    /// What the producer calls the message.
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(|id| id.as_str())
+    }
+
+    /// How often it was given to somebody before.
+    pub fn deliveries(&self) -> u32 {
+        self.deliveries
     }
 }
 

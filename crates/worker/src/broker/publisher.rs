@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use domain::event::{CONTENT_TYPE, Event, EventKind};
-use domain::trace::TraceParent;
+use domain::trace::TraceContext;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 
 use tokio::sync::Mutex;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
 use super::dead_letters::now;
 use super::delivery::{Incoming, REASON_HEADER, REJECTED_AT_HEADER, is_the_brokers};
 use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
-use super::{BrokerError, answered};
+use super::{BROKER, BrokerError, Server, answered};
 use crate::event_sink::{EventSink, PublishError, Routed};
+use crate::telemetry::trace;
 
 /// Survives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -32,14 +35,36 @@ pub struct Publisher {
     certain: Arc<Mutex<Channel>>,
     /// For events that are for watching only.
     watching: Channel,
+    server: Server,
 }
 
 impl Publisher {
-    pub(super) async fn open(certain: Channel, watching: Channel) -> Result<Self, BrokerError> {
+    pub(super) async fn open(certain: Channel, watching: Channel, server: Server) -> Result<Self, BrokerError> {
         for channel in [&certain, &watching] {
             answered("confirm what it takes", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         }
-        Ok(Self { certain: Arc::new(Mutex::new(certain)), watching })
+        Ok(Self { certain: Arc::new(Mutex::new(certain)), watching, server })
+    }
+
+    /// A producer's span, by OpenTelemetry's conventions for RabbitMQ.
+    fn span(&self, exchange: &str, key: &str, operation: &'static str) -> Span {
+        let destination = if exchange.is_empty() { key.to_owned() } else { format!("{exchange}:{key}") };
+        info_span!(
+            "publish",
+            otel.name = format!("{operation} {destination}"),
+            otel.kind = "producer",
+            messaging.system = "rabbitmq",
+            messaging.operation.name = operation,
+            "messaging.operation.type" = "send",
+            messaging.destination.name = destination,
+            messaging.rabbitmq.destination.routing_key = key,
+            messaging.message.id = Empty,
+            server.address = self.server.host,
+            server.port = self.server.port,
+            "error.type" = Empty,
+            otel.status_code = Empty,
+            otel.status_description = Empty,
+        )
     }
 
     /// Publishes a message, and says whether a queue took it.
@@ -60,13 +85,14 @@ impl Publisher {
     /// # Errors
     ///
     /// [`BrokerError`] where it is not known to be there.
-    pub async fn submit(&self, body: &[u8], trace: Option<&TraceParent>) -> Result<(), BrokerError> {
-        let mut headers = FieldTable::default();
-        if let Some(trace) = trace {
-            headers.insert("traceparent".into(), AMQPValue::LongString(trace.as_str().into()));
-        }
-        let properties = BasicProperties::default().with_content_type("application/json".into()).with_headers(headers);
-        self.submit_with(body, properties).await
+    pub async fn submit(&self, body: &[u8]) -> Result<(), BrokerError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let properties =
+            BasicProperties::default().with_content_type("application/json".into()).with_timestamp(now.as_secs());
+        let span = self.span(COMMANDS, GENERATE_KEY, "send");
+        // Whoever takes it continues where it was sent.
+        let properties = properties.with_headers(traced(span.in_scope(trace::current).as_ref()));
+        noted(self.queued(body, properties), span).await
     }
 
     /// The same with these properties.
@@ -75,6 +101,11 @@ impl Publisher {
     ///
     /// [`BrokerError`] where it is not known to be there.
     pub(super) async fn submit_with(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
+        let span = self.span(COMMANDS, GENERATE_KEY, "send");
+        noted(self.queued(body, properties), span).await
+    }
+
+    async fn queued(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
         routed(self.publish(COMMANDS, GENERATE_KEY, body, properties).await?)
     }
 
@@ -85,7 +116,9 @@ impl Publisher {
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
     pub async fn retry_later(&self, incoming: &Incoming, delay: Duration) -> Result<(), BrokerError> {
         let properties = carried(&incoming.properties);
-        routed(self.publish("", &retry_queue(delay), &incoming.body, properties).await?)
+        let queue = retry_queue(delay);
+        let span = self.span("", &queue, "send");
+        noted(async { routed(self.publish("", &queue, &incoming.body, properties).await?) }, span).await
     }
 
     /// Puts a command at the end of its queue, as it is.
@@ -109,8 +142,34 @@ impl Publisher {
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
         headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now().into()));
         let properties = carried.with_headers(headers);
-        routed(self.publish(DEAD_LETTER, GENERATE_KEY, &incoming.body, properties).await?)
+        let span = self.span(DEAD_LETTER, GENERATE_KEY, "send");
+        noted(async { routed(self.publish(DEAD_LETTER, GENERATE_KEY, &incoming.body, properties).await?) }, span).await
     }
+}
+
+/// Publishes in a span.
+async fn noted<T>(publishing: impl Future<Output = Result<T, BrokerError>>, span: Span) -> Result<T, BrokerError> {
+    async {
+        let published = publishing.await;
+        if let Err(error) = &published {
+            trace::failed(BROKER, &error.to_string());
+        }
+        published
+    }
+    .instrument(span)
+    .await
+}
+
+/// The headers of W3C Trace Context.
+fn traced(trace: Option<&TraceContext>) -> FieldTable {
+    let mut headers = FieldTable::default();
+    if let Some(TraceContext { parent, state }) = trace {
+        headers.insert("traceparent".into(), AMQPValue::LongString(parent.as_str().into()));
+        if let Some(state) = state {
+            headers.insert("tracestate".into(), AMQPValue::LongString(state.as_str().into()));
+        }
+    }
+    headers
 }
 
 async fn confirmed(
@@ -186,22 +245,22 @@ fn routed(routed: Routed) -> Result<(), BrokerError> {
 #[async_trait]
 impl EventSink for Publisher {
     async fn publish(&self, event: &Event) -> Result<Routed, PublishError> {
-        let mut headers = FieldTable::default();
-        if let Some(trace) = &event.trace_parent {
-            headers.insert("traceparent".into(), AMQPValue::LongString(trace.as_str().into()));
-        }
         let properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
             .with_message_id(event.id.to_string().into())
             .with_type(event.kind.as_str().into())
-            .with_headers(headers);
+            .with_headers(traced(event.trace.as_ref()));
         let (key, body) = (event.routing_key(), event.body.as_bytes());
-        let published = match event.kind {
-            EventKind::Started | EventKind::Progress => {
-                confirmed(&self.watching, EVENTS, key, BasicPublishOptions::default(), body, properties).await
+        let span = self.span(EVENTS, key, "send");
+        span.record("messaging.message.id", event.id.to_string());
+        let published = async {
+            match event.kind {
+                EventKind::Started | EventKind::Progress => {
+                    confirmed(&self.watching, EVENTS, key, BasicPublishOptions::default(), body, properties).await
+                }
+                EventKind::Completed | EventKind::Failed => self.publish(EVENTS, key, body, properties).await,
             }
-            EventKind::Completed | EventKind::Failed => self.publish(EVENTS, key, body, properties).await,
         };
-        published.map_err(|error| PublishError(error.to_string()))
+        noted(published, span).await.map_err(|error| PublishError(error.to_string()))
     }
 }

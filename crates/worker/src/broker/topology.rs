@@ -14,6 +14,8 @@ pub(super) const COMMANDS: &str = "assets.commands";
 pub(super) const GENERATE_KEY: &str = "generate";
 pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 pub(super) const EVENTS: &str = "assets.events";
+/// What commands are consumed from, by OpenTelemetry's convention for RabbitMQ: exchange, routing key and queue.
+pub(crate) const CONSUMED: &str = "assets.commands:generate:assets.generate";
 pub(super) const DEAD_LETTER: &str = "assets.dead-letter";
 pub(super) const DEAD_QUEUE: &str = "assets.generate.dead";
 /// Where workers see what the broker itself gave to the dead letters.
@@ -42,26 +44,59 @@ impl Topology {
         exchange(channel, COMMANDS, ExchangeKind::Direct).await?;
         exchange(channel, EVENTS, ExchangeKind::Topic).await?;
         exchange(channel, DEAD_LETTER, ExchangeKind::Fanout).await?;
+        for (name, arguments) in self.queues() {
+            queue(channel, &name, &arguments).await?;
+        }
+        bind(channel, DEAD_QUEUE, DEAD_LETTER, "").await?;
+        bind(channel, FALLEN_QUEUE, DEAD_LETTER, "").await?;
+        bind(channel, GENERATE_QUEUE, COMMANDS, GENERATE_KEY).await?;
+        Ok(())
+    }
+
+    /// Every queue, with its arguments.
+    pub(super) fn queues(&self) -> Vec<(String, Arguments)> {
         // Looking at a dead letter counts as a delivery, and brokers have a small limit of their own, after which it would vanish; so does a fallen
         // command that cannot be dealt with while the database is away.
-        queue(channel, DEAD_QUEUE, &[("x-delivery-limit", AMQPValue::LongInt(i32::MAX))]).await?;
-        bind(channel, DEAD_QUEUE, DEAD_LETTER, "").await?;
-        queue(channel, FALLEN_QUEUE, &[("x-delivery-limit", AMQPValue::LongInt(i32::MAX))]).await?;
-        bind(channel, FALLEN_QUEUE, DEAD_LETTER, "").await?;
-        let mut arguments = dead_lettering_to(DEAD_LETTER);
-        arguments.push(("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT.into())));
-        queue(channel, GENERATE_QUEUE, &arguments).await?;
-        bind(channel, GENERATE_QUEUE, COMMANDS, GENERATE_KEY).await?;
+        let unlimited = || vec![("x-delivery-limit", AMQPValue::LongInt(i32::MAX))];
+        let mut commands = dead_lettering_to(DEAD_LETTER);
+        commands.push(("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT.into())));
+        let named = [(DEAD_QUEUE, unlimited()), (FALLEN_QUEUE, unlimited()), (GENERATE_QUEUE, commands)];
+        let named = named.into_iter().map(|(name, arguments)| (name.to_owned(), arguments));
         // One queue a delay: in a queue of mixed delays, a short one waits behind a long one.
-        for delay in &self.retry_delays {
+        let retries = self.retry_delays.iter().map(|delay| {
             let ttl = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
             let mut arguments = dead_lettering_to(COMMANDS);
             arguments.push(("x-dead-letter-routing-key", text(GENERATE_KEY)));
             arguments.push(("x-message-ttl", AMQPValue::LongLongInt(ttl)));
-            queue(channel, &retry_queue(*delay), &arguments).await?;
-        }
-        Ok(())
+            (retry_queue(*delay), arguments)
+        });
+        named.chain(retries).collect()
     }
+}
+
+type Arguments = Vec<(&'static str, AMQPValue)>;
+
+/// Whether a queue is there with these arguments. Makes none; the channel is of no use afterwards where it is missing or has others.
+pub(super) async fn compared(channel: &Channel, name: &str, arguments: &Arguments) -> Result<QueueMatch, BrokerError> {
+    if let QueueState::Missing = queue_state(channel, name).await? {
+        return Ok(QueueMatch::Missing);
+    }
+    match declared(channel, name, arguments).await {
+        Ok(()) => Ok(QueueMatch::AsExpected),
+        Err(error) if is(&error, AMQPSoftError::PRECONDITIONFAILED) => Ok(QueueMatch::Differs(error.to_string())),
+        Err(error) => Err(BrokerError { doing: "compare a queue", cause: error.to_string() }),
+    }
+}
+
+/// How a queue compares with what is declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueueMatch {
+    /// It is as it shall be.
+    AsExpected,
+    /// It has other arguments: the broker's words.
+    Differs(String),
+    /// It has not been declared.
+    Missing,
 }
 
 /// What is known of a queue.
@@ -78,23 +113,23 @@ pub enum QueueState {
     Missing,
 }
 
-/// Looks at the queue of commands; the channel is of no use afterwards.
-pub(super) async fn generate_queue(channel: &Channel) -> Result<QueueState, BrokerError> {
+/// Looks at a queue; where it is missing, the channel is of no use afterwards.
+pub(super) async fn queue_state(channel: &Channel, name: &str) -> Result<QueueState, BrokerError> {
     let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(GENERATE_QUEUE.into(), options, FieldTable::default());
+    let declared = channel.queue_declare(name.into(), options, FieldTable::default());
     let looked = async {
         match declared.await {
             Ok(queue) => Ok(QueueState::There { messages: queue.message_count(), consumers: queue.consumer_count() }),
-            Err(error) if is_not_found(&error) => Ok(QueueState::Missing),
+            Err(error) if is(&error, AMQPSoftError::NOTFOUND) => Ok(QueueState::Missing),
             Err(error) => Err(error),
         }
     };
     answered("look at a queue", looked).await
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
+fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
     match error.kind() {
-        ErrorKind::ProtocolError(error) => error.get_id() == AMQPSoftError::NOTFOUND.get_id(),
+        ErrorKind::ProtocolError(error) => error.get_id() == soft.get_id(),
         _ => false,
     }
 }
@@ -122,14 +157,18 @@ async fn exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(
     answered("declare an exchange", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
 }
 
-async fn queue(channel: &Channel, name: &str, arguments: &[(&'static str, AMQPValue)]) -> Result<(), BrokerError> {
+async fn queue(channel: &Channel, name: &str, arguments: &Arguments) -> Result<(), BrokerError> {
+    answered("declare a queue", declared(channel, name, arguments)).await
+}
+
+async fn declared(channel: &Channel, name: &str, arguments: &Arguments) -> lapin::Result<()> {
     let mut table = FieldTable::default();
     table.insert("x-queue-type".into(), text("quorum"));
     for (key, value) in arguments {
         table.insert((*key).into(), value.clone());
     }
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    answered("declare a queue", channel.queue_declare(name.into(), options, table)).await.map(drop)
+    channel.queue_declare(name.into(), options, table).await.map(drop)
 }
 
 async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {

@@ -7,12 +7,13 @@ use stability_client::{Checked, Client, Engine};
 
 use super::exit::Failure;
 use super::screen::Screen;
-use crate::broker::{Broker, QueueState};
+use crate::broker::{Broker, QueueMatch, QueueState, Topology};
 use crate::causes;
 use crate::parts;
 use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
 use crate::store::Store;
+use crate::telemetry;
 use crate::translation::Gemini;
 
 /// A part that has not answered by then is not well.
@@ -103,21 +104,25 @@ fn line(finding: &Finding) -> String {
 }
 
 async fn findings(settings: &Settings) -> Vec<Finding> {
-    let (broker, database, storage, api, translation) = tokio::join!(
+    let (broker, queues, database, storage, api, translation, telemetry) = tokio::join!(
         in_time(broker(settings)),
+        in_time(queues(settings)),
         in_time(database(settings)),
         in_time(storage(settings)),
         in_time(api(settings)),
         in_time(translation(settings)),
+        in_time(telemetry(settings)),
     );
     let all_good = State::ok(format!("{} settings are well formed", settings.in_force.len()));
     let found = [
         ("settings", all_good),
         ("broker", broker),
+        ("queues", queues),
         ("database", database),
         ("storage", storage),
         ("api", api),
         ("translation", translation),
+        ("telemetry", telemetry),
     ];
     found.into_iter().map(|(name, state)| Finding { name, state }).collect()
 }
@@ -142,6 +147,50 @@ async fn broker(settings: &Settings) -> State {
         }
         Ok(QueueState::Missing) => State::ok("reached; no queue yet, the first worker makes it"),
         Err(error) => State::failed(causes::joined(&error), "give the user its rights on the virtual host"),
+    }
+}
+
+/// Each queue that a start declares: whether it is there with the arguments that it shall have.
+async fn queues(settings: &Settings) -> State {
+    let broker = match Broker::reach(&settings.amqp_url).await {
+        Ok(broker) => broker,
+        Err(_) => return State::failed("not known while the broker cannot be reached", "mend the broker first"),
+    };
+    let compared = broker.compared(&Topology::new(&settings.jobs)).await;
+    broker.close().await;
+    let compared = match compared {
+        Ok(compared) => compared,
+        Err(error) => return State::failed(causes::joined(&error), "give the user its rights on the virtual host"),
+    };
+    let (all, missing) = (compared.len(), compared.iter().filter(|(_, found)| *found == QueueMatch::Missing).count());
+    for (name, found) in compared {
+        if let QueueMatch::Differs(why) = found {
+            let advice = format!("empty {name}, delete it, and start a worker, which makes it anew (docs/RUNBOOK.md)");
+            return State::failed(format!("{name} has other arguments than it shall have ({why})"), advice);
+        }
+    }
+    match missing {
+        0 => State::ok(format!("all {all} are there as they shall be")),
+        missing => {
+            State::ok(format!("{} of {all} are there as they shall be; the next start makes the rest", all - missing))
+        }
+    }
+}
+
+/// Whether the collector takes what is exported.
+async fn telemetry(settings: &Settings) -> State {
+    let exported = settings.telemetry.shown();
+    let named = exported.iter().map(|(signal, _)| *signal).collect::<Vec<_>>().join(", ");
+    match telemetry::check(&settings.telemetry).await {
+        None if exported.is_empty() => State::ok(
+            "nothing is exported; OTEL_EXPORTER_OTLP_ENDPOINT names a collector, /metrics is served in any case",
+        ),
+        None => State::ok(format!("{named} are exported")),
+        Some(Ok(())) => State::ok(format!("the collector takes what it is sent; {named} are exported")),
+        Some(Err(error)) => State::failed(
+            format!("the collector does not take spans ({error})"),
+            "start the collector, or mend OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_PROTOCOL",
+        ),
     }
 }
 

@@ -1,7 +1,10 @@
 //! `generate`: the same work as the worker's, in this process and without a broker.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use domain::event::Event;
+use tracing::Instrument;
 
 use super::exit::Failure;
 use super::order::Order;
@@ -13,6 +16,7 @@ use crate::job::{Envelope, Stopping, Verdict};
 use crate::parts;
 use crate::settings::Settings;
 use crate::stop::Stop;
+use crate::telemetry::{Metrics, trace};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -23,12 +27,17 @@ pub(super) struct Options {
     json: bool,
 }
 
-pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
+pub(super) async fn generate(
+    options: &Options,
+    settings: &Settings,
+    metrics: &Metrics,
+    screen: &Screen,
+) -> Result<(), Failure> {
     let command = options.order.command()?;
     settings.require_api_key()?;
     let stop = Stop::on_signal().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
     let (store, storage) = parts::open(settings).await?;
-    let workshop = parts::workshop(settings, store, storage)?;
+    let workshop = parts::workshop(settings, store, storage, metrics, Arc::new(metrics.clone()))?;
     let progress = screen.progress(command.image_descriptions.len());
     let interrupted = || {
         Failure::Job(format!(
@@ -40,8 +49,9 @@ pub(super) async fn generate(options: &Options, settings: &Settings, screen: &Sc
     // A second signal ends the process, so that nothing need be dropped in order.
     let stopping = Stopping { soon: stop.token().clone(), ..Stopping::default() };
     loop {
-        match workshop.run(&command, Envelope::default(), &progress, &stopping).await? {
-            Verdict::Ended(terminal) => {
+        let run = workshop.run(&command, Envelope::default(), &progress, &stopping);
+        match run.instrument(trace::job_span(&command)).await? {
+            Verdict::Ended(terminal, _) => {
                 drop(progress);
                 return shown(terminal.event.body.as_bytes(), options.json, screen);
             }

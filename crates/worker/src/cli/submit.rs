@@ -5,6 +5,7 @@ use std::time::Duration;
 use domain::command::Command;
 use serde_json::json;
 use tokio::time::timeout;
+use tracing::{Instrument, info_span};
 
 use super::exit::Failure;
 use super::order::Order;
@@ -35,7 +36,12 @@ pub(super) async fn submit(options: &Options, settings: &Settings, screen: &Scre
     // Watching begins before there is anything to see.
     let watch = if options.wait { Some(broker.watch().await?) } else { None };
     let body = serde_json::to_vec(&command).expect("a command serialises");
-    broker.publisher().await?.submit(&body, None).await?;
+    let submitting = async {
+        let publisher = broker.publisher().await?;
+        publisher.submit(&body).await
+    };
+    let span = info_span!("submit", job.id = %command.job_id, project.id = command.project_id);
+    submitting.instrument(span).await?;
     let outcome = match watch {
         None => {
             screen.print(&submitted(&command, options.json));

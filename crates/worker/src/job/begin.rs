@@ -10,6 +10,7 @@ use tracing::warn;
 use super::board::Board;
 use super::{JobRunError, Plans, Run, plan};
 use crate::causes;
+use crate::telemetry::metrics::Stage;
 
 impl Run<'_> {
     /// Plans what is missing and makes it, unless it would cost too much or could not be stored.
@@ -53,7 +54,8 @@ impl Run<'_> {
         let missing = board.missing();
         let descriptions: Vec<String> = missing.iter().map(|index| board.slot(*index).description).collect();
         let texts = descriptions.iter().map(String::as_str).chain(plan::texts(style));
-        let english = self.workshop.translator.english(texts, board.halt()).await?;
+        let translating = self.workshop.translator.english(texts, board.halt());
+        let english = self.workshop.metrics.stage(Stage::Translate, translating).await?;
         let mut plans = Plans::new();
         for (index, description) in missing.into_iter().zip(&descriptions) {
             match self.workshop.planner.plan(self.command, style, &english, index, description) {

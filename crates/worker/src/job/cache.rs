@@ -2,11 +2,11 @@
 
 use domain::command::CacheMode;
 use domain::outcome::{Asset, Origin};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, info, warn};
 
 use super::board::{Board, Slot};
 use super::keep::Stored;
-use super::make::Unmade;
+use super::make::{Unmade, image_span};
 use super::plan::Plan;
 use super::{JobRunError, Plans, Run};
 use crate::causes;
@@ -32,7 +32,7 @@ impl Run<'_> {
                 board.cut_off();
                 continue;
             }
-            let span = info_span!("image", index);
+            let span = image_span(index);
             let taken = async {
                 let Some(asset) = self.cached(&board.slot(index), index, &plan).await? else { return Ok(false) };
                 info!(file_path = asset.file_path, "an image made before is used");
@@ -54,7 +54,7 @@ impl Run<'_> {
             if self.slice.is_cancelled() {
                 break;
             }
-            let span = info_span!("image", index);
+            let span = image_span(index);
             let filled = async {
                 let cause = Unmade::Job(code, message.clone());
                 match self.stand_in(&board.slot(index), index, plan, &cause).await? {
@@ -81,7 +81,7 @@ impl Run<'_> {
         let asset = self.cached(slot, index, plan).await?;
         if let Some(asset) = &asset {
             let (code, reason) = cause.told();
-            warn!(job.id = %self.command.job_id, index, code, reason, file_path = asset.file_path, "an image made before stands in");
+            warn!(code, reason, file_path = asset.file_path, "an image made before stands in");
         }
         Ok(asset)
     }
@@ -95,7 +95,7 @@ impl Run<'_> {
                 Err(Unmade::Broken(error)) => return Err(error.into()),
                 Err(unmade) => {
                     let (code, reason) = unmade.told();
-                    warn!(index, code, reason, cached = found.file_path, "a cached image cannot be used");
+                    warn!(code, reason, cached = found.file_path, "a cached image cannot be used");
                 }
             }
         }

@@ -1,14 +1,18 @@
 //! The end of a try: the job is put down for later, or ended.
 
+use std::time::Duration;
+
 use domain::event::{Event, JobError, Totals};
 use domain::failure::JobFailureCode;
 use domain::outcome::ImageState;
 use time::OffsetDateTime;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::board::Board;
 use super::{JobRunError, Run, Verdict};
 use crate::store::{Ending, TerminalEvent};
+use crate::telemetry::metrics::{JobOutcome, Stage};
+use crate::telemetry::trace;
 
 impl Run<'_> {
     /// Ends the job: outcome and terminal event are stored together.
@@ -27,8 +31,19 @@ impl Run<'_> {
         let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
         let ending = Ending { lease: self.lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
         self.done.cancel();
-        self.workshop.patiently(|| self.workshop.store.finish(&ending)).await?;
+        let finishing = self.workshop.patiently(|| self.workshop.store.finish(&ending));
+        self.workshop.metrics.stage(Stage::Decide, finishing).await?;
         let tally = board.tally();
+        let (took, completed) = (Duration::from_millis(duration_ms), error.is_none());
+        self.workshop.metrics.job_ended(tally.completed, tally.total, took, completed);
+        let span = Span::current();
+        span.record("job.succeeded", tally.completed);
+        span.record("job.failed", tally.failed());
+        span.record("job.from_cache", tally.from_cache);
+        span.record("job.cost_usd", cost_usd);
+        if let Some(error) = &error {
+            trace::failed(error.code.as_str(), &error.message);
+        }
         for (index, failure) in board.unannounced_failures() {
             self.announce(&Event::progress(&self.context(), index, Some(failure), &tally)).await;
         }
@@ -50,8 +65,10 @@ impl Run<'_> {
                 "the job has failed"
             ),
         }
-        let exhausted = error.is_some_and(|error| error.code == JobFailureCode::AttemptsExhausted);
-        Ok(Verdict::Ended(TerminalEvent { event, published: false, exhausted }))
+        let code = error.map(|error| error.code);
+        let exhausted = code == Some(JobFailureCode::AttemptsExhausted);
+        let outcome = code.map_or(JobOutcome::Completed, JobOutcome::Failed);
+        Ok(Verdict::Ended(TerminalEvent { event, published: false, exhausted }, outcome))
     }
 
     /// Puts the job down for whoever comes next; `attempt` counts this try.

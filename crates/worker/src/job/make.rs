@@ -9,7 +9,8 @@ use domain::recipe::Recipe;
 use domain::story::Story;
 use picture::{Finished, texts};
 use stability_client::{BudgetError, Error, Party, Picture, Terms};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info, info_span, warn};
 
 use super::board::{Board, Slot};
 use super::keep::Stored;
@@ -20,6 +21,8 @@ use crate::causes;
 use crate::pause;
 use crate::storage::StorageError;
 use crate::store::StoreError;
+use crate::telemetry::metrics::{Coded, Stage};
+use crate::telemetry::trace;
 
 /// Requests of an urgent job for each one of another.
 const URGENT_WEIGHT: NonZeroU32 = NonZeroU32::new(2).expect("not 0");
@@ -118,7 +121,7 @@ enum Spoilt {
 impl Run<'_> {
     /// Brings one image to its end, and writes that end to board and database. Where no further request is wanted, it has none.
     pub(super) async fn make_image(&self, board: &Board, index: u32, plan: &Plan) -> Result<(), JobRunError> {
-        let span = info_span!("image", index);
+        let span = image_span(index);
         async {
             let slot = board.slot(index);
             let unmade = match self.made(board, &slot, index, plan).await {
@@ -154,7 +157,13 @@ impl Run<'_> {
     pub(super) async fn complete(&self, board: &Board, asset: Asset, plan: &Plan) -> Result<(), JobRunError> {
         let index = asset.index;
         let complete = || self.workshop.store.complete_image(self.lease, &asset, plan.fingerprint);
-        self.workshop.patiently(complete).await?;
+        let metrics = &self.workshop.metrics;
+        metrics.stage(Stage::Row, self.workshop.patiently(complete)).await?;
+        metrics.image_completed(asset.origin);
+        let span = Span::current();
+        span.record("image.origin", asset.origin.as_str());
+        span.record("image.size_bytes", asset.size_bytes);
+        span.record("image.requests", board.requests(index));
         info!(
             file_path = asset.file_path,
             size_bytes = asset.size_bytes,
@@ -179,6 +188,9 @@ impl Run<'_> {
     ) -> Result<(), JobRunError> {
         let slot = board.slot(index);
         let attempts = board.requests(index);
+        self.workshop.metrics.image_failed(code);
+        Span::current().record("image.requests", attempts);
+        trace::failed(code.as_str(), &message);
         let description = shortened(&slot.description);
         warn!(code = code.as_str(), reason = message, requests = attempts, description, "image failed");
         let failure = ImageFailure { index, description: slot.description, code, message, attempts, may_pass };
@@ -200,7 +212,7 @@ impl Run<'_> {
         unplannable: Unplannable,
     ) -> Result<(), JobRunError> {
         let Unplannable { code, message, may_pass } = unplannable;
-        self.fail(board, index, code, message, may_pass, None).instrument(info_span!("image", index)).await
+        self.fail(board, index, code, message, may_pass, None).instrument(image_span(index)).await
     }
 
     async fn made(&self, board: &Board, slot: &Slot, index: u32, plan: &Plan) -> Result<Asset, Unmade> {
@@ -216,9 +228,13 @@ impl Run<'_> {
         pause::point("before the file").await;
         let file_path = self.reserve_path(slot, index, format).await?;
         let size_bytes = bytes.len() as u64;
-        if !self.workshop.storage.put_new_patiently(&file_path, bytes.clone()).await? {
-            self.put_over(&file_path, bytes).await?;
-        }
+        let storing = async {
+            if !self.workshop.storage.put_new_patiently(&file_path, bytes.clone()).await? {
+                self.put_over(&file_path, bytes).await?;
+            }
+            Ok::<_, Unmade>(())
+        };
+        self.workshop.metrics.stage(Stage::Store, storing).await?;
         pause::point("before the row").await;
         let stored = Stored { file_path, format, size_bytes, sha256 };
         Ok(self.asset(slot, index, plan, stored, seed, Origin::Generated))
@@ -274,12 +290,38 @@ impl Run<'_> {
         let retries = generated.spent.retries;
         let Picture { image, seed } = generated.into_first();
         let story = Story::new(self.command.key(), index, &slot.description, &plan.recipe, seed, texts::SOFTWARE);
-        let finished = self.workshop.finisher.finish(image, story).await;
+        let finished = self.workshop.metrics.stage(Stage::Finish, self.workshop.finisher.finish(image, story)).await;
         let finished = finished.map_err(|defect| {
             let damaged = matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::Format);
             Spoilt::Picture { why: defect.to_string(), damaged, retries }
         })?;
         Ok(Made { finished, seed })
+    }
+}
+
+/// The span of one image of the job that the program is at.
+pub(super) fn image_span(index: u32) -> Span {
+    info_span!(
+        "image",
+        image.index = index,
+        image.origin = Empty,
+        image.size_bytes = Empty,
+        image.requests = Empty,
+        "error.type" = Empty,
+        otel.status_code = Empty,
+        otel.status_description = Empty,
+    )
+}
+
+impl Coded for Unmade {
+    fn code(&self) -> &'static str {
+        self.told().0
+    }
+}
+
+impl std::fmt::Display for Unmade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.told().1)
     }
 }
 

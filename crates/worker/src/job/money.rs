@@ -192,6 +192,9 @@ impl Budget for Purse<'_> {
         if !charged && let Err(error) = self.workshop.store.take_back(self.image(), self.price(), &day).await {
             warn!(error = causes::joined(&error), "a request that was free stays paid");
         }
+        if charged {
+            self.workshop.metrics.spent(self.workshop.prices.image_usd);
+        }
         self.board.settle_payment(self.index, charged);
     }
 }

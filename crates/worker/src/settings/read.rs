@@ -38,6 +38,14 @@ impl SettingError {
         Self { name: name.to_owned(), value: "its value is of no use".to_owned(), allowed: why.to_string() }
     }
 
+    fn both(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            value: format!("set together with {name}_FILE"),
+            allowed: "only one of them".to_owned(),
+        }
+    }
+
     pub(super) fn missing(name: &str, allowed: impl Display) -> Self {
         Self { name: name.to_owned(), value: "not set".to_owned(), allowed: allowed.to_string() }
     }
@@ -64,17 +72,34 @@ impl<'a> Reader<'a> {
         (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
+    /// The value where one is set, if it can be used.
+    pub(super) fn optional<T>(
+        &self,
+        name: &str,
+        allowed: impl Display,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, SettingError> {
+        let Some(text) = self.given(name) else { return Ok(None) };
+        parse(&text).map(Some).ok_or_else(|| SettingError::refused(name, &text, allowed))
+    }
+
+    /// A secret that somebody else reads from `NAME`: what the file of `NAME_FILE` holds, where that is set instead.
+    pub(super) fn given_or_file(&self, name: &str) -> Result<Option<SecretString>, SettingError> {
+        let in_file = format!("{name}_FILE");
+        match (self.given(name), self.given(&in_file)) {
+            (Some(_), Some(_)) => Err(SettingError::both(name)),
+            (None, Some(file)) => from_file(&in_file, &file).map(|text| Some(SecretString::from(text))),
+            (_, None) => Ok(None),
+        }
+    }
+
     /// The value, or its default where that is not empty.
     pub(super) fn text(&self, name: &str) -> Result<Option<String>, SettingError> {
         let setting = ALL.iter().find(|setting| setting.name == name).expect("every setting stands in the table");
         let value = self.given(name);
         let file = if setting.secret { self.given(&format!("{name}_FILE")) } else { None };
         match (value, file) {
-            (Some(_), Some(_)) => Err(SettingError {
-                name: name.to_owned(),
-                value: format!("set together with {name}_FILE"),
-                allowed: "only one of them".to_owned(),
-            }),
+            (Some(_), Some(_)) => Err(SettingError::both(name)),
             (Some(value), None) => Ok(Some(value)),
             (None, Some(file)) => from_file(&format!("{name}_FILE"), &file).map(Some),
             (None, None) => Ok(Some(setting.default.to_owned()).filter(|default| !default.is_empty())),

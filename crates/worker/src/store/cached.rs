@@ -5,6 +5,8 @@ use domain::state::RowState;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
+use tracing::Instrument;
+
 use super::{Doing, Store, StoreError, asset};
 
 /// How many candidates are looked at: where so many files are missing or damaged, the next one hardly helps.
@@ -32,15 +34,19 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn cached_images(&self, fingerprint: Uuid) -> Result<Vec<CachedImage>, StoreError> {
-        let rows = asset::Entity::find()
-            .filter(asset::Column::Fingerprint.eq(fingerprint))
-            .filter(asset::Column::Status.eq(RowState::Completed.as_str()))
-            .order_by_desc(asset::Column::UpdatedAt)
-            .limit(CANDIDATES)
-            .all(&self.db)
-            .doing("look for a cached image")
-            .await?;
-        Ok(rows.into_iter().filter_map(cached).collect())
+        async {
+            let rows = asset::Entity::find()
+                .filter(asset::Column::Fingerprint.eq(fingerprint))
+                .filter(asset::Column::Status.eq(RowState::Completed.as_str()))
+                .order_by_desc(asset::Column::UpdatedAt)
+                .limit(CANDIDATES)
+                .all(&self.db)
+                .doing("look for a cached image")
+                .await?;
+            Ok(rows.into_iter().filter_map(cached).collect())
+        }
+        .instrument(self.asked("look_up", "assets"))
+        .await
     }
 }
 

@@ -9,7 +9,7 @@ use domain::failure::JobFailureCode;
 use domain::outcome::ImageState;
 use domain::state::{JobState, image as image_step, job as step};
 use domain::style::Style;
-use domain::trace::TraceParent;
+use domain::trace::TraceContext;
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::Expr;
 use sea_orm::{
@@ -17,6 +17,8 @@ use sea_orm::{
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
+
+use tracing::Instrument;
 
 use super::{Doing, Lease, Store, StoreError, asset, job, lease, style};
 
@@ -62,6 +64,8 @@ pub struct Claimed {
     pub losses: u32,
     /// Nobody claimed it before.
     pub first: bool,
+    /// The trace of the worker that had it last, where that traced.
+    pub earlier: Option<TraceContext>,
     /// Tries that have ended.
     pub attempts: u32,
     /// When it was first claimed.
@@ -90,7 +94,7 @@ pub struct ClaimedImage {
 }
 
 impl Store {
-    /// Claims the job of a command, making its rows where there are none.
+    /// Claims the job of a command, making its rows where there are none. `trace` is kept with it, for whoever comes next.
     ///
     /// # Errors
     ///
@@ -98,13 +102,17 @@ impl Store {
     pub async fn claim(
         &self,
         command: &Command,
-        trace: Option<&TraceParent>,
+        trace: Option<&TraceContext>,
         terms: ClaimTerms<'_>,
     ) -> Result<Claim, StoreError> {
-        let transaction = self.db.begin().doing("claim a job").await?;
-        let claim = claimed(&transaction, command, trace, terms).doing("claim a job").await?;
-        transaction.commit().doing("claim a job").await?;
-        Ok(claim)
+        async {
+            let transaction = self.db.begin().doing("claim a job").await?;
+            let claim = claimed(&transaction, command, trace, terms).doing("claim a job").await?;
+            transaction.commit().doing("claim a job").await?;
+            Ok(claim)
+        }
+        .instrument(self.asked("claim", "jobs"))
+        .await
     }
 
     /// Records a job that never ran as failed. Where a job of that id is known, nothing is written; its terminal event is
@@ -121,48 +129,53 @@ impl Store {
         message: &str,
         event: &Event,
     ) -> Result<Option<Event>, StoreError> {
-        let doing = "record an invalid job";
-        let now = OffsetDateTime::now_utc();
-        let row = job::ActiveModel {
-            id: Set(key.job_id),
-            project_id: Set(key.project_id),
-            status: Set(step::REFUSE.to.as_str().to_owned()),
-            digest: Set(digest.clone()),
-            total: Set(0),
-            attempts: Set(0),
-            cost_usd: Set(0.0),
-            error_code: Set(Some(code.as_str().to_owned())),
-            error_message: Set(Some(message.to_owned())),
-            trace_parent: Set(event.trace_parent.as_ref().map(|trace| trace.as_str().to_owned())),
-            terminal_type: Set(Some(event.kind.as_str().to_owned())),
-            terminal_event: Set(Some(event.body.clone())),
-            created_at: Set(now),
-            updated_at: Set(now),
-            finished_at: Set(Some(now)),
-            ..Default::default()
-        };
-        let inserted =
-            job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).doing(doing).await?;
-        if matches!(inserted, TryInsertResult::Inserted(1..)) {
-            return Ok(Some(event.clone()));
+        async {
+            let doing = "record an invalid job";
+            let now = OffsetDateTime::now_utc();
+            let row = job::ActiveModel {
+                id: Set(key.job_id),
+                project_id: Set(key.project_id),
+                status: Set(step::REFUSE.to.as_str().to_owned()),
+                digest: Set(digest.clone()),
+                total: Set(0),
+                attempts: Set(0),
+                cost_usd: Set(0.0),
+                error_code: Set(Some(code.as_str().to_owned())),
+                error_message: Set(Some(message.to_owned())),
+                trace_parent: Set(event.trace.as_ref().map(|trace| trace.parent.as_str().to_owned())),
+                terminal_type: Set(Some(event.kind.as_str().to_owned())),
+                terminal_event: Set(Some(event.body.clone())),
+                created_at: Set(now),
+                updated_at: Set(now),
+                finished_at: Set(Some(now)),
+                ..Default::default()
+            };
+            let inserted =
+                job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).doing(doing).await?;
+            if matches!(inserted, TryInsertResult::Inserted(1..)) {
+                return Ok(Some(event.clone()));
+            }
+            let known = job::Entity::find_by_id(key.job_id).one(&self.db).doing(doing).await?;
+            Ok(known
+                .filter(|row| row.digest == digest)
+                .and_then(|row| terminal_event(&row))
+                .map(|terminal| terminal.event))
         }
-        let known = job::Entity::find_by_id(key.job_id).one(&self.db).doing(doing).await?;
-        Ok(known.filter(|row| row.digest == digest).and_then(|row| terminal_event(&row)).map(|terminal| terminal.event))
+        .instrument(self.asked("record", "jobs"))
+        .await
     }
 }
 
 async fn claimed(
     db: &DatabaseTransaction,
     command: &Command,
-    trace: Option<&TraceParent>,
+    trace: Option<&TraceContext>,
     terms: ClaimTerms<'_>,
 ) -> Result<Claim, DbErr> {
     let digest = command.digest();
     // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
-    let inserted = job::Entity::insert(new_job(command, trace, &digest))
-        .on_conflict_do_nothing()
-        .exec_without_returning(db)
-        .await?;
+    let inserted =
+        job::Entity::insert(new_job(command, &digest)).on_conflict_do_nothing().exec_without_returning(db).await?;
     let first = matches!(inserted, TryInsertResult::Inserted(1..));
     if first {
         let style = style::settled(db, command, terms.usual_style).await?;
@@ -190,6 +203,14 @@ async fn claimed(
         lease::taken(db, row.id, terms.lease).await?
     };
     let Some(lease) = lease else { return Ok(Claim::Held) };
+    let earlier = TraceContext::parse(row.trace_parent.as_deref(), None);
+    if let Some(trace) = trace {
+        job::Entity::update_many()
+            .col_expr(job::Column::TraceParent, Expr::value(trace.parent.as_str()))
+            .filter(job::Column::Id.eq(row.id))
+            .exec(db)
+            .await?;
+    }
     let losses = i32::from(!first && row.status == JobState::Running.as_str()) + row.lease_losses;
     let kept = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
     let rows = asset::Entity::find()
@@ -202,6 +223,7 @@ async fn claimed(
         lease,
         losses: number(losses),
         first,
+        earlier,
         attempts: number(row.attempts),
         created_at: row.created_at,
         style: kept.unwrap_or_else(|| command.config.style()),
@@ -219,7 +241,7 @@ async fn claimed(
     }))
 }
 
-fn new_job(command: &Command, trace: Option<&TraceParent>, digest: &str) -> job::ActiveModel {
+fn new_job(command: &Command, digest: &str) -> job::ActiveModel {
     let now = OffsetDateTime::now_utc();
     job::ActiveModel {
         id: Set(command.job_id),
@@ -230,7 +252,6 @@ fn new_job(command: &Command, trace: Option<&TraceParent>, digest: &str) -> job:
         total: Set(i32::try_from(command.image_descriptions.len()).expect("a command has at most 200 images")),
         attempts: Set(0),
         cost_usd: Set(0.0),
-        trace_parent: Set(trace.map(|trace| trace.as_str().to_owned())),
         created_at: Set(now),
         updated_at: Set(now),
         ..Default::default()
@@ -261,8 +282,7 @@ fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
 /// The terminal event of a job that has ended.
 pub(super) fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
-    let trace_parent = row.trace_parent.as_deref().and_then(TraceParent::parse);
-    let event = Event::stored(kind, event_id(row.id, kind, None), trace_parent, row.terminal_event.clone()?);
+    let event = Event::stored(kind, event_id(row.id, kind, None), row.terminal_event.clone()?);
     let exhausted = row.error_code.as_deref() == Some(JobFailureCode::AttemptsExhausted.as_str());
     Some(TerminalEvent { event, published: row.published_at.is_some(), exhausted })
 }

@@ -8,6 +8,8 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use tracing::Instrument;
+
 use super::claim::terminal_event;
 use super::image::failed;
 use super::lease::{held, may};
@@ -46,32 +48,36 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written. Where somebody else has ended it, that is [`StoreError::LeaseLost`].
     pub async fn finish(&self, ending: &Ending<'_>) -> Result<(), StoreError> {
-        let doing = "end a job";
-        let now = OffsetDateTime::now_utc();
-        let step = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
-        let transaction = self.begin_held(ending.lease, doing).await?;
-        let ended = job::Entity::update_many()
-            .col_expr(job::Column::Status, Expr::value(step.to.as_str()))
-            .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
-            .col_expr(job::Column::ErrorCode, Expr::value(ending.error.map(|error| error.code.as_str())))
-            .col_expr(job::Column::ErrorMessage, Expr::value(ending.error.map(|error| error.message.as_str())))
-            .col_expr(job::Column::CostUsd, Expr::value(ending.cost_usd))
-            .col_expr(job::Column::TerminalType, Expr::value(ending.event.kind.as_str()))
-            .col_expr(job::Column::TerminalEvent, Expr::value(ending.event.body.as_str()))
-            .col_expr(job::Column::UpdatedAt, Expr::value(now))
-            .col_expr(job::Column::FinishedAt, Expr::value(now))
-            .filter(job::Column::Id.eq(ending.lease.job_id))
-            .filter(may(step))
-            .exec(&transaction)
-            .doing(doing)
-            .await?;
-        held(ended.rows_affected)?;
-        for (id, state) in ending.images {
-            if let ImageState::Failed(failure) = state {
-                failed(&transaction, *id, failure).doing(doing).await?;
+        async {
+            let doing = "end a job";
+            let now = OffsetDateTime::now_utc();
+            let step = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
+            let transaction = self.begin_held(ending.lease, doing).await?;
+            let ended = job::Entity::update_many()
+                .col_expr(job::Column::Status, Expr::value(step.to.as_str()))
+                .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
+                .col_expr(job::Column::ErrorCode, Expr::value(ending.error.map(|error| error.code.as_str())))
+                .col_expr(job::Column::ErrorMessage, Expr::value(ending.error.map(|error| error.message.as_str())))
+                .col_expr(job::Column::CostUsd, Expr::value(ending.cost_usd))
+                .col_expr(job::Column::TerminalType, Expr::value(ending.event.kind.as_str()))
+                .col_expr(job::Column::TerminalEvent, Expr::value(ending.event.body.as_str()))
+                .col_expr(job::Column::UpdatedAt, Expr::value(now))
+                .col_expr(job::Column::FinishedAt, Expr::value(now))
+                .filter(job::Column::Id.eq(ending.lease.job_id))
+                .filter(may(step))
+                .exec(&transaction)
+                .doing(doing)
+                .await?;
+            held(ended.rows_affected)?;
+            for (id, state) in ending.images {
+                if let ImageState::Failed(failure) = state {
+                    failed(&transaction, *id, failure).doing(doing).await?;
+                }
             }
+            transaction.commit().doing(doing).await
         }
-        transaction.commit().doing(doing).await
+        .instrument(self.asked("finish", "jobs"))
+        .await
     }
 
     /// The terminal event of a job that has ended.
@@ -92,10 +98,14 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn standing(&self, job_id: Uuid) -> Result<Standing, StoreError> {
-        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await? else {
-            return Ok(Standing::Unknown);
-        };
-        Ok(terminal_event(&row).map_or(Standing::Open, |terminal| Standing::Ended(terminal.event)))
+        async {
+            let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await? else {
+                return Ok(Standing::Unknown);
+            };
+            Ok(terminal_event(&row).map_or(Standing::Open, |terminal| Standing::Ended(terminal.event)))
+        }
+        .instrument(self.asked("look_up", "jobs"))
+        .await
     }
 
     /// Terminal events that no queue has taken, the oldest first.
@@ -120,12 +130,16 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written.
     pub async fn mark_published(&self, job_id: Uuid) -> Result<(), StoreError> {
-        job::Entity::update_many()
-            .col_expr(job::Column::PublishedAt, Expr::value(OffsetDateTime::now_utc()))
-            .filter(job::Column::Id.eq(job_id))
-            .exec(&self.db)
-            .doing("note a published event")
-            .await
-            .map(drop)
+        async {
+            job::Entity::update_many()
+                .col_expr(job::Column::PublishedAt, Expr::value(OffsetDateTime::now_utc()))
+                .filter(job::Column::Id.eq(job_id))
+                .exec(&self.db)
+                .doing("note a published event")
+                .await
+                .map(drop)
+        }
+        .instrument(self.asked("mark_published", "jobs"))
+        .await
     }
 }

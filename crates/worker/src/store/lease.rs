@@ -14,6 +14,8 @@ use sea_orm::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use tracing::Instrument;
+
 use super::{Doing, Store, StoreError, job};
 
 /// The right to work on a job, until somebody else claims it.
@@ -32,15 +34,19 @@ impl Store {
     ///
     /// [`StoreError::LeaseLost`] where somebody else has claimed the job, or it has ended; [`StoreError::Failed`] where it is not known.
     pub async fn renew(&self, lease: Lease, length: Duration) -> Result<(), StoreError> {
-        let renewed = job::Entity::update_many()
-            .col_expr(job::Column::LeaseUntilMs, until(self.db.get_database_backend(), length))
-            .filter(job::Column::Id.eq(lease.job_id))
-            .filter(job::Column::LeaseToken.eq(lease.token))
-            .filter(may(step::RENEW))
-            .exec(&self.db)
-            .doing("renew a lease")
-            .await?;
-        held(renewed.rows_affected)
+        async {
+            let renewed = job::Entity::update_many()
+                .col_expr(job::Column::LeaseUntilMs, until(self.db.get_database_backend(), length))
+                .filter(job::Column::Id.eq(lease.job_id))
+                .filter(job::Column::LeaseToken.eq(lease.token))
+                .filter(may(step::RENEW))
+                .exec(&self.db)
+                .doing("renew a lease")
+                .await?;
+            held(renewed.rows_affected)
+        }
+        .instrument(self.asked("renew", "jobs"))
+        .await
     }
 
     /// Puts a job down for whoever comes next. `attempt` counts the try that ends so.
@@ -49,19 +55,23 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written, and the lease runs out by itself.
     pub async fn put_down(&self, lease: Lease, attempt: bool) -> Result<(), StoreError> {
-        let returned = job::Entity::update_many()
-            .col_expr(job::Column::Status, Expr::value(step::RETURN.to.as_str()))
-            .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
-            .col_expr(job::Column::LeaseLosses, Expr::value(0))
-            .col_expr(job::Column::Attempts, Expr::col(job::Column::Attempts).add(i32::from(attempt)))
-            .col_expr(job::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
-            .filter(job::Column::Id.eq(lease.job_id))
-            .filter(job::Column::LeaseToken.eq(lease.token))
-            .filter(may(step::RETURN))
-            .exec(&self.db)
-            .doing("put a job down")
-            .await?;
-        held(returned.rows_affected)
+        async {
+            let returned = job::Entity::update_many()
+                .col_expr(job::Column::Status, Expr::value(step::RETURN.to.as_str()))
+                .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
+                .col_expr(job::Column::LeaseLosses, Expr::value(0))
+                .col_expr(job::Column::Attempts, Expr::col(job::Column::Attempts).add(i32::from(attempt)))
+                .col_expr(job::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
+                .filter(job::Column::Id.eq(lease.job_id))
+                .filter(job::Column::LeaseToken.eq(lease.token))
+                .filter(may(step::RETURN))
+                .exec(&self.db)
+                .doing("put a job down")
+                .await?;
+            held(returned.rows_affected)
+        }
+        .instrument(self.asked("put_down", "jobs"))
+        .await
     }
 
     /// A transaction in which the holder of a lease may write: nobody can claim the job before it ends.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult, Statement, Value};
 
+use tracing::Instrument;
+
 use super::{Doing, Store, StoreError};
 
 /// How fast requests may follow each other, for all workers together.
@@ -22,14 +24,18 @@ impl Store {
     ///
     /// [`StoreError`]; then none may have been reserved, or one is left unused.
     pub async fn reserve_request(&self, pace: Pace) -> Result<Duration, StoreError> {
-        let Dialect { clock, greatest } = self.dialect();
-        let sql = format!(
-            "WITH clock AS (SELECT {clock} AS now_us) UPDATE quotas \
+        async {
+            let Dialect { clock, greatest } = self.dialect();
+            let sql = format!(
+                "WITH clock AS (SELECT {clock} AS now_us) UPDATE quotas \
              SET slot_us = {greatest}(due_us - $1, paused_until_us, clock.now_us), \
              due_us = {greatest}(due_us, paused_until_us, clock.now_us) + $2 \
              FROM clock WHERE name = 'stability' RETURNING slot_us - {clock} AS wait_us"
-        );
-        self.waits(&sql, [micros(pace.tolerance), micros(pace.interval)]).doing("reserve a request").await
+            );
+            self.waits(&sql, [micros(pace.tolerance), micros(pace.interval)]).doing("reserve a request").await
+        }
+        .instrument(self.asked("reserve", "quotas"))
+        .await
     }
 
     /// Lets nobody send before this time is over; a pause that ends later stays. After it requests follow each other as always, without a burst.
@@ -38,14 +44,18 @@ impl Store {
     ///
     /// [`StoreError`]; then the others do not know of it.
     pub async fn pause_requests(&self, length: Duration, pace: Pace) -> Result<(), StoreError> {
-        let Dialect { clock, greatest } = self.dialect();
-        let sql = format!(
-            "WITH clock AS (SELECT {clock} AS now_us) UPDATE quotas \
+        async {
+            let Dialect { clock, greatest } = self.dialect();
+            let sql = format!(
+                "WITH clock AS (SELECT {clock} AS now_us) UPDATE quotas \
              SET paused_until_us = {greatest}(paused_until_us, clock.now_us + $1), \
              due_us = {greatest}(due_us, clock.now_us + $1 + $2) \
              FROM clock WHERE name = 'stability' RETURNING 0 AS wait_us"
-        );
-        self.waits(&sql, [micros(length), micros(pace.tolerance)]).doing("pause requests").await.map(drop)
+            );
+            self.waits(&sql, [micros(length), micros(pace.tolerance)]).doing("pause requests").await.map(drop)
+        }
+        .instrument(self.asked("pause", "quotas"))
+        .await
     }
 
     /// How long nobody may send yet.
@@ -54,9 +64,13 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn requests_paused_for(&self) -> Result<Duration, StoreError> {
-        let Dialect { clock, greatest: _ } = self.dialect();
-        let sql = format!("SELECT paused_until_us - {clock} AS wait_us FROM quotas WHERE name = 'stability'");
-        self.waits(&sql, []).doing("look at the quota").await
+        async {
+            let Dialect { clock, greatest: _ } = self.dialect();
+            let sql = format!("SELECT paused_until_us - {clock} AS wait_us FROM quotas WHERE name = 'stability'");
+            self.waits(&sql, []).doing("look at the quota").await
+        }
+        .instrument(self.asked("look_up", "quotas"))
+        .await
     }
 
     async fn waits<const N: usize>(&self, sql: &str, values: [i64; N]) -> Result<Duration, DbErr> {

@@ -6,6 +6,8 @@ use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::Expr;
 use sea_orm::{DatabaseTransaction, DbBackend, ExprTrait, Statement};
 
+use tracing::Instrument;
+
 use super::{Doing, Lease, Store, StoreError, asset, job};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
@@ -39,7 +41,7 @@ impl MicroUsd {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "amounts are far below 2^53 millionths")]
-    fn usd(self) -> f64 {
+    pub(crate) fn usd(self) -> f64 {
         self.0 as f64 / 1e6
     }
 
@@ -75,19 +77,23 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written.
     pub async fn pay(&self, image: PaidImage, price: MicroUsd, daily: Option<MicroUsd>) -> Result<Payment, StoreError> {
-        let doing = "pay for a request";
-        if daily.is_some_and(|daily| price > daily) {
-            return Ok(Payment::OverBudget);
+        async {
+            let doing = "pay for a request";
+            if daily.is_some_and(|daily| price > daily) {
+                return Ok(Payment::OverBudget);
+            }
+            let transaction = self.begin_held(image.lease, doing).await?;
+            let Some(day) = added(&transaction, price, daily).doing(doing).await? else {
+                // In so many words: one that is merely dropped keeps its locks until its connection is used again.
+                transaction.rollback().doing(doing).await?;
+                return Ok(Payment::OverBudget);
+            };
+            booked(&transaction, image, price, 1, 1).doing(doing).await?;
+            transaction.commit().doing(doing).await?;
+            Ok(Payment::Paid(day))
         }
-        let transaction = self.begin_held(image.lease, doing).await?;
-        let Some(day) = added(&transaction, price, daily).doing(doing).await? else {
-            // In so many words: one that is merely dropped keeps its locks until its connection is used again.
-            transaction.rollback().doing(doing).await?;
-            return Ok(Payment::OverBudget);
-        };
-        booked(&transaction, image, price, 1, 1).doing(doing).await?;
-        transaction.commit().doing(doing).await?;
-        Ok(Payment::Paid(day))
+        .instrument(self.asked("pay", "spending"))
+        .await
     }
 
     /// Takes back what was paid for a request that turned out to be free. That it was sent stays counted.
@@ -96,16 +102,42 @@ impl Store {
     ///
     /// [`StoreError`]; then nothing was written, and the request stays paid.
     pub async fn take_back(&self, image: PaidImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
-        let doing = "take back a payment";
-        let transaction = self.begin_held(image.lease, doing).await?;
-        Entity::update_many()
-            .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
-            .filter(Column::Day.eq(day))
-            .exec(&transaction)
-            .doing(doing)
-            .await?;
-        booked(&transaction, image, MicroUsd(-price.0), 0, -1).doing(doing).await?;
-        transaction.commit().doing(doing).await
+        async {
+            let doing = "take back a payment";
+            let transaction = self.begin_held(image.lease, doing).await?;
+            Entity::update_many()
+                .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
+                .filter(Column::Day.eq(day))
+                .exec(&transaction)
+                .doing(doing)
+                .await?;
+            booked(&transaction, image, MicroUsd(-price.0), 0, -1).doing(doing).await?;
+            transaction.commit().doing(doing).await
+        }
+        .instrument(self.asked("take_back", "spending"))
+        .await
+    }
+}
+
+impl Store {
+    /// What all workers have spent today.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn spent_today(&self) -> Result<MicroUsd, StoreError> {
+        let sql = format!("SELECT micro_usd FROM spending WHERE day = {}", today(self.db.get_database_backend()));
+        let statement = Statement::from_string(self.db.get_database_backend(), sql);
+        let row = self.db.query_one_raw(statement).doing("look at today's spending").await?;
+        Ok(row.and_then(|row| row.try_get("", "micro_usd").ok()).map(MicroUsd).unwrap_or_default())
+    }
+}
+
+/// The day in UTC, by the database's clock.
+fn today(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Sqlite => "date('now')",
+        _ => "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
     }
 }
 
@@ -134,10 +166,7 @@ async fn booked(
 /// Adds a price to the sum of today, which it returns, unless that would go above the budget.
 async fn added(db: &DatabaseTransaction, price: MicroUsd, daily: Option<MicroUsd>) -> Result<Option<String>, DbErr> {
     let backend = db.get_database_backend();
-    let today = match backend {
-        DbBackend::Sqlite => "date('now')",
-        _ => "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
-    };
+    let today = today(backend);
     // One statement, so that two workers cannot both take the last cent.
     let sql = format!(
         "INSERT INTO spending (day, requests, micro_usd) VALUES ({today}, 1, $1) \

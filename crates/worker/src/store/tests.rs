@@ -105,7 +105,7 @@ async fn a_former_holder_writes_nothing() {
         attempts: 1,
         may_pass: true,
     };
-    let context = Context { key: command.key(), trace_parent: None, time: former.created_at };
+    let context = Context { key: command.key(), trace: None, time: former.created_at };
     let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, None);
     let ending = Ending { lease: former.lease, images: &[], error: None, cost_usd: 0.0, event: &event };
     let paid = PaidImage { lease: former.lease, asset_id: image };

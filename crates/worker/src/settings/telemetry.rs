@@ -1,0 +1,150 @@
+//! The `OTEL_*` variables: which of them are heeded, and that their values are what OpenTelemetry's specification allows.
+//!
+//! What is decided here is what is exported at all, and how; the rest of their meaning is the exporters' own, which read them themselves. They take a
+//! wrong value for none, so that it is looked for here.
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::read::{Reader, SettingError};
+
+/// By which protocol OTLP is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otlp {
+    /// gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
+}
+
+/// What is exported.
+#[derive(Debug, Clone, Default)]
+pub struct TelemetrySettings {
+    /// Spans.
+    pub traces: Option<Otlp>,
+    /// Metrics. They are served at `/metrics` in any case.
+    pub metrics: Option<Otlp>,
+    /// Log lines. They are written to standard error in any case.
+    pub logs: Option<Otlp>,
+    /// Headers of every export, from `OTEL_EXPORTER_OTLP_HEADERS_FILE`.
+    pub headers: Option<SecretString>,
+    /// What this service is called.
+    pub service_name: Option<String>,
+}
+
+/// The variables of OpenTelemetry that are heeded. Their meaning is its specification's.
+pub const OTEL: &[&str] = &[
+    "OTEL_SDK_DISABLED",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_METRICS_EXPORTER",
+    "OTEL_LOGS_EXPORTER",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_HEADERS_FILE",
+    "OTEL_EXPORTER_OTLP_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BLRP_SCHEDULE_DELAY",
+    "OTEL_BLRP_MAX_QUEUE_SIZE",
+    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+];
+
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+const NUMBERS: [&str; 8] = [
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BLRP_SCHEDULE_DELAY",
+    "OTEL_BLRP_MAX_QUEUE_SIZE",
+    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+];
+
+impl TelemetrySettings {
+    pub(super) fn read(read: &Reader) -> Result<Self, SettingError> {
+        for name in NUMBERS {
+            read.optional(name, "a whole number above 0", |text| {
+                text.parse::<u32>().ok().filter(|number| *number > 0)
+            })?;
+        }
+        read.optional("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip or none", |text| {
+            matches!(text, "gzip" | "none").then_some(())
+        })?;
+        read.optional("OTEL_TRACES_SAMPLER", SAMPLERS.join(", "), |text| SAMPLERS.contains(&text).then_some(()))?;
+        read.optional("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
+            text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio))
+        })?;
+        let disabled =
+            read.optional("OTEL_SDK_DISABLED", "true or false", |text| match text.to_ascii_lowercase().as_str() {
+                "true" => Some(true),
+                "false" => Some(false),
+                _ => None,
+            })?;
+        let exported = |signal: &str, by_default: bool| signal_of(read, signal, by_default);
+        let (traces, metrics, logs) = (exported("TRACES", true)?, exported("METRICS", true)?, exported("LOGS", false)?);
+        let headers = read.given_or_file("OTEL_EXPORTER_OTLP_HEADERS")?;
+        let service_name = read.given("OTEL_SERVICE_NAME");
+        if disabled == Some(true) {
+            return Ok(Self::default());
+        }
+        Ok(Self { traces, metrics, logs, headers, service_name })
+    }
+
+    /// For people: what is exported by which protocol.
+    pub fn shown(&self) -> Vec<(&'static str, Otlp)> {
+        let signals = [("traces", self.traces), ("metrics", self.metrics), ("logs", self.logs)];
+        signals.into_iter().filter_map(|(name, otlp)| Some((name, otlp?))).collect()
+    }
+}
+
+/// Whether and how a signal is exported: where an endpoint is set, unless its exporter is `none`. Log lines are exported on request only.
+fn signal_of(read: &Reader, signal: &str, by_default: bool) -> Result<Option<Otlp>, SettingError> {
+    let exporter = read.optional(&format!("OTEL_{signal}_EXPORTER"), "otlp or none", |text| match text {
+        "otlp" => Some(true),
+        "none" => Some(false),
+        _ => None,
+    })?;
+    let endpoint = |name: &str| {
+        read.optional(name, "an http:// or https:// URL without a user", |text| {
+            let url = Url::parse(text).ok()?;
+            let plain = url.username().is_empty() && url.password().is_none();
+            (matches!(url.scheme(), "http" | "https") && url.has_host() && plain).then_some(())
+        })
+    };
+    let protocol = |name: &str| {
+        read.optional(name, "grpc or http/protobuf", |text| match text {
+            "grpc" => Some(Otlp::Grpc),
+            "http/protobuf" => Some(Otlp::Http),
+            _ => None,
+        })
+    };
+    let own = endpoint(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))?;
+    let common = endpoint("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+    let own_protocol = protocol(&format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"))?;
+    let protocol = own_protocol.or(protocol("OTEL_EXPORTER_OTLP_PROTOCOL")?).unwrap_or(Otlp::Http);
+    let wanted = exporter.unwrap_or(by_default);
+    Ok((wanted && own.or(common).is_some()).then_some(protocol))
+}
