@@ -17,3 +17,4 @@ mod shared_files;
 mod spending_less;
 mod style;
 mod torture;
+mod traces;

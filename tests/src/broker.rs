@@ -94,11 +94,26 @@ impl Producer {
 
     /// Publishes any bytes as a command.
     pub async fn publish_bytes(&self, body: &[u8], trace_parent: Option<&str>) -> Result<()> {
-        let mut headers = FieldTable::default();
-        if let Some(trace_parent) = trace_parent {
-            headers.insert("traceparent".into(), AMQPValue::LongString(trace_parent.into()));
+        let headers = trace_parent.map(|trace_parent| ("traceparent", trace_parent));
+        self.publish_with_headers(body, headers).await
+    }
+
+    /// Publishes a command as part of a trace.
+    pub async fn publish_traced(&self, command: &Value, trace_parent: &str, trace_state: &str) -> Result<()> {
+        let headers = [("traceparent", trace_parent), ("tracestate", trace_state)];
+        self.publish_with_headers(command.to_string().as_bytes(), headers).await
+    }
+
+    async fn publish_with_headers<'a>(
+        &self,
+        body: &[u8],
+        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<()> {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert(name.into(), AMQPValue::LongString(value.into()));
         }
-        self.publish_with(body, BasicProperties::default().with_headers(headers)).await
+        self.publish_with(body, BasicProperties::default().with_headers(table)).await
     }
 
     /// Publishes any bytes as a command, with these properties and those that every command has.

@@ -6,6 +6,7 @@
 mod broker;
 pub mod bucket;
 pub mod chaos;
+mod collector;
 mod files;
 mod proxy;
 pub mod scale;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use broker::{Events, Message, Producer};
 pub use bucket::Bucket;
+pub use collector::{Collector, Line, Span};
 pub use files::assert_files;
 pub use proxy::Proxy;
 pub use world::{Database, Done, Worker, World};

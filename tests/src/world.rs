@@ -131,8 +131,13 @@ impl World {
 
     /// Lets the API's requests of prompts that hold this text meet a fault.
     pub fn order(&self, fault: &str, prompt_contains: Option<&str>) -> Result<()> {
+        self.order_times(fault, None, prompt_contains)
+    }
+
+    /// The same for so many requests.
+    pub fn order_times(&self, fault: &str, times: Option<u32>, prompt_contains: Option<&str>) -> Result<()> {
         let prompt_contains = prompt_contains.map(str::to_owned);
-        let order = FaultOrder { fault: fault.to_owned(), times: None, prompt_contains };
+        let order = FaultOrder { fault: fault.to_owned(), times, prompt_contains };
         self.sandbox.order(order).map_err(anyhow::Error::msg)
     }
 

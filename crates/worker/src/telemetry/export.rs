@@ -43,6 +43,7 @@ pub(super) fn resource(settings: &TelemetrySettings) -> Resource {
 }
 
 pub(super) fn spans(settings: &TelemetrySettings) -> Result<Option<impl ExportSpans + 'static>, SettingError> {
+    choose_ring();
     let built = match settings.traces {
         None => return Ok(None),
         Some(Otlp::Grpc) => SpanExporter::builder().with_tonic().with_metadata(metadata(settings)).build(),
@@ -52,6 +53,7 @@ pub(super) fn spans(settings: &TelemetrySettings) -> Result<Option<impl ExportSp
 }
 
 pub(super) fn metrics(settings: &TelemetrySettings) -> Result<Option<impl PushMetricExporter>, SettingError> {
+    choose_ring();
     let built = match settings.metrics {
         None => return Ok(None),
         Some(Otlp::Grpc) => MetricExporter::builder().with_tonic().with_metadata(metadata(settings)).build(),
@@ -61,6 +63,7 @@ pub(super) fn metrics(settings: &TelemetrySettings) -> Result<Option<impl PushMe
 }
 
 pub(super) fn logs(settings: &TelemetrySettings) -> Result<Option<impl ExportLogs + 'static>, SettingError> {
+    choose_ring();
     let built = match settings.logs {
         None => return Ok(None),
         Some(Otlp::Grpc) => LogExporter::builder().with_tonic().with_metadata(metadata(settings)).build(),
@@ -85,6 +88,12 @@ pub(crate) async fn check(settings: &TelemetrySettings) -> Option<Result<(), Str
         _ => tokio::task::spawn_blocking(move || exporter.export(Vec::new()).now_or_never()).await.ok().flatten(),
     };
     Some(sent.unwrap_or_else(|| Ok(())).map_err(|error| error.to_string()))
+}
+
+/// For TLS: more than one provider may be built in, so that one must be chosen.
+fn choose_ring() {
+    // Fails only where one was chosen already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 fn usable<T>(built: Result<T, ExporterBuildError>) -> Result<T, SettingError> {
