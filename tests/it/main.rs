@@ -8,6 +8,7 @@ mod job;
 mod kills;
 mod language;
 mod messages;
+mod metrics;
 mod money;
 mod pictures;
 mod process;

@@ -9,6 +9,7 @@ pub mod chaos;
 mod collector;
 mod files;
 mod proxy;
+mod samples;
 pub mod scale;
 mod world;
 
@@ -19,6 +20,7 @@ pub use bucket::Bucket;
 pub use collector::{Collector, Line, Span};
 pub use files::assert_files;
 pub use proxy::Proxy;
+pub use samples::Samples;
 pub use world::{Database, Done, Worker, World};
 
 /// What takes longer than this does not happen. Tests never wait for it unless they fail.

@@ -17,7 +17,7 @@ use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{Bucket, LIMIT, Producer, Proxy, bucket};
+use crate::{Bucket, LIMIT, Producer, Proxy, Samples, bucket};
 
 /// Which database a world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +112,13 @@ impl World {
         self.set("AWS_REGION", "eu-central-1");
         self.set("AWS_ENDPOINT_URL", bucket.endpoint.clone());
         Ok(bucket)
+    }
+
+    /// Lets every worker that is started from now on reach the broker through a proxy, which is open.
+    pub async fn broker_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::before(&self.amqp_url, 5672).await?;
+        self.set("AMQP_URL", url);
+        Ok(proxy)
     }
 
     /// Lets every worker that is started from now on reach its PostgreSQL through a proxy, which is open.
@@ -277,6 +284,22 @@ impl Worker {
         probe(&self.log, path).await
     }
 
+    /// Asks for any path: status and text.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        let answer = testbed::http()?.get(format!("http://{}/{path}", self.address()?)).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
+    /// Reads its metrics.
+    pub async fn metrics(&self) -> Result<Samples> {
+        Ok(Samples::read(&self.get("metrics").await?.1))
+    }
+
+    /// Where its probes are.
+    pub fn address(&self) -> Result<String> {
+        address(&self.log)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
@@ -314,12 +337,17 @@ impl Drop for Worker {
     }
 }
 
-/// Asks a probe at the address that the worker has logged.
-async fn probe(log: &Path, path: &str) -> Result<(u16, Value)> {
+/// The address of the probes, as it was logged.
+fn address(log: &Path) -> Result<String> {
     let text = std::fs::read_to_string(log)?;
     let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let address = lines.find_map(|line| Some(line["address"].as_str()?.to_owned()));
-    let address = address.context("the worker has not said where its probes are")?;
+    address.context("the worker has not said where its probes are")
+}
+
+/// Asks a probe at the address that the worker has logged.
+async fn probe(log: &Path, path: &str) -> Result<(u16, Value)> {
+    let address = address(log)?;
     let answer = testbed::http()?.get(format!("http://{address}/{path}")).send().await?;
     let status = answer.status().as_u16();
     Ok((status, serde_json::from_str(&answer.text().await?)?))

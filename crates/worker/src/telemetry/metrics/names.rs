@@ -44,7 +44,6 @@ impl Spec {
         let unit = match self.unit {
             "s" => "_seconds",
             "1" if self.kind != Kind::Counter => "_ratio",
-            "{request}/min" => "_per_minute",
             _ => "",
         };
         let total = if self.kind == Kind::Counter { "_total" } else { "" };

@@ -1,0 +1,172 @@
+//! What Prometheus reads at `/metrics`, and that nothing else is served.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use integration_tests::{Database, LIMIT, World, command};
+use serde_json::json;
+use testbed::wait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// What the page says there is: each metric's name in Prometheus, with its labels.
+fn page() -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let page = std::fs::read_to_string("../docs/telemetry.md")?;
+    let rows = page.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 5);
+    let read = |row: &str| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let labels = cells.get(5)?.split(", ").map(|label| label.trim_matches('`').replace('.', "_"));
+        Some((cells.get(2)?.trim_matches('`').to_owned(), labels.filter(|label| !label.is_empty()).collect()))
+    };
+    Ok(rows.filter_map(read).collect())
+}
+
+/// Jobs with all that a metric can tell of: a retry, a stand-in, failures, a refused message, a lost broker, a day's budget.
+#[tokio::test]
+async fn every_metric_of_the_page_is_exposed_and_no_other() -> Result<()> {
+    let mut world = World::with(Database::Postgres).await?;
+    world.set("WORKER_DAILY_BUDGET_USD", "5");
+    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let config = json!({"max_concurrent": 1, "min_success_rate": 0.5});
+    producer.publish(&command(42, &["A bear"], &config)).await?;
+    events.until("completed").await?;
+    world.order_times("status=500", Some(1), Some("A fox"))?;
+    world.order("status=500", Some("A bear"))?;
+    let job = command(42, &["A fox", "A bear", "A gory battle"], &config);
+    producer.publish(&job).await?;
+    events.until("completed").await?;
+    producer.publish(&job).await?;
+    events.until("completed").await?;
+    world.order_times("status=429:1", Some(1), Some("An owl"))?;
+    producer.publish(&command(42, &["An owl"], &config)).await?;
+    events.until("completed").await?;
+    producer.publish_bytes(b"{}", None).await?;
+    let settled = async || {
+        let samples = worker.metrics().await.ok()?;
+        let dead = samples.value("asset_worker_queue_messages", &[("queue", "assets.generate.dead")])?;
+        (dead >= 1.0 && samples.value("asset_worker_jobs_in_flight", &[])? < 1.0).then_some(samples)
+    };
+    let samples = wait::until("the end of all", LIMIT, settled).await?;
+
+    let page = page()?;
+    let names: BTreeSet<String> = samples.names().filter(|name| name != "target_info").collect();
+    assert_eq!(names, page.keys().cloned().collect());
+    for (name, labels) in samples.labels() {
+        let allowed = page.get(&name).cloned().unwrap_or_default();
+        assert!(name == "target_info" || labels.is_subset(&allowed), "{name}: {labels:?}; {allowed:?} are on the page");
+    }
+    let check = |name: &str, labels: &[(&str, &str)], value: f64| {
+        let found = samples.value(name, labels);
+        assert!(found.is_some_and(|found| (found - value).abs() < 1e-6), "{name}{labels:?}: {found:?}, not {value}");
+    };
+    let (jobs, images, requests) =
+        ("asset_worker_jobs_total", "asset_worker_images_total", "asset_worker_api_requests_total");
+    let engine = ("engine", "stable-diffusion-xl-1024-v1-0");
+    check(jobs, &[("outcome", "completed")], 3.0);
+    check(jobs, &[("outcome", "repeated")], 1.0);
+    check(jobs, &[("outcome", "failed"), ("error_type", "invalid_request")], 1.0);
+    check(jobs, &[("outcome", "failed"), ("error_type", "unauthorized")], 0.0);
+    check(images, &[("outcome", "completed"), ("origin", "generated")], 3.0);
+    check(images, &[("outcome", "completed"), ("origin", "cache")], 1.0);
+    check(images, &[("outcome", "failed"), ("error_type", "content_policy")], 1.0);
+    check(requests, &[engine, ("outcome", "ok")], 3.0);
+    check(requests, &[engine, ("outcome", "server")], 5.0);
+    check(requests, &[engine, ("outcome", "rate_limited")], 1.0);
+    check("asset_worker_api_retries_total", &[("cause", "server")], 4.0);
+    check("asset_worker_api_rate_limited_total", &[], 1.0);
+    check("asset_worker_cost_total", &[], 0.06);
+    check("asset_worker_budget_limit", &[], 5.0);
+    check("asset_worker_dead_letters_total", &[("reason", "invalid_request")], 1.0);
+    check("asset_worker_terminal_events_total", &[("outcome", "published")], 4.0);
+    check("asset_worker_job_success_rate_ratio_count", &[], 3.0);
+    check("asset_worker_stage_duration_seconds_count", &[("stage", "finish")], 3.0);
+    check("asset_worker_api_in_flight", &[], 0.0);
+    check("asset_worker_api_in_flight_limit", &[], 4.0);
+    check("asset_worker_jobs_limit", &[], 2.0);
+    check("asset_worker_quota_limit", &[], 6000.0);
+    check("asset_worker_queue_consumers", &[], 1.0);
+    check("asset_worker_ready", &[], 1.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_was_lost_is_counted_when_it_is_found_again() -> Result<()> {
+    let mut world = World::new().await?;
+    let proxy = world.broker_proxy().await?;
+    let mut worker = world.worker().await?;
+    let value = async |name: &str| worker.metrics().await.ok()?.value(name, &[]);
+    assert_eq!(value("asset_worker_broker_reconnects_total").await, Some(0.0));
+    proxy.close();
+    let unseen = async || {
+        let samples = worker.metrics().await.ok()?;
+        // What is not known is not shown.
+        (samples.value("asset_worker_ready", &[])? < 1.0
+            && samples.value("asset_worker_queue_consumers", &[]).is_none())
+        .then_some(())
+    };
+    wait::until("the loss", LIMIT, unseen).await?;
+    proxy.open();
+    worker.ready().await?;
+    let samples = worker.metrics().await?;
+    assert_eq!(samples.value("asset_worker_broker_reconnects_total", &[]), Some(1.0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_else_is_served_and_nothing_secret() -> Result<()> {
+    let mut world = World::with(Database::Postgres).await?;
+    world.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2");
+    let worker = world.worker().await?;
+    for path in ["", "debug", "metrics/", "livez/x", "..%2f"] {
+        assert_eq!(worker.get(path).await?.0, 404, "{path}");
+    }
+    for path in ["livez", "readyz", "metrics"] {
+        let (status, text) = worker.get(path).await?;
+        assert_eq!(status, 200);
+        let secret =
+            ["sk-sandbox", "hunter2", "postgres://", "amqp://"].into_iter().find(|secret| text.contains(secret));
+        assert_eq!(secret, None, "{text}");
+    }
+    assert_eq!(testbed::http()?.post(format!("http://{}/metrics", worker.address()?)).send().await?.status(), 405);
+    Ok(())
+}
+
+/// Clients that send half a request and wait, more than are served at once; and one that sends a head without end.
+#[tokio::test]
+async fn slow_and_many_clients_are_sent_away_and_disturb_nothing() -> Result<()> {
+    let world = World::new().await?;
+    let worker = world.worker().await?;
+    let address = worker.address()?;
+    let mut slow = Vec::new();
+    for _ in 0..150 {
+        let mut client = TcpStream::connect(&address).await?;
+        client.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n").await?;
+        slow.push(client);
+    }
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(42, &["A fox"], &json!({}))).await?;
+    events.until("completed").await?;
+    // Whoever came after them is served as soon as they were sent away.
+    let (status, _) = worker.get("livez").await?;
+    assert_eq!(status, 200);
+    for mut client in slow {
+        let mut answer = Vec::new();
+        tokio::time::timeout(LIMIT, client.read_to_end(&mut answer)).await.context("a slow client is kept")?.ok();
+    }
+    let mut endless = TcpStream::connect(&address).await?;
+    endless.write_all(b"GET /livez HTTP/1.1\r\n").await?;
+    let line = [b"X-Padding: ".as_slice(), &[b'x'; 8_000], b"\r\n"].concat();
+    let sent = async {
+        while endless.write_all(&line).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), sent).await.context("a head without end is read without end")?;
+    assert_eq!(worker.get("readyz").await?.0, 200);
+    Ok(())
+}

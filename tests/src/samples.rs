@@ -1,0 +1,71 @@
+//! Metrics in the text format of Prometheus, as a scrape reads them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What one scrape has found.
+#[derive(Debug, Default)]
+pub struct Samples {
+    /// By the name that stands in `# TYPE`: the kind.
+    kinds: BTreeMap<String, String>,
+    samples: Vec<Sample>,
+}
+
+#[derive(Debug)]
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+impl Samples {
+    /// Reads a scrape; what is no sample is left out.
+    pub fn read(text: &str) -> Self {
+        let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let kinds = kinds.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect();
+        Self { kinds, samples: text.lines().filter_map(Sample::read).collect() }
+    }
+
+    /// The sum of the samples of this name that have these labels; `None` where there is none.
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let has = |sample: &&Sample| {
+            let label = |(label, value): &(&str, &str)| sample.labels.get(*label).map(String::as_str) == Some(*value);
+            sample.name == name && labels.iter().all(label)
+        };
+        let found: Vec<f64> = self.samples.iter().filter(has).map(|sample| sample.value).collect();
+        (!found.is_empty()).then(|| found.iter().sum())
+    }
+
+    /// The names of all metrics.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.kinds.keys().cloned()
+    }
+
+    /// The labels that each metric has, by its name; a histogram's own left out.
+    pub fn labels(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for sample in &self.samples {
+            let name = self.family(&sample.name);
+            let own = sample.labels.keys().filter(|label| *label != "le").cloned();
+            labels.entry(name).or_default().extend(own);
+        }
+        labels
+    }
+
+    /// The metric that a sample is of.
+    fn family(&self, sample: &str) -> String {
+        let parts = ["_bucket", "_sum", "_count"].iter().filter_map(|part| sample.strip_suffix(part));
+        let histogram = parts.into_iter().find(|name| self.kinds.get(*name).is_some_and(|kind| kind == "histogram"));
+        histogram.unwrap_or(sample).to_owned()
+    }
+}
+
+impl Sample {
+    fn read(line: &str) -> Option<Self> {
+        let (series, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        // Values here hold neither commas nor quotation marks.
+        let labels = labels.trim_end_matches('}').split("\",").filter_map(|label| label.split_once("=\""));
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.trim_end_matches('"').to_owned())).collect();
+        Some(Self { name: name.to_owned(), labels, value: value.parse().ok()? })
+    }
+}
