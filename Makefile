@@ -41,7 +41,7 @@ test-live: build ## Make three real images where STABILITY_API_KEY is set; about
 chaos: build ## Break everything while many jobs run, and look at what came of it; SEED=1 JOBS=200
 	@"$(TARGET)/debug/chaos" --seed $(SEED) --jobs $(JOBS)
 
-scale: ## Measure what several workers do side by side, in release builds
+scale: ## Measure what several workers do side by side, and what telemetry costs, in release builds
 	$(CARGO) build --release --workspace --bins --locked
 	@"$(TARGET)/release/testbed" run "$(TARGET)/release/scale"
 

@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use anyhow::{Context, Result};
-use integration_tests::{Database, World, command};
+use integration_tests::{Collector, Database, World, command};
 use serde_json::{Value, json};
 
 fn printed(output: &Output) -> String {
@@ -192,5 +192,47 @@ async fn doctor_says_what_is_well_and_what_to_do_where_it_is_not() -> Result<()>
     let bad = world.run(&["doctor"]).await?;
     assert_exit(&bad, 64);
     assert!(printed(&bad).contains("IMAGE_STEPS: \"5\" is not allowed"), "{}", printed(&bad));
+    Ok(())
+}
+
+#[tokio::test]
+async fn doctor_finds_a_queue_of_other_arguments_and_a_collector_that_takes_nothing() -> Result<()> {
+    let collector = Collector::start().await?;
+    let mut world = World::new().await?;
+    let found = |output: &Output, name: &str| -> Result<Value> {
+        let findings = parsed(output)?;
+        let found = findings.as_array().and_then(|findings| findings.iter().find(|finding| finding["name"] == name));
+        found.cloned().with_context(|| format!("{name} is not among {findings}"))
+    };
+    for protocol in ["grpc", "http/protobuf"] {
+        world.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
+        world.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.clone());
+        let well = world.run(&["doctor", "--json"]).await?;
+        assert_exit(&well, 0);
+        assert_eq!(found(&well, "telemetry")?["status"], "ok");
+        assert_eq!(
+            found(&well, "queues")?["message"],
+            "0 of 5 are there as they shall be; the next start makes the rest"
+        );
+        world.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+        let ill = world.run(&["doctor", "--json"]).await?;
+        assert_exit(&ill, 69);
+        let telemetry = found(&ill, "telemetry")?;
+        assert_eq!(telemetry["status"], "failed", "{telemetry}");
+        assert!(telemetry["advice"].as_str().is_some_and(|advice| advice.contains("OTEL_EXPORTER_OTLP_ENDPOINT")));
+    }
+    world.set("OTEL_EXPORTER_OTLP_ENDPOINT", "");
+    drop(world.worker().await?);
+    let well = world.run(&["doctor", "--json"]).await?;
+    assert_eq!(found(&well, "queues")?["message"], "all 5 are there as they shall be");
+    let other = World::new().await?;
+    other.producer().await?.declare_plainly("assets.generate.dead").await?;
+    let ill = other.run(&["doctor", "--json"]).await?;
+    assert_exit(&ill, 69);
+    let queues = found(&ill, "queues")?;
+    assert!(
+        queues["message"].as_str().is_some_and(|why| why.contains("assets.generate.dead has other arguments")),
+        "{queues}"
+    );
     Ok(())
 }

@@ -170,3 +170,21 @@ async fn slow_and_many_clients_are_sent_away_and_disturb_nothing() -> Result<()>
     assert_eq!(worker.get("readyz").await?.0, 200);
     Ok(())
 }
+
+/// What `/livez` goes by.
+#[tokio::test]
+async fn the_loop_is_heard_of_again_and_again() -> Result<()> {
+    let world = World::new().await?;
+    let worker = world.worker().await?;
+    let silence = async || worker.metrics().await.ok()?.value("asset_worker_loop_silence_seconds", &[]);
+    for _ in 0..2 {
+        let mut before = silence().await.context("a silence")?;
+        let shorter = async || {
+            let now = silence().await?;
+            let shorter = now < before;
+            (std::mem::replace(&mut before, now), shorter).1.then_some(())
+        };
+        wait::until("a beat", LIMIT, shorter).await?;
+    }
+    Ok(())
+}

@@ -135,6 +135,15 @@ impl Producer {
         }
     }
 
+    /// Declares a durable quorum queue without any other argument.
+    pub async fn declare_plainly(&self, name: &str) -> Result<()> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
+    }
+
     /// Hears every event from now on.
     pub async fn events(&self) -> Result<Events> {
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };

@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod chaos;
 mod collector;
 mod files;
+pub(crate) mod overhead;
 mod proxy;
 mod samples;
 pub mod scale;

@@ -9,7 +9,7 @@ use stability_sandbox::faults::FaultOrder;
 use stability_sandbox::{Sandbox, Settings};
 use testbed::wait::until;
 
-use crate::{Database, Worker, World, command};
+use crate::{Database, Worker, World, command, overhead};
 
 /// What the account may send in a minute.
 const PER_MINUTE: u32 = 300;
@@ -21,7 +21,7 @@ const LOCKOUT: Duration = Duration::from_secs(15);
 /// A request that was on its way when the lock-out was met arrives within this.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 /// Longer than any of this takes.
-const LIMIT: Duration = Duration::from_mins(10);
+pub(crate) const LIMIT: Duration = Duration::from_mins(10);
 
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +32,10 @@ pub enum Measurement {
     Lockout,
     /// One worker and four, an API that takes two seconds, no quota.
     Workers,
+    /// One worker with telemetry and without: the CPU time of an image.
+    Telemetry,
+    /// One worker with a collector that never answers and without: images a second.
+    Deaf,
 }
 
 /// What was measured, in lines of names and values.
@@ -50,7 +54,7 @@ impl Display for Measured {
 }
 
 impl Measured {
-    fn line(&mut self, name: &'static str, value: impl Display) {
+    pub(crate) fn line(&mut self, name: &'static str, value: impl Display) {
         self.lines.push((name, value.to_string()));
     }
 }
@@ -65,6 +69,8 @@ pub async fn measure(measurement: Measurement) -> Result<Measured> {
         Measurement::Quota => quota(None).await,
         Measurement::Lockout => quota(Some(LOCKOUT)).await,
         Measurement::Workers => workers().await,
+        Measurement::Telemetry => overhead::cpu().await,
+        Measurement::Deaf => overhead::deaf().await,
     }
 }
 
@@ -82,7 +88,7 @@ async fn world(sandbox: Settings, workers: usize) -> Result<(World, Vec<Worker>)
     Ok((world, running))
 }
 
-async fn publish(world: &World, jobs: usize, images: usize) -> Result<()> {
+pub(crate) async fn publish(world: &World, jobs: usize, images: usize) -> Result<()> {
     let producer = world.producer().await?;
     for job in 0..jobs {
         let descriptions: Vec<String> = (0..images).map(|image| format!("Scene {image} of {job}")).collect();
@@ -92,7 +98,7 @@ async fn publish(world: &World, jobs: usize, images: usize) -> Result<()> {
     Ok(())
 }
 
-async fn all_ended(world: &World, jobs: usize) -> Result<()> {
+pub(crate) async fn all_ended(world: &World, jobs: usize) -> Result<()> {
     let ended = async || {
         let rows = world.rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
         (rows[0]["ended"].as_u64()? == jobs as u64).then_some(())

@@ -310,6 +310,15 @@ impl Worker {
         tokio::time::timeout(LIMIT, self.process.wait()).await.context("the worker does not end")?
     }
 
+    /// The CPU time that it has used, where the system says so.
+    pub fn cpu(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()?)).ok()?;
+        // The fields after the name, which may hold anything: user and system time are the 14th and 15th of all, in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+        Some(Duration::from_millis(ticks * 10))
+    }
+
     /// Whether it is still there.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()

@@ -13,7 +13,7 @@ pub mod wait;
 
 /// Says something by the way.
 #[expect(clippy::print_stderr, reason = "programs for developers speak to them")]
-pub(crate) fn say(text: &str) {
+pub fn say(text: &str) {
     eprintln!("testbed: {text}");
 }
 

@@ -1,6 +1,6 @@
 //! `testbed`: services around a command, and the demo.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -79,6 +79,7 @@ async fn run(supply: &Supply, command: &[String]) -> Result<ExitCode> {
         .env(services::AMQP_URL, &rabbitmq.amqp_url)
         .env(services::RABBITMQ_API_URL, &rabbitmq.api_url)
         .env(services::DATABASE_URL, &postgres.url)
+        .envs(prometheus().map(|programs| (services::PROMETHEUS, programs)))
         // All of it is on this machine.
         .env("NO_PROXY", "127.0.0.1,localhost");
     let mut process = Process::start(&command[0], child)?;
@@ -89,6 +90,11 @@ async fn run(supply: &Supply, command: &[String]) -> Result<ExitCode> {
     process.stop(Signal::TERM, GRACE).await;
     tokio::join!(rabbitmq.stop(), postgres.stop());
     code
+}
+
+/// The programs of Prometheus. Most commands do without; whoever needs them says so.
+fn prometheus() -> Option<PathBuf> {
+    services::prometheus_programs().inspect_err(|why| testbed::say(&format!("{why:#}"))).ok()
 }
 
 fn code(status: ExitStatus) -> ExitCode {

@@ -50,6 +50,11 @@ impl Process {
         Self::start(name, command)
     }
 
+    /// Its number, while it is there.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Whether it is still there.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

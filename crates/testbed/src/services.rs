@@ -7,6 +7,7 @@
 mod docker;
 mod install;
 mod postgres;
+mod prometheus;
 mod rabbitmq;
 mod vhost;
 
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
+pub use prometheus::programs as prometheus_programs;
 pub use vhost::Vhost;
 
 use crate::{programs, say, variable};
@@ -28,6 +30,9 @@ pub const AMQP_URL: &str = "TEST_AMQP_URL";
 pub const RABBITMQ_API_URL: &str = "TEST_RABBITMQ_API_URL";
 /// Where they find PostgreSQL, as a user who may create databases.
 pub const DATABASE_URL: &str = "TEST_DATABASE_URL";
+
+/// Where they find the programs of Prometheus: a folder.
+pub const PROMETHEUS: &str = "TEST_PROMETHEUS";
 
 /// A running RabbitMQ.
 pub struct RabbitMq {

@@ -48,6 +48,14 @@ struct State {
     spent_today: Mutex<Option<MicroUsd>>,
 }
 
+impl State {
+    /// Since the last beat.
+    fn silence(&self) -> Duration {
+        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
+        self.origin.elapsed().saturating_sub(beat)
+    }
+}
+
 impl Default for Health {
     fn default() -> Self {
         let state = State {
@@ -100,8 +108,7 @@ impl Health {
 
     /// For how long the loop has not been heard of, where that is too long.
     fn stuck_for(&self) -> Option<Duration> {
-        let beat = Duration::from_millis(self.state.beat.load(Ordering::Relaxed));
-        Some(self.state.origin.elapsed().saturating_sub(beat)).filter(|silence| *silence > STUCK)
+        Some(self.state.silence()).filter(|silence| *silence > STUCK)
     }
 
     /// Database, storage and API can be looked at.
@@ -175,6 +182,7 @@ impl Health {
             state(|state| Some(f64::from(u8::from(state.ready.load(Ordering::Relaxed))))),
         );
         metrics.gauge(&names::JOBS_IN_FLIGHT, &[], state(|state| Some(count(state.jobs.load(Ordering::Relaxed)))));
+        metrics.gauge(&names::SILENCE, &[], state(|state| Some(state.silence().as_secs_f64())));
         metrics.gauge(&names::JOBS_LIMIT, &[], fixed(count(settings.jobs.max_in_flight.get())));
         metrics.gauge(&names::QUOTA_LIMIT, &[], fixed(f64::from(settings.stability.rate_limit.get())));
         let known = |state: &State, read: fn(&QueueWatch) -> Option<f64>| {

@@ -109,3 +109,22 @@ async fn ready(State(Probes { health, .. }): State<Probes>) -> impl IntoResponse
 async fn metrics(State(Probes { scrape, .. }): State<Probes>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, EXPOSITION)], scrape.text())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_whose_loop_is_stuck_is_not_alive() {
+        let health = Health::default();
+        let status = async || {
+            let probes = Probes { health: health.clone(), scrape: Scrape::default() };
+            live(State(probes)).await.into_response().status()
+        };
+        assert_eq!(status().await, 200);
+        tokio::time::advance(Duration::from_mins(3)).await;
+        assert_eq!(status().await, 503);
+        health.beat();
+        assert_eq!(status().await, 200);
+    }
+}

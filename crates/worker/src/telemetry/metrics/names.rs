@@ -203,6 +203,12 @@ pub(crate) const RECONNECTS: Spec =
     counter("asset_worker.broker.reconnects", "{connection}", "Connections to the broker after one that was lost", &[]);
 pub(crate) const READY: Spec =
     gauge("asset_worker.ready", "", "1 where /readyz says yes, else 0; looked at every five seconds", &[]);
+pub(crate) const SILENCE: Spec = gauge(
+    "asset_worker.loop.silence",
+    "s",
+    "Since the loop that takes commands was heard of; above 120 /livez says no",
+    &[],
+);
 pub(crate) const BUILD_INFO: Spec = gauge("asset_worker.build.info", "", "1, with the program's version", &["version"]);
 pub(crate) const HTTP_DURATION: Spec = seconds(
     "http.client.request.duration",
@@ -253,6 +259,7 @@ pub const ALL: &[Spec] = &[
     EVENTS,
     RECONNECTS,
     READY,
+    SILENCE,
     BUILD_INFO,
     HTTP_DURATION,
     GEN_AI_DURATION,
