@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::{
@@ -82,12 +81,12 @@ pub(crate) async fn check(settings: &TelemetrySettings) -> Option<Result<(), Str
         Ok(exporter) => exporter?,
         Err(error) => return Some(Err(error.to_string())),
     };
-    // The HTTP client blocks, and must do so elsewhere; there is nothing in it that waits in any other way.
-    let sent = match settings.traces {
-        Some(Otlp::Grpc) => Some(exporter.export(Vec::new()).await),
-        _ => tokio::task::spawn_blocking(move || exporter.export(Vec::new()).now_or_never()).await.ok().flatten(),
-    };
-    Some(sent.unwrap_or_else(|| Ok(())).map_err(|error| error.to_string()))
+    // As the exporters' own threads do it: the client for HTTP blocks, and refuses to where the runtime drives it.
+    let sent = tokio::task::spawn_blocking(move || futures_executor::block_on(exporter.export(Vec::new())));
+    Some(match sent.await {
+        Ok(sent) => sent.map_err(|error| error.to_string()),
+        Err(failed) => Err(failed.to_string()),
+    })
 }
 
 /// For TLS: more than one provider may be built in, so that one must be chosen.
