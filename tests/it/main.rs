@@ -19,3 +19,4 @@ mod spending_less;
 mod style;
 mod torture;
 mod traces;
+mod views;

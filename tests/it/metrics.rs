@@ -1,26 +1,14 @@
 //! What Prometheus reads at `/metrics`, and that nothing else is served.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration_tests::{Database, LIMIT, World, command};
+use integration_tests::{Database, LIMIT, World, command, page};
 use serde_json::json;
 use testbed::wait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-/// What the page says there is: each metric's name in Prometheus, with its labels.
-fn page() -> Result<BTreeMap<String, BTreeSet<String>>> {
-    let page = std::fs::read_to_string("../docs/telemetry.md")?;
-    let rows = page.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 5);
-    let read = |row: &str| {
-        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let labels = cells.get(5)?.split(", ").map(|label| label.trim_matches('`').replace('.', "_"));
-        Some((cells.get(2)?.trim_matches('`').to_owned(), labels.filter(|label| !label.is_empty()).collect()))
-    };
-    Ok(rows.filter_map(read).collect())
-}
 
 /// Jobs with all that a metric can tell of: a retry, a stand-in, failures, a refused message, a lost broker, a day's budget.
 #[tokio::test]

@@ -9,6 +9,7 @@ pub mod chaos;
 mod collector;
 mod files;
 pub(crate) mod overhead;
+mod prometheus;
 mod proxy;
 mod samples;
 pub mod scale;
@@ -20,8 +21,9 @@ pub use broker::{Events, Message, Producer};
 pub use bucket::Bucket;
 pub use collector::{Collector, Line, Span};
 pub use files::assert_files;
+pub use prometheus::{Prometheus, promtool, views};
 pub use proxy::Proxy;
-pub use samples::Samples;
+pub use samples::{Samples, page};
 pub use world::{Database, Done, Worker, World};
 
 /// What takes longer than this does not happen. Tests never wait for it unless they fail.

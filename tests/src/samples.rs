@@ -1,6 +1,9 @@
 //! Metrics in the text format of Prometheus, as a scrape reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::Result;
 
 /// What one scrape has found.
 #[derive(Debug, Default)]
@@ -68,4 +71,16 @@ impl Sample {
         let labels = labels.map(|(name, value)| (name.to_owned(), value.trim_end_matches('"').to_owned())).collect();
         Some(Self { name: name.to_owned(), labels, value: value.parse().ok()? })
     }
+}
+
+/// What `docs/telemetry.md` says there is: each metric's name in Prometheus, with its labels.
+pub fn page() -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/telemetry.md"))?;
+    let rows = page.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 5);
+    let read = |row: &str| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let labels = cells.get(5)?.split(", ").map(|label| label.trim_matches('`').replace('.', "_"));
+        Some((cells.get(2)?.trim_matches('`').to_owned(), labels.filter(|label| !label.is_empty()).collect()))
+    };
+    Ok(rows.filter_map(read).collect())
 }

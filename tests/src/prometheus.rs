@@ -1,0 +1,147 @@
+//! A Prometheus of a test's own, with the deployed alert rules sixty times as fast.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use testbed::process::{Process, bound_to_us, tail};
+use testbed::services::PROMETHEUS;
+use testbed::{variable, wait};
+use tokio::process::Command;
+
+use crate::LIMIT;
+
+/// The folder of what is deployed for telemetry.
+pub fn views() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/telemetry")
+}
+
+/// A command of `promtool`.
+pub fn promtool() -> Result<Command> {
+    Ok(bound_to_us(&programs()?.join("promtool"), "TERM"))
+}
+
+fn programs() -> Result<PathBuf> {
+    let given = variable(PROMETHEUS);
+    Ok(given
+        .with_context(|| format!("{PROMETHEUS} is not set: run the tests with `make test`, which brings Prometheus"))?
+        .into())
+}
+
+/// A running Prometheus. Dropped, it is stopped.
+pub struct Prometheus {
+    url: String,
+    _process: Process,
+}
+
+impl Prometheus {
+    /// Starts one that scrapes these addresses every second, and waits until it answers.
+    pub async fn start(folder: &Path, targets: &[String]) -> Result<Self> {
+        let rules = folder.join("alerts.yaml");
+        std::fs::write(&rules, faster(&std::fs::read_to_string(views().join("alerts.yaml"))?))?;
+        let config = json!({
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [rules],
+            "scrape_configs": [{"job_name": "asset-worker", "static_configs": [{"targets": targets}]}],
+        });
+        // JSON is YAML.
+        let file = folder.join("prometheus.yaml");
+        std::fs::write(&file, config.to_string())?;
+        let [address] = wait::free_addresses()?;
+        let mut command = bound_to_us(&programs()?.join("prometheus"), "TERM");
+        command
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()))
+            .arg(format!("--web.listen-address={address}"));
+        let log = folder.join("prometheus.log");
+        let mut process = Process::logged("prometheus", command, &log)?;
+        let url = format!("http://{address}");
+        let client = testbed::http()?;
+        let ready = process.until("Prometheus to be ready", LIMIT, async || {
+            client.get(format!("{url}/-/ready")).send().await.ok().filter(|answer| answer.status() == 200)
+        });
+        ready.await.with_context(|| tail(&log))?;
+        Ok(Self { url, _process: process })
+    }
+
+    /// What it answers at a path of its API.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        let answer = testbed::http()?.get(format!("{}/api/v1/{path}", self.url)).send().await?;
+        let answer: Value = serde_json::from_str(&answer.text().await?)?;
+        anyhow::ensure!(answer["status"] == "success", "{path}: {answer}");
+        Ok(answer["data"].clone())
+    }
+
+    /// The series of a query at this moment: labels, and value.
+    pub async fn query(&self, query: &str) -> Result<Vec<(Value, f64)>> {
+        let url = url::Url::parse_with_params("http://x/query", [("query", query)])?;
+        let data = self.get(&format!("query?{}", url.query().unwrap_or_default())).await?;
+        let series = data["result"].as_array().cloned().unwrap_or_default();
+        let read = |series: Value| {
+            let value = series["value"][1].as_str()?.parse().ok()?;
+            Some((series["metric"].clone(), value))
+        };
+        Ok(series.into_iter().filter_map(read).collect())
+    }
+
+    /// The values of a query over time, from its labels to pairs of seconds and value.
+    pub async fn range(
+        &self,
+        query: &str,
+        from: f64,
+        to: f64,
+        step: Duration,
+    ) -> Result<Vec<(Value, Vec<(f64, f64)>)>> {
+        let (from, to, step) = (from.to_string(), to.to_string(), step.as_secs_f64().to_string());
+        let params = [("query", query), ("start", &from), ("end", &to), ("step", &step)];
+        let url = url::Url::parse_with_params("http://x/query", params)?;
+        let data = self.get(&format!("query_range?{}", url.query().unwrap_or_default())).await?;
+        let series = data["result"].as_array().cloned().unwrap_or_default();
+        let point = |pair: &Value| Some((pair[0].as_f64()?, pair[1].as_str()?.parse().ok()?));
+        let points = |series: &Value| series["values"].as_array().into_iter().flatten().filter_map(point).collect();
+        Ok(series.iter().map(|series| (series["metric"].clone(), points(series))).collect())
+    }
+
+    /// The alerts that fire.
+    pub async fn firing(&self) -> Result<Vec<String>> {
+        let alerts = self.get("alerts").await?["alerts"].as_array().cloned().unwrap_or_default();
+        let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
+        let mut names: Vec<String> =
+            firing.filter_map(|alert| Some(alert["labels"]["alertname"].as_str()?.to_owned())).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// Rules whose minutes are seconds.
+fn faster(rules: &str) -> String {
+    let lines = rules.lines().map(|line| {
+        let times = line.trim_start().starts_with("for:") || line.contains('[');
+        if !times {
+            return line.replace("interval: 15s", "interval: 1s");
+        }
+        let mut faster = String::new();
+        for c in line.chars() {
+            let after_digit = faster.ends_with(|before: char| before.is_ascii_digit());
+            faster.push(if c == 'm' && after_digit { 's' } else { c });
+        }
+        faster
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_become_seconds_and_nothing_else_does() {
+        let check = |slow: &str, fast: &str| assert_eq!(faster(slow), fast);
+        check("  for: 10m", "  for: 10s");
+        check("  sum(increase(some_30m_total[30m])) > 5", "  sum(increase(some_30s_total[30s])) > 5");
+        check("  description: of 10m", "  description: of 10m");
+        check("    interval: 15s", "    interval: 1s");
+    }
+}
