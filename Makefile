@@ -18,7 +18,7 @@ JOBS := 200
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-containers test-live chaos fuzz scale bench check lint docs audit coverage fmt clean
+.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint docs audit coverage fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ chaos: build ## Break everything while many jobs run, and look at what came of i
 scale: ## Measure what several workers do side by side, and what telemetry costs, in release builds
 	$(CARGO) build --release --workspace --bins --locked
 	@"$(TARGET)/release/testbed" run "$(TARGET)/release/scale"
+
+dashboard: build ## Draw the Grafana dashboard from two workers that have a hard time: docs/dashboard.svg
+	@"$(TARGET)/debug/testbed" run "$(TARGET)/debug/dashboard" docs/dashboard.svg
 
 # libFuzzer's instrumentation, as cargo-fuzz has it, by flags that the stable toolchain knows.
 SANCOV := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

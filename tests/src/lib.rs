@@ -7,6 +7,7 @@ mod broker;
 pub mod bucket;
 pub mod chaos;
 mod collector;
+pub mod dashboard;
 mod files;
 pub(crate) mod overhead;
 mod prometheus;
