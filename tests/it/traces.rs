@@ -1,7 +1,5 @@
 //! What an OTLP collector receives of jobs.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result};
 use integration_tests::{Collector, Database, LIMIT, Span, World, command};
 use serde_json::json;
@@ -171,7 +169,8 @@ async fn a_job_is_one_trace_from_the_producers_span_to_its_events() -> Result<()
     assert_eq!((asked.name.as_str(), asked.kind), ("claim jobs", "client"));
     check(asked, &[("db.system.name", "postgresql"), ("db.operation.name", "claim"), ("db.collection.name", "jobs")]);
     assert!(span("image").is_ok() && span("job")?.resource["service.name"] == "asset-worker");
-    assert!(collector.headers("authorization").iter().all(|value| value == "Bearer hunter2"));
+    let headers = collector.headers("authorization");
+    assert!(!headers.is_empty() && headers.iter().all(|value| value == "Bearer hunter2"), "{headers:?}");
 
     // The event carries the trace on: where it was made is a span of this trace.
     for event in &seen {
@@ -188,8 +187,11 @@ async fn a_job_is_one_trace_from_the_producers_span_to_its_events() -> Result<()
             "{header} is no span of ours"
         );
     }
-    let told: BTreeMap<_, _> = spans.iter().flat_map(|span| span.attributes.clone()).collect();
-    assert!(told.values().all(|value| !value.contains("sk-sandbox") && !value.contains("A bear")), "{told:?}");
+    let told = spans.iter().flat_map(|span| span.attributes.values().chain(&span.failure).chain([&span.name]));
+    for text in told {
+        let secret = ["sk-sandbox", "hunter2", "A bear", "A fox", "gory"].iter().find(|secret| text.contains(**secret));
+        assert_eq!(secret, None, "{text}");
+    }
     Ok(())
 }
 
@@ -240,6 +242,9 @@ async fn what_is_not_sampled_is_not_sent_and_is_carried_on_all_the_same() -> Res
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;
+    let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    producer.publish_traced(&command(42, &["A bear"], &json!({})), other, "").await?;
+    events.until("completed").await?;
     let unsampled = TRACE_PARENT.replace("-01", "-00");
     producer.publish_traced(&command(42, &["A fox"], &json!({})), &unsampled, "vendor=opaque").await?;
     let seen = events.until("completed").await?;
@@ -249,7 +254,9 @@ async fn what_is_not_sampled_is_not_sent_and_is_carried_on_all_the_same() -> Res
     }
     worker.signal(Signal::TERM);
     assert!(worker.ended().await?.success());
-    assert!(collector.spans().iter().all(|span| span.trace_id != TRACE_ID), "{:?}", collector.spans());
+    let spans = collector.spans();
+    assert!(spans.iter().any(|span| span.trace_id == "0af7651916cd43dd8448eb211c80319c"), "the sampled one is sent");
+    assert!(spans.iter().all(|span| span.trace_id != TRACE_ID), "{spans:?}");
     Ok(())
 }
 
@@ -261,6 +268,9 @@ async fn log_lines_and_metrics_are_sent_too_where_that_is_asked_for() -> Result<
         traced(&mut world, &collector, protocol);
         world.set("OTEL_LOGS_EXPORTER", "otlp");
         world.set("OTEL_SERVICE_NAME", protocol);
+        let headers = world.folder().join("headers");
+        std::fs::write(&headers, "authorization=Bearer%20hunter2\n")?;
+        world.set("OTEL_EXPORTER_OTLP_HEADERS_FILE", headers.display().to_string());
         let mut worker = world.worker().await?;
         let producer = world.producer().await?;
         let mut events = producer.events().await?;
@@ -278,6 +288,8 @@ async fn log_lines_and_metrics_are_sent_too_where_that_is_asked_for() -> Result<
         assert_eq!((line.trace_id.as_str(), line.attributes["image.index"].as_str()), (TRACE_ID, "1"));
         assert!(collector.spans().iter().any(|span| span.resource["service.name"] == protocol));
     }
+    let headers = collector.headers("authorization");
+    assert!(headers.len() > 1 && headers.iter().all(|value| value == "Bearer hunter2"), "{headers:?}");
     let metrics = collector.metrics();
     for name in ["asset_worker.jobs", "asset_worker.stage.duration", "gen_ai.client.operation.duration"] {
         assert!(metrics.iter().any(|metric| metric == name), "{name} is not among {metrics:?}");
@@ -304,6 +316,23 @@ async fn a_job_can_be_followed_by_its_id_alone_in_lines_that_say_where_they_belo
     let said: Vec<_> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
     assert_eq!(said, ["content policy refused a prompt", "image failed", "the job has failed"], "{log}");
     assert_eq!(lines[1]["image.index"], 1);
+    let fields: Vec<_> = lines[1].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "code",
+        "description",
+        "image.index",
+        "job.id",
+        "level",
+        "message",
+        "project.id",
+        "reason",
+        "requests",
+        "span_id",
+        "target",
+        "timestamp",
+        "trace_id",
+    ];
+    assert_eq!(fields, expected, "each once");
     assert!(lines.iter().all(|line| line["trace_id"] == TRACE_ID && line["span_id"].is_string()), "{lines:?}");
     Ok(())
 }

@@ -10,12 +10,14 @@ use crate::scale::{LIMIT, Measured, all_ended, publish};
 use crate::{Collector, Database, World};
 
 /// Pairs of runs; each begins with the other one.
-const PAIRS: usize = 8;
-const JOBS: usize = 6;
+const PAIRS: usize = 10;
+const JOBS: usize = 8;
 const IMAGES: usize = 20;
 /// Before what is measured, so that connections are open and caches warm.
 const WARM_UP: usize = 2;
 const NO_QUOTA: u32 = 100_000;
+/// What the API takes where throughput is measured; where CPU time is, it answers at once.
+const LATENCY: Duration = Duration::from_millis(400);
 
 /// Where a worker sends its telemetry.
 #[derive(Debug, Clone)]
@@ -33,7 +35,7 @@ struct Run {
 /// How much more CPU an image takes where spans, metrics and log lines are exported to a collector that takes them.
 pub(crate) async fn cpu() -> Result<Measured> {
     let collector = Collector::start().await?;
-    let (off, on) = pairs(&Sent::To(collector.endpoint.clone())).await?;
+    let (off, on) = pairs(&Sent::To(collector.endpoint.clone()), Duration::ZERO).await?;
     ensure!(!collector.spans().is_empty() && !collector.lines().is_empty(), "nothing was exported");
     let mut measured = Measured::default();
     measured.line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES));
@@ -47,7 +49,7 @@ pub(crate) async fn cpu() -> Result<Measured> {
 /// How much slower images come where the collector takes connections and never answers.
 pub(crate) async fn deaf() -> Result<Measured> {
     let deaf = TcpListener::bind("127.0.0.1:0").await?;
-    let (off, on) = pairs(&Sent::To(format!("http://{}", deaf.local_addr()?))).await?;
+    let (off, on) = pairs(&Sent::To(format!("http://{}", deaf.local_addr()?)), LATENCY).await?;
     let mut measured = Measured::default();
     measured.line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES));
     let (off, on) = (off.iter().map(|run| run.images_per_s), on.iter().map(|run| run.images_per_s));
@@ -78,26 +80,26 @@ fn per_image(count: usize) -> f64 {
     count as f64 / (PAIRS * (JOBS + WARM_UP) * IMAGES) as f64
 }
 
-async fn pairs(sent: &Sent) -> Result<(Vec<Run>, Vec<Run>)> {
+async fn pairs(sent: &Sent, latency: Duration) -> Result<(Vec<Run>, Vec<Run>)> {
     let (mut off, mut on) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         if pair % 2 == 0 {
-            off.push(run(&Sent::Nowhere).await?);
-            on.push(run(sent).await?);
+            off.push(run(&Sent::Nowhere, latency).await?);
+            on.push(run(sent, latency).await?);
         } else {
-            on.push(run(sent).await?);
-            off.push(run(&Sent::Nowhere).await?);
+            on.push(run(sent, latency).await?);
+            off.push(run(&Sent::Nowhere, latency).await?);
         }
     }
     Ok((off, on))
 }
 
-/// One worker and an API that answers at once: what is left is the worker's own.
+/// One worker, and an API that answers after this time.
 #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
-async fn run(sent: &Sent) -> Result<Run> {
+async fn run(sent: &Sent, latency: Duration) -> Result<Run> {
     let mut world = World::with(Database::Postgres).await?;
     world.be_quiet();
-    world.sandbox = Sandbox::start(Settings { limit: NO_QUOTA, sketch: true, ..Settings::default() }).await?;
+    world.sandbox = Sandbox::start(Settings { limit: NO_QUOTA, sketch: true, latency, ..Settings::default() }).await?;
     world.set("STABILITY_RATE_LIMIT", NO_QUOTA.to_string());
     if let Sent::To(endpoint) = sent {
         world.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());

@@ -225,7 +225,7 @@ impl Client {
         deadline: &OnceLock<Instant>,
     ) -> Result<Answer, Error> {
         loop {
-            let waiting = info_span!("quota wait", otel.status_code = Empty);
+            let waiting = info_span!("quota wait");
             let (turn, deadline) = self.admitted(terms, deadline).instrument(waiting).await?;
             if terms.stop.is_cancelled() {
                 return Err(Error::Stopped);
@@ -269,6 +269,12 @@ impl Client {
     /// A turn and a place in the quota, and when waits must be over.
     async fn admitted(&self, terms: &Terms<'_>, deadline: &OnceLock<Instant>) -> Result<(Turn, Instant), Error> {
         let asked = Instant::now();
+        let admitted = self.waited(terms, deadline).await;
+        self.inner.observer.admitted(asked.elapsed());
+        admitted
+    }
+
+    async fn waited(&self, terms: &Terms<'_>, deadline: &OnceLock<Instant>) -> Result<(Turn, Instant), Error> {
         let turn = terms.stop.run_until_cancelled(self.inner.turns.next(terms.party)).await;
         let turn = turn.ok_or(Error::Stopped)?;
         let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
@@ -277,7 +283,6 @@ impl Client {
             return Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into());
         };
         permitted?;
-        self.inner.observer.admitted(asked.elapsed());
         Ok((turn, deadline))
     }
 

@@ -71,7 +71,7 @@ pub trait Observer: Send + Sync {
         let _ = pause;
     }
 
-    /// A request has waited so long for its turn and for the quota, and may be sent.
+    /// A request has waited so long for its turn and for the quota, and may be sent or has given up.
     fn admitted(&self, wait: Duration) {
         let _ = wait;
     }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::settings::Settings;
+use crate::settings::{Settings, TelemetrySettings};
 use crate::telemetry::Telemetry;
 use exit::{Exit, Failure};
 use screen::Screen;
@@ -77,6 +77,13 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// Whether it takes part in jobs, so that its telemetry is of interest; a short look at something need not wait for a collector.
+    fn is_traced(&self) -> bool {
+        matches!(self, Self::Run | Self::Submit(_) | Self::Generate(_))
+    }
+}
+
 /// The program: reads its arguments and its environment, does what was asked, and says how that went.
 pub fn main() -> ExitCode {
     // A panic is a bug, and is reported by the panic hook.
@@ -117,7 +124,9 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
         return inspect::inspect(&options, screen);
     }
     let settings = Settings::from_env()?;
-    let telemetry = Telemetry::start(&settings, asked.default_filter(), screen.log_writer())?;
+    let nothing = TelemetrySettings::default();
+    let exported = if asked.is_traced() { &settings.telemetry } else { &nothing };
+    let telemetry = Telemetry::start(&settings, exported, asked.default_filter(), screen.log_writer())?;
     let done = did(asked, &settings, &telemetry, screen).await;
     telemetry.finish();
     done

@@ -9,11 +9,10 @@ use domain::failure::JobFailureCode;
 use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
-use tracing::field::Empty;
 use tracing::{Instrument, Span, error, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::broker::{BrokerError, CONSUMED, Incoming, Publisher, Settlement};
+use crate::broker::{BrokerError, CONSUMED, GENERATE_KEY, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::job::{Envelope, JobRunError, Stopping, Verdict, Workshop};
@@ -82,7 +81,7 @@ impl Intake {
 
     /// Deals with a command and says what the broker is to hear. Never fails: a command that cannot be dealt with now comes back.
     pub async fn handle(self, incoming: Incoming, stop: Stopping) -> Settlement {
-        let span = consumer_span("process", "consumer", &incoming);
+        let span = self.span("process", "consumer", &incoming);
         trace::follow(&span, incoming.trace().as_ref());
         self.processed(incoming, stop).instrument(span).await
     }
@@ -93,20 +92,45 @@ impl Intake {
             pause::point("before reading").await;
             self.parsed(&incoming)
         };
-        match read.instrument(consumer_span("receive", "client", &incoming)).await {
+        let (settlement, outcome) = match read.instrument(self.span("receive", "client", &incoming)).await {
             Ok(command) => {
                 let span = trace::job_span(&command);
-                self.settled(&incoming, self.run(&incoming, &command, &stop, begun)).instrument(span).await
+                self.settled(&incoming, self.run(&incoming, &command, &stop)).instrument(span).await
             }
             Err(invalid) => {
-                self.metrics().refused(begun.elapsed());
                 trace::failed(JobFailureCode::InvalidRequest.as_str(), &invalid.to_string());
                 self.settled(&incoming, self.refuse(&incoming, invalid)).await
             }
+        };
+        if let JobOutcome::Broken(code) = outcome {
+            trace::failed(code, "the command comes back later");
         }
+        self.metrics().delivery(outcome, begun.elapsed());
+        settlement
     }
 
-    fn metrics(&self) -> &Metrics {
+    /// A consumer's span, by OpenTelemetry's conventions for RabbitMQ.
+    fn span(&self, operation: &'static str, kind: &'static str, incoming: &Incoming) -> Span {
+        let (host, port) = self.publisher.server();
+        info_span!(
+            "consume",
+            otel.name = format!("{operation} {CONSUMED}"),
+            otel.kind = kind,
+            messaging.system = "rabbitmq",
+            messaging.operation.name = operation,
+            "messaging.operation.type" = operation,
+            messaging.destination.name = CONSUMED,
+            messaging.rabbitmq.destination.routing_key = GENERATE_KEY,
+            messaging.message.id = incoming.message_id(),
+            messaging.message.body.size = incoming.body.len(),
+            server.address = host,
+            server.port = port,
+            asset_worker.deliveries = incoming.deliveries() + 1,
+        )
+    }
+
+    /// Where it counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
         self.workshop.metrics()
     }
 
@@ -126,22 +150,23 @@ impl Intake {
     async fn settled(
         &self,
         incoming: &Incoming,
-        dealt_with: impl Future<Output = Result<Settlement, IntakeError>>,
-    ) -> Settlement {
+        dealt_with: impl Future<Output = Result<(Settlement, JobOutcome), IntakeError>>,
+    ) -> (Settlement, JobOutcome) {
         let error = match dealt_with.await {
-            Ok(settlement) => return settlement,
+            Ok(settled) => return settled,
             Err(error) => error,
         };
+        let outcome = JobOutcome::Broken(error.code());
         trace::failed(error.code(), &error.to_string());
         let error = causes::joined(&error);
         match self.publisher.retry_later(incoming, self.later).await {
             Ok(()) => {
                 warn!(error, delay = ?self.later, "a command could not be dealt with; it comes back later");
-                Settlement::Done
+                (Settlement::Done, outcome)
             }
             Err(unpublished) => {
                 warn!(error, %unpublished, "a command could not be dealt with; it goes back to its queue");
-                Settlement::GiveUp
+                (Settlement::GiveUp, outcome)
             }
         }
     }
@@ -151,18 +176,27 @@ impl Intake {
         incoming: &Incoming,
         command: &Command,
         stop: &Stopping,
-        begun: Instant,
-    ) -> Result<Settlement, IntakeError> {
+    ) -> Result<(Settlement, JobOutcome), IntakeError> {
         if incoming.is_its_last_delivery()
             && let Standing::Open = self.workshop.store().standing(command.job_id).await?
         {
             // The broker counts deliveries, which must not be those of a job whose losses are counted in its row.
             self.publisher.retry_later(incoming, self.held).await?;
-            return Ok(Settlement::Done);
+            return Ok((Settlement::Done, JobOutcome::Retried));
         }
-        let verdict = self.worked_on(incoming, command, stop).await;
-        self.metrics().delivery(verdict.as_ref().map_or(JobOutcome::Broken, Verdict::outcome), begun.elapsed());
-        match verdict? {
+        let verdict = self.worked_on(incoming, command, stop).await?;
+        let outcome = verdict.outcome();
+        Ok((self.followed(incoming, command, verdict).await?, outcome))
+    }
+
+    /// Does what a verdict asks for, and says what the broker is to hear.
+    async fn followed(
+        &self,
+        incoming: &Incoming,
+        command: &Command,
+        verdict: Verdict,
+    ) -> Result<Settlement, IntakeError> {
+        match verdict {
             Verdict::Ended(terminal, _) => {
                 self.publish_terminal(command.job_id, &terminal).await?;
                 pause::point("after the event").await;
@@ -251,7 +285,9 @@ impl Intake {
             // One of us gave it to them, and dealt with its job.
             return Settlement::Done;
         }
-        match self.buried(&incoming).await {
+        let span = self.span("process", "consumer", &incoming);
+        trace::follow(&span, incoming.trace().as_ref());
+        match self.buried(&incoming).instrument(span).await {
             Ok(()) => Settlement::Done,
             Err(error) => {
                 warn!(
@@ -268,18 +304,35 @@ impl Intake {
             Ok(command) => (Some(command.key()), command.digest()),
             Err(invalid) => (invalid.key, digest::sha256(&incoming.body)),
         };
+        let Some(key) = key else {
+            self.note_fallen();
+            return Ok(());
+        };
+        // As a job's own span, so that its lines can be found.
+        let span = info_span!("job", job.id = %key.job_id, project.id = key.project_id);
+        self.buried_job(incoming, key, digest).instrument(span).await
+    }
+
+    /// A command stays in the dead letters. Told when that is settled, since what fails before is looked at again.
+    fn note_fallen(&self) {
         self.metrics().dead_letter(DeadLetterReason::DeliveryLimit);
-        error!(
-            job.id = key.map(|key| key.job_id.to_string()),
-            "a command was delivered too often without being settled"
-        );
-        let Some(key) = key else { return Ok(()) };
+        error!("a command was delivered too often without being settled; it stays in the dead letters");
+    }
+
+    async fn buried_job(&self, incoming: &Incoming, key: JobKey, digest: String) -> Result<(), IntakeError> {
         let store = self.workshop.store();
         match store.standing(key.job_id).await? {
             Standing::Ended(event) => {
-                self.publish_terminal(key.job_id, &TerminalEvent { event, published: false, exhausted: false }).await
+                let terminal = TerminalEvent { event, published: false, exhausted: false };
+                self.publish_terminal(key.job_id, &terminal).await?;
+                self.note_fallen();
+                Ok(())
             }
-            Standing::Open => Ok(self.publisher.hand_back(incoming).await?),
+            Standing::Open => {
+                self.publisher.hand_back(incoming).await?;
+                warn!("a command was delivered too often without being settled; its job is known, and goes on");
+                Ok(())
+            }
             Standing::Unknown => {
                 let code = JobFailureCode::AttemptsExhausted;
                 let reason = "its command was delivered again and again, and ended or lost its worker each time";
@@ -288,13 +341,18 @@ impl Intake {
                     let terminal = TerminalEvent { event, published: false, exhausted: false };
                     self.publish_terminal(key.job_id, &terminal).await?;
                 }
+                self.note_fallen();
                 Ok(())
             }
         }
     }
 
     /// A body that is no command: a dead letter, and where its job can be named, that job's end.
-    async fn refuse(&self, incoming: &Incoming, invalid: InvalidCommand) -> Result<Settlement, IntakeError> {
+    async fn refuse(
+        &self,
+        incoming: &Incoming,
+        invalid: InvalidCommand,
+    ) -> Result<(Settlement, JobOutcome), IntakeError> {
         let reason = invalid.to_string();
         warn!(reason, "a message is no command; it goes to the dead letters");
         if let Some(key) = invalid.key {
@@ -308,27 +366,8 @@ impl Intake {
         }
         self.publisher.dead_letter(incoming, &format!("{}: {reason}", JobFailureCode::InvalidRequest)).await?;
         self.metrics().dead_letter(DeadLetterReason::InvalidRequest);
-        Ok(Settlement::Done)
+        Ok((Settlement::Done, JobOutcome::Failed(JobFailureCode::InvalidRequest)))
     }
-}
-
-/// A consumer's span, by OpenTelemetry's conventions for RabbitMQ.
-fn consumer_span(operation: &'static str, kind: &'static str, incoming: &Incoming) -> Span {
-    info_span!(
-        "consume",
-        otel.name = format!("{operation} {CONSUMED}"),
-        otel.kind = kind,
-        messaging.system = "rabbitmq",
-        messaging.operation.name = operation,
-        "messaging.operation.type" = operation,
-        messaging.destination.name = CONSUMED,
-        messaging.message.id = incoming.message_id(),
-        messaging.message.body.size = incoming.body.len(),
-        messaging.rabbitmq.message.deliveries = incoming.deliveries(),
-        "error.type" = Empty,
-        otel.status_code = Empty,
-        otel.status_description = Empty,
-    )
 }
 
 /// The end of a job that never ran.

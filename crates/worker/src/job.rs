@@ -111,7 +111,8 @@ impl Verdict {
             Self::TryAgain(_) => JobOutcome::Retried,
             Self::Interrupted => JobOutcome::Interrupted,
             Self::Yielded => JobOutcome::Yielded,
-            Self::Held | Self::LeaseLost => JobOutcome::Held,
+            Self::Held => JobOutcome::Held,
+            Self::LeaseLost => JobOutcome::LeaseLost,
             Self::Conflict => JobOutcome::Conflict,
         }
     }
@@ -197,8 +198,11 @@ impl Workshop {
         stop: &Stopping,
     ) -> Result<Verdict, JobRunError> {
         let verdict = self.worked_on(command, envelope, sink, stop).await;
-        let outcome = verdict.as_ref().map_or(JobOutcome::Broken, Verdict::outcome);
-        Span::current().record("job.outcome", outcome.as_str());
+        let outcome = match &verdict {
+            Ok(verdict) => verdict.outcome(),
+            Err(error) => JobOutcome::Broken(error.code()),
+        };
+        trace::note("job.outcome", outcome.as_str());
         verdict
     }
 
@@ -212,7 +216,7 @@ impl Workshop {
         pause::point("before the claim").await;
         let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
         let here = trace::current();
-        let claiming = self.store.claim(command, here.as_ref().or(envelope.trace), terms);
+        let claiming = self.store.claim(command, here.as_ref(), terms);
         let claimed = match self.metrics.stage(Stage::Claim, claiming).await? {
             Claim::Run(claimed) => claimed,
             Claim::Held => return Ok(Verdict::Held),
@@ -227,7 +231,8 @@ impl Workshop {
         if let Some(earlier) = &claimed.earlier {
             trace::link(&Span::current(), earlier);
         }
-        Span::current().record("job.attempt", claimed.attempts + 1);
+        trace::note("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
+        trace::note("job.attempt", i64::from(claimed.attempts) + 1);
         pause::point("after the claim").await;
         let lease = claimed.lease;
         let slice = stop.soon.child_token();

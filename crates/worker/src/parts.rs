@@ -53,6 +53,8 @@ pub fn workshop(
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
     let client = build(client_of(settings)?.quota(Arc::new(quota)).observer(observer))?;
+    let api = &settings.stability.base_url;
+    metrics.set_api(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
     Ok(Workshop::new(settings, store, storage, client, translator, metrics.clone()))
 }
 

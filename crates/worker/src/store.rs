@@ -22,7 +22,6 @@ use std::time::Duration;
 use sea_orm::sqlx::sqlite::SqliteJournalMode;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
 use secrecy::{ExposeSecret, SecretString};
-use tracing::field::Empty;
 use tracing::{Span, info_span};
 use url::Url;
 
@@ -98,7 +97,7 @@ impl Coded for StoreError {
 pub struct Store {
     db: DatabaseConnection,
     /// Where the database is a server.
-    server: Option<(String, u16)>,
+    server: Option<Server>,
     /// Where the database is a file.
     file: Option<PathBuf>,
 }
@@ -129,7 +128,7 @@ impl Store {
                 options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
             });
         let db = Database::connect(options).doing("be reached").await?;
-        Ok(Self { db, server: server(url), file: file.map(Path::to_owned) })
+        Ok(Self { db, server: Server::of(url), file: file.map(Path::to_owned) })
     }
 
     /// The span of one short piece of work, by OpenTelemetry's conventions for databases.
@@ -147,11 +146,9 @@ impl Store {
             db.system.name = system,
             db.operation.name = operation,
             db.collection.name = table,
-            server.address = server.map(|(host, _)| host),
-            server.port = server.map(|(_, port)| port),
-            "error.type" = Empty,
-            otel.status_code = Empty,
-            otel.status_description = Empty,
+            db.namespace = server.map(|server| &server.database),
+            server.address = server.map(|server| &server.host),
+            server.port = server.map(|server| server.port),
         )
     }
 
@@ -165,10 +162,20 @@ impl Store {
     }
 }
 
-/// Host and port of a server's URL.
-fn server(url: &str) -> Option<(String, u16)> {
-    let url = Url::parse(url).ok().filter(|url| url.scheme().starts_with("postgres"))?;
-    Some((url.host_str()?.to_owned(), url.port().unwrap_or(5432)))
+/// Where a database is, for spans.
+#[derive(Debug, Clone)]
+struct Server {
+    host: String,
+    port: u16,
+    database: String,
+}
+
+impl Server {
+    fn of(url: &str) -> Option<Self> {
+        let url = Url::parse(url).ok().filter(|url| url.scheme().starts_with("postgres"))?;
+        let database = url.path().trim_start_matches('/').to_owned();
+        Some(Self { host: url.host_str()?.to_owned(), port: url.port().unwrap_or(5432), database })
+    }
 }
 
 /// The file of an SQLite URL; none for a database in memory or another kind.

@@ -19,12 +19,12 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Metadata;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::settings::{SettingError, Settings};
+use crate::settings::{SettingError, Settings, TelemetrySettings};
 pub(crate) use export::check;
 pub use metrics::{Metrics, Scrape};
 
@@ -45,16 +45,20 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Starts to log, to trace and to count. Without `RUST_LOG` the lines are those of `default_filter`. Needs a runtime.
+    /// Starts to log, to trace and to count. Without `RUST_LOG` the lines are those of `default_filter`; what is `exported` besides is. Needs a runtime.
     ///
     /// # Errors
     ///
     /// [`SettingError`] where an exporter cannot be made of the settings.
-    pub fn start<W>(settings: &Settings, default_filter: &str, writer: W) -> Result<Self, SettingError>
+    pub fn start<W>(
+        settings: &Settings,
+        exported: &TelemetrySettings,
+        default_filter: &str,
+        writer: W,
+    ) -> Result<Self, SettingError>
     where
         W: for<'a> MakeWriter<'a> + Clone + Send + Sync + 'static,
     {
-        let exported = &settings.telemetry;
         let resource = export::resource(exported);
         let (scrape, reader) = Scrape::new();
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader);
@@ -81,7 +85,10 @@ impl Telemetry {
             OpenTelemetryTracingBridge::builder(loggers)
                 .with_tracing_span_attributes(TracingSpanAttributes::allowlist(lines::CONTEXT_FIELDS.iter().copied()))
                 .build()
-                .with_filter(lines::filter(settings.log_filter.as_deref().unwrap_or(default_filter)))
+                .with_filter(
+                    lines::filter(settings.log_filter.as_deref().unwrap_or(default_filter))
+                        .and(filter_fn(is_no_export)),
+                )
         });
         // Refused only where a subscriber is set already, as in a test; then lines go there.
         let _ = tracing_subscriber::registry()
@@ -121,6 +128,12 @@ impl Telemetry {
 /// Lines of libraries are no part of a trace, and those that export it must not trace themselves.
 fn is_a_span_of_ours(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && is_ours(metadata)
+}
+
+/// Those who export must not export what they say of it.
+fn is_no_export(metadata: &Metadata<'_>) -> bool {
+    let exporters = ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"];
+    !exporters.iter().any(|library| metadata.target().starts_with(library))
 }
 
 fn is_ours(metadata: &Metadata<'_>) -> bool {

@@ -5,6 +5,8 @@
 
 mod session;
 
+use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::broker::{Broker, BrokerError, Commands, Gauge, QueueState, Settlement, Topology};
+use crate::broker::{Broker, BrokerError, Commands, QueueState, Settlement, Topology};
 use crate::causes;
 use crate::health::{self, Health, Looked, Probes, QueueWatch};
 use crate::intake::Intake;
@@ -23,7 +25,7 @@ use crate::job::Workshop;
 use crate::parts::{self, PartsError};
 use crate::settings::{SettingError, Settings};
 use crate::telemetry::{Metrics, Telemetry};
-use session::{Ended, Session};
+use session::{BEAT, Ended, Session};
 
 /// Between two looks at a dead letter that could not be dealt with.
 const FALLEN_PAUSE: Duration = Duration::from_secs(5);
@@ -152,7 +154,7 @@ async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, st
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(pauses.next().unwrap_or_default()) => {}
+            () = beating(health, tokio::time::sleep(pauses.next().unwrap_or_default())) => {}
         }
     }
 }
@@ -171,28 +173,29 @@ async fn session(
     info!(prefetch, "taking commands");
     // Boxed, as it goes into all that waits for this.
     let fallen = Box::pin(see_fallen(broker.fallen().await?, intake.clone()));
-    let watched = Box::pin(watch_queue(broker.gauge().await?, health));
+    let watched = Box::pin(watch_queue(broker, health));
     let session = Session::new(commands, intake, settings.shutdown_grace, health).serve(stop, fallen);
     tokio::select! {
         ended = session => Ok(ended),
-        () = watched => Ok(Ended::Lost("it does not tell of its queues any more".to_owned())),
+        never = watched => match never {},
     }
 }
 
-/// Looks at the queues for the gauges; what is not seen is not shown. Never returns, since nothing else hangs on it.
-async fn watch_queue(gauge: Gauge, health: &Health) {
+/// Looks at the queues for the gauges, for as long as it is let; what is not seen is not shown.
+async fn watch_queue(broker: &Broker, health: &Health) -> Infallible {
     let mut every = tokio::time::interval(health::QUEUE_INTERVAL);
     loop {
         every.tick().await;
-        match gauge.read().await {
-            Ok((QueueState::There { messages, consumers }, QueueState::There { messages: dead, .. })) => {
-                health.queue(|queue| queue.saw(messages, consumers, dead));
-            }
-            Ok(_) | Err(_) => break,
+        let Ok(gauge) = broker.gauge().await else { continue };
+        while let Ok((QueueState::There { messages, consumers }, QueueState::There { messages: dead, .. })) =
+            gauge.read().await
+        {
+            health.queue(|queue| queue.saw(messages, consumers, dead));
+            every.tick().await;
         }
+        // Its channel is of no use any more; another one may be.
+        health.queue(QueueWatch::lost);
     }
-    health.queue(QueueWatch::lost);
-    std::future::pending::<()>().await;
 }
 
 /// Looks at each command that the broker gave to the dead letters, until it sends none any more.
@@ -251,10 +254,10 @@ async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
     attempt: impl Fn() -> F,
 ) -> Result<Option<T>, E> {
     for delay in backoff() {
-        health.beat();
         let tried = tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            tried = attempt() => tried,
+            // However long it takes, as a migration may.
+            tried = beating(health, attempt()) => tried,
         };
         match tried {
             Ok(value) => return Ok(Some(value)),
@@ -263,8 +266,20 @@ async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(delay) => {}
+            () = beating(health, tokio::time::sleep(delay)) => {}
         }
     }
     Ok(None)
+}
+
+/// Waits for something that is waited for in order, so that the loop is not taken to be stuck.
+async fn beating<T>(health: &Health, wait: impl Future<Output = T>) -> T {
+    let mut wait = pin!(wait);
+    let mut beat = tokio::time::interval(BEAT);
+    loop {
+        tokio::select! {
+            over = &mut wait => return over,
+            _ = beat.tick() => health.beat(),
+        }
+    }
 }

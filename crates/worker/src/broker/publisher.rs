@@ -46,6 +46,11 @@ impl Publisher {
         Ok(Self { certain: Arc::new(Mutex::new(certain)), watching, server })
     }
 
+    /// Host and port of the broker, for spans.
+    pub(crate) fn server(&self) -> (Option<&str>, Option<u16>) {
+        (self.server.host.as_deref(), self.server.port)
+    }
+
     /// A producer's span, by OpenTelemetry's conventions for RabbitMQ.
     fn span(&self, exchange: &str, key: &str, operation: &'static str) -> Span {
         let destination = if exchange.is_empty() { key.to_owned() } else { format!("{exchange}:{key}") };
@@ -61,9 +66,6 @@ impl Publisher {
             messaging.message.id = Empty,
             server.address = self.server.host,
             server.port = self.server.port,
-            "error.type" = Empty,
-            otel.status_code = Empty,
-            otel.status_description = Empty,
         )
     }
 

@@ -11,7 +11,7 @@ use super::{BrokerError, answered};
 use crate::settings::JobSettings;
 
 pub(super) const COMMANDS: &str = "assets.commands";
-pub(super) const GENERATE_KEY: &str = "generate";
+pub(crate) const GENERATE_KEY: &str = "generate";
 pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 pub(super) const EVENTS: &str = "assets.events";
 /// What commands are consumed from, by OpenTelemetry's convention for RabbitMQ: exchange, routing key and queue.

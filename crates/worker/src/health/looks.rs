@@ -1,6 +1,6 @@
 //! Looks at database, storage and key: each at most once in its interval, however many ask.
 
-use std::sync::{Mutex as Plain, PoisonError};
+use std::sync::{Mutex as Plain, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stability_client::{Client, Error};
@@ -36,10 +36,8 @@ pub(super) struct Looks {
     parts: Looked,
     database: Mutex<Option<Look>>,
     storage: Mutex<Option<Look>>,
-    key: Mutex<Option<Look>>,
-    /// What requests found since the last look at the key.
-    key_told: Plain<Option<bool>>,
-    credits: Plain<Option<f64>>,
+    key: Mutex<Option<Instant>>,
+    known: Plain<Known>,
 }
 
 #[derive(Clone)]
@@ -48,53 +46,73 @@ struct Look {
     found: Result<(), String>,
 }
 
+/// What is known of the account.
+struct Known {
+    /// Why the key is not accepted. One of which nothing is known has not been refused.
+    refused: Option<String>,
+    /// When a picture's request found it accepted, which counts for more than whether the account may be looked at.
+    used: Option<Instant>,
+    credits: Option<f64>,
+}
+
 impl Looks {
     pub(super) fn new(parts: Looked) -> Self {
         let (database, storage, key) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { parts, database, storage, key, key_told: Plain::default(), credits: Plain::default() }
+        let known = Plain::new(Known { refused: None, used: None, credits: None });
+        Self { parts, database, storage, key, known }
     }
 
     pub(super) async fn database(&self) -> Result<(), String> {
-        shared(&self.database, |_| DATABASE_INTERVAL, in_time(self.parts.store.ping())).await
+        shared(&self.database, DATABASE_INTERVAL, in_time(self.parts.store.ping())).await
     }
 
     pub(super) async fn storage(&self) -> Result<(), String> {
-        shared(&self.storage, |_| STORAGE_INTERVAL, in_time(self.parts.storage.check())).await
+        shared(&self.storage, STORAGE_INTERVAL, in_time(self.parts.storage.check())).await
     }
 
-    /// Whether the API takes the key. One that is not known for want of an answer has not been refused.
+    /// Whether the API takes the key, as far as that is known.
     pub(super) async fn key(&self) -> Result<(), String> {
-        let told = self.key_told.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match told {
-            Some(false) => {
-                let found = Err("a request was refused: the key is not accepted".to_owned());
-                *self.key.lock().await = Some(Look { at: Instant::now(), found: found.clone() });
-                return found;
-            }
-            // Looked at anew.
-            Some(true) => drop(self.key.lock().await.take_if(|look| look.found.is_err())),
-            None => {}
+        let mut looked = self.key.lock().await;
+        let interval = if self.known().refused.is_none() { ACCEPTED_INTERVAL } else { REFUSED_INTERVAL };
+        if looked.is_none_or(|at| at.elapsed() >= interval) && self.look_at_account().await {
+            *looked = Some(Instant::now());
         }
-        let interval = |found: &Result<(), String>| if found.is_ok() { ACCEPTED_INTERVAL } else { REFUSED_INTERVAL };
-        shared(&self.key, interval, async {
-            let balance = tokio::time::timeout(TIMEOUT, self.parts.client.balance()).await;
-            let credits =
-                balance.as_ref().ok().and_then(|balance| balance.as_ref().ok()).map(|balance| balance.credits);
-            *self.credits.lock().unwrap_or_else(PoisonError::into_inner) = credits;
-            match balance {
-                Ok(Err(error @ Error::Unauthorized(_))) => Err(causes::joined(&error)),
-                Ok(Ok(_) | Err(_)) | Err(_) => Ok(()),
+        self.known().refused.clone().map_or(Ok(()), Err)
+    }
+
+    /// Asks for the account's credits, and says whether it asked: while the account is locked out nobody asks for anything.
+    async fn look_at_account(&self) -> bool {
+        let paused = tokio::time::timeout(TIMEOUT, self.parts.store.requests_paused_for()).await;
+        if !matches!(paused, Ok(Ok(Duration::ZERO))) {
+            return false;
+        }
+        let balance = tokio::time::timeout(TIMEOUT, self.parts.client.balance()).await;
+        let mut known = self.known();
+        match balance {
+            Ok(Ok(balance)) => (known.refused, known.credits) = (None, Some(balance.credits)),
+            Ok(Err(error @ Error::Unauthorized(_)))
+                if !known.used.is_some_and(|at| at.elapsed() < ACCEPTED_INTERVAL) =>
+            {
+                known.refused = Some(causes::joined(&error));
             }
-        })
-        .await
+            // Nothing was found out.
+            Ok(Err(_)) | Err(_) => {}
+        }
+        true
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn note_key(&self, accepted: bool) {
-        *self.key_told.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+        let mut known = self.known();
+        known.refused = (!accepted).then(|| "a request was refused: the key is not accepted".to_owned());
+        known.used = accepted.then(Instant::now);
     }
 
     pub(super) fn credits(&self) -> Option<f64> {
-        *self.credits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known().credits
     }
 
     pub(super) async fn spent_today(&self) -> Option<MicroUsd> {
@@ -108,12 +126,12 @@ impl Looks {
 /// What was found last, or what is found now where that is too long ago. Whoever comes meanwhile waits for the same look.
 async fn shared(
     last: &Mutex<Option<Look>>,
-    interval: impl Fn(&Result<(), String>) -> Duration,
+    interval: Duration,
     look: impl Future<Output = Result<(), String>>,
 ) -> Result<(), String> {
     let mut last = last.lock().await;
     if let Some(Look { at, found }) = &*last
-        && at.elapsed() < interval(found)
+        && at.elapsed() < interval
     {
         return found.clone();
     }

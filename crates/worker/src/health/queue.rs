@@ -35,9 +35,11 @@ impl QueueWatch {
         *self = Self::default();
     }
 
-    /// A command was taken that had been published then.
+    /// A command was taken that had been published then. A time that is still to come is no time.
     pub(crate) fn took(&mut self, published: SystemTime) {
-        self.taken = Some(published);
+        if published <= SystemTime::now() {
+            self.taken = Some(published);
+        }
     }
 
     pub(super) fn waiting(&self) -> Option<f64> {
@@ -85,6 +87,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7)).await;
         queue.saw(2, 1, 4);
         assert_eq!((queue.oldest_s(), queue.waiting(), queue.dead()), (Some(7.0), Some(2.0), Some(4.0)));
+        queue.took(SystemTime::now() + Duration::from_hours(1));
+        assert_eq!(queue.oldest_s(), Some(7.0), "a clock that is ahead tells nothing");
         queue.took(SystemTime::now());
         assert!(queue.oldest_s().is_some_and(|age| age < 5.0), "what waits came after what was taken");
         queue.lost();

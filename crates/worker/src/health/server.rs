@@ -1,10 +1,10 @@
 //! `/livez`, `/readyz` and `/metrics`, and nothing else.
 //!
-//! Each connection answers one request and is closed, at the latest after a few seconds; only so many are open at once. Whoever is slow, or many, takes
+//! Each connection answers one request and is closed, at the latest after a few seconds; only so many are open at once, and a new one takes the place of the oldest. Whoever is slow, or many, takes
 //! nothing from the work.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -17,8 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Health;
@@ -58,25 +57,25 @@ impl Probes {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .with_state(self);
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let accepted = async {
-                let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-                (slot, listener.accept().await)
-            };
-            let (slot, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some(_) = connections.join_next() => continue,
-                accepted = accepted => accepted,
+                accepted = listener.accept() => accepted,
             };
             let Ok((stream, _)) = accepted else {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let service = TowerToHyperService::new(router.clone());
-            connections.spawn(async move {
-                let _slot = slot;
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= CONNECTIONS {
+                // Whoever has been there longest is slow: an answer takes milliseconds.
+                open.pop_front().inspect(AbortHandle::abort);
+            }
+            open.push_back(connections.spawn(async move {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADERS)
@@ -85,7 +84,7 @@ impl Probes {
                     .serve_connection(TokioIo::new(stream), service);
                 // Whoever does not wait for the answer needs none.
                 let _ = tokio::time::timeout(CONNECTION, connection).await;
-            });
+            }));
         }
     }
 }

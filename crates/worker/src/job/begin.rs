@@ -5,9 +5,10 @@ use domain::failure::ImageFailureCode;
 use domain::recipe::Recipe;
 use domain::style::Style;
 use futures_util::{StreamExt, stream};
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use super::board::Board;
+use super::make::image_span;
 use super::{JobRunError, Plans, Run, plan};
 use crate::causes;
 use crate::telemetry::metrics::Stage;
@@ -44,7 +45,8 @@ impl Run<'_> {
         let Err(error) = self.workshop.storage.check_at(&path).await else { return Ok(true) };
         for (index, plan) in plans {
             let (code, message) = (ImageFailureCode::Storage, causes::joined(&error));
-            self.fail(board, *index, code, message, code.may_pass(), Some(&plan.recipe)).await?;
+            let failing = self.fail(board, *index, code, message, code.may_pass(), Some(&plan.recipe));
+            failing.instrument(image_span(*index)).await?;
         }
         Ok(false)
     }

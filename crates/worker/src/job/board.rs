@@ -212,12 +212,14 @@ impl Board {
             .collect()
     }
 
-    /// The job ends: what was not tried will not be.
-    pub(super) fn mark_not_attempted(&self) {
+    /// The job ends: what was not tried will not be. Says how many these are.
+    pub(super) fn mark_not_attempted(&self) -> usize {
+        let mut marked = 0;
         let mut board = self.lock();
         let fatal = board.fatal.as_ref().map(|(_, message)| message.clone());
         for image in &mut board.images {
             if image.row.state == ImageState::Untried {
+                marked += 1;
                 let tried = image.row.requests > 0;
                 let before = if tried { "the job ended before it was made" } else { "the job ended before its turn" };
                 // An image that was asked for met what ended the job.
@@ -232,6 +234,7 @@ impl Board {
                 });
             }
         }
+        marked
     }
 
     pub(super) fn tally(&self) -> Tally {

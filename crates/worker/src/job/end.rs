@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use domain::event::{Event, JobError, Totals};
-use domain::failure::JobFailureCode;
+use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::ImageState;
 use time::OffsetDateTime;
-use tracing::{Span, info, warn};
+use tracing::{info, warn};
 
 use super::board::Board;
 use super::{JobRunError, Run, Verdict};
@@ -22,7 +22,7 @@ impl Run<'_> {
         created_at: OffsetDateTime,
         error: Option<JobError>,
     ) -> Result<Verdict, JobRunError> {
-        board.mark_not_attempted();
+        let not_attempted = board.mark_not_attempted();
         let context = self.context();
         let cost_usd = self.workshop.prices.of(board.charged());
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
@@ -36,11 +36,13 @@ impl Run<'_> {
         let tally = board.tally();
         let (took, completed) = (Duration::from_millis(duration_ms), error.is_none());
         self.workshop.metrics.job_ended(tally.completed, tally.total, took, completed);
-        let span = Span::current();
-        span.record("job.succeeded", tally.completed);
-        span.record("job.failed", tally.failed());
-        span.record("job.from_cache", tally.from_cache);
-        span.record("job.cost_usd", cost_usd);
+        for _ in 0..not_attempted {
+            self.workshop.metrics.image_failed(ImageFailureCode::NotAttempted);
+        }
+        trace::note("job.succeeded", i64::from(tally.completed));
+        trace::note("job.failed", i64::from(tally.failed()));
+        trace::note("job.from_cache", i64::from(tally.from_cache));
+        trace::note("job.cost_usd", cost_usd);
         if let Some(error) = &error {
             trace::failed(error.code.as_str(), &error.message);
         }

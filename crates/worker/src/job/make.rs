@@ -9,7 +9,6 @@ use domain::recipe::Recipe;
 use domain::story::Story;
 use picture::{Finished, texts};
 use stability_client::{BudgetError, Error, Party, Picture, Terms};
-use tracing::field::Empty;
 use tracing::{Instrument, Span, info, info_span, warn};
 
 use super::board::{Board, Slot};
@@ -160,10 +159,9 @@ impl Run<'_> {
         let metrics = &self.workshop.metrics;
         metrics.stage(Stage::Row, self.workshop.patiently(complete)).await?;
         metrics.image_completed(asset.origin);
-        let span = Span::current();
-        span.record("image.origin", asset.origin.as_str());
-        span.record("image.size_bytes", asset.size_bytes);
-        span.record("image.requests", board.requests(index));
+        trace::note("image.origin", asset.origin.as_str());
+        trace::note("image.size_bytes", i64::try_from(asset.size_bytes).unwrap_or(i64::MAX));
+        trace::note("image.requests", i64::from(board.requests(index)));
         info!(
             file_path = asset.file_path,
             size_bytes = asset.size_bytes,
@@ -189,7 +187,7 @@ impl Run<'_> {
         let slot = board.slot(index);
         let attempts = board.requests(index);
         self.workshop.metrics.image_failed(code);
-        Span::current().record("image.requests", attempts);
+        trace::note("image.requests", i64::from(attempts));
         trace::failed(code.as_str(), &message);
         let description = shortened(&slot.description);
         warn!(code = code.as_str(), reason = message, requests = attempts, description, "image failed");
@@ -301,16 +299,7 @@ impl Run<'_> {
 
 /// The span of one image of the job that the program is at.
 pub(super) fn image_span(index: u32) -> Span {
-    info_span!(
-        "image",
-        image.index = index,
-        image.origin = Empty,
-        image.size_bytes = Empty,
-        image.requests = Empty,
-        "error.type" = Empty,
-        otel.status_code = Empty,
-        otel.status_description = Empty,
-    )
+    info_span!("image", image.index = index)
 }
 
 impl Coded for Unmade {

@@ -29,7 +29,7 @@ impl SettingError {
     }
 
     /// Without the value, which may hold a secret.
-    fn refused_secret(name: &str, allowed: impl Display) -> Self {
+    pub(super) fn refused_secret(name: &str, allowed: impl Display) -> Self {
         Self { name: name.to_owned(), value: "its value is not allowed".to_owned(), allowed: allowed.to_string() }
     }
 

@@ -3,7 +3,8 @@
 //! What is decided here is what is exported at all, and how; the rest of their meaning is the exporters' own, which read them themselves. They take a
 //! wrong value for none, so that it is looked for here.
 
-use secrecy::SecretString;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::read::{Reader, SettingError};
@@ -26,8 +27,8 @@ pub struct TelemetrySettings {
     pub metrics: Option<Otlp>,
     /// Log lines. They are written to standard error in any case.
     pub logs: Option<Otlp>,
-    /// Headers of every export, from `OTEL_EXPORTER_OTLP_HEADERS_FILE`.
-    pub headers: Option<SecretString>,
+    /// Headers of every export, by name in lower case, from `OTEL_EXPORTER_OTLP_HEADERS_FILE`.
+    pub headers: Vec<(String, SecretString)>,
     /// What this service is called.
     pub service_name: Option<String>,
 }
@@ -52,8 +53,17 @@ pub const OTEL: &[&str] = &[
     "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL",
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_HEADERS_FILE",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+    "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
     "OTEL_EXPORTER_OTLP_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION",
     "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT",
     "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_BSP_MAX_QUEUE_SIZE",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
@@ -62,6 +72,9 @@ pub const OTEL: &[&str] = &[
     "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
     "OTEL_METRIC_EXPORT_INTERVAL",
 ];
+
+const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+const HEADERS_FILE: &str = "OTEL_EXPORTER_OTLP_HEADERS_FILE";
 
 const SAMPLERS: [&str; 6] = [
     "always_on",
@@ -72,27 +85,41 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
-const NUMBERS: [&str; 8] = [
-    "OTEL_EXPORTER_OTLP_TIMEOUT",
-    "OTEL_BSP_SCHEDULE_DELAY",
+const SIGNALS: [&str; 3] = ["TRACES", "METRICS", "LOGS"];
+
+/// In milliseconds: at most an hour.
+const DURATIONS: [&str; 3] = ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"];
+/// Of queues whose room is taken at once.
+const SIZES: [&str; 4] = [
     "OTEL_BSP_MAX_QUEUE_SIZE",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
-    "OTEL_BLRP_SCHEDULE_DELAY",
     "OTEL_BLRP_MAX_QUEUE_SIZE",
     "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
-    "OTEL_METRIC_EXPORT_INTERVAL",
 ];
 
 impl TelemetrySettings {
     pub(super) fn read(read: &Reader) -> Result<Self, SettingError> {
-        for name in NUMBERS {
-            read.optional(name, "a whole number above 0", |text| {
-                text.parse::<u32>().ok().filter(|number| *number > 0)
-            })?;
+        let number = |name: &str, most: u32| {
+            let allowed = format!("a whole number from 1 to {most}");
+            read.optional(name, allowed, |text| text.parse::<u32>().ok().filter(|number| (1..=most).contains(number)))
+        };
+        for name in DURATIONS {
+            number(name, 3_600_000)?;
         }
-        read.optional("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip or none", |text| {
-            matches!(text, "gzip" | "none").then_some(())
-        })?;
+        for name in SIZES {
+            number(name, 65_536)?;
+        }
+        // Each of these may be set for one signal alone.
+        for of in std::iter::once(String::new()).chain(SIGNALS.iter().map(|signal| format!("{signal}_"))) {
+            number(&format!("OTEL_EXPORTER_OTLP_{of}TIMEOUT"), 3_600_000)?;
+            read.optional(&format!("OTEL_EXPORTER_OTLP_{of}COMPRESSION"), "gzip or none", |text| {
+                matches!(text, "gzip" | "none").then_some(())
+            })?;
+            let name = format!("OTEL_EXPORTER_OTLP_{of}HEADERS");
+            if let Some(text) = read.given(&name) {
+                headers_of(&name, &text)?;
+            }
+        }
         read.optional("OTEL_TRACES_SAMPLER", SAMPLERS.join(", "), |text| SAMPLERS.contains(&text).then_some(()))?;
         read.optional("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
             text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio))
@@ -105,7 +132,8 @@ impl TelemetrySettings {
             })?;
         let exported = |signal: &str, by_default: bool| signal_of(read, signal, by_default);
         let (traces, metrics, logs) = (exported("TRACES", true)?, exported("METRICS", true)?, exported("LOGS", false)?);
-        let headers = read.given_or_file("OTEL_EXPORTER_OTLP_HEADERS")?;
+        let in_file = read.given_or_file(HEADERS)?;
+        let headers = in_file.map_or_else(|| Ok(Vec::new()), |text| headers_of(HEADERS_FILE, text.expose_secret()))?;
         let service_name = read.given("OTEL_SERVICE_NAME");
         if disabled == Some(true) {
             return Ok(Self::default());
@@ -118,6 +146,22 @@ impl TelemetrySettings {
         let signals = [("traces", self.traces), ("metrics", self.metrics), ("logs", self.logs)];
         signals.into_iter().filter_map(|(name, otlp)| Some((name, otlp?))).collect()
     }
+}
+
+/// Reads `name=value,name=value`, values percent-encoded, as the specification has it.
+fn headers_of(name: &str, text: &str) -> Result<Vec<(String, SecretString)>, SettingError> {
+    let refused =
+        || SettingError::refused_secret(name, "name=value, separated by commas; values may be percent-encoded");
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let header = |entry: &str| {
+        let (key, value) = entry.split_once('=')?;
+        let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+        let key = key.trim().to_lowercase();
+        let good = !key.is_empty() && key.chars().all(token) && value.chars().all(|c| matches!(c, ' '..='~'));
+        good.then(|| (key, SecretString::from(value.into_owned())))
+    };
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries.map(|entry| header(entry).ok_or_else(refused)).collect()
 }
 
 /// Whether and how a signal is exported: where an endpoint is set, unless its exporter is `none`. Log lines are exported on request only.

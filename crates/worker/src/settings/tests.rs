@@ -182,3 +182,53 @@ fn a_bucket_is_reached_by_the_usual_variables_and_its_secrets_are_not_shown() {
         assert!(error.to_string().contains("or s3://bucket/prefix"), "{error}");
     }
 }
+
+#[test]
+fn nothing_is_exported_unless_an_endpoint_is_set_and_log_lines_on_request_only() {
+    let telemetry = |given: &[(&str, &str)]| load(given).expect("good settings").telemetry;
+    let exported = |given: &[(&str, &str)]| {
+        let TelemetrySettings { traces, metrics, logs, .. } = telemetry(given);
+        [traces, metrics, logs]
+    };
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+    assert_eq!(exported(&[]), [None; 3]);
+    assert_eq!(exported(&[("OTEL_LOGS_EXPORTER", "otlp")]), [None; 3]);
+    assert_eq!(exported(&[endpoint]), [Some(Otlp::Http), Some(Otlp::Http), None]);
+    assert_eq!(exported(&[endpoint, ("OTEL_LOGS_EXPORTER", "otlp")]), [Some(Otlp::Http); 3]);
+    assert_eq!(exported(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")]), [None, Some(Otlp::Http), None]);
+    let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    let own = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf");
+    assert_eq!(exported(&[endpoint, grpc, own]), [Some(Otlp::Grpc), Some(Otlp::Http), None]);
+    assert_eq!(
+        exported(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:1/v1/traces")]),
+        [Some(Otlp::Http), None, None]
+    );
+    assert_eq!(exported(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), [None; 3]);
+}
+
+#[test]
+fn a_variable_of_opentelemetry_is_checked_as_any_other() {
+    let check = |name: &str, value: &str, allowed: &str| {
+        let refused = load(&[(name, value)]).expect_err(name).to_string();
+        assert_eq!(refused, format!("{name}: {value:?} is not allowed; {allowed}"));
+    };
+    check("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "an http:// or https:// URL without a user");
+    check("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://u:p@c/", "an http:// or https:// URL without a user");
+    check("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "grpc or http/protobuf");
+    check("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC", "grpc or http/protobuf");
+    check("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd", "gzip or none");
+    check("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "a whole number from 1 to 3600000");
+    check("OTEL_BSP_MAX_QUEUE_SIZE", "4294967295", "a whole number from 1 to 65536");
+    check("OTEL_METRIC_EXPORT_INTERVAL", "0", "a whole number from 1 to 3600000");
+    check("OTEL_METRICS_EXPORTER", "prometheus", "otlp or none");
+    check("OTEL_TRACES_SAMPLER_ARG", "2", "a number from 0 to 1");
+    check("OTEL_SDK_DISABLED", "yes", "true or false");
+    for name in ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"] {
+        let refused = load(&[(name, "authorization: hunter2")]).expect_err(name).to_string();
+        assert_eq!(
+            refused,
+            format!("{name}: its value is not allowed; name=value, separated by commas; values may be percent-encoded")
+        );
+    }
+    assert!(load(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2, x-tenant=7")]).is_ok());
+}

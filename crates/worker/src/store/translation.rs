@@ -7,6 +7,8 @@ use sea_orm::ActiveValue::Set;
 use sea_orm::entity::prelude::*;
 use time::OffsetDateTime;
 
+use tracing::Instrument;
+
 use super::{Doing, Store, StoreError};
 
 /// How many texts are looked up in one statement: a job of 200 descriptions and 51 other texts takes two.
@@ -46,14 +48,17 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
-        let mut found = HashMap::new();
-        for texts in texts.chunks(AT_ONCE) {
-            let digests = texts.iter().map(digest::sha256);
-            let rows = Entity::find().filter(Column::Digest.is_in(digests)).all(&self.db);
-            let rows = rows.doing("look for translations").await?;
-            found.extend(rows.into_iter().map(|row| (row.original, row.english)));
-        }
-        Ok(found)
+        let looking = async {
+            let mut found = HashMap::new();
+            for texts in texts.chunks(AT_ONCE) {
+                let digests = texts.iter().map(digest::sha256);
+                let rows = Entity::find().filter(Column::Digest.is_in(digests)).all(&self.db);
+                let rows = rows.doing("look for translations").await?;
+                found.extend(rows.into_iter().map(|row| (row.original, row.english)));
+            }
+            Ok(found)
+        };
+        looking.instrument(self.asked("look_up", "translations")).await
     }
 
     /// Remembers translations; what is known already stays.
@@ -78,6 +83,7 @@ impl Store {
             created_at: Set(now),
         });
         let remember = Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(&self.db);
-        remember.doing("remember translations").await.map(drop)
+        let remembering = remember.doing("remember translations").instrument(self.asked("remember", "translations"));
+        remembering.await.map(drop)
     }
 }

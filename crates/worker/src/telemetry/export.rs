@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{
     ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig,
 };
@@ -19,6 +20,8 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as ExportSpans};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -45,7 +48,9 @@ pub(super) fn spans(settings: &TelemetrySettings) -> Result<Option<impl ExportSp
     choose_ring();
     let built = match settings.traces {
         None => return Ok(None),
-        Some(Otlp::Grpc) => SpanExporter::builder().with_tonic().with_metadata(metadata(settings)).build(),
+        Some(Otlp::Grpc) => {
+            SpanExporter::builder().with_tonic().with_tls_config(tls()).with_metadata(metadata(settings)).build()
+        }
         Some(Otlp::Http) => SpanExporter::builder().with_http().with_headers(headers(settings)).build(),
     };
     Ok(Some(Told::new("spans", usable(built)?)))
@@ -55,7 +60,9 @@ pub(super) fn metrics(settings: &TelemetrySettings) -> Result<Option<impl PushMe
     choose_ring();
     let built = match settings.metrics {
         None => return Ok(None),
-        Some(Otlp::Grpc) => MetricExporter::builder().with_tonic().with_metadata(metadata(settings)).build(),
+        Some(Otlp::Grpc) => {
+            MetricExporter::builder().with_tonic().with_tls_config(tls()).with_metadata(metadata(settings)).build()
+        }
         Some(Otlp::Http) => MetricExporter::builder().with_http().with_headers(headers(settings)).build(),
     };
     Ok(Some(Told::new("metrics", usable(built)?)))
@@ -65,7 +72,9 @@ pub(super) fn logs(settings: &TelemetrySettings) -> Result<Option<impl ExportLog
     choose_ring();
     let built = match settings.logs {
         None => return Ok(None),
-        Some(Otlp::Grpc) => LogExporter::builder().with_tonic().with_metadata(metadata(settings)).build(),
+        Some(Otlp::Grpc) => {
+            LogExporter::builder().with_tonic().with_tls_config(tls()).with_metadata(metadata(settings)).build()
+        }
         Some(Otlp::Http) => LogExporter::builder().with_http().with_headers(headers(settings)).build(),
     };
     Ok(Some(Told::new("logs", usable(built)?)))
@@ -81,11 +90,17 @@ pub(crate) async fn check(settings: &TelemetrySettings) -> Option<Result<(), Str
         Ok(exporter) => exporter?,
         Err(error) => return Some(Err(error.to_string())),
     };
-    // As the exporters' own threads do it: the client for HTTP blocks, and refuses to where the runtime drives it.
-    let sent = tokio::task::spawn_blocking(move || futures_executor::block_on(exporter.export(Vec::new())));
+    let (sender, sent) = oneshot::channel();
+    let runtime = Handle::current();
+    // As the exporters' own threads do it: the client for HTTP blocks, and refuses to where the runtime drives it. Nobody waits for the thread.
+    std::thread::spawn(move || {
+        let _runtime = runtime.enter();
+        // Whoever has gone away needs no answer.
+        let _ = sender.send(futures_executor::block_on(exporter.export(Vec::new())));
+    });
     Some(match sent.await {
         Ok(sent) => sent.map_err(|error| error.to_string()),
-        Err(failed) => Err(failed.to_string()),
+        Err(_) => Err("the exporter has failed".to_owned()),
     })
 }
 
@@ -101,9 +116,12 @@ fn usable<T>(built: Result<T, ExporterBuildError>) -> Result<T, SettingError> {
 
 /// Headers that came from a file. Those of the variable are added by the libraries.
 fn headers(settings: &TelemetrySettings) -> HashMap<String, String> {
-    let headers = settings.headers.as_ref().map(|headers| headers.expose_secret()).unwrap_or_default();
-    let entries = headers.split(',').filter_map(|entry| entry.split_once('='));
-    entries.map(|(name, value)| (name.trim().to_lowercase(), value.trim().to_owned())).collect()
+    settings.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect()
+}
+
+/// With the system's certificates, which are not used unless that is said. Without effect where the endpoint is plain HTTP.
+fn tls() -> ClientTlsConfig {
+    ClientTlsConfig::new().with_enabled_roots()
 }
 
 fn metadata(settings: &TelemetrySettings) -> MetadataMap {

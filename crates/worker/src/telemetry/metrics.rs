@@ -6,7 +6,7 @@
 pub(crate) mod names;
 mod scrape;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use domain::failure::{ImageFailureCode, JobFailureCode};
@@ -16,13 +16,13 @@ use opentelemetry::metrics::noop::NoopMeterProvider;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
 use stability_client::{Exchange, Finished, Observer, PROVIDER, Retry};
 use tokio::time::Instant;
-use tracing::field::Empty;
-use tracing::{Instrument, Span, info_span};
+use tracing::{Instrument, info_span};
 
 pub use names::{ALL, Kind, Spec};
 pub use scrape::Scrape;
 
-use super::SCOPE;
+use super::{SCOPE, trace};
+use crate::broker::CONSUMED;
 
 /// A part of a job's way that is timed and has a span of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,10 +79,14 @@ pub enum JobOutcome {
     Interrupted,
     /// Somebody else works on the job.
     Held,
+    /// Somebody else has claimed the job meanwhile.
+    LeaseLost,
     /// Its id belongs to another command.
     Conflict,
-    /// Our own infrastructure failed.
-    Broken,
+    /// Our own infrastructure failed, with which code.
+    Broken(&'static str),
+    /// A bug.
+    Panicked,
 }
 
 impl JobOutcome {
@@ -96,8 +100,10 @@ impl JobOutcome {
             Self::Yielded => "yielded",
             Self::Interrupted => "interrupted",
             Self::Held => "held",
+            Self::LeaseLost => "lease_lost",
             Self::Conflict => "conflict",
-            Self::Broken => "broken",
+            Self::Broken(_) => "broken",
+            Self::Panicked => "panicked",
         }
     }
 }
@@ -116,6 +122,8 @@ pub struct Metrics {
 
 struct Instruments {
     meter: Meter,
+    /// Host and port of the API.
+    api: OnceLock<(String, u16)>,
     jobs: Counter<u64>,
     job_duration: Histogram<f64>,
     success_rate: Histogram<f64>,
@@ -172,6 +180,7 @@ impl Metrics {
             http: histogram(&names::HTTP_DURATION),
             gen_ai: histogram(&names::GEN_AI_DURATION),
             messaging: histogram(&names::PROCESS_DURATION),
+            api: OnceLock::new(),
             meter,
         };
         let metrics = Self { inner: Arc::new(instruments) };
@@ -206,6 +215,12 @@ impl Metrics {
         self.inner.cost.add(0.0, &[]);
     }
 
+    /// Where requests go.
+    pub(crate) fn set_api(&self, host: &str, port: u16) {
+        // Set once, by whoever makes the client.
+        let _ = self.inner.api.set((host.to_owned(), port));
+    }
+
     /// Lets a value be read whenever metrics are collected; where there is none, nothing is shown.
     pub(crate) fn gauge(
         &self,
@@ -233,48 +248,32 @@ impl Metrics {
         stage: Stage,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let span = info_span!(
-            "stage",
-            otel.name = stage.as_str(),
-            "error.type" = Empty,
-            otel.status_code = Empty,
-            otel.status_description = Empty
-        );
+        let span = info_span!("stage", otel.name = stage.as_str());
         let begun = Instant::now();
         let done = work.instrument(span.clone()).await;
         let error = done.as_ref().err().map_or_else(no_error, |error| error_type(error.code()));
         let attributes = [KeyValue::new("stage", stage.as_str()), error];
         self.inner.stages.record(begun.elapsed().as_secs_f64(), &attributes);
         if let Err(error) = &done {
-            note_failure(&span, error);
+            trace::failed_in(&span, error.code(), &error.to_string());
         }
         done
     }
 
     /// A delivery had its end.
     pub(crate) fn delivery(&self, outcome: JobOutcome, took: Duration) {
-        let error = match outcome {
-            JobOutcome::Failed(code) => error_type(code.as_str()),
-            _ => no_error(),
+        let (of_job, of_delivery) = match outcome {
+            JobOutcome::Failed(code) => (error_type(code.as_str()), no_error()),
+            JobOutcome::Broken(code) => (error_type(code), error_type(code)),
+            JobOutcome::Panicked => (error_type("panic"), error_type("panic")),
+            _ => (no_error(), no_error()),
         };
-        let outcome = KeyValue::new("outcome", outcome.as_str());
-        self.inner.jobs.add(1, &[outcome, error.clone()]);
-        self.processed(took, error);
-    }
-
-    /// A message that is no command had its end.
-    pub(crate) fn refused(&self, took: Duration) {
-        let error = error_type(JobFailureCode::InvalidRequest.as_str());
-        self.inner.jobs.add(1, &[KeyValue::new("outcome", "failed"), error.clone()]);
-        self.processed(took, error);
-    }
-
-    fn processed(&self, took: Duration, error: KeyValue) {
+        self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome.as_str()), of_job]);
         let attributes = [
             KeyValue::new("messaging.system", "rabbitmq"),
             KeyValue::new("messaging.operation.name", "process"),
-            KeyValue::new("messaging.destination.name", crate::broker::CONSUMED),
-            error,
+            KeyValue::new("messaging.destination.name", CONSUMED),
+            of_delivery,
         ];
         self.inner.messaging.record(took.as_secs_f64(), &attributes);
     }
@@ -368,8 +367,17 @@ impl Observer for Metrics {
             self.inner.rate_limited.add(1, &[]);
         }
         let mut attributes = vec![KeyValue::new("http.request.method", "POST")];
-        attributes.extend(status.map(|status| KeyValue::new("http.response.status_code", i64::from(status))));
-        attributes.extend(failure.map(error_type));
+        if let Some((host, port)) = self.inner.api.get() {
+            attributes.push(KeyValue::new("server.address", host.clone()));
+            attributes.push(KeyValue::new("server.port", i64::from(*port)));
+        }
+        match status {
+            Some(status) => {
+                attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
+                attributes.extend((status != 200).then(|| KeyValue::new("error.type", status.to_string())));
+            }
+            None => attributes.extend(failure.map(error_type)),
+        }
         self.inner.http.record(took.as_secs_f64(), &attributes);
     }
 
@@ -397,10 +405,4 @@ fn no_origin() -> KeyValue {
 
 fn error_type(code: &'static str) -> KeyValue {
     KeyValue::new("error.type", code)
-}
-
-fn note_failure(span: &Span, error: &impl Coded) {
-    span.record("error.type", error.code());
-    span.record("otel.status_code", "ERROR");
-    span.record("otel.status_description", error.to_string());
 }

@@ -4,11 +4,10 @@ use std::collections::HashMap;
 
 use domain::command::Command;
 use domain::trace::TraceContext;
-use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator;
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{Status, TraceContextExt};
+use opentelemetry::{Context, Value};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use tracing::field::Empty;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -33,31 +32,33 @@ pub(crate) fn current() -> Option<TraceContext> {
     TraceContext::parse(header("traceparent"), header("tracestate"))
 }
 
-/// The span of a job, with what becomes known of it on the way.
+/// What a status says is for people, and may be in somebody else's words.
+const MAX_DESCRIPTION_CHARS: usize = 300;
+
+/// The span of a job; its fields stand in every line below it.
 pub(crate) fn job_span(command: &Command) -> Span {
     info_span!(
         "job",
         job.id = %command.job_id,
         project.id = command.project_id,
-        job.images = command.image_descriptions.len(),
-        job.outcome = Empty,
-        job.succeeded = Empty,
-        job.failed = Empty,
-        job.from_cache = Empty,
-        job.cost_usd = Empty,
-        job.attempt = Empty,
-        "error.type" = Empty,
-        otel.status_code = Empty,
-        otel.status_description = Empty,
     )
+}
+
+/// Notes something on the span that the program is in. It stands in no log line, unlike the fields of a span.
+pub(crate) fn note(name: &'static str, value: impl Into<Value>) {
+    Span::current().set_attribute(name, value);
 }
 
 /// Notes on the span that the program is in that it failed, and why.
 pub(crate) fn failed(code: &str, description: &str) {
-    let span = Span::current();
-    span.record("error.type", code);
-    span.record("otel.status_code", "ERROR");
-    span.record("otel.status_description", description);
+    failed_in(&Span::current(), code, description);
+}
+
+/// The same on another one.
+pub(crate) fn failed_in(span: &Span, code: &str, description: &str) {
+    span.set_attribute("error.type", code.to_owned());
+    let description: String = description.chars().take(MAX_DESCRIPTION_CHARS).collect();
+    span.set_status(Status::error(description));
 }
 
 fn context(trace: &TraceContext) -> Context {

@@ -14,11 +14,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, info_span, warn};
 use url::Url;
 
 use super::Untranslated;
 use crate::settings::{GeminiSettings, SettingError};
+use crate::telemetry::trace;
 use wire::Failure;
 
 /// A connection is there in this time, or the network is in trouble.
@@ -184,8 +185,26 @@ impl Gemini {
         self.inner.http.post(url).json(body)
     }
 
-    /// The body of a good answer.
+    /// The body of a good answer, asked for in a client's span by OpenTelemetry's conventions for HTTP.
     async fn sent(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
+        let url = &self.inner.url;
+        let span = info_span!(
+            "http request",
+            otel.name = "POST",
+            otel.kind = "client",
+            http.request.method = "POST",
+            url.full = url.as_str(),
+            server.address = url.host_str(),
+            server.port = url.port_or_known_default(),
+        );
+        let answer = self.answer(request).instrument(span.clone()).await;
+        if let Err(failure) = &answer {
+            trace::failed_in(&span, failure.code(), "the translator gave no translation");
+        }
+        answer
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
         let lost = |error: reqwest::Error| {
             let late = error.is_timeout() && !error.is_connect();
             let message = crate::causes::joined(&error.without_url());
@@ -193,6 +212,7 @@ impl Gemini {
         };
         let mut response = request.send().await.map_err(lost)?;
         let status = response.status().as_u16();
+        trace::note("http.response.status_code", i64::from(status));
         let retry_after = wire::retry_after(response.headers());
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {

@@ -13,13 +13,14 @@ use crate::broker::{Commands, Lost, Settlement, Unsettled};
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::job::Stopping;
+use crate::telemetry::metrics::JobOutcome;
 
 /// Handing back what is dropped may take this much longer than the grace, once for its jobs and once for what they have left: database and broker answer in
 /// milliseconds, or not at all.
 const SETTLING: Duration = Duration::from_secs(2);
 
 /// Between two signs that the loop goes on.
-const BEAT: Duration = Duration::from_secs(5);
+pub(super) const BEAT: Duration = Duration::from_secs(5);
 /// No delivery is held for so long: RabbitMQ takes it away then.
 const LONGEST: Duration = Duration::from_mins(30);
 
@@ -63,7 +64,8 @@ impl Session {
                 // must be noticed with all slots taken too.
                 next = self.commands.next() => match next {
                     Ok((incoming, unsettled)) => {
-                        if let Some(published) = incoming.published() {
+                        // An urgent one has overtaken others.
+                        if let Some(published) = incoming.published().filter(|_| !incoming.is_urgent()) {
                             self.health.queue(|queue| queue.took(published));
                         }
                         let task = self.jobs.spawn(self.intake.clone().handle(incoming, self.stopping.clone()));
@@ -148,6 +150,8 @@ impl Session {
             Ok((id, settlement)) => (id, settlement),
             Err(failed) => {
                 error!(error = %failed, "a job panicked; its command goes back to the queue");
+                let taken = self.unsettled.get(&failed.id()).map(|(taken, _)| taken.elapsed());
+                self.intake.metrics().delivery(JobOutcome::Panicked, taken.unwrap_or_default());
                 (failed.id(), Settlement::Return)
             }
         };

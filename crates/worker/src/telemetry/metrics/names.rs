@@ -90,7 +90,7 @@ pub(crate) const JOBS: Spec = counter(
     "asset_worker.jobs",
     "{delivery}",
     "Deliveries of commands by what became of them: completed, failed (with its code), repeated (the job had ended before), retried, yielded, interrupted, \
-     held, conflict, broken",
+     held, lease_lost, conflict, broken (our own infrastructure failed), panicked",
     &["outcome", "error.type"],
 );
 pub(crate) const JOB_DURATION: Spec = seconds(
@@ -135,7 +135,7 @@ pub(crate) const RATE_LIMITED: Spec = counter(
 pub(crate) const QUOTA_WAIT: Spec = seconds(
     "asset_worker.quota.wait.duration",
     SECONDS,
-    "What a request waits for its turn among the jobs and for its place in the account's quota",
+    "What a request waits for its turn among the jobs and for its place in the account's quota, until it has them or gives up",
     &[],
 );
 pub(crate) const REQUESTS_IN_FLIGHT: Spec = gauge(
@@ -158,7 +158,7 @@ pub(crate) const FINISHER_LIMIT: Spec =
 pub(crate) const COST: Spec = counter(
     "asset_worker.cost",
     "USD",
-    "What this process's requests cost, by STABILITY_COST_PER_IMAGE_USD: those that were, or may have been, charged",
+    "What this process's requests cost, by STABILITY_COST_PER_IMAGE_USD: those that had their end and were, or may have been, charged",
     &[],
 );
 pub(crate) const BUDGET_SPENT: Spec = gauge(
@@ -181,8 +181,8 @@ pub(crate) const QUEUE_CONSUMERS: Spec =
 pub(crate) const QUEUE_AGE: Spec = gauge(
     "asset_worker.queue.oldest_message.age",
     "s",
-    "At most so long waits the oldest command: the time since the queue was empty, or since the command that this worker took last was published, whichever \
-     is shorter; none where neither is known",
+    "At most so long waits the oldest command: the time since this worker saw the queue empty, or since the command that it took last was published (urgent \
+     ones left out), whichever is shorter; none where neither is known",
     &[],
 );
 pub(crate) const LEASE_LOSSES: Spec =
@@ -213,8 +213,8 @@ pub(crate) const BUILD_INFO: Spec = gauge("asset_worker.build.info", "", "1, wit
 pub(crate) const HTTP_DURATION: Spec = seconds(
     "http.client.request.duration",
     SECONDS,
-    "Requests to Stability's API, by OpenTelemetry's convention",
-    &["http.request.method", "http.response.status_code", "error.type"],
+    "Requests to Stability's API for pictures, by OpenTelemetry's convention",
+    &["http.request.method", "http.response.status_code", "server.address", "server.port", "error.type"],
 );
 pub(crate) const GEN_AI_DURATION: Spec = seconds(
     "gen_ai.client.operation.duration",

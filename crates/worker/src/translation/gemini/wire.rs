@@ -42,6 +42,19 @@ pub(super) enum Failure {
     Answer(String),
 }
 
+impl Failure {
+    /// In spans.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Refused(_) => "refused",
+            Self::Late(_) => "timeout",
+            Self::Blocked(_) => "blocked",
+            Self::Answer(_) => "unusable",
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
