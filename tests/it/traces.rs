@@ -324,6 +324,7 @@ async fn a_job_can_be_followed_by_its_id_alone_in_lines_that_say_where_they_belo
         "job.id",
         "level",
         "message",
+        "name",
         "project.id",
         "reason",
         "requests",
