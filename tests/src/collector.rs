@@ -260,7 +260,7 @@ fn decoded<M: Message + Default>(body: Bytes) -> Result<M, StatusCode> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {

@@ -127,7 +127,7 @@ async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
     let nothing = TelemetrySettings::default();
     let exported = if asked.is_traced() { &settings.telemetry } else { &nothing };
     let telemetry = Telemetry::start(&settings, exported, asked.default_filter(), screen.log_writer())?;
-    let done = did(asked, &settings, &telemetry, screen).await;
+    let done = Box::pin(did(asked, &settings, &telemetry, screen)).await;
     telemetry.finish();
     done
 }

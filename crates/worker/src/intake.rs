@@ -83,7 +83,8 @@ impl Intake {
     pub async fn handle(self, incoming: Incoming, stop: Stopping) -> Settlement {
         let span = self.span("process", "consumer", &incoming);
         trace::follow(&span, incoming.trace().as_ref());
-        self.processed(incoming, stop).instrument(span).await
+        // Boxed, here and below, as it holds all that a job waits for.
+        Box::pin(self.processed(incoming, stop)).instrument(span).await
     }
 
     async fn processed(self, incoming: Incoming, stop: Stopping) -> Settlement {
@@ -95,11 +96,11 @@ impl Intake {
         let (settlement, outcome) = match read.instrument(self.span("receive", "client", &incoming)).await {
             Ok(command) => {
                 let span = trace::job_span(&command);
-                self.settled(&incoming, self.run(&incoming, &command, &stop)).instrument(span).await
+                self.settled(&incoming, Box::pin(self.run(&incoming, &command, &stop))).instrument(span).await
             }
             Err(invalid) => {
                 trace::failed(JobFailureCode::InvalidRequest.as_str(), &invalid.to_string());
-                self.settled(&incoming, self.refuse(&incoming, invalid)).await
+                self.settled(&incoming, Box::pin(self.refuse(&incoming, invalid))).await
             }
         };
         if let JobOutcome::Broken(code) = outcome {

@@ -73,7 +73,7 @@ impl Incoming {
 
     /// What the producer calls the message.
     pub fn message_id(&self) -> Option<&str> {
-        self.properties.message_id().as_ref().map(|id| id.as_str())
+        self.properties.message_id().as_ref().map(lapin::types::ShortString::as_str)
     }
 
     /// How often it was given to somebody before.

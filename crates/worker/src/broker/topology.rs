@@ -83,7 +83,7 @@ pub(super) async fn compared(channel: &Channel, name: &str, arguments: &Argument
     }
     match declared(channel, name, arguments).await {
         Ok(()) => Ok(QueueMatch::AsExpected),
-        Err(error) if is(&error, AMQPSoftError::PRECONDITIONFAILED) => Ok(QueueMatch::Differs(error.to_string())),
+        Err(error) if is(&error, &AMQPSoftError::PRECONDITIONFAILED) => Ok(QueueMatch::Differs(error.to_string())),
         Err(error) => Err(BrokerError { doing: "compare a queue", cause: error.to_string() }),
     }
 }
@@ -120,14 +120,14 @@ pub(super) async fn queue_state(channel: &Channel, name: &str) -> Result<QueueSt
     let looked = async {
         match declared.await {
             Ok(queue) => Ok(QueueState::There { messages: queue.message_count(), consumers: queue.consumer_count() }),
-            Err(error) if is(&error, AMQPSoftError::NOTFOUND) => Ok(QueueState::Missing),
+            Err(error) if is(&error, &AMQPSoftError::NOTFOUND) => Ok(QueueState::Missing),
             Err(error) => Err(error),
         }
     };
     answered("look at a queue", looked).await
 }
 
-fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
+fn is(error: &lapin::Error, soft: &AMQPSoftError) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_id() == soft.get_id(),
         _ => false,

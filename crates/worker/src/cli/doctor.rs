@@ -152,9 +152,8 @@ async fn broker(settings: &Settings) -> State {
 
 /// Each queue that a start declares: whether it is there with the arguments that it shall have.
 async fn queues(settings: &Settings) -> State {
-    let broker = match Broker::reach(&settings.amqp_url).await {
-        Ok(broker) => broker,
-        Err(_) => return State::failed("not known while the broker cannot be reached", "mend the broker first"),
+    let Ok(broker) = Broker::reach(&settings.amqp_url).await else {
+        return State::failed("not known while the broker cannot be reached", "mend the broker first");
     };
     let compared = broker.compared(&Topology::new(&settings.jobs)).await;
     broker.close().await;

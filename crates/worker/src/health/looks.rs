@@ -91,7 +91,7 @@ impl Looks {
         match balance {
             Ok(Ok(balance)) => (known.refused, known.credits) = (None, Some(balance.credits)),
             Ok(Err(error @ Error::Unauthorized(_)))
-                if !known.used.is_some_and(|at| at.elapsed() < ACCEPTED_INTERVAL) =>
+                if known.used.is_none_or(|at| at.elapsed() >= ACCEPTED_INTERVAL) =>
             {
                 known.refused = Some(causes::joined(&error));
             }
