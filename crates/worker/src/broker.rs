@@ -21,7 +21,7 @@ pub use consumer::{Commands, Lost};
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use delivery::{Incoming, Settlement, Unsettled};
 pub use publisher::Publisher;
-pub(crate) use topology::{CONSUMED, GENERATE_KEY};
+pub(crate) use topology::GENERATE_KEY;
 pub use topology::{QueueMatch, QueueState, Topology};
 pub use watch::{Watch, Watched};
 

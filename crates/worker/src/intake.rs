@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{Instrument, Span, error, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::broker::{BrokerError, CONSUMED, GENERATE_KEY, Incoming, Publisher, Settlement};
+use crate::broker::{BrokerError, GENERATE_KEY, Incoming, Publisher, Settlement};
 use crate::causes;
 use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::job::{Envelope, JobRunError, Stopping, Verdict, Workshop};
@@ -20,7 +20,7 @@ use crate::pause;
 use crate::settings::JobSettings;
 use crate::store::{Standing, StoreError, TerminalEvent};
 use crate::telemetry::metrics::{Coded, DeadLetterReason, JobOutcome, Metrics, Stage};
-use crate::telemetry::trace;
+use crate::telemetry::trace::{self, CONSUMED};
 
 /// The reason of a dead letter whose id belongs to another command.
 const CONFLICT: &str = "job_id_conflict";

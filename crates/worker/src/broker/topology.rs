@@ -14,8 +14,6 @@ pub(super) const COMMANDS: &str = "assets.commands";
 pub(crate) const GENERATE_KEY: &str = "generate";
 pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 pub(super) const EVENTS: &str = "assets.events";
-/// What commands are consumed from, by OpenTelemetry's convention for RabbitMQ: exchange, routing key and queue.
-pub(crate) const CONSUMED: &str = "assets.commands:generate:assets.generate";
 pub(super) const DEAD_LETTER: &str = "assets.dead-letter";
 pub(super) const DEAD_QUEUE: &str = "assets.generate.dead";
 /// Where workers see what the broker itself gave to the dead letters.
@@ -180,6 +178,12 @@ async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::trace::CONSUMED;
+
+    #[test]
+    fn spans_and_metrics_name_what_is_consumed() {
+        assert_eq!(CONSUMED, format!("{COMMANDS}:{GENERATE_KEY}:{GENERATE_QUEUE}"));
+    }
 
     #[test]
     fn each_delay_has_a_queue_named_after_it() {
