@@ -99,3 +99,41 @@ fn there_are_no_more_pods_than_use_the_quota_up() -> Result<()> {
     assert_eq!(scaled["triggers"][0]["metadata"]["queueName"], "assets.generate");
     Ok(())
 }
+
+/// By KEDA's definition of a ScaledObject (v1alpha1), which Kubernetes does not publish.
+#[test]
+fn the_scaled_object_has_fields_that_keda_knows() -> Result<()> {
+    let scaled = manifest("ScaledObject")?;
+    assert_eq!(scaled["apiVersion"], "keda.sh/v1alpha1");
+    let numbers = ["cooldownPeriod", "idleReplicaCount", "maxReplicaCount", "minReplicaCount", "pollingInterval"];
+    for (name, value) in scaled["spec"].as_object().context("a specification")? {
+        match name.as_str() {
+            "scaleTargetRef" => assert!(value["name"].is_string(), "{value}"),
+            "triggers" => assert!(value.as_array().is_some_and(|triggers| !triggers.is_empty()), "{value}"),
+            name => assert!(numbers.contains(&name) && value.is_u64(), "{name}: {value}"),
+        }
+    }
+    let trigger = scaled["spec"]["triggers"][0].as_object().context("a trigger")?;
+    assert_eq!(trigger.keys().collect::<Vec<_>>(), ["metadata", "type"]);
+    let metadata = trigger["metadata"].as_object().context("metadata")?;
+    assert!(metadata.values().all(Value::is_string), "all of it is text: {metadata:?}");
+    let from = metadata["hostFromEnv"].as_str().context("a variable")?;
+    let container = manifest("Deployment")?["spec"]["template"]["spec"]["containers"][0].clone();
+    let env = container["env"].as_array().context("a list")?;
+    assert!(env.iter().any(|variable| variable["name"] == from), "the pods have no {from}");
+    Ok(())
+}
+
+#[test]
+fn the_pod_monitor_looks_where_the_pods_serve() -> Result<()> {
+    let monitor = deployed("kubernetes/podmonitor.yaml")?;
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    let pod = manifest("Deployment")?["spec"]["template"].clone();
+    assert_eq!(endpoint["port"], pod["spec"]["containers"][0]["ports"][0]["name"]);
+    assert_eq!(endpoint["path"], pod["metadata"]["annotations"]["prometheus.io/path"]);
+    let labels = deployed("kubernetes/kustomization.yaml")?["labels"][0]["pairs"].clone();
+    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().context("labels")? {
+        assert_eq!(labels[label], *value, "{label}");
+    }
+    Ok(())
+}
