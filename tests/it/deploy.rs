@@ -100,7 +100,7 @@ fn there_are_no_more_pods_than_use_the_quota_up() -> Result<()> {
     Ok(())
 }
 
-/// By KEDA's definition of a ScaledObject (v1alpha1), which Kubernetes does not publish.
+/// By the definition of KEDA (v1alpha1), which Kubernetes does not publish.
 #[test]
 fn the_scaled_object_has_fields_that_keda_knows() -> Result<()> {
     let scaled = manifest("ScaledObject")?;
