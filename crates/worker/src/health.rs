@@ -7,6 +7,7 @@ mod looks;
 mod queue;
 mod server;
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -156,8 +157,8 @@ impl Health {
         }
     }
 
-    /// Looks at everything again and again, for the gauges. Never returns.
-    pub(crate) async fn watch(&self) {
+    /// Looks at everything again and again, for the gauges, for as long as it is let.
+    pub(crate) async fn watch(&self) -> Infallible {
         let mut every = tokio::time::interval(looks::INTERVAL);
         loop {
             every.tick().await;

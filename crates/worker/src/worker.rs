@@ -72,7 +72,7 @@ pub async fn run(settings: &Settings, telemetry: &Telemetry, stop: &Cancellation
             source: served.map_err(std::io::Error::other).and_then(|served| served).err().unwrap_or_else(|| std::io::ErrorKind::Other.into()),
         }),
         worked = work(settings, &telemetry.metrics, &health, stop) => worked,
-        () = health.watch() => Ok(()),
+        never = health.watch() => match never {},
     };
     probes_stop.cancel();
     probes.shutdown().await;
