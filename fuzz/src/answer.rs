@@ -32,8 +32,8 @@ pub fn answer(bytes: &[u8]) {
             assert!(pictures.iter().all(|picture| !picture.image.is_empty()));
         }
         Err(error) => {
-            let fate = error.fate();
-            assert!(!(fate.retry && fate.fatal), "{error}");
+            let class = error.class();
+            assert!(!(class.retryable && class.fatal), "{error}");
             assert!(error.retry_after().is_none_or(|wait| wait <= Duration::from_hours(1)));
             assert_sentence(&error.to_string());
         }

@@ -2,8 +2,9 @@
 
 use std::sync::LazyLock;
 
-use domain::command::{Command, Rules};
+use domain::command::Command;
 use domain::prompt;
+use domain::rules::Rules;
 use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
 
 use crate::assert_sentence;

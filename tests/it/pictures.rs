@@ -11,7 +11,7 @@ async fn test_6_a_picture_of_one_colour_is_asked_for_once_more_and_then_given_up
     let descriptions =
         ["One [fault:blank]", "Two [fault:blank x1]", "Three [fault:corrupt]", "Four [fault:corrupt x1]", "Five"];
     let done = world.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
-    assert_eq!(done.log.matches("it is asked for once more").count(), 4, "{}", done.log);
+    assert_eq!(done.log.matches("picture unusable, generating once more").count(), 4, "{}", done.log);
     let data = done.data_of("completed")?;
     assert_files(&world, &data, &[2, 4, 5])?;
     assert_eq!(codes(&data), ["invalid_image", "invalid_image"]);

@@ -179,7 +179,7 @@ async fn a_long_job_lets_those_that_wait_go_first_and_costs_nothing_more() -> Re
     );
     assert_files(&world, &ended[1], &[1, 2, 3, 4, 5, 6])?;
     assert_eq!(world.sandbox.ledger().requests, 7);
-    assert!(worker.log().contains("the job has had its slice"), "{}", worker.log());
+    assert!(worker.log().contains("the job's time slice is over"), "{}", worker.log());
     let rows = world.rows("SELECT attempts FROM jobs").await?;
     assert!(rows.iter().all(|row| row["attempts"] == 0), "a slice with progress is no try: {rows:?}");
     Ok(())

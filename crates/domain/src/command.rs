@@ -3,27 +3,15 @@
 //! Reading is strict. Every rule that is broken is reported, each with the field, the value and what is allowed, so that a
 //! producer mends its message once and not key by key.
 
-use std::ops::RangeInclusive;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::digest;
 use crate::fields::{self, Fields, first_ones};
+use crate::rules::{MAX_BODY_BYTES, MAX_CONCURRENT, MAX_DESCRIPTION_CHARS, MAX_IMAGES, Rules};
 use crate::strict_json;
 use crate::style::Style;
-
-/// The largest body that is read, in bytes (4 MiB).
-pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// The most images one command may ask for.
-pub const MAX_IMAGES: usize = 200;
-/// The most characters of one description, after trimming.
-pub const MAX_DESCRIPTION_CHARS: usize = 2_000;
-/// The most style modifiers in one command.
-pub const MAX_STYLE_MODIFIERS: usize = 50;
-/// The most requests a job may have in flight.
-pub const MAX_CONCURRENT: u8 = 6;
 
 /// A request for the images of one job.
 ///
@@ -111,19 +99,6 @@ pub enum CacheMode {
     OnFailure,
     /// Always; the API is not called where one exists.
     Prefer,
-}
-
-/// What the API behind the worker takes. The domain does not know Stability; the worker tells it.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// Names of the engines that can be asked for.
-    pub engines: Vec<&'static str>,
-    /// Names of the style presets.
-    pub style_presets: Vec<&'static str>,
-    /// The range of `cfg_scale`.
-    pub cfg_scale: RangeInclusive<f64>,
-    /// The range of `steps`.
-    pub steps: RangeInclusive<u8>,
 }
 
 /// Who a command that cannot be followed came from, where that much could be read.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::command::{MAX_DESCRIPTION_CHARS, MAX_STYLE_MODIFIERS, Rules};
 use crate::fields::{self, Fields, first_ones};
+use crate::rules::{MAX_DESCRIPTION_CHARS, MAX_STYLE_MODIFIERS, Rules};
 
 /// What all images of a job share. What is `None` is left to whoever comes next: command, project, worker, API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

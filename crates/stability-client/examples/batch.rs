@@ -54,7 +54,7 @@ pub(crate) async fn paint_all(
             match client.generate(&request).await {
                 Ok(generated) => format!("{}: {} bytes", request.prompt(), generated.into_first().image.len()),
                 Err(failure) => {
-                    format!("{}: {} ({} requests)", request.prompt(), failure.error, failure.spent.requests)
+                    format!("{}: {} ({} requests)", request.prompt(), failure.error, failure.usage.requests)
                 }
             }
         });

@@ -31,7 +31,7 @@ pub(crate) async fn paint(
 ) -> Result<String, Box<dyn Error>> {
     let request = TextToImage::new(engine, engine.frame_for(1920, 1080), prompt)?.negative_prompt("blurry")?;
     let generated = client.generate(&request).await.map_err(|failure| failure.error)?;
-    let requests = generated.spent.requests;
+    let requests = generated.usage.requests;
     let picture = generated.into_first();
     std::fs::write(file, &picture.image)?;
     Ok(format!("{}: {} bytes, seed {}, {requests} requests", file.display(), picture.image.len(), picture.seed))

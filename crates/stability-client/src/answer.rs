@@ -9,22 +9,10 @@ use serde::Deserialize;
 
 use crate::engine::Family;
 use crate::error::Error;
-use crate::transport::Answer;
+use crate::wire::HttpResponse;
 
-/// The longest body that is read, in bytes (64 MiB): ten pictures of the largest size in base64 fit twice.
-pub const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 /// How many characters of an unknown finish reason are repeated.
 const SHOWN_CHARS: usize = 40;
-
-/// How the API is asked to send a picture. What comes is read either way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum AnswerForm {
-    /// As it is, with its facts in headers: a quarter smaller on the wire, and nothing to decode.
-    #[default]
-    Image,
-    /// In JSON, as base64.
-    Json,
-}
 
 /// One picture as the API sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,12 +63,14 @@ struct V2Body<'a> {
 /// # Errors
 ///
 /// [`Error::Filtered`], [`Error::Unfinished`] where there is no picture for that reason, and [`Error::Undecodable`].
-pub(crate) fn decode(family: Family, answer: &Answer) -> Result<Pictures, Error> {
-    if answer.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
-        let reason = answer.finish_reason.as_deref();
-        return one_of([finished(reason).and_then(|()| picture(answer.body.clone(), answer.seed.unwrap_or_default()))]);
+pub(crate) fn decode(family: Family, response: &HttpResponse) -> Result<Pictures, Error> {
+    if response.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
+        let reason = response.finish_reason.as_deref();
+        return one_of([
+            finished(reason).and_then(|()| picture(response.body.clone(), response.seed.unwrap_or_default()))
+        ]);
     }
-    let body = &answer.body;
+    let body = &response.body;
     let unreadable = |error| Error::Undecodable(format!("{} bytes that are not the API's JSON ({error})", body.len()));
     match family {
         Family::V1 => {

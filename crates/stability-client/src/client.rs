@@ -3,26 +3,27 @@
 mod builder;
 mod check;
 
-use std::sync::{Arc, OnceLock};
+use std::future::ready;
+use std::sync::Arc;
 use std::time::Duration;
 
-use backon::Retryable;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::account::{Balance, EngineListing};
-use crate::answer::{self, AnswerForm, Picture, Pictures};
-use crate::engine::Engine;
-use crate::error::{ApiFailure, Error};
+use crate::answer::{self, Picture, Pictures};
+use crate::call_options::CallOptions;
+use crate::error::{ApiFailure, Error, UnusablePicture};
+use crate::http::Transport;
+use crate::options::AnswerForm;
 use crate::quota::{Quota, QuotaUnavailable};
 use crate::request::TextToImage;
 use crate::retry::{Exchange, Finished, Observer, Retry, RetryPolicy};
-use crate::spent::{Meter, Spent};
-use crate::terms::Terms;
-use crate::transport::{Answer, Body, Call, Transport};
 use crate::turns::{Turn, Turns};
+use crate::usage::Usage;
+use crate::wire::{HttpBody, HttpRequest, HttpResponse};
 
 pub use builder::{BuildError, ClientBuilder};
 pub use check::Checked;
@@ -37,8 +38,8 @@ pub struct Generated {
     pub pictures: Vec<Picture>,
     /// How many more were asked for and filtered by content policy, or not finished.
     pub withheld: u32,
-    /// What it cost, retries included.
-    pub spent: Spent,
+    /// What the call has used, retries included.
+    pub usage: Usage,
 }
 
 impl Generated {
@@ -48,15 +49,15 @@ impl Generated {
     }
 }
 
-/// Why there is no picture, and what that cost.
+/// Why there is no picture, and what that used.
 #[derive(Debug, thiserror::Error)]
-#[error("no picture after {} requests", .spent.requests)]
+#[error("no picture after {} requests", .usage.requests)]
 pub struct GenerateError {
     /// Why the last request failed.
     #[source]
     pub error: Error,
-    /// What it cost, retries included.
-    pub spent: Spent,
+    /// What the call has used, retries included.
+    pub usage: Usage,
 }
 
 /// A client of Stability's API. Clones share the quota and the bound on requests in flight.
@@ -75,46 +76,188 @@ struct Inner {
     observer: Arc<dyn Observer>,
 }
 
+/// One call of [`Client::generate_with`], as far as it has come.
+struct Call<'a> {
+    request: &'a TextToImage,
+    http: HttpRequest,
+    options: &'a CallOptions<'a>,
+    usage: Usage,
+    /// When the call must end; known once its first request has its turn.
+    deadline: Option<Instant>,
+    /// The one extra generation for an unusable picture was used up.
+    regenerated: bool,
+}
+
 impl Client {
-    /// Makes pictures, retrying what passes.
+    /// Makes pictures and retries what can be retried: [`Client::generate_with`] with default options, accepting every whole picture.
     ///
-    /// A 429 pauses every request of this client, for as long as the API asks or for the lock-out; that uses up no retry.
+    /// # Errors
+    ///
+    /// [`GenerateError`] with the last failure; its [`crate::ErrorClass`] says what it means.
+    pub async fn generate(&self, request: &TextToImage) -> Result<Generated, GenerateError> {
+        self.generate_with(request, &CallOptions::default(), |generated| ready(Ok(generated))).await
+    }
+
+    /// Makes pictures that `accept` can use, and returns what it made of them.
+    ///
+    /// - One loop sends, waits and retries, within [`RetryPolicy::total`]; time spent in `accept` counts.
+    /// - `accept` runs after the request has given up its turn and its payment is committed, so that other requests go on meanwhile.
+    /// - A picture that is damaged or not accepted is generated once more, which uses up a retry; not where its seed was given and it came undamaged,
+    ///   since the same seed would repeat it.
+    /// - A 429 pauses every request of this client, for as long as the API asks or for the lock-out; that uses up no retry.
+    ///
     /// Dropping the future drops the request in flight, which may be charged all the same.
     ///
     /// # Errors
     ///
-    /// [`GenerateError`] with the last failure; its [`crate::Fate`] says what it means.
-    pub async fn generate(&self, request: &TextToImage) -> Result<Generated, GenerateError> {
-        self.generate_on(&Terms::default(), request).await
-    }
-
-    /// As [`Client::generate`], on terms that the caller sets.
-    ///
-    /// # Errors
-    ///
-    /// [`GenerateError`]; its error is [`Error::Stopped`] where the terms' `stop` was cancelled, and [`Error::Budget`] where a request could
-    /// not be paid for.
-    pub async fn generate_on(&self, terms: &Terms<'_>, request: &TextToImage) -> Result<Generated, GenerateError> {
-        let engine = request.engine();
+    /// [`GenerateError`]; its error is [`Error::Stopped`] where `options.stop` was cancelled, [`Error::Budget`] where a request was not paid
+    /// for, and [`Error::Unusable`] where `accept` refused the last picture.
+    pub async fn generate_with<T, F>(
+        &self,
+        request: &TextToImage,
+        options: &CallOptions<'_>,
+        accept: impl Fn(Generated) -> F + Send,
+    ) -> Result<T, GenerateError>
+    where
+        F: Future<Output = Result<T, UnusablePicture>> + Send,
+    {
         let begun = Instant::now();
         let span = self.span(request);
-        let generated = self.generated(terms, request).instrument(span.clone()).await;
-        let failure = generated.as_ref().err().map(|failure| failure.error.kind());
-        self.inner.observer.finished(&Finished { engine, failure, took: begun.elapsed() });
-        match &generated {
-            Ok(generated) => {
-                span.record("stability.requests", generated.spent.requests);
-            }
-            Err(failure) => {
-                span.record("stability.requests", failure.spent.requests);
-                span.record("error.type", failure.error.kind());
-                if !matches!(failure.error, Error::Stopped) {
-                    span.record("otel.status_code", "ERROR");
-                    span.record("otel.status_description", failure.error.to_string());
+        let http = request.to_http(self.inner.answers);
+        let mut call = Call { request, http, options, usage: Usage::default(), deadline: None, regenerated: false };
+        let result = loop {
+            let error = match self.attempt(&mut call).instrument(span.clone()).await {
+                Ok(generated) => match accept(generated).await {
+                    Ok(accepted) => break Ok(accepted),
+                    Err(unusable) => Error::Unusable(unusable),
+                },
+                Err(error) => error,
+            };
+            let Some(wait) = span.in_scope(|| self.wait_before_retry(&mut call, &error)) else { break Err(error) };
+            // A wait that is cut short leads to the next attempt, which sends nothing.
+            let _ = options.stop.run_until_cancelled(sleep(wait)).await;
+        };
+        let failure = result.as_ref().err().map(Error::kind);
+        self.inner.observer.finished(&Finished { engine: request.engine(), failure, took: begun.elapsed() });
+        span.record("stability.requests", call.usage.requests);
+        result.map_err(|error| {
+            span.in_scope(|| note_failure(request, &error));
+            GenerateError { error, usage: call.usage }
+        })
+    }
+
+    /// One request: waits for its turn and the quota, pays, sends, and says what it used. It is paid for before it is sent.
+    async fn attempt(&self, call: &mut Call<'_>) -> Result<Generated, Error> {
+        let turn = self.admit(call).instrument(info_span!("quota wait")).await?;
+        let CallOptions { stop, budget, party: _ } = call.options;
+        if stop.is_cancelled() {
+            return Err(Error::Stopped);
+        }
+        let reservation = match budget.reserve().await {
+            Ok(reservation) => reservation,
+            // It may have waited for a refund until the call was stopped.
+            Err(_) if stop.is_cancelled() => return Err(Error::Stopped),
+            Err(error) => return Err(error.into()),
+        };
+        debug!(attempt = call.usage.requests + 1, "sending a request");
+        let sent = Instant::now();
+        let http = HttpRequest { resends: call.usage.requests, ..call.http.clone() };
+        let response = self.inner.transport.send(http).await;
+        let status = response.as_ref().ok().map(|response| response.status);
+        let response = response.and_then(checked);
+        let failure = response.as_ref().err().map(Error::kind);
+        let engine = call.request.engine();
+        self.inner.observer.answered(&Exchange { engine, failure, status, took: sent.elapsed() });
+        // A good status was charged, whatever its body turns out to be.
+        let charged = response.as_ref().err().is_none_or(|error| error.class().possibly_charged);
+        call.usage.count_request(charged);
+        if charged {
+            budget.commit(reservation).await;
+        } else {
+            budget.refund(reservation).await;
+        }
+        if let Some(pause) = response.as_ref().err().and_then(|error| self.pause_after(error)) {
+            self.inner.quota.pause(Instant::now() + pause).await;
+            self.inner.observer.paused(pause);
+        }
+        drop(turn);
+        let Pictures { pictures, withheld } = answer::decode(engine.family(), &response?)?;
+        Ok(Generated { pictures, withheld, usage: call.usage })
+    }
+
+    /// Waits for a turn and for the quota, and sets the deadline of the call.
+    async fn admit(&self, call: &mut Call<'_>) -> Result<Turn, Error> {
+        let asked = Instant::now();
+        let CallOptions { stop, budget: _, party } = call.options;
+        let admitted = match stop.run_until_cancelled(self.inner.turns.next(*party)).await {
+            None => Err(Error::Stopped),
+            Some(turn) => {
+                let deadline = *call.deadline.get_or_insert_with(|| Instant::now() + self.inner.retries.total);
+                match stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await {
+                    None => Err(Error::Stopped),
+                    Some(Ok(permitted)) => permitted.map(|()| turn).map_err(Error::from),
+                    Some(Err(_)) => {
+                        Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into())
+                    }
                 }
             }
+        };
+        self.inner.observer.admitted(asked.elapsed());
+        admitted
+    }
+
+    /// The one place that decides whether a call goes on after a failure, and after which wait; `None` ends it.
+    fn wait_before_retry(&self, call: &mut Call<'_>, error: &Error) -> Option<Duration> {
+        let pause = self.pause_after(error);
+        let wait = match error {
+            // What quota and budget do not know now is not asked again at once.
+            Error::Quota(_) | Error::Budget(_) => return None,
+            Error::RateLimited { .. } if pause.is_some() => pause?,
+            Error::Unusable(UnusablePicture { damaged: false, .. }) if call.request.asked_seed().is_some() => {
+                return None;
+            }
+            Error::Damaged { .. } | Error::Unusable(_) => {
+                // Asked for once more, if a retry is left.
+                self.inner.retries.delay(call.usage.retries).filter(|_| !call.regenerated)?;
+                call.regenerated = true;
+                Duration::ZERO
+            }
+            error if error.class().retryable => {
+                let delay = self.inner.retries.delay(call.usage.retries)?;
+                delay.max(error.retry_after().unwrap_or_default())
+            }
+            _ => return None,
+        };
+        if call.deadline.is_some_and(|deadline| Instant::now() + wait > deadline) {
+            return None;
         }
-        generated
+        let attempt = call.usage.requests;
+        if pause.is_some() {
+            warn!(attempt, pause = ?wait, "rate limit exceeded, retrying when the pause is over");
+            // The quota waits the pause out.
+            return Some(Duration::ZERO);
+        }
+        call.usage.retries += 1;
+        let cause = error.kind();
+        self.inner.observer.retrying(&Retry { attempt, cause, wait });
+        match error {
+            Error::RateLimited { .. } => warn!(attempt, cause, ?wait, "rate limit exceeded, retrying"),
+            Error::Damaged { .. } | Error::Unusable(_) => {
+                warn!(attempt, cause, %error, "picture unusable, generating once more")
+            }
+            error => warn!(attempt, cause, ?wait, %error, "request failed, retrying"),
+        }
+        Some(wait)
+    }
+
+    /// How long the account must not send after this failure.
+    fn pause_after(&self, failure: &Error) -> Option<Duration> {
+        match failure {
+            Error::RateLimited { retry_after, .. } => {
+                Some(retry_after.unwrap_or(self.inner.lockout)).filter(|pause| !pause.is_zero())
+            }
+            _ => None,
+        }
     }
 
     /// A client's span by OpenTelemetry's conventions for generative AI.
@@ -144,53 +287,6 @@ impl Client {
         self.inner.turns.out()
     }
 
-    async fn generated(&self, terms: &Terms<'_>, request: &TextToImage) -> Result<Generated, GenerateError> {
-        let call = request.call(self.inner.answers);
-        let family = request.engine().family();
-        let meter = Meter::default();
-        let deadline = OnceLock::new();
-        let stop = terms.stop.clone();
-        let engine = request.engine();
-        let outcome = (|| async {
-            let answer = self.attempt(terms, engine, &call, &meter, &deadline).await?;
-            answer::decode(family, &answer)
-        })
-        .retry(self.inner.retries.after(terms.retries_used))
-        .sleep(move |wait| {
-            let stop = stop.clone();
-            // A wait that is cut short leads to the next attempt, which sends nothing.
-            async move { stop.run_until_cancelled(sleep(wait)).await.unwrap_or_default() }
-        })
-        .when(|error| self.is_retried(error))
-        .adjust(|error, wait| {
-            let wait = wait?.max(error.retry_after().unwrap_or_default());
-            let end = Instant::now() + wait;
-            (end <= *deadline.get().unwrap_or(&end)).then_some(wait)
-        })
-        .notify(|error, wait| {
-            meter.count_retry();
-            let retry = Retry { attempt: meter.requests(), cause: error.kind(), wait };
-            self.inner.observer.retrying(&retry);
-            let Retry { attempt, cause, wait } = retry;
-            if matches!(error, Error::RateLimited { .. }) {
-                warn!(attempt, cause, ?wait, "rate limit exceeded, retrying");
-            } else {
-                warn!(attempt, cause, ?wait, %error, "request failed, retrying");
-            }
-        })
-        .await;
-        match outcome {
-            Ok(Pictures { pictures, withheld }) => Ok(Generated { pictures, withheld, spent: meter.spent() }),
-            Err(error) => {
-                if matches!(error, Error::ContentPolicy(_) | Error::Filtered) {
-                    // In full, so that people can see what is refused; nowhere else is a prompt logged.
-                    warn!(prompt = request.prompt(), %error, "content policy refused a prompt");
-                }
-                Err(GenerateError { error, spent: meter.spent() })
-            }
-        }
-    }
-
     /// The account's credits.
     ///
     /// # Errors
@@ -210,108 +306,31 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let call = Call { path: path.to_owned(), body: Body::None, accept: "application/json", resends: 0 };
-        let answer = checked(self.inner.transport.send(call).await?)?;
-        serde_json::from_slice(&answer.body).map_err(|error| Error::Undecodable(error.to_string()))
-    }
-
-    /// One request that counts as an attempt: lock-outs met on the way are waited out.
-    async fn attempt(
-        &self,
-        terms: &Terms<'_>,
-        engine: Engine,
-        call: &Call,
-        meter: &Meter,
-        deadline: &OnceLock<Instant>,
-    ) -> Result<Answer, Error> {
-        loop {
-            let waiting = info_span!("quota wait");
-            let (turn, deadline) = self.admitted(terms, deadline).instrument(waiting).await?;
-            if terms.stop.is_cancelled() {
-                return Err(Error::Stopped);
-            }
-            let receipt = match terms.budget.charge().await {
-                Ok(receipt) => receipt,
-                // It may have waited for money until it was not wanted any more.
-                Err(_) if terms.stop.is_cancelled() => return Err(Error::Stopped),
-                Err(error) => return Err(error.into()),
-            };
-            debug!(attempt = meter.requests() + 1, "sending a request");
-            let sent = Instant::now();
-            let answer = self.inner.transport.send(Call { resends: meter.requests(), ..call.clone() }).await;
-            let status = answer.as_ref().ok().map(|answer| answer.status);
-            let answer = answer.and_then(checked);
-            let failure = answer.as_ref().err().map(Error::kind);
-            self.inner.observer.answered(&Exchange { engine, failure, status, took: sent.elapsed() });
-            let failure = match answer {
-                Ok(answer) => {
-                    meter.count(true);
-                    terms.budget.settle(receipt, true).await;
-                    return Ok(answer);
-                }
-                Err(failure) => failure,
-            };
-            let maybe_charged = failure.fate().maybe_charged;
-            meter.count(maybe_charged);
-            terms.budget.settle(receipt, maybe_charged).await;
-            let Some(pause) = self.pause_after(&failure) else { return Err(failure) };
-            let until = Instant::now() + pause;
-            self.inner.quota.pause(until).await;
-            self.inner.observer.paused(pause);
-            drop(turn);
-            if until > deadline {
-                return Err(failure);
-            }
-            warn!(attempt = meter.requests(), ?pause, "rate limit exceeded, retrying when the pause is over");
-        }
-    }
-
-    /// A turn and a place in the quota, and when waits must be over.
-    async fn admitted(&self, terms: &Terms<'_>, deadline: &OnceLock<Instant>) -> Result<(Turn, Instant), Error> {
-        let asked = Instant::now();
-        let admitted = self.waited(terms, deadline).await;
-        self.inner.observer.admitted(asked.elapsed());
-        admitted
-    }
-
-    async fn waited(&self, terms: &Terms<'_>, deadline: &OnceLock<Instant>) -> Result<(Turn, Instant), Error> {
-        let turn = terms.stop.run_until_cancelled(self.inner.turns.next(terms.party)).await;
-        let turn = turn.ok_or(Error::Stopped)?;
-        let deadline = *deadline.get_or_init(|| Instant::now() + self.inner.retries.total);
-        let permitted = terms.stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await;
-        let Ok(permitted) = permitted.ok_or(Error::Stopped)? else {
-            return Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retries.total)).into());
-        };
-        permitted?;
-        Ok((turn, deadline))
-    }
-
-    /// Whether a failure is met by another request. What quota and budget cannot tell now is not asked again at once, and a pause was waited
-    /// out already.
-    fn is_retried(&self, error: &Error) -> bool {
-        match error {
-            Error::Quota(_) | Error::Budget(_) => false,
-            Error::Damaged { .. } => self.inner.retries.damaged,
-            _ => error.fate().retry && self.pause_after(error).is_none(),
-        }
-    }
-
-    /// How long nobody may send after this failure. A failure with a pause is waited out, or given up; it is no retry.
-    fn pause_after(&self, failure: &Error) -> Option<Duration> {
-        match failure {
-            Error::RateLimited { retry_after, .. } => {
-                Some(retry_after.unwrap_or(self.inner.lockout)).filter(|pause| !pause.is_zero())
-            }
-            _ => None,
-        }
+        let http = HttpRequest { path: path.to_owned(), body: HttpBody::None, accept: "application/json", resends: 0 };
+        let response = checked(self.inner.transport.send(http).await?)?;
+        serde_json::from_slice(&response.body).map_err(|error| Error::Undecodable(error.to_string()))
     }
 }
 
-pub(crate) fn checked(answer: Answer) -> Result<Answer, Error> {
-    if answer.status == 200 {
-        return Ok(answer);
+/// Notes the failure of a call on its span, and logs the prompt where content policy refused it.
+fn note_failure(request: &TextToImage, error: &Error) {
+    let span = Span::current();
+    span.record("error.type", error.kind());
+    if !matches!(error, Error::Stopped) {
+        span.record("otel.status_code", "ERROR");
+        span.record("otel.status_description", error.to_string());
     }
-    Err(Error::from_status(ApiFailure::read(answer.status, &answer.body), answer.retry_after))
+    if matches!(error, Error::ContentPolicy(_) | Error::Filtered) {
+        // In full, so that people can see what is refused; nowhere else is a prompt logged.
+        warn!(prompt = request.prompt(), %error, "content policy refused a prompt");
+    }
+}
+
+pub(crate) fn checked(response: HttpResponse) -> Result<HttpResponse, Error> {
+    if response.status == 200 {
+        return Ok(response);
+    }
+    Err(Error::from_status(ApiFailure::read(response.status, &response.body), response.retry_after))
 }
 
 #[cfg(test)]

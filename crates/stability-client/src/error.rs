@@ -1,17 +1,45 @@
 //! What can go wrong, reduced once to one enum, and what each failure means for a caller.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::budget::BudgetError;
 use crate::quota::QuotaUnavailable;
-use crate::request::InvalidRequest;
-use crate::terms::BudgetError;
 
 /// Something in between did not wait for the picture, which may be made (and charged) all the same.
 const GATEWAY_TIMEOUTS: [u16; 4] = [408, 504, 522, 524];
 /// How many characters of a body that is not the API's JSON are kept.
 const KEPT_CHARS: usize = 200;
+
+/// A request that the API would refuse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {value} is not allowed; {allowed}")]
+pub struct InvalidRequest {
+    /// The API's name of the field.
+    pub field: &'static str,
+    /// What was given; of a prompt, its length.
+    pub value: String,
+    /// What the API takes.
+    pub allowed: String,
+}
+
+impl InvalidRequest {
+    pub(crate) fn new(field: &'static str, value: impl Display, allowed: impl Into<String>) -> Self {
+        Self { field, value: value.to_string(), allowed: allowed.into() }
+    }
+}
+
+/// A whole picture that the caller cannot use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct UnusablePicture {
+    /// Why, in a sentence.
+    pub reason: String,
+    /// Whether it was damaged on its way. If not, the same seed would make the same picture again.
+    pub damaged: bool,
+}
 
 /// What the API said when it refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -131,6 +159,9 @@ pub enum Error {
         /// How much of it came.
         size_bytes: usize,
     },
+    /// A whole picture that the caller did not accept.
+    #[error("the picture cannot be used: {0}")]
+    Unusable(UnusablePicture),
     /// A good status with a body that holds no picture.
     #[error("the API's answer cannot be decoded: {0}")]
     Undecodable(String),
@@ -138,13 +169,13 @@ pub enum Error {
 
 /// What a failure means for a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fate {
+pub struct ErrorClass {
     /// The same request may succeed later.
-    pub retry: bool,
+    pub retryable: bool,
     /// Every other request of this account, or of this budget, would meet the same failure.
     pub fatal: bool,
     /// The account may have been charged for it.
-    pub maybe_charged: bool,
+    pub possibly_charged: bool,
 }
 
 impl Error {
@@ -172,26 +203,29 @@ impl Error {
     }
 
     /// What this failure means for a caller.
-    pub fn fate(&self) -> Fate {
-        const PASSES: Fate = Fate { retry: true, fatal: false, maybe_charged: false };
-        const STAYS: Fate = Fate { retry: false, fatal: false, maybe_charged: false };
+    pub fn class(&self) -> ErrorClass {
+        const RETRYABLE: ErrorClass = ErrorClass { retryable: true, fatal: false, possibly_charged: false };
+        const PERMANENT: ErrorClass = ErrorClass { retryable: false, fatal: false, possibly_charged: false };
         match self {
             Self::Server { failure, .. } => {
-                Fate { maybe_charged: GATEWAY_TIMEOUTS.contains(&failure.status), ..PASSES }
+                ErrorClass { possibly_charged: GATEWAY_TIMEOUTS.contains(&failure.status), ..RETRYABLE }
             }
             Self::Connect(_)
             | Self::RateLimited { .. }
             | Self::Quota(_)
-            | Self::Budget(BudgetError::Unavailable(_)) => PASSES,
-            Self::Timeout | Self::Interrupted(_) | Self::Unfinished | Self::Damaged { .. } | Self::Undecodable(_) => {
-                Fate { maybe_charged: true, ..PASSES }
-            }
-            Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) | Self::Stopped => STAYS,
-            Self::Filtered => Fate { maybe_charged: true, ..STAYS },
+            | Self::Budget(BudgetError::Unavailable(_)) => RETRYABLE,
+            Self::Timeout
+            | Self::Interrupted(_)
+            | Self::Unfinished
+            | Self::Damaged { .. }
+            | Self::Unusable(_)
+            | Self::Undecodable(_) => ErrorClass { possibly_charged: true, ..RETRYABLE },
+            Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) | Self::Stopped => PERMANENT,
+            Self::Filtered => ErrorClass { possibly_charged: true, ..PERMANENT },
             Self::Unauthorized(_)
             | Self::OutOfCredit(_)
             | Self::UnknownEngine(_)
-            | Self::Budget(BudgetError::Exceeded(_)) => Fate { fatal: true, ..STAYS },
+            | Self::Budget(BudgetError::Exceeded(_)) => ErrorClass { fatal: true, ..PERMANENT },
         }
     }
 
@@ -223,6 +257,7 @@ impl Error {
             Self::OutOfCredit(_) => "out_of_credit",
             Self::UnknownEngine(_) => "unknown_engine",
             Self::Damaged { .. } => "damaged",
+            Self::Unusable(_) => "unusable",
             Self::Undecodable(_) => "undecodable",
         }
     }
@@ -280,12 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_is_not_retried_and_what_is_fatal_is_said_to_be() {
-        assert_eq!(Error::Timeout.fate(), Fate { retry: true, fatal: false, maybe_charged: true });
-        assert_eq!(read(400, "{}").fate(), Fate { retry: false, fatal: false, maybe_charged: false });
-        assert_eq!(read(402, "{}").fate(), Fate { retry: false, fatal: true, maybe_charged: false });
-        assert_eq!(read(500, "{}").fate(), Fate { retry: true, fatal: false, maybe_charged: false });
-        assert_eq!(Error::Filtered.fate(), Fate { retry: false, fatal: false, maybe_charged: true });
+    fn each_error_has_its_class() {
+        assert_eq!(Error::Timeout.class(), ErrorClass { retryable: true, fatal: false, possibly_charged: true });
+        assert_eq!(read(400, "{}").class(), ErrorClass { retryable: false, fatal: false, possibly_charged: false });
+        assert_eq!(read(402, "{}").class(), ErrorClass { retryable: false, fatal: true, possibly_charged: false });
+        assert_eq!(read(500, "{}").class(), ErrorClass { retryable: true, fatal: false, possibly_charged: false });
+        assert_eq!(Error::Filtered.class(), ErrorClass { retryable: false, fatal: false, possibly_charged: true });
     }
 
     proptest! {

@@ -17,14 +17,16 @@
 //! # }
 //! ```
 //!
-//! In reading order: an [`Engine`] takes a [`TextToImage`] request in one of its [`Frame`]s; the [`Client`] sends it within its [`Quota`],
-//! and decodes the answer or reduces the failure to one [`Error`], whose [`Fate`] decides about retries, by a [`RetryPolicy`]; an
-//! [`Observer`] is told. A caller may set [`Terms`]: what stops it, a [`Budget`], and the [`Party`] that
-//! it is of, since parties take turns.
+//! In reading order: an [`Engine`] takes a [`TextToImage`] request in one of its [`Frame`]s; the [`Client`] sends it within its [`Quota`] and
+//! decodes the response, or reduces the failure to one [`Error`], whose [`ErrorClass`] decides about retries, by a [`RetryPolicy`]; an
+//! [`Observer`] is told. [`CallOptions`] set what stops a call, the [`Budget`] that pays for it, and the [`Party`] it belongs to: parties take
+//! turns.
 
 mod account;
 mod answer;
 mod api_key;
+mod budget;
+mod call_options;
 mod client;
 mod engine;
 mod error;
@@ -32,29 +34,31 @@ mod frame;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod http;
 mod options;
 mod quota;
 mod request;
 mod retry;
-mod spent;
-mod terms;
-mod transport;
 mod turns;
+mod usage;
+mod wire;
 
 pub use account::{Balance, EngineListing};
-pub use answer::{AnswerForm, MAX_BODY_BYTES, Picture};
+pub use answer::Picture;
 pub use api_key::ApiKey;
+pub use budget::{Budget, BudgetError, Reservation};
+pub use call_options::CallOptions;
 pub use client::{BuildError, Checked, Client, ClientBuilder, GenerateError, Generated, PROVIDER};
 pub use engine::{Engine, Family, UnknownName};
-pub use error::{ApiFailure, Error, Fate};
+pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusablePicture};
 pub use frame::{AspectRatio, Frame, Size};
-pub use options::{ClipGuidance, OutputFormat, Sampler, StylePreset};
+pub use options::{AnswerForm, ClipGuidance, OutputFormat, Sampler, StylePreset};
 pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
-pub use request::{CFG_SCALE, InvalidRequest, SAMPLES, STEPS, TextToImage};
+pub use request::{CFG_SCALE, SAMPLES, STEPS, TextToImage};
 pub use retry::{Exchange, Finished, Observer, Retry, RetryPolicy};
-pub use spent::Spent;
-pub use terms::{Budget, BudgetError, Receipt, Terms};
 pub use turns::Party;
+pub use usage::Usage;
+pub use wire::MAX_BODY_BYTES;
 
 /// The example of the README is compiled with the tests.
 #[cfg(doctest)]

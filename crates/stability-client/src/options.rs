@@ -39,6 +39,16 @@ macro_rules! names {
     };
 }
 
+/// How the API is asked to send a picture. What comes is read either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AnswerForm {
+    /// As it is, with its facts in headers: a quarter smaller on the wire, and nothing to decode.
+    #[default]
+    Image,
+    /// In JSON, as base64.
+    Json,
+}
+
 names! {
     /// A look that the API knows by name. Taken by the engines of the v1 API and by `core`.
     StylePreset, "style preset" {

@@ -6,11 +6,11 @@ mod v2beta;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use crate::answer::AnswerForm;
 use crate::engine::{Engine, Family, Knob};
+use crate::error::InvalidRequest;
 use crate::frame::Frame;
-use crate::options::{ClipGuidance, OutputFormat, Sampler, StylePreset};
-use crate::transport::{Body, Call};
+use crate::options::{AnswerForm, ClipGuidance, OutputFormat, Sampler, StylePreset};
+use crate::wire::{HttpBody, HttpRequest};
 
 /// The range of `cfg_scale`. Source: v1 specification.
 pub const CFG_SCALE: RangeInclusive<f64> = 0.0..=35.0;
@@ -18,24 +18,6 @@ pub const CFG_SCALE: RangeInclusive<f64> = 0.0..=35.0;
 pub const STEPS: RangeInclusive<u8> = 10..=50;
 /// The range of `samples`. Source: v1 specification.
 pub const SAMPLES: RangeInclusive<u8> = 1..=10;
-
-/// A request that the API would refuse.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {value} is not allowed; {allowed}")]
-pub struct InvalidRequest {
-    /// The API's name of the field.
-    pub field: &'static str,
-    /// What was given; of a prompt, its length.
-    pub value: String,
-    /// What the API takes.
-    pub allowed: String,
-}
-
-impl InvalidRequest {
-    fn new(field: &'static str, value: impl Display, allowed: impl Into<String>) -> Self {
-        Self { field, value: value.to_string(), allowed: allowed.into() }
-    }
-}
 
 /// A text with a weight: above 0 it is to be seen, below 0 it is not.
 #[derive(Debug, Clone, PartialEq)]
@@ -250,10 +232,10 @@ impl TextToImage {
     }
 
     /// The request to send, with the answer in this form where the API can give it so.
-    pub(crate) fn call(&self, form: AnswerForm) -> Call {
+    pub(crate) fn to_http(&self, form: AnswerForm) -> HttpRequest {
         let body = match self.engine.family() {
-            Family::V1 => Body::Json(v1::body(self)),
-            Family::V2Beta => Body::Form(v2beta::form(self)),
+            Family::V1 => HttpBody::Json(v1::body(self)),
+            Family::V2Beta => HttpBody::Form(v2beta::form(self)),
         };
         let accept = match (form, self.engine.family()) {
             // Several pictures come as JSON only.
@@ -261,7 +243,7 @@ impl TextToImage {
             (AnswerForm::Image, Family::V2Beta) => "image/*",
             (AnswerForm::Json | AnswerForm::Image, _) => "application/json",
         };
-        Call { path: self.engine.path(), body, accept, resends: 0 }
+        HttpRequest { path: self.engine.path(), body, accept, resends: 0 }
     }
 
     fn taken(&self, knob: Knob, value: impl Display) -> Result<(), InvalidRequest> {

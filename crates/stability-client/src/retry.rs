@@ -2,49 +2,34 @@
 
 use std::time::Duration;
 
-use backon::BackoffBuilder;
-
 use crate::engine::Engine;
 
 /// The waits before each retry, and the time they may take in all.
+///
+/// A picture that cannot be used (damaged, or not accepted by the caller) is generated once more at most. That uses up a retry, without a wait.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     /// The wait before each retry; its length is the number of retries. A `Retry-After` that is longer wins.
     pub delays: Vec<Duration>,
-    /// No wait for a retry, a pause or the quota ends later than this after the first request got its turn.
+    /// The limit on one call: no wait for a retry, a pause or the quota ends later than this after the first request got its turn, and no further
+    /// request is sent after it.
     pub total: Duration,
     /// How much longer a wait may be, by chance, as a share of itself: 0.25 makes 2 s at most 2.5 s. 0 is none.
     pub jitter: f64,
-    /// Whether a picture that came damaged is asked for again like any other failure; else that is the caller's to decide.
-    pub damaged: bool,
-}
-
-impl RetryPolicy {
-    /// What is left of it when some retries are used up.
-    pub(crate) fn after(&self, used: usize) -> Self {
-        Self { delays: self.delays.iter().skip(used).copied().collect(), ..self.clone() }
-    }
 }
 
 impl Default for RetryPolicy {
-    /// 2, 5 and 10 seconds, 5 minutes in all, no jitter, damaged pictures too.
+    /// 2, 5 and 10 seconds, 5 minutes in all, no jitter.
     fn default() -> Self {
-        Self {
-            delays: [2, 5, 10].map(Duration::from_secs).to_vec(),
-            total: Duration::from_mins(5),
-            jitter: 0.0,
-            damaged: true,
-        }
+        Self { delays: [2, 5, 10].map(Duration::from_secs).to_vec(), total: Duration::from_mins(5), jitter: 0.0 }
     }
 }
 
-impl BackoffBuilder for RetryPolicy {
-    type Backoff = std::vec::IntoIter<Duration>;
-
-    fn build(self) -> Self::Backoff {
-        let jitter = self.jitter.clamp(0.0, 10.0);
-        let waits = self.delays.iter().map(|delay| delay.mul_f64(1.0 + jitter * fastrand::f64()));
-        waits.collect::<Vec<_>>().into_iter()
+impl RetryPolicy {
+    /// The wait before retry number `retry` (from 0); `None` after the last one.
+    pub(crate) fn delay(&self, retry: u32) -> Option<Duration> {
+        let delay = self.delays.get(usize::try_from(retry).ok()?)?;
+        Some(delay.mul_f64(1.0 + self.jitter.clamp(0.0, 10.0) * fastrand::f64()))
     }
 }
 
@@ -100,7 +85,7 @@ pub struct Exchange {
     pub took: Duration,
 }
 
-/// One call of [`crate::Client::generate_on`] and what became of it.
+/// One call of [`crate::Client::generate_with`] and what became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finished {
     /// What was asked.
@@ -121,13 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_lengthens_a_wait_by_its_share_at_most_and_none_leaves_it_as_it_is() {
-        let exact: Vec<_> = RetryPolicy::default().build().collect();
-        assert_eq!(exact, [2, 5, 10].map(Duration::from_secs));
+    fn jitter_lengthens_a_delay_by_its_share_at_most() {
+        let delays = |policy: &RetryPolicy| (0..4).map(|retry| policy.delay(retry)).collect::<Vec<_>>();
+        let exact = delays(&RetryPolicy::default());
+        assert_eq!(exact, [Some(2), Some(5), Some(10), None].map(|seconds| seconds.map(Duration::from_secs)));
         for _ in 0..100 {
-            let waits = RetryPolicy { jitter: 0.25, ..RetryPolicy::default() }.build();
-            for (wait, delay) in waits.zip(&exact) {
-                assert!((*delay..=delay.mul_f64(1.25)).contains(&wait), "{wait:?}");
+            let jittered = delays(&RetryPolicy { jitter: 0.25, ..RetryPolicy::default() });
+            for (wait, delay) in jittered.iter().flatten().zip(exact.iter().flatten()) {
+                assert!((*delay..=delay.mul_f64(1.25)).contains(wait), "{wait:?}");
             }
         }
     }

@@ -19,7 +19,7 @@ use topology::{DEAD_QUEUE, GENERATE_QUEUE};
 
 pub use consumer::{Commands, Lost};
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use delivery::{Incoming, Settlement, Unsettled};
+pub use delivery::{AckHandle, Message, Settlement};
 pub use publisher::Publisher;
 pub(crate) use topology::GENERATE_KEY;
 pub use topology::{QueueMatch, QueueState, Topology};
@@ -155,12 +155,12 @@ impl Broker {
         Commands::consume(self.channel().await?, GENERATE_QUEUE, prefetch).await
     }
 
-    /// Starts to see, one by one, what went to the dead letters.
+    /// Starts to read, one by one, the messages that were dead-lettered.
     ///
     /// # Errors
     ///
     /// [`BrokerError`].
-    pub async fn fallen(&self) -> Result<Commands, BrokerError> {
+    pub async fn dead_lettered(&self) -> Result<Commands, BrokerError> {
         Commands::consume(self.channel().await?, topology::FALLEN_QUEUE, 1).await
     }
 

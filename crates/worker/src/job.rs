@@ -1,402 +1,378 @@
-//! A job, from its claim to its end. Knows no broker: `run` and `generate` both come through here.
+//! One job: claim, heartbeat, decide, complete or release. Knows no broker: `run` and `generate` both use it.
 
-mod begin;
-mod board;
-mod cache;
-mod end;
-mod keep;
-mod make;
-mod money;
-mod patience;
+mod attempt;
+mod events;
+mod outcome;
 mod plan;
+mod progress;
 
-use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use domain::command::Command;
-use domain::event::{Context, Event, JobError};
+use domain::event::{Event, JobError, Totals};
 use domain::failure::{ImageFailureCode, JobFailureCode};
-use domain::outcome::{Decision, decide};
+use domain::outcome::{Decision, ImageState, Tally, decide};
 use domain::style::Style;
 use domain::trace::TraceContext;
-use picture::Glance;
 use stability_client::Client;
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tracing::{Span, info, warn};
 
-use crate::causes;
+use crate::budget::{JobBudget, Prices};
+use crate::cancel::{CancelReason, CancelToken};
+use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
-use crate::finisher::Finisher;
-use crate::pause;
+use crate::failpoint;
+use crate::image::{ImageGenerator, ImageParts};
+use crate::image_pool::ImagePool;
 use crate::settings::{JobSettings, Settings};
+use crate::shutdown::Shutdown;
 use crate::storage::Storage;
-use crate::store::{Claim, ClaimTerms, Claimed, Lease, Store, StoreError, TerminalEvent};
-use crate::telemetry::metrics::{Coded, JobOutcome, Metrics, Stage, names};
+use crate::store::{Claim, ClaimTerms, Claimed, Ending, Lease, Store, StoreError, TerminalEvent, retry};
+use crate::telemetry::metrics::{Metrics, Stage};
 use crate::telemetry::trace;
 use crate::translation::Translator;
-use board::Board;
-use money::Prices;
-use plan::{Plan, Planner};
+use attempt::JobAttempt;
+use events::JobEvents;
+use plan::Planner;
+use progress::JobProgress;
 
-/// What is asked of the API, by index.
-type Plans = BTreeMap<u32, Plan>;
+pub use outcome::{JobOutcome, JobRunError};
 
-/// A lease is renewed so many times before it would run out.
+/// How often a lease is renewed while it holds.
 const HEARTBEATS: u32 = 4;
-/// A job whose worker is lost so often in a row, without an image being finished, is taken to be the cause.
+/// After so many lost workers in a row, without an image being finished, the job is taken to be their end.
 const MAX_LOSSES: u32 = 3;
-
-/// Why a job could not be worked on: our own infrastructure failed.
-#[derive(Debug, thiserror::Error)]
-pub enum JobRunError {
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl Coded for JobRunError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Store(error) => error.code(),
-        }
-    }
-}
 
 /// What came with a command.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Envelope<'a> {
     /// The trace that it belongs to.
     pub trace: Option<&'a TraceContext>,
-    /// Whether its job sends two requests for each one of another job, while both are worked on here.
+    /// Whether its job sends two requests for each one of another job, while both run here.
     pub urgent: bool,
+    /// How long to wait for a job whose lease another worker holds. That worker may be lost.
+    pub lease_wait: Duration,
 }
 
-/// How a run is told to stop.
-#[derive(Debug, Clone, Default)]
-pub struct Stopping {
-    /// No new request is sent; what is in flight comes to its end.
-    pub soon: CancellationToken,
-    /// What is in flight is dropped.
-    pub now: CancellationToken,
-}
-
-/// What a run of a job came to.
-#[derive(Debug)]
-pub enum Verdict {
-    /// It has ended, now or before; its terminal event is stored.
-    Ended(TerminalEvent, JobOutcome),
-    /// What is missing shall be tried again after this wait.
-    TryAgain(Duration),
-    /// We were told to stop; the rest is for whoever gets it next.
-    Interrupted,
-    /// It has had its slice; the rest comes after the jobs that wait.
-    Yielded,
-    /// Somebody is working on it already.
-    Held,
-    /// Somebody else has claimed it meanwhile; nothing that we do has any effect.
-    LeaseLost,
-    /// The id belongs to another command.
-    Conflict,
-}
-
-impl Verdict {
-    /// For metrics and spans.
-    pub(crate) fn outcome(&self) -> JobOutcome {
-        match self {
-            Self::Ended(_, outcome) => *outcome,
-            Self::TryAgain(_) => JobOutcome::Retried,
-            Self::Interrupted => JobOutcome::Interrupted,
-            Self::Yielded => JobOutcome::Yielded,
-            Self::Held => JobOutcome::Held,
-            Self::LeaseLost => JobOutcome::LeaseLost,
-            Self::Conflict => JobOutcome::Conflict,
-        }
-    }
-}
-
-/// What jobs are made with. Clones share everything.
+/// Runs attempts at jobs: what they need. Clones share everything.
 #[derive(Clone)]
-pub struct Workshop {
-    store: Store,
-    storage: Storage,
-    client: Client,
-    finisher: Finisher,
+pub struct JobRunner {
+    parts: ImageParts,
     planner: Arc<Planner>,
     jobs: JobSettings,
     max_concurrent: NonZeroUsize,
-    /// Retries of a request.
-    retries: usize,
     prices: Prices,
-    usual_style: Arc<Style>,
+    default_style: Arc<Style>,
     translator: Translator,
-    metrics: Metrics,
 }
 
-impl Workshop {
+impl JobRunner {
     /// Brings the parts together.
     pub fn new(
         settings: &Settings,
         store: Store,
         storage: Storage,
         client: Client,
+        pool: ImagePool,
         translator: Translator,
         metrics: Metrics,
     ) -> Self {
-        let glance = Glance { min_sharpness: settings.min_sharpness };
-        let finisher = Finisher::new(settings.image, glance);
-        show_bounds(&metrics, &client, &finisher, settings);
+        let style = Style { cfg_scale: Some(settings.cfg_scale), steps: Some(settings.steps), ..Style::default() };
         Self {
-            store,
-            storage,
-            client,
-            finisher,
+            parts: ImageParts { client, pool, storage, store, metrics, lease_length: settings.jobs.lease },
             planner: Arc::new(Planner::new(settings)),
             jobs: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
-            retries: settings.stability.retry_delays.len(),
             prices: Prices::new(settings),
-            usual_style: Arc::new(Style {
-                cfg_scale: Some(settings.cfg_scale),
-                steps: Some(settings.steps),
-                ..Style::default()
-            }),
+            default_style: Arc::new(style),
             translator,
-            metrics,
         }
     }
 
     /// Where it counts.
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.parts.metrics
     }
 
     /// The API.
     pub(crate) fn client(&self) -> &Client {
-        &self.client
+        &self.parts.client
     }
 
     /// The database.
-    pub fn store(&self) -> &Store {
-        &self.store
+    pub(crate) fn store(&self) -> &Store {
+        &self.parts.store
     }
 
-    /// Works on a job, in the span that the caller is in, until it ends, must wait, or is told to stop. Events for watching go to `sink`; the terminal event is
-    /// stored and given back, and is the caller's to publish.
+    /// Makes one attempt at a job, in the current span: until it ends, must wait, or is told to stop. `started` and `progress` events go to `sink`; the terminal
+    /// event is stored and returned, and is the caller's to publish.
     ///
     /// # Errors
     ///
-    /// [`JobRunError`] where our own infrastructure failed; what was finished before stays finished.
+    /// [`JobRunError`] where our own infrastructure failed; what was finished before stays finished, and the attempt does not count.
     pub async fn run(
         &self,
         command: &Command,
         envelope: Envelope<'_>,
         sink: &dyn EventSink,
-        stop: &Stopping,
-    ) -> Result<Verdict, JobRunError> {
-        let verdict = self.worked_on(command, envelope, sink, stop).await;
-        let outcome = match &verdict {
-            Ok(verdict) => verdict.outcome(),
-            Err(error) => JobOutcome::Broken(error.code()),
+        shutdown: &Shutdown,
+    ) -> Result<JobOutcome, JobRunError> {
+        let claimed = match self.claim(command, envelope.lease_wait, shutdown).await? {
+            None => return Ok(JobOutcome::Interrupted),
+            Some(Claim::Leased) => return Ok(JobOutcome::Leased),
+            Some(Claim::Conflict) => return Ok(JobOutcome::Conflict),
+            Some(Claim::Ended(terminal)) => return Ok(JobOutcome::AlreadyEnded(terminal)),
+            Some(Claim::Run(claimed)) => claimed,
         };
-        trace::note("job.outcome", outcome.as_str());
-        verdict
-    }
-
-    async fn worked_on(
-        &self,
-        command: &Command,
-        envelope: Envelope<'_>,
-        sink: &dyn EventSink,
-        stop: &Stopping,
-    ) -> Result<Verdict, JobRunError> {
-        pause::point("before the claim").await;
-        let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.usual_style };
-        let here = trace::current();
-        let claiming = self.store.claim(command, here.as_ref(), terms);
-        let claimed = match self.metrics.stage(Stage::Claim, claiming).await? {
-            Claim::Run(claimed) => claimed,
-            Claim::Held => return Ok(Verdict::Held),
-            Claim::Finished(terminal) => {
-                if let Some(earlier) = &terminal.event.trace {
-                    trace::link(&Span::current(), earlier);
+        failpoint::reach("after the claim").await;
+        let (lease, attempts, created_at) = (claimed.lease, claimed.attempts, claimed.created_at);
+        let tally = Tally::of(claimed.images.iter().map(|image| &image.state));
+        let exhausted = too_many_losses(claimed.losses, &tally, command.config.min_success_rate());
+        let cancel = CancelToken::child_of(&shutdown.stop);
+        info!(total = tally.total, completed = tally.completed, attempts, first = claimed.first, "working on a job");
+        let mut attempt = self.attempt(command, envelope, sink, claimed, cancel.clone());
+        let outcome = if let Some(error) = exhausted {
+            self.complete(&mut attempt, created_at, Some(error)).await
+        } else {
+            let executed = tokio::select! {
+                executed = attempt.execute() => Some(executed),
+                () = self.keep_lease(lease) => Some(Err(StoreError::LeaseLost.into())),
+                () = shutdown.grace_over.cancelled() => None,
+                never = end_time_slice(self.jobs.slice, cancel) => match never {},
+            };
+            // Nothing of the attempt runs any more when its lease is released.
+            attempt.shut_down().await;
+            match executed {
+                Some(Ok(())) => self.conclude(attempt, attempts, created_at).await,
+                Some(Err(error)) => Err(error),
+                None => {
+                    // Once: where the database is away too, the lease runs out by itself.
+                    let _ = self.store().release(lease, false).await;
+                    Ok(JobOutcome::Interrupted)
                 }
-                return Ok(Verdict::Ended(terminal, JobOutcome::Repeated));
-            }
-            Claim::Conflict => return Ok(Verdict::Conflict),
-        };
-        if let Some(earlier) = &claimed.earlier {
-            trace::link(&Span::current(), earlier);
-        }
-        trace::note("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
-        trace::note("job.attempt", i64::from(claimed.attempts) + 1);
-        pause::point("after the claim").await;
-        let lease = claimed.lease;
-        let slice = stop.soon.child_token();
-        let unheard = AtomicBool::new(false);
-        let done = CancellationToken::new();
-        let stopped = &stop.soon;
-        let run =
-            Run { workshop: self, command, envelope, sink, stop: stopped, slice: &slice, done: &done, lease, unheard };
-        let verdict = tokio::select! {
-            verdict = run.to_verdict(claimed) => verdict,
-            () = self.hold(lease, &done) => Err(StoreError::LeaseLost.into()),
-            () = end_slice(&slice, self.jobs.slice) => Ok(Verdict::Yielded),
-            () = stop.now.cancelled() => {
-                // So that whoever comes next need not wait for the lease to run out; where this fails it does.
-                let _ = self.store.put_down(lease, false).await;
-                Ok(Verdict::Interrupted)
             }
         };
-        match verdict {
+        match outcome {
             Err(JobRunError::Store(StoreError::LeaseLost)) => {
-                self.metrics.lease_lost();
+                self.metrics().lease_lost();
                 warn!("the job's lease was lost; nothing more is done for it");
-                Ok(Verdict::LeaseLost)
+                Ok(JobOutcome::LeaseLost)
             }
             Err(error) => {
-                // So that the job need not wait for the lease to run out, which would count as a loss.
-                let _ = self.patiently(|| self.store.put_down(lease, false)).await;
+                // The job need not wait until the lease runs out, which would count as a lost worker.
+                let _ = retry(|| self.store().release(lease, false)).await;
                 Err(error)
             }
-            verdict => verdict,
+            Ok(outcome) => Ok(outcome),
         }
     }
 
-    /// Renews a lease until the work is `done`; ends only where it is lost.
-    async fn hold(&self, lease: Lease, done: &CancellationToken) {
+    /// Claims the job of a command; waits up to `lease_wait` for the lease of another worker. `None` where the wait was ended by a stop.
+    async fn claim(
+        &self,
+        command: &Command,
+        lease_wait: Duration,
+        shutdown: &Shutdown,
+    ) -> Result<Option<Claim>, StoreError> {
+        let until = Instant::now() + lease_wait;
+        let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.default_style };
         loop {
-            tokio::time::sleep(self.jobs.lease / HEARTBEATS).await;
-            if done.is_cancelled() {
-                break;
+            failpoint::reach("before the claim").await;
+            let current = trace::current();
+            let claiming = self.store().claim(command, current.as_ref(), terms);
+            let claim = self.metrics().stage(Stage::Claim, claiming).await?;
+            let earlier = match &claim {
+                Claim::Run(claimed) => claimed.earlier.as_ref(),
+                Claim::Ended(terminal) => terminal.event.trace.as_ref(),
+                Claim::Leased | Claim::Conflict => None,
+            };
+            if let Some(earlier) = earlier {
+                trace::link(&Span::current(), earlier);
             }
-            match self.store.renew(lease, self.jobs.lease).await {
+            if !matches!(claim, Claim::Leased) || Instant::now() >= until {
+                return Ok(Some(claim));
+            }
+            if shutdown.stop.run_until_cancelled(sleep(self.jobs.held_delay())).await.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn attempt<'a>(
+        &'a self,
+        command: &'a Command,
+        envelope: Envelope<'a>,
+        sink: &'a dyn EventSink,
+        claimed: Claimed,
+        cancel: CancelToken,
+    ) -> JobAttempt<'a> {
+        trace::note("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
+        trace::note("job.attempt", i64::from(claimed.attempts) + 1);
+        let Claimed { lease, first, style, images, .. } = claimed;
+        let config = &command.config;
+        let parts = &self.parts;
+        let progress = JobProgress::new(images, &command.image_descriptions, config.min_success_rate());
+        let budget = JobBudget::new(
+            parts.store.clone(),
+            parts.metrics.clone(),
+            self.prices,
+            lease,
+            cancel.clone(),
+            config.max_cost_usd,
+            progress.charged(),
+        );
+        let budget = Arc::new(budget);
+        let generator = ImageGenerator::new(parts, command, envelope.urgent, lease, budget.clone(), cancel.clone());
+        let asked = config.max_concurrent.and_then(|asked| NonZeroUsize::new(asked.into()));
+        JobAttempt {
+            command,
+            lease,
+            first,
+            style,
+            planner: &self.planner,
+            translator: &self.translator,
+            parts,
+            max_concurrent: asked.map_or(self.max_concurrent, |asked| asked.min(self.max_concurrent)),
+            budget,
+            generator: Arc::new(generator),
+            cancel,
+            progress,
+            events: JobEvents::new(sink, command.key(), envelope.trace),
+            tasks: JoinSet::new(),
+            error: None,
+        }
+    }
+
+    /// Renews a lease; returns when it is lost.
+    async fn keep_lease(&self, lease: Lease) {
+        loop {
+            sleep(self.jobs.lease / HEARTBEATS).await;
+            match self.store().renew(lease, self.jobs.lease).await {
                 Ok(()) => {}
-                Err(StoreError::LeaseLost) if done.is_cancelled() => break,
                 Err(StoreError::LeaseLost) => return,
                 // Without the database nothing is paid for either, so that nothing is risked by going on.
-                Err(error) => warn!(error = causes::joined(&error), "the job's lease was not renewed"),
+                Err(error) => warn!(error = error_chain(&error), "the job's lease was not renewed"),
             }
         }
-        std::future::pending::<()>().await;
     }
-}
 
-/// Lets the gauges show how many are in flight, and how many may be.
-fn show_bounds(metrics: &Metrics, client: &Client, finisher: &Finisher, settings: &Settings) {
-    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
-    let (client, limit) = (client.clone(), count(settings.stability.max_concurrent.get()));
-    metrics.gauge(&names::REQUESTS_IN_FLIGHT, &[], move || Some(count(client.in_flight())));
-    metrics.gauge(&names::REQUESTS_LIMIT, &[], move || Some(limit));
-    let (finisher, limit) = (finisher.clone(), count(finisher.slots()));
-    metrics.gauge(&names::FINISHER_IN_FLIGHT, &[], move || Some(count(finisher.in_flight())));
-    metrics.gauge(&names::FINISHER_LIMIT, &[], move || Some(limit));
-}
-
-/// Ends a slice when its time is over; never returns.
-async fn end_slice(slice: &CancellationToken, length: Duration) {
-    tokio::time::sleep(length).await;
-    info!(slice = ?length, "the job has had its slice; no new image is begun");
-    slice.cancel();
-    std::future::pending::<()>().await;
-}
-
-/// One try of one job.
-struct Run<'a> {
-    workshop: &'a Workshop,
-    command: &'a Command,
-    envelope: Envelope<'a>,
-    sink: &'a dyn EventSink,
-    stop: &'a CancellationToken,
-    /// Cancelled by `stop`, and when the job has had its slice.
-    slice: &'a CancellationToken,
-    /// Cancelled before the lease is put down.
-    done: &'a CancellationToken,
-    lease: Lease,
-    /// An event for watching could not be sent; no further one is tried, since each may wait long for a broker in trouble.
-    unheard: AtomicBool,
-}
-
-impl Run<'_> {
-    async fn to_verdict(&self, claimed: Claimed) -> Result<Verdict, JobRunError> {
-        let Claimed { lease: _, losses, first, earlier: _, attempts, created_at, style, images } = claimed;
-        let board = Board::new(images, &self.command.image_descriptions, self.min_success_rate(), self.slice);
-        let tally = board.tally();
-        let ended_before = tally.completed + tally.failed_for_good;
-        info!(total = tally.total, completed = tally.completed, attempts, first, "working on a job");
-        if first {
-            self.announce(&Event::started(&self.context(), tally.total)).await;
-        }
-        let would_end = decide(&tally, self.min_success_rate(), None, true);
-        if losses >= MAX_LOSSES && !matches!(would_end, Decision::Complete) {
-            let code = JobFailureCode::AttemptsExhausted;
-            let message = format!("its worker was lost {losses} times in a row before an image was finished");
-            return self.end(&board, created_at, Some(JobError { code, message })).await;
-        }
-        let plans = self.begun(&board, &style).await?;
-        self.fill_from_cache(&board, &plans).await?;
-        let mut tries_left = attempts + 1 < self.workshop.jobs.max_attempts.get();
-        let tally = board.tally();
-        let cut_off = board.was_cut_off() && board.fatal().is_none() && tally.reachable(self.min_success_rate());
-        if cut_off && self.stop.is_cancelled() {
-            // A try that we cut off ourselves has not failed, and does not count.
-            self.put_down(false).await?;
-            return Ok(Verdict::Interrupted);
-        }
-        if cut_off && self.slice.is_cancelled() {
-            let progress = tally.completed + tally.failed_for_good > ended_before;
-            if progress || tries_left {
-                // A slice without progress counts as a try, so that nothing circles forever.
-                self.put_down(!progress).await?;
-                return Ok(Verdict::Yielded);
+    /// Decides what becomes of a job after an attempt that has run to its end.
+    async fn conclude(
+        &self,
+        mut attempt: JobAttempt<'_>,
+        attempts: u32,
+        created_at: OffsetDateTime,
+    ) -> Result<JobOutcome, JobRunError> {
+        let lease = attempt.lease;
+        let mut attempts_left = attempts + 1 < self.jobs.max_attempts.get();
+        let fatal = match attempt.cancel.reason() {
+            Some(CancelReason::Stopped) if attempt.progress.was_cut_short() => {
+                // An attempt that the worker itself cut short has not failed, and does not count.
+                retry(|| self.store().release(lease, false)).await?;
+                return Ok(JobOutcome::Interrupted);
             }
-            tries_left = false;
-        }
-        match decide(&tally, self.min_success_rate(), board.fatal(), tries_left) {
-            Decision::Complete => self.end(&board, created_at, None).await,
+            Some(CancelReason::Preempted) if attempt.progress.was_cut_short() => {
+                let advanced = attempt.progress.has_advanced();
+                if advanced || attempts_left {
+                    // A time slice without a result counts as an attempt, so that no job circles for ever.
+                    retry(|| self.store().release(lease, !advanced)).await?;
+                    return Ok(JobOutcome::Preempted);
+                }
+                attempts_left = false;
+                None
+            }
+            Some(CancelReason::Fatal(code, message)) => Some((*code, message.clone())),
+            _ => None,
+        };
+        let (tally, rate) = (attempt.progress.tally(), attempt.progress.min_success_rate());
+        match decide(&tally, rate, fatal.as_ref().map(|(code, _)| *code), attempts_left) {
+            Decision::Complete => self.complete(&mut attempt, created_at, None).await,
             Decision::Fail(code) => {
-                let error = JobError { code, message: self.why(code, &board) };
-                self.end(&board, created_at, Some(error)).await
+                let counts =
+                    format!("{} of {} images were made; min_success_rate is {rate}", tally.completed, tally.total);
+                let message = match fatal {
+                    Some((fatal, message)) if fatal == code => format!("{message}; {counts}"),
+                    _ => counts,
+                };
+                self.complete(&mut attempt, created_at, Some(JobError { code, message })).await
             }
             Decision::TryAgain => {
-                self.put_down(true).await?;
-                let delay = self.workshop.jobs.delay_after(attempts + 1);
-                warn!(
-                    completed = tally.completed,
-                    missing = tally.total - tally.completed,
-                    ?delay,
-                    "the job is tried again later"
-                );
-                Ok(Verdict::TryAgain(delay))
+                retry(|| self.store().release(lease, true)).await?;
+                let delay = self.jobs.delay_after(attempts + 1);
+                let missing = tally.total - tally.completed;
+                warn!(completed = tally.completed, missing, ?delay, "the job is tried again later");
+                Ok(JobOutcome::RetryAfter(delay))
             }
         }
     }
 
-    fn min_success_rate(&self) -> f64 {
-        self.command.config.min_success_rate()
-    }
-
-    fn context(&self) -> Context {
-        let trace = trace::current().or_else(|| self.envelope.trace.cloned());
-        Context { key: self.command.key(), trace, time: OffsetDateTime::now_utc() }
-    }
-
-    /// Sends an event that is for watching only: that it cannot be sent is no reason to stop.
-    async fn announce(&self, event: &Event) {
-        if self.unheard.load(Ordering::Relaxed) {
-            return;
+    /// Ends a job: its outcome and its terminal event are stored together.
+    async fn complete(
+        &self,
+        attempt: &mut JobAttempt<'_>,
+        created_at: OffsetDateTime,
+        error: Option<JobError>,
+    ) -> Result<JobOutcome, JobRunError> {
+        let fatal = match attempt.cancel.reason() {
+            Some(CancelReason::Fatal(_, message)) => Some(message.as_str()),
+            _ => None,
+        };
+        let JobAttempt { progress, events, lease, .. } = attempt;
+        let not_attempted = progress.mark_not_attempted(fatal);
+        let context = events.context();
+        let cost_usd = self.prices.cost(progress.charged());
+        let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
+        let images = progress.images();
+        let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
+        let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
+        let ending = Ending { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
+        self.metrics().stage(Stage::Decide, retry(|| self.store().finish(&ending))).await?;
+        let tally = progress.tally();
+        let took = Duration::from_millis(duration_ms);
+        self.metrics().job_ended(tally.completed, tally.total, took, error.is_none());
+        for _ in 0..not_attempted {
+            self.metrics().image_failed(ImageFailureCode::NotAttempted);
         }
-        if let Err(error) = self.sink.publish(event).await {
-            self.unheard.store(true, Ordering::Relaxed);
-            warn!(%error, event = event.kind.as_str(), "an event was not published, nor are others of this try");
+        trace::note("job.succeeded", i64::from(tally.completed));
+        trace::note("job.failed", i64::from(tally.failed()));
+        trace::note("job.from_cache", i64::from(tally.from_cache));
+        trace::note("job.cost_usd", cost_usd);
+        for (index, failure) in progress.unannounced_failures() {
+            events.publish(&Event::progress(&events.context(), index, Some(failure), &tally)).await;
         }
+        let (succeeded, failed) = (tally.completed, tally.failed());
+        match &error {
+            None => info!(succeeded, failed, cost_usd, duration_ms, "the job is completed"),
+            Some(JobError { code, message }) => {
+                trace::failed(code.as_str(), message);
+                let (code, reason) = (code.as_str(), message);
+                warn!(code, reason, succeeded, failed, cost_usd, duration_ms, "the job has failed");
+            }
+        }
+        Ok(JobOutcome::Ended(TerminalEvent::new(event, error.map(|error| error.code))))
     }
+}
 
-    async fn announce_progress(&self, board: &Board, index: u32, failure: Option<ImageFailureCode>) {
-        board.mark_announced(index);
-        self.announce(&Event::progress(&self.context(), index, failure, &board.tally())).await;
+/// Why a job is given up whose workers were lost again and again; `None` where it is tried, or can be completed as it is.
+fn too_many_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Option<JobError> {
+    let completes = matches!(decide(tally, min_success_rate, None, true), Decision::Complete);
+    (losses >= MAX_LOSSES && !completes).then(|| JobError {
+        code: JobFailureCode::AttemptsExhausted,
+        message: format!("its worker was lost {losses} times in a row before an image was finished"),
+    })
+}
+
+/// Cancels an attempt when its time slice is over; never returns.
+async fn end_time_slice(length: Duration, cancel: CancelToken) -> Infallible {
+    sleep(length).await;
+    if cancel.cancel(CancelReason::Preempted) {
+        info!(slice = ?length, "the job's time slice is over; no new image is begun");
     }
+    std::future::pending().await
 }

@@ -1,28 +1,36 @@
 //! The worker: commands in; finished images, rows and events out.
 //!
-//! In reading order: the [`cli`] reads the [`settings`] and starts what was asked for. `run` is the [`worker`]: it takes commands from
-//! the [`broker`], the [`intake`] brings each to its settlement. `generate` goes straight to the [`job`], which knows no broker: it
-//! claims the job in the [`store`], has its texts put into English by a [`translation`], asks Stability for what is missing, finishes each picture on the [`finisher`]'s pool, puts it into the [`storage`], and
-//! tells an [`event_sink`]. [`parts`] opens what a job needs; [`health`] answers probes; [`telemetry`] is what is seen of it all.
+//! In reading order: [`cli`] reads the [`settings`] and starts a subcommand; [`bootstrap`] opens what jobs need. `run` is the [`worker`]: one
+//! session with the [`broker`] after another, in which the [`handler`] handles each message. `generate` calls the [`job`] runner itself, which knows
+//! no broker: it claims the job in the [`store`], plans what is missing (with a [`translation`] of its texts), and makes each image: a request to
+//! Stability, the [`image_pool`], the [`storage`]. Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] is what can be seen of it
+//! all.
 
 pub mod cli;
 pub mod settings;
 pub mod worker;
 
 pub mod broker;
+mod delivery_limit;
 pub mod event_sink;
-pub mod intake;
+pub mod handler;
+mod session;
+
+mod budget;
+mod cancel;
+mod image;
+pub mod image_pool;
 pub mod job;
 
-pub mod finisher;
-pub mod parts;
+pub mod bootstrap;
+pub mod phrase_book;
 pub mod shared_quota;
+pub mod shutdown;
 pub mod storage;
 pub mod store;
 pub mod translation;
 
-mod causes;
+mod error_chain;
+mod failpoint;
 pub mod health;
-mod pause;
-mod stop;
 pub mod telemetry;

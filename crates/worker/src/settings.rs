@@ -15,7 +15,7 @@ use domain::image_spec::ImageSpec;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::translation::PhraseBook;
+use crate::phrase_book::PhraseBook;
 use read::Reader;
 pub use read::SettingError;
 pub use telemetry::{OTEL, Otlp, TelemetrySettings};

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
-use crate::causes;
+use crate::error_chain::error_chain;
 use crate::store::{Pace, Store};
 
 /// A part of the rate is left unused, in percent: the API counts requests as they arrive, which is not quite as they were sent.
@@ -48,7 +48,7 @@ impl SharedQuota {
                 // Measured from before the answer, so that its way back makes nobody late.
                 Ok(wait) => return asked + wait,
                 Err(error) => {
-                    warn!(error = causes::joined(&error), "the quota cannot be asked; nothing is sent meanwhile");
+                    warn!(error = error_chain(&error), "the quota cannot be asked; nothing is sent meanwhile");
                     sleep(DATABASE_PAUSE).await;
                 }
             }
@@ -89,7 +89,7 @@ impl Quota for SharedQuota {
                 // Another place comes after the pause.
                 Ok(_) => *reserved = None,
                 Err(error) => {
-                    warn!(error = causes::joined(&error), "the quota cannot be asked; nothing is sent meanwhile");
+                    warn!(error = error_chain(&error), "the quota cannot be asked; nothing is sent meanwhile");
                     sleep(DATABASE_PAUSE).await;
                 }
             }
@@ -100,7 +100,7 @@ impl Quota for SharedQuota {
         self.own.pause(until).await;
         let length = until.saturating_duration_since(Instant::now());
         if let Err(error) = self.store.pause_requests(length, self.pace).await {
-            warn!(error = causes::joined(&error), ?length, "the other workers do not know of a pause");
+            warn!(error = error_chain(&error), ?length, "the other workers do not know of a pause");
         }
     }
 }

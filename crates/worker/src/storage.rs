@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing::warn;
 use url::Url;
 
-use crate::causes;
+use crate::error_chain::error_chain;
 use crate::settings::StorageRoot;
 
 /// A file could not be stored or looked at.
@@ -144,7 +144,7 @@ impl Storage {
         let delays = PUT_DELAYS.into_iter();
         (|| self.put_new(path, bytes.clone()))
             .retry(delays)
-            .notify(|error, wait| warn!(error = causes::joined(error), ?wait, "a file was not stored, trying again"))
+            .notify(|error, wait| warn!(error = error_chain(error), ?wait, "a file was not stored, trying again"))
             .await
     }
 

@@ -12,6 +12,7 @@ mod lease;
 mod migration;
 mod quota;
 mod report;
+mod retry;
 mod spending;
 mod style;
 mod translation;
@@ -30,10 +31,11 @@ use crate::telemetry::trace;
 
 pub use cached::CachedImage;
 pub use claim::{Claim, ClaimTerms, Claimed, ClaimedImage, TerminalEvent};
-pub use finish::{Ending, Standing};
+pub use finish::{Ending, KnownJob};
 pub use lease::Lease;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
+pub(crate) use retry::retry;
 pub use spending::{MicroUsd, PaidImage, Payment};
 pub use translation::Translation;
 

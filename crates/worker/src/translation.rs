@@ -4,7 +4,6 @@
 //! left, which the database remembers from then on. What nobody translates is never sent to Stability.
 
 mod gemini;
-mod phrase_book;
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,10 +11,10 @@ use domain::prompt::needs_translation;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::phrase_book::PhraseBook;
 use crate::settings::{SettingError, TranslationSettings};
 use crate::store::{Store, StoreError, Translation};
 pub use gemini::Gemini;
-pub use phrase_book::{InvalidPhraseBook, PhraseBook};
 
 /// Why a text has no English.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

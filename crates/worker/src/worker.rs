@@ -1,9 +1,4 @@
-//! `run`: the loop that takes commands, and the supervision above it.
-//!
-//! A slot first, a message second: no more is taken from the broker than can be started. Each job is a task that ends in a
-//! settlement; one place settles. A lost broker ends a session, not the worker.
-
-mod session;
+//! `run`: connects, and supervises one session with the broker after another. A lost broker ends a session, not the worker.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -15,20 +10,19 @@ use stability_client::{Exchange, Finished, Observer, Retry};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::broker::{Broker, BrokerError, Commands, QueueState, Settlement, Topology};
-use crate::causes;
+use crate::bootstrap::{self, BootstrapError};
+use crate::broker::{Broker, BrokerError, QueueState, Topology};
+use crate::delivery_limit::handle_dead_lettered;
+use crate::error_chain::error_chain;
+use crate::handler::CommandHandler;
 use crate::health::{self, Health, Looked, Probes, QueueWatch};
-use crate::intake::Intake;
-use crate::job::Workshop;
-use crate::parts::{self, PartsError};
+use crate::job::JobRunner;
+use crate::session::{BEAT, Ended, Session};
 use crate::settings::{SettingError, Settings};
 use crate::telemetry::{Metrics, Telemetry};
-use session::{BEAT, Ended, Session};
 
-/// Between two looks at a dead letter that could not be dealt with.
-const FALLEN_PAUSE: Duration = Duration::from_secs(5);
 /// A session that lasted this long was a good one.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -38,9 +32,9 @@ pub enum RunError {
     /// A setting is missing or cannot be used.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// A part cannot be opened.
+    /// Database or storage cannot be opened.
     #[error(transparent)]
-    Parts(#[from] PartsError),
+    Bootstrap(#[from] BootstrapError),
     /// The probes cannot be served.
     #[error("HTTP_ADDR: {address} cannot be listened on ({source})")]
     Probes {
@@ -85,13 +79,13 @@ async fn work(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    let opened = patiently(stop, "database", health, || parts::open(settings)).await?;
+    let opened = patiently(stop, "database", health, || bootstrap::open(settings)).await?;
     let Some((store, storage)) = opened else { return Ok(()) };
     let observer = Arc::new(Watching { metrics: metrics.clone(), health: health.clone() });
-    let workshop = parts::workshop(settings, store.clone(), storage.clone(), metrics, observer)?;
+    let runner = bootstrap::job_runner(settings, store.clone(), storage.clone(), metrics, observer)?;
     let budget = settings.jobs.daily_budget_usd.is_some();
-    health.set_parts(Looked { store, storage, client: workshop.client().clone(), budget });
-    supervise(settings, &workshop, health, stop).await;
+    health.set_parts(Looked { store, storage, client: runner.client().clone(), budget });
+    supervise(settings, &runner, health, stop).await;
     Ok(())
 }
 
@@ -125,7 +119,7 @@ impl Observer for Watching {
 }
 
 /// Connects, works, and connects again, until `stop`.
-async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, stop: &CancellationToken) {
+async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, stop: &CancellationToken) {
     let topology = Topology::new(&settings.jobs);
     let mut pauses = backoff();
     let mut lost_before = false;
@@ -134,10 +128,10 @@ async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, st
         let connected = patiently(stop, "broker", health, || Broker::connect(&settings.amqp_url, &topology)).await;
         let Ok(Some(broker)) = connected else { return };
         if lost_before {
-            workshop.metrics().reconnected();
+            runner.metrics().reconnected();
         }
         lost_before = true;
-        let ended = match session(settings, workshop, &broker, health, stop).await {
+        let ended = match session(settings, runner, &broker, health, stop).await {
             Ok(ended) => ended,
             Err(error) => Ended::Lost(error.to_string()),
         };
@@ -161,20 +155,21 @@ async fn supervise(settings: &Settings, workshop: &Workshop, health: &Health, st
 
 async fn session(
     settings: &Settings,
-    workshop: &Workshop,
+    runner: &JobRunner,
     broker: &Broker,
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Ended, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
     let commands = broker.commands(prefetch).await?;
-    let intake = Intake::new(workshop.clone(), broker.publisher().await?, &settings.jobs);
+    let publisher = broker.publisher().await?;
+    let handler = CommandHandler::new(runner.clone(), publisher, bootstrap::rules(), &settings.jobs);
     health.set_broker(true);
     info!(prefetch, "taking commands");
     // Boxed, as it goes into all that waits for this.
-    let fallen = Box::pin(see_fallen(broker.fallen().await?, intake.clone()));
+    let dead_lettered = Box::pin(handle_dead_lettered(broker.dead_lettered().await?, handler.clone()));
     let watched = Box::pin(watch_queue(broker, health));
-    let session = Session::new(commands, intake, settings.shutdown_grace, health).serve(stop, fallen);
+    let session = Session::new(commands, handler, settings.shutdown_grace, stop, health).serve(stop, dead_lettered);
     tokio::select! {
         ended = session => Ok(ended),
         never = watched => match never {},
@@ -198,33 +193,12 @@ async fn watch_queue(broker: &Broker, health: &Health) -> Infallible {
     }
 }
 
-/// Looks at each command that the broker gave to the dead letters, until it sends none any more.
-async fn see_fallen(mut fallen: Commands, intake: Intake) {
-    while let Ok((incoming, unsettled)) = fallen.next().await {
-        // A task of its own, since it may be the body that ended those who read it; who panics here leaves it in the dead letters.
-        let mut look = JoinSet::new();
-        look.spawn(intake.clone().fallen(incoming));
-        let looked = look.join_next().await.and_then(Result::ok);
-        let settlement = looked.unwrap_or_else(|| {
-            error!("a fallen command cannot even be looked at; it stays in the dead letters");
-            Settlement::Done
-        });
-        if settlement != Settlement::Done {
-            // Whatever failed is not mended by looking again at once.
-            tokio::time::sleep(FALLEN_PAUSE).await;
-        }
-        if unsettled.settle(settlement).await.is_err() {
-            return;
-        }
-    }
-}
-
 /// An error that waiting may mend.
 trait Passing: std::error::Error {
     fn may_pass(&self) -> bool;
 }
 
-impl Passing for PartsError {
+impl Passing for BootstrapError {
     fn may_pass(&self) -> bool {
         matches!(self, Self::Store(_))
     }
@@ -262,7 +236,7 @@ async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
         match tried {
             Ok(value) => return Ok(Some(value)),
             Err(error) if !error.may_pass() => return Err(error),
-            Err(error) => warn!(error = causes::joined(&error), ?delay, "waiting for the {what}"),
+            Err(error) => warn!(error = error_chain(&error), ?delay, "waiting for the {what}"),
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(None),

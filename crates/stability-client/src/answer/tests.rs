@@ -6,7 +6,7 @@ use super::*;
 const WHOLE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xAE\x42\x60\x82";
 
 fn json(family: Family, body: &str) -> Result<Pictures, Error> {
-    decode(family, &Answer { status: 200, body: body.to_owned().into(), ..Answer::default() })
+    decode(family, &HttpResponse { status: 200, body: body.to_owned().into(), ..HttpResponse::default() })
 }
 
 fn shown(found: Result<Pictures, Error>) -> String {
@@ -74,13 +74,13 @@ fn only_a_finished_picture_of_v2beta_is_a_picture() {
 fn a_picture_that_comes_as_it_is_has_its_facts_in_headers() {
     let check = |reason: Option<&str>, body: &'static [u8], expected: &str| {
         for family in [Family::V1, Family::V2Beta] {
-            let answer = Answer {
+            let answer = HttpResponse {
                 status: 200,
                 content_type: Some("image/png".to_owned()),
                 finish_reason: reason.map(str::to_owned),
                 seed: Some(7),
                 body: body.into(),
-                ..Answer::default()
+                ..HttpResponse::default()
             };
             assert_eq!(shown(decode(family, &answer)), expected, "{reason:?}");
         }
@@ -117,7 +117,7 @@ proptest! {
         v1: bool,
     ) {
         let family = if v1 { Family::V1 } else { Family::V2Beta };
-        let answer = Answer { status: 200, content_type, finish_reason: reason, body: body.into(), ..Answer::default() };
+        let answer = HttpResponse { status: 200, content_type, finish_reason: reason, body: body.into(), ..HttpResponse::default() };
         let _ = decode(family, &answer);
     }
 }

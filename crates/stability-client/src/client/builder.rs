@@ -7,11 +7,11 @@ use std::time::Duration;
 use url::Url;
 
 use super::{Client, Inner};
-use crate::answer::AnswerForm;
 use crate::api_key::ApiKey;
+use crate::http::{Http, HttpSettings};
+use crate::options::AnswerForm;
 use crate::quota::{GovernorQuota, Quota};
 use crate::retry::{Observer, RetryPolicy, Unobserved};
-use crate::transport::{Http, HttpSettings};
 use crate::turns::Turns;
 
 /// The public API.
@@ -121,7 +121,7 @@ impl ClientBuilder {
     }
 
     /// How many requests may be in flight at once; 4 unless set. The parties that wait
-    /// take turns ([`crate::Terms::party`]); of one party whoever waits longest is next.
+    /// take turns ([`crate::CallOptions::party`]); of one party whoever waits longest is next.
     pub fn max_in_flight(mut self, max_in_flight: NonZeroUsize) -> Self {
         self.max_in_flight = max_in_flight;
         self

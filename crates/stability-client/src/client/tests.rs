@@ -1,12 +1,13 @@
 //! The client over a scripted transport, in paused time.
 
+mod options;
 mod table;
-mod terms;
+mod unusable;
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -16,23 +17,22 @@ use super::*;
 use crate::engine::Engine;
 use crate::quota::GovernorQuota;
 use crate::retry::Unobserved;
-use crate::transport::Call;
 
-type Script = VecDeque<Result<Answer, Error>>;
+type Script = VecDeque<Result<HttpResponse, Error>>;
 
 /// Answers with what the test wrote down; fails the test when that is used up, or left over.
 #[derive(Default)]
 struct Scripted {
     script: Mutex<Script>,
-    sent: Mutex<Vec<(Duration, Call)>>,
+    sent: Mutex<Vec<(Duration, HttpRequest)>>,
     origin: OnceLock<Instant>,
 }
 
 #[async_trait]
 impl Transport for Arc<Scripted> {
-    async fn send(&self, call: Call) -> Result<Answer, Error> {
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error> {
         let at = self.origin.get_or_init(Instant::now).elapsed();
-        self.sent.lock().unwrap().push((at, call));
+        self.sent.lock().unwrap().push((at, request));
         self.script.lock().unwrap().pop_front().expect("a request that the test did not expect")
     }
 }
@@ -45,20 +45,20 @@ impl Scripted {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
-fn good() -> Result<Answer, Error> {
+fn good() -> Result<HttpResponse, Error> {
     let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "SUCCESS"}]});
-    Ok(Answer { status: 200, body: body.to_string().into(), ..Answer::default() })
+    Ok(HttpResponse { status: 200, body: body.to_string().into(), ..HttpResponse::default() })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
-fn status(status: u16, body: &Value) -> Result<Answer, Error> {
-    Ok(Answer { status, body: body.to_string().into(), ..Answer::default() })
+fn status(status: u16, body: &Value) -> Result<HttpResponse, Error> {
+    Ok(HttpResponse { status, body: body.to_string().into(), ..HttpResponse::default() })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
-fn too_many(retry_after: Option<u64>) -> Result<Answer, Error> {
+fn too_many(retry_after: Option<u64>) -> Result<HttpResponse, Error> {
     let body = json!({"message": "Rate limit exceeded"}).to_string().into();
-    Ok(Answer { status: 429, retry_after: retry_after.map(Duration::from_secs), body, ..Answer::default() })
+    Ok(HttpResponse { status: 429, retry_after: retry_after.map(Duration::from_secs), body, ..HttpResponse::default() })
 }
 
 fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) {
@@ -76,8 +76,8 @@ fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) 
 }
 
 /// Requests, and those of them that may have been charged.
-fn charged(spent: &Spent) -> (u32, u32) {
-    (spent.requests, spent.maybe_charged)
+fn charged(usage: &Usage) -> (u32, u32) {
+    (usage.requests, usage.possibly_charged)
 }
 
 fn request() -> TextToImage {
@@ -127,7 +127,7 @@ async fn test_2_two_429s_are_retried_after_2_and_5_seconds() {
         let _guard = log.start();
         client.generate(&request()).await.expect("the third request succeeds")
     };
-    assert_eq!(charged(&generated.spent), (3, 1));
+    assert_eq!(charged(&generated.usage), (3, 1));
     assert_eq!(generated.into_first().image.len(), 20);
     assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
     assert_eq!(log.text().matches("rate limit exceeded, retrying").count(), 2, "{}", log.text());
@@ -155,7 +155,7 @@ async fn what_passes_is_retried_three_times_and_then_given_up() {
     let (client, transport) = client(failures(), 60);
     let error = client.generate(&request()).await.expect_err("nothing works");
     assert_eq!(error.error.kind(), "server");
-    assert_eq!(charged(&error.spent), (4, 2));
+    assert_eq!(charged(&error.usage), (4, 2));
     assert_eq!(transport.seconds(), [0.0, 2.0, 7.0, 17.0]);
 }
 
@@ -163,7 +163,7 @@ async fn what_passes_is_retried_three_times_and_then_given_up() {
 async fn a_retry_after_that_is_longer_than_the_delay_wins_and_a_shorter_one_does_not() {
     let busy = |seconds| {
         let retry_after = Some(Duration::from_secs(seconds));
-        Ok(Answer { status: 503, retry_after, ..Answer::default() })
+        Ok(HttpResponse { status: 503, retry_after, ..HttpResponse::default() })
     };
     let (client, transport) = client([busy(20), busy(1), busy(0), good()], 60);
     client.generate(&request()).await.expect("the fourth request succeeds");
@@ -184,7 +184,7 @@ async fn a_pause_of_the_account_is_not_waited_out_beyond_the_total_limit() {
     let start = Instant::now();
     client.inner.quota.pause(start + Duration::from_hours(1)).await;
     let error = client.generate(&request()).await.expect_err("an hour is more than 5 minutes");
-    assert_eq!((error.error.kind(), error.spent), ("quota", Spent::default()));
+    assert_eq!((error.error.kind(), error.usage), ("quota", Usage::default()));
     assert_eq!(start.elapsed(), Duration::from_mins(5));
     assert!(transport.seconds().is_empty());
 }
@@ -195,7 +195,7 @@ async fn an_unfinished_or_undecodable_answer_is_retried_and_counted_as_charged()
     let script = [status(200, &unfinished), status(200, &json!("<html>")), good()];
     let (client, transport) = client(script, 60);
     let generated = client.generate(&request()).await.expect("the third request succeeds");
-    assert_eq!(charged(&generated.spent), (3, 3));
+    assert_eq!(charged(&generated.usage), (3, 3));
     assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
 }
 
@@ -220,7 +220,7 @@ async fn a_filtered_picture_is_never_an_image() {
     let (client, transport) = client([status(200, &body)], 60);
     let error = client.generate(&request()).await.expect_err("it is filtered");
     assert!(matches!(error.error, Error::Filtered), "{error:?}");
-    assert_eq!(charged(&error.spent), (1, 1));
+    assert_eq!(charged(&error.usage), (1, 1));
     assert_eq!(transport.seconds(), [0.0]);
 }
 

@@ -8,15 +8,15 @@ fn request(engine: Engine) -> TextToImage {
 }
 
 fn json_of(request: &TextToImage) -> Value {
-    match request.call(AnswerForm::Json).body {
-        Body::Json(body) => body,
+    match request.to_http(AnswerForm::Json).body {
+        HttpBody::Json(body) => body,
         other => panic!("not JSON: {other:?}"),
     }
 }
 
 fn form_of(request: &TextToImage) -> Vec<(&'static str, String)> {
-    match request.call(AnswerForm::Json).body {
-        Body::Form(form) => form,
+    match request.to_http(AnswerForm::Json).body {
+        HttpBody::Form(form) => form,
         other => panic!("not a form: {other:?}"),
     }
 }
@@ -48,7 +48,7 @@ fn the_body_is_that_of_the_v1_api() {
             "sampler": "K_EULER", "clip_guidance_preset": "SIMPLE", "style_preset": "3d-model",
         })
     );
-    let call = request.call(AnswerForm::Image);
+    let call = request.to_http(AnswerForm::Image);
     assert_eq!(call.path, "v1/generation/stable-diffusion-xl-1024-v1-0/text-to-image");
     assert_eq!(call.accept, "application/json", "two pictures cannot come as one image");
 }
@@ -60,8 +60,8 @@ fn what_is_not_set_is_left_to_the_api() {
         "text_prompts": [{"text": "A fox", "weight": 1.0}], "width": 1024, "height": 576, "samples": 1, "seed": 0,
     });
     assert_eq!(json_of(&request), expected);
-    assert_eq!(request.call(AnswerForm::Image).accept, "image/png");
-    assert_eq!(request.call(AnswerForm::Json).accept, "application/json");
+    assert_eq!(request.to_http(AnswerForm::Image).accept, "image/png");
+    assert_eq!(request.to_http(AnswerForm::Json).accept, "application/json");
 }
 
 #[test]
@@ -97,11 +97,11 @@ fn the_form_is_that_of_the_v2beta_api() {
             ("model", "sd3.5-medium"),
         ])
     );
-    let path = |engine: Engine| request(engine).call(AnswerForm::Image).path;
+    let path = |engine: Engine| request(engine).to_http(AnswerForm::Image).path;
     assert_eq!(path(Engine::Core), "v2beta/stable-image/generate/core");
     assert_eq!(path(Engine::Ultra), "v2beta/stable-image/generate/ultra");
     assert_eq!(path(Engine::Sd35Large), "v2beta/stable-image/generate/sd3");
-    assert_eq!(plain.call(AnswerForm::Image).accept, "image/*");
+    assert_eq!(plain.to_http(AnswerForm::Image).accept, "image/*");
 }
 
 #[test]

@@ -62,12 +62,12 @@ async fn every_fault_has_its_kind_and_its_number_of_requests(engine: Engine, for
         let before = sandbox.ledger().requests;
         let answered = client.generate(&request(engine, "A fox")).await;
         let spent = match (answered, times) {
-            (Ok(generated), Some(_)) => generated.spent,
+            (Ok(generated), Some(_)) => generated.usage,
             (Err(failure), None) => {
                 // Half a body of JSON is no JSON.
                 let kind = if fault == "truncated" && form == AnswerForm::Json { "undecodable" } else { kind };
                 assert_eq!(failure.error.kind(), kind, "{engine} {form:?} {fault}: {:?}", failure.error);
-                failure.spent
+                failure.usage
             }
             (answered, _) => panic!("{engine} {form:?} {fault}: {:?}", answered.map(|_| "a picture")),
         };
@@ -145,8 +145,8 @@ async fn moderation_refuses_a_prompt_of_either_api_and_charges_nothing() {
     let client = builder(&sandbox, "sk-sandbox").build().expect("a client");
     for engine in [Engine::Sdxl10, Engine::Core, Engine::Ultra, Engine::Sd35Large] {
         let failure = client.generate(&request(engine, "A gory battle")).await.expect_err("refused");
-        assert_eq!((failure.error.kind(), failure.spent.requests), ("content_policy", 1), "{engine}");
-        assert_eq!(failure.spent.maybe_charged, 0, "{engine}");
+        assert_eq!((failure.error.kind(), failure.usage.requests), ("content_policy", 1), "{engine}");
+        assert_eq!(failure.usage.possibly_charged, 0, "{engine}");
     }
     assert_eq!(sandbox.ledger().charged, 0);
 }

@@ -23,7 +23,7 @@ async fn ten_callers_send_nothing_from_the_first_429_until_the_pause_ends_and_al
     }
     let mut spent = 0;
     for generated in callers.join_all().await {
-        spent += generated.expect("it waits the lock-out out").spent.requests;
+        spent += generated.expect("it waits the lock-out out").usage.requests;
     }
     let arrivals = sandbox.arrivals();
     assert_eq!(u32::try_from(arrivals.len()), Ok(spent));

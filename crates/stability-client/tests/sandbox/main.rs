@@ -54,7 +54,7 @@ fn request() -> TextToImage {
 async fn test_1_one_picture_is_asked_for_and_can_be_decoded() {
     let sandbox = sandbox().await;
     let generated = client(&sandbox, "sk-sandbox").generate(&request()).await.expect("a picture");
-    assert_eq!((generated.spent.requests, generated.spent.maybe_charged), (1, 1));
+    assert_eq!((generated.usage.requests, generated.usage.possibly_charged), (1, 1));
     let image = generated.into_first().image;
     assert!(image.len() > 1_000);
     let picture = image::load_from_memory(&image).expect("it decodes");
@@ -71,7 +71,7 @@ async fn an_answer_that_does_not_come_is_a_time_out_and_a_server_that_is_not_the
     let impatient = builder(&sandbox, "sk-sandbox").request_timeout(Duration::from_millis(100)).retries(no_retries());
     let failure = impatient.build().expect("a client").generate(&request()).await.expect_err("it takes a minute");
     assert!(matches!(failure.error, Error::Timeout), "{:?}", failure.error);
-    assert_eq!(failure.spent.maybe_charged, 1);
+    assert_eq!(failure.usage.possibly_charged, 1);
     let lost = builder(&sandbox, "sk-sandbox").retries(no_retries()).build().expect("a client");
     drop(sandbox);
     let failure = lost.generate(&request()).await.expect_err("nobody listens");

@@ -5,7 +5,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
-use super::delivery::{Incoming, Unsettled};
+use super::delivery::Message;
 use super::{BrokerError, answered};
 
 /// The stream of commands ended unasked: broker or queue went away.
@@ -33,9 +33,9 @@ impl Commands {
     /// # Errors
     ///
     /// [`Lost`] where there will be none.
-    pub async fn next(&mut self) -> Result<(Incoming, Unsettled), Lost> {
+    pub async fn next(&mut self) -> Result<Message, Lost> {
         match self.consumer.next().await {
-            Some(Ok(delivery)) => Ok(Unsettled::new(delivery)),
+            Some(Ok(delivery)) => Ok(Message::new(delivery)),
             Some(Err(error)) => Err(Lost(error.to_string())),
             None => Err(Lost("the consumer was cancelled".to_owned())),
         }

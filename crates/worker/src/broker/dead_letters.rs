@@ -9,11 +9,9 @@ use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::delivery::{REASON_HEADER, REJECTED_AT_HEADER, reason, text_header};
+use super::delivery::{REASON_HEADER, REJECTED_AT_HEADER, now, reason, text_header};
 use super::publisher::{Publisher, carried};
 use super::topology::DEAD_QUEUE;
 use super::{BrokerError, answered};
@@ -177,9 +175,4 @@ fn without(headers: &FieldTable, names: &[&str]) -> FieldTable {
 
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
-}
-
-/// This moment, as headers have it.
-pub(super) fn now() -> String {
-    OffsetDateTime::now_utc().format(&Rfc3339).expect("a UTC time has an RFC 3339 form")
 }

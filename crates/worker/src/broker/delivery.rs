@@ -1,39 +1,62 @@
-//! A command as it came, and what is said to the broker about it.
+//! A message as it arrived, and its acknowledgement.
 
 use std::time::{Duration, SystemTime};
 
 use domain::trace::TraceContext;
-use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::AMQPValue;
+use lapin::{Acker, BasicProperties};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::topology::DELIVERY_LIMIT;
 use super::{BrokerError, answered};
 
-/// What a command's message held.
+/// A message as it arrived, with the handle that acknowledges it.
 #[derive(Debug, Clone)]
-pub struct Incoming {
+pub struct Message {
     /// The body, unread.
     pub body: Vec<u8>,
     pub(super) properties: BasicProperties,
     deliveries: u32,
+    ack: AckHandle,
 }
 
-impl Incoming {
-    /// Whether the broker itself gave it to the dead letters. What one of us gives to them carries nothing of the broker's.
-    pub fn has_fallen(&self) -> bool {
+impl Message {
+    pub(super) fn new(delivery: Delivery) -> Self {
+        let Delivery { data: body, properties, redelivered, acker, .. } = delivery;
+        let deliveries = if redelivered { deliveries(&properties).unwrap_or(1) } else { 0 };
+        Self { body, properties, deliveries, ack: AckHandle(acker) }
+    }
+
+    /// The handle that acknowledges this message.
+    pub fn ack_handle(&self) -> AckHandle {
+        self.ack.clone()
+    }
+
+    /// Tells the broker what became of this message: see [`AckHandle::settle`].
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] where the channel is gone; the broker delivers again.
+    pub async fn settle(&self, settlement: Settlement) -> Result<(), BrokerError> {
+        self.ack.settle(settlement).await
+    }
+
+    /// Whether the broker itself dead-lettered it. What a worker dead-letters carries none of the broker's headers.
+    pub fn exceeded_delivery_limit(&self) -> bool {
         let headers = self.properties.headers().as_ref();
         headers.is_some_and(|headers| headers.inner().contains_key(FIRST_DEATH_HEADER))
     }
 
-    /// Whether it was given to somebody before who has not settled it: a worker that was lost, or lost the broker.
-    pub fn was_delivered_before(&self) -> bool {
+    /// Whether it was delivered before and not settled: its worker was lost, or has lost the broker.
+    pub fn was_redelivered(&self) -> bool {
         self.deliveries > 0
     }
 
-    /// Whether the broker gives it to the dead letters if it is not settled this time.
-    pub fn is_its_last_delivery(&self) -> bool {
+    /// Whether the broker dead-letters it if it is not settled this time.
+    pub fn is_last_delivery(&self) -> bool {
         self.deliveries >= DELIVERY_LIMIT
     }
 
@@ -76,7 +99,7 @@ impl Incoming {
         self.properties.message_id().as_ref().map(lapin::types::ShortString::as_str)
     }
 
-    /// How often it was given to somebody before.
+    /// How often it was delivered before.
     pub fn deliveries(&self) -> u32 {
         self.deliveries
     }
@@ -119,45 +142,39 @@ fn deliveries(properties: &BasicProperties) -> Option<u32> {
     Some(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// What is said to the broker about a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settlement {
-    /// It is dealt with: its last event is confirmed, or it lies safely on another queue.
-    Done,
-    /// It goes back to its queue at once, for whoever comes next.
-    Return,
-    /// As `Return`; and since the broker takes nothing from us any more, this session is of no use.
-    GiveUp,
+/// The time of this moment, as headers have it: RFC 3339 in UTC.
+pub(super) fn now() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).expect("a UTC time has an RFC 3339 form")
 }
 
-/// A delivery that the broker is still to hear about. Dropping it settles nothing: the broker delivers again when the channel
-/// closes.
-#[derive(Debug)]
-#[must_use]
-pub struct Unsettled(Delivery);
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// It is handled: its terminal event is confirmed, or it is safe on another queue.
+    Acknowledge,
+    /// It returns to the head of its queue at once.
+    Requeue,
+}
 
-impl Unsettled {
-    /// Takes a delivery apart: what it held, and the right to settle it.
-    pub(super) fn new(mut delivery: Delivery) -> (Incoming, Self) {
-        let body = std::mem::take(&mut delivery.data);
-        let properties = delivery.properties.clone();
-        let deliveries = if delivery.redelivered { deliveries(&properties).unwrap_or(1) } else { 0 };
-        (Incoming { body, properties, deliveries }, Self(delivery))
-    }
+/// Acknowledges one message. Clones share the right to do so once; dropping them settles nothing: the broker delivers again when the channel closes.
+#[derive(Debug, Clone)]
+pub struct AckHandle(Acker);
 
-    /// Tells the broker; settling twice does not compile.
+impl AckHandle {
+    /// Tells the broker what became of the message; without effect where it was told before, or the channel is gone.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where the channel is gone; the broker delivers again.
-    pub async fn settle(self, settlement: Settlement) -> Result<(), BrokerError> {
+    /// [`BrokerError`] where the channel is lost meanwhile; the broker delivers again.
+    pub async fn settle(&self, settlement: Settlement) -> Result<(), BrokerError> {
         let doing = "take a settlement";
-        match settlement {
-            Settlement::Done => answered(doing, self.0.ack(BasicAckOptions::default())).await.map(drop),
-            Settlement::Return | Settlement::GiveUp => {
+        let told = match settlement {
+            Settlement::Acknowledge => answered(doing, self.0.ack(BasicAckOptions::default())).await,
+            Settlement::Requeue => {
                 let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-                answered(doing, self.0.nack(options)).await.map(drop)
+                answered(doing, self.0.nack(options)).await
             }
-        }
+        };
+        told.map(drop)
     }
 }

@@ -15,8 +15,7 @@ use tokio::sync::Mutex;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
-use super::dead_letters::now;
-use super::delivery::{Incoming, REASON_HEADER, REJECTED_AT_HEADER, is_the_brokers};
+use super::delivery::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_the_brokers, now};
 use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
 use super::{BROKER, BrokerError, Server, answered};
 use crate::event_sink::{EventSink, PublishError, Routed};
@@ -116,11 +115,11 @@ impl Publisher {
     /// # Errors
     ///
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
-    pub async fn retry_later(&self, incoming: &Incoming, delay: Duration) -> Result<(), BrokerError> {
-        let properties = carried(&incoming.properties);
+    pub async fn retry_later(&self, message: &Message, delay: Duration) -> Result<(), BrokerError> {
+        let properties = carried(&message.properties);
         let queue = retry_queue(delay);
         let span = self.span("", &queue, "send");
-        noted(async { routed(self.publish("", &queue, &incoming.body, properties).await?) }, span).await
+        noted(async { routed(self.publish("", &queue, &message.body, properties).await?) }, span).await
     }
 
     /// Puts a command at the end of its queue, as it is.
@@ -128,8 +127,8 @@ impl Publisher {
     /// # Errors
     ///
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
-    pub async fn hand_back(&self, incoming: &Incoming) -> Result<(), BrokerError> {
-        self.submit_with(&incoming.body, carried(&incoming.properties)).await
+    pub async fn hand_back(&self, message: &Message) -> Result<(), BrokerError> {
+        self.submit_with(&message.body, carried(&message.properties)).await
     }
 
     /// Gives a command to the dead letters with a reason.
@@ -137,15 +136,15 @@ impl Publisher {
     /// # Errors
     ///
     /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
-    pub async fn dead_letter(&self, incoming: &Incoming, reason: &str) -> Result<(), BrokerError> {
-        let carried = carried(&incoming.properties);
+    pub async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), BrokerError> {
+        let carried = carried(&message.properties);
         let mut headers = carried.headers().clone().unwrap_or_default();
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
         headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now().into()));
         let properties = carried.with_headers(headers);
         let span = self.span(DEAD_LETTER, GENERATE_KEY, "send");
-        noted(async { routed(self.publish(DEAD_LETTER, GENERATE_KEY, &incoming.body, properties).await?) }, span).await
+        noted(async { routed(self.publish(DEAD_LETTER, GENERATE_KEY, &message.body, properties).await?) }, span).await
     }
 }
 

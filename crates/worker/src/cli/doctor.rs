@@ -7,9 +7,9 @@ use stability_client::{Checked, Client, Engine};
 
 use super::exit::Failure;
 use super::screen::Screen;
+use crate::bootstrap;
 use crate::broker::{Broker, QueueMatch, QueueState, Topology};
-use crate::causes;
-use crate::parts;
+use crate::error_chain::error_chain;
 use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
 use crate::store::Store;
@@ -137,7 +137,7 @@ async fn broker(settings: &Settings) -> State {
     let advice = "start RabbitMQ, or mend AMQP_URL (user, password, virtual host)";
     let broker = match Broker::reach(&settings.amqp_url).await {
         Ok(broker) => broker,
-        Err(error) => return State::failed(causes::joined(&error), advice),
+        Err(error) => return State::failed(error_chain(&error), advice),
     };
     let queue = broker.generate_queue().await;
     broker.close().await;
@@ -146,7 +146,7 @@ async fn broker(settings: &Settings) -> State {
             State::ok(format!("reached; {messages} commands wait, {consumers} workers take them"))
         }
         Ok(QueueState::Missing) => State::ok("reached; no queue yet, the first worker makes it"),
-        Err(error) => State::failed(causes::joined(&error), "give the user its rights on the virtual host"),
+        Err(error) => State::failed(error_chain(&error), "give the user its rights on the virtual host"),
     }
 }
 
@@ -159,7 +159,7 @@ async fn queues(settings: &Settings) -> State {
     broker.close().await;
     let compared = match compared {
         Ok(compared) => compared,
-        Err(error) => return State::failed(causes::joined(&error), "give the user its rights on the virtual host"),
+        Err(error) => return State::failed(error_chain(&error), "give the user its rights on the virtual host"),
     };
     let (all, missing) = (compared.len(), compared.iter().filter(|(_, found)| *found == QueueMatch::Missing).count());
     for (name, found) in compared {
@@ -203,7 +203,7 @@ async fn database(settings: &Settings) -> State {
         Ok(pending) => State::ok(format!(
             "reached; {pending} migrations are missing, `asset-worker migrate` or the next start applies them"
         )),
-        Err(error) => State::failed(causes::joined(&error), "start the database, or mend DATABASE_URL"),
+        Err(error) => State::failed(error_chain(&error), "start the database, or mend DATABASE_URL"),
     }
 }
 
@@ -215,21 +215,21 @@ async fn storage(settings: &Settings) -> State {
     match checked {
         Ok(root) => State::ok(format!("{root} can be written")),
         Err(error) => State::failed(
-            causes::joined(&error),
+            error_chain(&error),
             "mend ASSET_STORAGE_URL, rights and space there, or a bucket's AWS_ variables",
         ),
     }
 }
 
 async fn api(settings: &Settings) -> State {
-    let client = match parts::client(settings) {
+    let client = match bootstrap::client(settings) {
         Ok(client) => client,
         Err(error) => return State::setting(&error),
     };
     match asked(&client).await {
         Ok(state) => state,
         Err(error) => State::failed(
-            causes::joined(&error),
+            error_chain(&error),
             "look at STABILITY_API_KEY and STABILITY_BASE_URL, and at the API's status page",
         ),
     }

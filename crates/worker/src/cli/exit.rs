@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
+use crate::bootstrap::BootstrapError;
 use crate::broker::BrokerError;
-use crate::causes;
+use crate::error_chain::error_chain;
 use crate::job::JobRunError;
-use crate::parts::PartsError;
 use crate::settings::SettingError;
 use crate::storage::StorageError;
 use crate::store::StoreError;
@@ -66,36 +66,34 @@ impl From<SettingError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::Unreachable(causes::joined(&error))
+        Self::Unreachable(error_chain(&error))
     }
 }
 
 impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
-        Self::Unreachable(causes::joined(&error))
+        Self::Unreachable(error_chain(&error))
     }
 }
 
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
-        Self::Unreachable(causes::joined(&error))
+        Self::Unreachable(error_chain(&error))
     }
 }
 
-impl From<PartsError> for Failure {
-    fn from(error: PartsError) -> Self {
+impl From<BootstrapError> for Failure {
+    fn from(error: BootstrapError) -> Self {
         match error {
-            PartsError::Store(error) => error.into(),
-            PartsError::Storage(error) => error.into(),
+            BootstrapError::Store(error) => error.into(),
+            BootstrapError::Storage(error) => error.into(),
         }
     }
 }
 
 impl From<JobRunError> for Failure {
     fn from(error: JobRunError) -> Self {
-        match error {
-            JobRunError::Store(error) => error.into(),
-        }
+        Self::Unreachable(error_chain(&error))
     }
 }
 
@@ -103,7 +101,7 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Setting(error) => error.into(),
-            RunError::Parts(error) => error.into(),
+            RunError::Bootstrap(error) => error.into(),
             RunError::Probes { .. } => Self::Usage(error.to_string()),
         }
     }

@@ -11,11 +11,11 @@ use super::order::Order;
 use super::screen::{Progress, Screen};
 use super::submit::shown;
 use super::tables::Seen;
+use crate::bootstrap;
 use crate::event_sink::{EventSink, PublishError, Routed};
-use crate::job::{Envelope, Stopping, Verdict};
-use crate::parts;
+use crate::job::{Envelope, JobOutcome};
 use crate::settings::Settings;
-use crate::stop::Stop;
+use crate::shutdown::{Shutdown, Signals};
 use crate::telemetry::{Metrics, trace};
 
 #[derive(Debug, clap::Args)]
@@ -35,9 +35,9 @@ pub(super) async fn generate(
 ) -> Result<(), Failure> {
     let command = options.order.command()?;
     settings.require_api_key()?;
-    let stop = Stop::on_signal().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
-    let (store, storage) = parts::open(settings).await?;
-    let workshop = parts::workshop(settings, store, storage, metrics, Arc::new(metrics.clone()))?;
+    let signals = Signals::listen().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
+    let (store, storage) = bootstrap::open(settings).await?;
+    let runner = bootstrap::job_runner(settings, store, storage, metrics, Arc::new(metrics.clone()))?;
     let progress = screen.progress(command.image_descriptions.len());
     let interrupted = || {
         Failure::Job(format!(
@@ -47,34 +47,37 @@ pub(super) async fn generate(
     };
     let mut told = false;
     // A second signal ends the process, so that nothing need be dropped in order.
-    let stopping = Stopping { soon: stop.token().clone(), ..Stopping::default() };
+    let shutdown = Shutdown { stop: signals.stop().clone(), ..Shutdown::default() };
     loop {
-        let run = workshop.run(&command, Envelope::default(), &progress, &stopping);
-        match run.instrument(trace::job_span(&command)).await? {
-            Verdict::Ended(terminal, _) => {
+        let span = trace::job_span(&command);
+        let running = runner.run(&command, Envelope::default(), &progress, &shutdown);
+        let outcome = running.instrument(span.clone()).await?;
+        span.in_scope(|| trace::note("job.outcome", outcome.labels().0));
+        match outcome {
+            JobOutcome::Ended(terminal) | JobOutcome::AlreadyEnded(terminal) => {
                 drop(progress);
                 return shown(terminal.event.body.as_bytes(), options.json, screen);
             }
-            Verdict::TryAgain(delay) => {
+            JobOutcome::RetryAfter(delay) => {
                 screen.note(&format!("what is missing is tried again in {}", humantime::format_duration(delay)));
                 tokio::select! {
-                    () = stop.token().cancelled() => return Err(interrupted()),
+                    () = signals.stop().cancelled() => return Err(interrupted()),
                     () = tokio::time::sleep(delay) => {}
                 }
             }
-            Verdict::Yielded => {}
-            Verdict::Interrupted => return Err(interrupted()),
-            Verdict::Held | Verdict::LeaseLost => {
+            JobOutcome::Preempted => {}
+            JobOutcome::Interrupted => return Err(interrupted()),
+            JobOutcome::Leased | JobOutcome::LeaseLost => {
                 if !told {
                     screen.note("another process works on this job, or was lost while it did; waiting for it");
                     told = true;
                 }
                 tokio::select! {
-                    () = stop.token().cancelled() => return Err(interrupted()),
+                    () = signals.stop().cancelled() => return Err(interrupted()),
                     () = tokio::time::sleep(settings.jobs.held_delay()) => {}
                 }
             }
-            Verdict::Conflict => {
+            JobOutcome::Conflict => {
                 return Err(Failure::Usage(format!("--job-id: {} belongs to another command", command.job_id)));
             }
         }

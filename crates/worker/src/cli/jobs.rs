@@ -87,10 +87,10 @@ async fn republish(
     } else {
         let mut events = Vec::new();
         for id in job_ids {
-            let event = store.terminal_event(*id).await?;
-            let event =
-                event.ok_or_else(|| Failure::Usage(format!("{id} is no job of this database that has ended")))?;
-            events.push((*id, event));
+            let terminal = store.find_job(*id).await?.and_then(|job| job.terminal);
+            let terminal =
+                terminal.ok_or_else(|| Failure::Usage(format!("{id} is no job of this database that has ended")))?;
+            events.push((*id, terminal.event));
         }
         events
     };

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::exit::Failure;
-use crate::intake;
+use crate::bootstrap;
 
 /// A command, from arguments or from a file.
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ impl Order {
             Some(file) => with_job_id(read(file)?),
             None => self.body()?,
         };
-        Command::parse(&body, &intake::rules()).map_err(|InvalidCommand { violations, .. }| {
+        Command::parse(&body, &bootstrap::rules()).map_err(|InvalidCommand { violations, .. }| {
             Failure::Usage(format!("the command is not valid:\n  {}", violations.join("\n  ")))
         })
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::exit::Failure;
 use super::screen::Screen;
 use super::{jobs, tables};
-use crate::intake;
+use crate::bootstrap;
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Args)]
@@ -92,7 +92,7 @@ impl Set {
             ("steps", self.steps.map(|steps| json!(steps))),
         ];
         keys.extend(others.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
-        Style::parse(Value::Object(keys), &intake::rules()).map_err(|InvalidStyle(violations)| {
+        Style::parse(Value::Object(keys), &bootstrap::rules()).map_err(|InvalidStyle(violations)| {
             Failure::Usage(format!("the style is not valid:\n  {}", violations.join("\n  ")))
         })
     }

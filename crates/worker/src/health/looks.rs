@@ -7,7 +7,7 @@ use stability_client::{Client, Error};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::causes;
+use crate::error_chain::error_chain;
 use crate::storage::Storage;
 use crate::store::{MicroUsd, Store};
 
@@ -93,7 +93,7 @@ impl Looks {
             Ok(Err(error @ Error::Unauthorized(_)))
                 if known.used.is_none_or(|at| at.elapsed() >= ACCEPTED_INTERVAL) =>
             {
-                known.refused = Some(causes::joined(&error));
+                known.refused = Some(error_chain(&error));
             }
             // Nothing was found out.
             Ok(Err(_)) | Err(_) => {}
@@ -142,7 +142,7 @@ async fn shared(
 
 async fn in_time<T, E: std::error::Error>(look: impl Future<Output = Result<T, E>>) -> Result<(), String> {
     match tokio::time::timeout(TIMEOUT, look).await {
-        Ok(found) => found.map(drop).map_err(|error| causes::joined(&error)),
+        Ok(found) => found.map(drop).map_err(|error| error_chain(&error)),
         Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
     }
 }

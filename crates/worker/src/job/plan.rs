@@ -1,4 +1,4 @@
-//! What is asked of the API for an image.
+//! Plans an attempt: what is asked of the API for each missing image.
 
 use domain::command::Command;
 use domain::failure::ImageFailureCode;
@@ -8,8 +8,10 @@ use domain::recipe::Recipe;
 use domain::seed;
 use domain::style::Style;
 use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage, UnknownName};
+use tracing::warn;
 use uuid::Uuid;
 
+use crate::image::ImageTask;
 use crate::settings::Settings;
 use crate::translation::{English, Untranslated};
 
@@ -20,26 +22,35 @@ pub(super) struct Planner {
     steps: u8,
 }
 
-/// An image that can be asked for.
-#[derive(Debug, Clone)]
+/// What an attempt makes, and what it cannot make.
+#[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) recipe: Recipe,
-    pub(super) request: TextToImage,
-    /// Equal for images that can stand in for this one.
-    pub(super) fingerprint: Uuid,
+    pub(super) tasks: Vec<ImageTask>,
+    /// By index.
+    pub(super) failures: Vec<(u32, PlanFailure)>,
 }
 
-/// An image that cannot be asked for.
+/// An image that is to be made.
+#[derive(Debug)]
+pub(super) struct MissingImage {
+    /// The id of its row.
+    pub(super) id: Uuid,
+    pub(super) index: u32,
+    pub(super) description: String,
+    pub(super) reserved_path: Option<String>,
+}
+
+/// Why an image cannot be asked for.
 #[derive(Debug, PartialEq)]
-pub(super) struct Unplannable {
+pub(super) struct PlanFailure {
     pub(super) code: ImageFailureCode,
     pub(super) message: String,
-    pub(super) may_pass: bool,
+    pub(super) retryable: bool,
 }
 
-impl Unplannable {
+impl PlanFailure {
     fn rejected(message: String) -> Self {
-        Self { code: ImageFailureCode::RejectedRequest, message, may_pass: false }
+        Self { code: ImageFailureCode::RejectedRequest, message, retryable: false }
     }
 
     fn too_long(what: &str, TooLong { chars, max_chars }: &TooLong) -> Self {
@@ -52,12 +63,12 @@ impl Unplannable {
         Self {
             code: ImageFailureCode::TranslationUnavailable,
             message: format!("{what}: {why}"),
-            may_pass: why.may_pass(),
+            retryable: why.may_pass(),
         }
     }
 }
 
-impl From<InvalidRequest> for Unplannable {
+impl From<InvalidRequest> for PlanFailure {
     fn from(error: InvalidRequest) -> Self {
         Self::rejected(error.to_string())
     }
@@ -73,18 +84,38 @@ impl Planner {
         Self { spec: settings.image, cfg_scale: settings.cfg_scale, steps: settings.steps }
     }
 
-    /// Composes the prompt of one description and checks the request against the API's ranges.
-    pub(super) fn plan(
+    /// Composes the prompts of missing images and checks their requests against the API's ranges.
+    pub(super) fn plan(&self, command: &Command, style: &Style, english: &English, missing: Vec<MissingImage>) -> Plan {
+        let mut plan = Plan { tasks: Vec::new(), failures: Vec::new() };
+        for image in missing {
+            let MissingImage { id, index, description, reserved_path } = image;
+            match self.plan_image(command, style, english, index, &description) {
+                Ok((recipe, request)) => {
+                    let Recipe { left_out, negative_left_out, .. } = &recipe;
+                    if !left_out.is_empty() || !negative_left_out.is_empty() {
+                        let (left_out, negative_left_out) = (left_out.join(", "), negative_left_out.join(", "));
+                        warn!(index, left_out, negative_left_out, "the prompt was shortened");
+                    }
+                    let fingerprint = recipe.fingerprint(&self.spec);
+                    plan.tasks.push(ImageTask { id, index, description, reserved_path, recipe, request, fingerprint });
+                }
+                Err(failure) => plan.failures.push((index, failure)),
+            }
+        }
+        plan
+    }
+
+    fn plan_image(
         &self,
         command: &Command,
         style: &Style,
         english: &English,
         index: u32,
         description: &str,
-    ) -> Result<Plan, Unplannable> {
+    ) -> Result<(Recipe, TextToImage), PlanFailure> {
         let config = &command.config;
         let engine = config.engine.as_deref().map_or(Ok(Engine::default()), str::parse);
-        let engine = engine.map_err(|error: UnknownName| Unplannable::rejected(error.to_string()))?;
+        let engine = engine.map_err(|error: UnknownName| PlanFailure::rejected(error.to_string()))?;
         let mut recipe = Recipe { engine: engine.id().to_owned(), ..Recipe::default() };
         write(&mut recipe, engine, style, english, index, description)?;
         recipe.asked_seed = seed::of_image(config.seed.unwrap_or(0), index, engine.max_seed());
@@ -101,8 +132,7 @@ impl Planner {
         (request, recipe.cfg_scale) = with(request, said.cfg_scale, cfg_scale, TextToImage::cfg_scale)?;
         (request, recipe.steps) = with(request, said.steps, steps, TextToImage::steps)?;
         (request, recipe.style_preset) = with(request, said.style_preset, style.style_preset.clone(), preset)?;
-        let fingerprint = recipe.fingerprint(&self.spec);
-        Ok(Plan { recipe, request, fingerprint })
+        Ok((recipe, request))
     }
 }
 
@@ -114,8 +144,8 @@ fn write(
     english: &English,
     index: u32,
     description: &str,
-) -> Result<(), Unplannable> {
-    let translated = |what: &str, text: &str| english.of(text).map_err(|why| Unplannable::untranslated(what, &why));
+) -> Result<(), PlanFailure> {
+    let translated = |what: &str, text: &str| english.of(text).map_err(|why| PlanFailure::untranslated(what, &why));
     // Named as the command has it, which counts from 0.
     let name = format!("image_descriptions[{}]", index.saturating_sub(1));
     let text = translated(&name, description)?;
@@ -128,12 +158,12 @@ fn write(
 
     let max_chars = engine.max_prompt_chars();
     let prompt = compose(&text, modifiers.as_deref(), max_chars);
-    let prompt = prompt.map_err(|error| Unplannable::too_long(&name, &error))?;
+    let prompt = prompt.map_err(|error| PlanFailure::too_long(&name, &error))?;
     if compose(&text, Some(&[]), max_chars).is_ok_and(|alone| alone.text.is_empty()) {
-        return Err(Unplannable::rejected(format!("{name}: {text:?} is not allowed; a text that says something")));
+        return Err(PlanFailure::rejected(format!("{name}: {text:?} is not allowed; a text that says something")));
     }
     let negative = shortened(&negative, max_chars);
-    let negative = negative.map_err(|error| Unplannable::too_long("negative_prompt", &error))?;
+    let negative = negative.map_err(|error| PlanFailure::too_long("negative_prompt", &error))?;
     recipe.english = (text != description).then_some(text);
     let Composed { text, left_out } = prompt;
     recipe.prompt = text;

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::{ALL, AWS, LogFormat, StorageRoot};
-use crate::translation::PhraseBook;
+use crate::phrase_book::PhraseBook;
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

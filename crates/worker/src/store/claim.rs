@@ -29,8 +29,15 @@ pub struct TerminalEvent {
     pub event: Event,
     /// Whether a queue has taken it before.
     pub published: bool,
-    /// Infrastructure failed at every try: the command belongs to the dead letters.
-    pub exhausted: bool,
+    /// Why the job failed; `None` where it completed.
+    pub error: Option<JobFailureCode>,
+}
+
+impl TerminalEvent {
+    /// The terminal event of a job that has just ended.
+    pub fn new(event: Event, error: Option<JobFailureCode>) -> Self {
+        Self { event, published: false, error }
+    }
 }
 
 /// What a command's job turned out to be.
@@ -38,10 +45,10 @@ pub struct TerminalEvent {
 pub enum Claim {
     /// It is ours to work on.
     Run(Claimed),
-    /// Somebody else works on it.
-    Held,
+    /// Another worker holds its lease.
+    Leased,
     /// It has ended; this is its terminal event.
-    Finished(TerminalEvent),
+    Ended(TerminalEvent),
     /// The id belongs to another command.
     Conflict,
 }
@@ -195,14 +202,14 @@ async fn claimed(
         return Ok(Claim::Conflict);
     }
     if let Some(terminal) = terminal_event(&row) {
-        return Ok(Claim::Finished(terminal));
+        return Ok(Claim::Ended(terminal));
     }
     let lease = if first {
         Some(lease::opened(db, row.id, terms.lease).await?)
     } else {
         lease::taken(db, row.id, terms.lease).await?
     };
-    let Some(lease) = lease else { return Ok(Claim::Held) };
+    let Some(lease) = lease else { return Ok(Claim::Leased) };
     let earlier = TraceContext::parse(row.trace_parent.as_deref(), None);
     if let Some(trace) = trace {
         job::Entity::update_many()
@@ -283,6 +290,6 @@ fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
 pub(super) fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
     let event = Event::stored(kind, event_id(row.id, kind, None), row.terminal_event.clone()?);
-    let exhausted = row.error_code.as_deref() == Some(JobFailureCode::AttemptsExhausted.as_str());
-    Some(TerminalEvent { event, published: row.published_at.is_some(), exhausted })
+    let error = row.error_code.as_deref().and_then(|code| code.parse().ok());
+    Some(TerminalEvent { event, published: row.published_at.is_some(), error })
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use tracing::Instrument;
 
-use super::claim::terminal_event;
+use super::claim::{TerminalEvent, terminal_event};
 use super::image::failed;
 use super::lease::{held, may};
 use super::{Doing, Lease, Store, StoreError, job};
@@ -30,15 +30,11 @@ pub struct Ending<'a> {
     pub event: &'a Event,
 }
 
-/// How a job stands.
+/// A job that has a row.
 #[derive(Debug)]
-pub enum Standing {
-    /// Nobody has claimed it.
-    Unknown,
-    /// It is not at its end.
-    Open,
-    /// It has ended; this is its terminal event.
-    Ended(Event),
+pub struct KnownJob {
+    /// Its terminal event, if it has ended.
+    pub terminal: Option<TerminalEvent>,
 }
 
 impl Store {
@@ -80,29 +76,15 @@ impl Store {
         .await
     }
 
-    /// The terminal event of a job that has ended.
+    /// Looks a job up; `None` where no worker has claimed it.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    pub async fn terminal_event(&self, job_id: Uuid) -> Result<Option<Event>, StoreError> {
-        Ok(match self.standing(job_id).await? {
-            Standing::Ended(event) => Some(event),
-            Standing::Open | Standing::Unknown => None,
-        })
-    }
-
-    /// Whether a job is known, and has ended.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub async fn standing(&self, job_id: Uuid) -> Result<Standing, StoreError> {
+    pub async fn find_job(&self, job_id: Uuid) -> Result<Option<KnownJob>, StoreError> {
         async {
-            let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await? else {
-                return Ok(Standing::Unknown);
-            };
-            Ok(terminal_event(&row).map_or(Standing::Open, |terminal| Standing::Ended(terminal.event)))
+            let row = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await?;
+            Ok(row.map(|row| KnownJob { terminal: terminal_event(&row) }))
         }
         .instrument(self.asked("look_up", "jobs"))
         .await

@@ -1,4 +1,4 @@
-//! Who works on a job: claiming, holding and putting down its lease, by the database's clock.
+//! Who works on a job: claiming, holding and releasing its lease, by the database's clock.
 //!
 //! The fencing token is checked and the job's row locked in every transaction that writes for the holder, so that nothing of a former holder
 //! arrives after somebody else's claim.
@@ -49,12 +49,12 @@ impl Store {
         .await
     }
 
-    /// Puts a job down for whoever comes next. `attempt` counts the try that ends so.
+    /// Releases a job for the next worker. `attempt` counts the attempt that ends so.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; then nothing was written, and the lease runs out by itself.
-    pub async fn put_down(&self, lease: Lease, attempt: bool) -> Result<(), StoreError> {
+    pub async fn release(&self, lease: Lease, attempt: bool) -> Result<(), StoreError> {
         async {
             let returned = job::Entity::update_many()
                 .col_expr(job::Column::Status, Expr::value(step::RETURN.to.as_str()))
@@ -66,7 +66,7 @@ impl Store {
                 .filter(job::Column::LeaseToken.eq(lease.token))
                 .filter(may(step::RETURN))
                 .exec(&self.db)
-                .doing("put a job down")
+                .doing("release a job")
                 .await?;
             held(returned.rows_affected)
         }

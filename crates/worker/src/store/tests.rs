@@ -66,7 +66,7 @@ async fn a_job_that_an_older_version_began_goes_on() {
     assert!(failure.may_pass, "a time-out may pass");
     assert_eq!((claimed.images[1].requests, claimed.images[1].charged), (4, 4));
     // Somebody else finds it held.
-    assert!(matches!(store.claim(&command, None, terms).await.expect("an answer"), Claim::Held));
+    assert!(matches!(store.claim(&command, None, terms).await.expect("an answer"), Claim::Leased));
 }
 
 /// Whatever the holder of an older claim writes has no effect, and says so.
@@ -115,7 +115,7 @@ async fn a_former_holder_writes_nothing() {
         ("pay", store.pay(paid, MicroUsd(20_000), None).await.map(drop)),
         ("take_back", store.take_back(paid, MicroUsd(20_000), "2026-11-24").await),
         ("renew", store.renew(former.lease, Duration::from_mins(1)).await),
-        ("put_down", store.put_down(former.lease, true).await),
+        ("release", store.release(former.lease, true).await),
         ("finish", store.finish(&ending).await),
     ];
     for (what, outcome) in outcomes {

@@ -20,8 +20,9 @@ use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
 pub use names::{ALL, Kind, Spec};
+pub use outcomes::Stage;
+use outcomes::{BROKEN, PANICKED};
 pub(crate) use outcomes::{Coded, DeadLetterReason};
-pub use outcomes::{JobOutcome, Stage};
 pub use scrape::Scrape;
 
 use super::{SCOPE, trace};
@@ -172,20 +173,29 @@ impl Metrics {
         done
     }
 
-    /// A delivery had its end.
-    pub(crate) fn delivery(&self, outcome: JobOutcome, took: Duration) {
-        let (of_job, of_delivery) = match outcome {
-            JobOutcome::Failed(code) => (error_type(code.as_str()), no_error()),
-            JobOutcome::Broken(code) => (error_type(code), error_type(code)),
-            JobOutcome::Panicked => (error_type("panic"), error_type("panic")),
-            _ => (no_error(), no_error()),
-        };
-        self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome.as_str()), of_job]);
+    /// A delivery was handled: its outcome, and the failure code of its job, which may be empty.
+    pub(crate) fn handled(&self, (outcome, job_error): (&'static str, &'static str), took: Duration) {
+        self.delivery(outcome, job_error, NONE, took);
+    }
+
+    /// A delivery could not be handled: our own infrastructure failed.
+    pub(crate) fn broken(&self, code: &'static str, took: Duration) {
+        self.delivery(BROKEN, code, code, took);
+    }
+
+    /// A delivery met a bug.
+    pub(crate) fn panicked(&self, took: Duration) {
+        let (outcome, code) = PANICKED;
+        self.delivery(outcome, code, code, took);
+    }
+
+    fn delivery(&self, outcome: &'static str, of_job: &'static str, of_delivery: &'static str, took: Duration) {
+        self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome), error_type(of_job)]);
         let attributes = [
             KeyValue::new("messaging.system", "rabbitmq"),
             KeyValue::new("messaging.operation.name", "process"),
             KeyValue::new("messaging.destination.name", trace::CONSUMED),
-            of_delivery,
+            error_type(of_delivery),
         ];
         self.inner.messaging.record(took.as_secs_f64(), &attributes);
     }

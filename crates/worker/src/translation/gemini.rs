@@ -207,7 +207,7 @@ impl Gemini {
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
         let lost = |error: reqwest::Error| {
             let late = error.is_timeout() && !error.is_connect();
-            let message = crate::causes::joined(&error.without_url());
+            let message = crate::error_chain::error_chain(&error.without_url());
             if late { Failure::Late(message) } else { Failure::unreachable(message) }
         };
         let mut response = request.send().await.map_err(lost)?;

@@ -24,9 +24,9 @@ const PNG: Headers = Headers { content_type: Some("image/png"), finish_reason: S
 const PNG_FILTERED: Headers = Headers { finish_reason: Some("CONTENT_FILTERED"), ..PNG };
 const PNG_ERROR: Headers = Headers { finish_reason: Some("ERROR"), ..PNG };
 
-/// Kind and fate in words: `server retry`, `filtered stays charged`, `unauthorized fatal`, and the wait that the API asks for.
+/// Kind and class in words: `server retry`, `filtered stays charged`, `unauthorized fatal`, and the wait that the API asks for.
 fn outcome(family: Family, status: u16, headers: Headers, body: &[u8]) -> String {
-    let answer = Answer {
+    let response = HttpResponse {
         status,
         retry_after: headers.retry_after.map(Duration::from_secs),
         content_type: headers.content_type.map(str::to_owned),
@@ -34,17 +34,17 @@ fn outcome(family: Family, status: u16, headers: Headers, body: &[u8]) -> String
         seed: Some(7),
         body: body.to_vec().into(),
     };
-    match checked(answer).and_then(|answer| answer::decode(family, &answer)) {
+    match checked(response).and_then(|response| answer::decode(family, &response)) {
         Ok(pictures) => format!("{} pictures", pictures.pictures.len()),
         Err(error) => {
-            let fate = error.fate();
-            assert!(!(fate.retry && fate.fatal), "{error:?}");
-            let will = match (fate.retry, fate.fatal) {
+            let class = error.class();
+            assert!(!(class.retryable && class.fatal), "{error:?}");
+            let will = match (class.retryable, class.fatal) {
                 (true, _) => "retry",
                 (false, true) => "fatal",
                 (false, false) => "stays",
             };
-            let charged = if fate.maybe_charged { " charged" } else { "" };
+            let charged = if class.possibly_charged { " charged" } else { "" };
             let wait = error.retry_after().map(|wait| format!(" after {wait:?}")).unwrap_or_default();
             format!("{} {will}{charged}{wait}", error.kind())
         }
@@ -60,7 +60,7 @@ fn v2(name: &str, error: &str) -> String {
 }
 
 #[test]
-fn each_answer_has_its_kind_and_its_fate() {
+fn each_response_has_its_kind_and_class() {
     let mut rows = 0;
     let mut check = |family, status, headers, body: &str, expected: &str| {
         rows += 1;

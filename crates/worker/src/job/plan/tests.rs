@@ -3,25 +3,28 @@ use domain::command::JobConfig;
 use super::*;
 
 /// Plans the image of this index, in a job without a project's style.
-fn plan_at(index: u32, description: &str, config: JobConfig) -> Result<Plan, Unplannable> {
+fn plan_at(index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
     let style = config.style();
     plan_in(&style, index, description, config)
 }
 
-fn plan_in(style: &Style, index: u32, description: &str, config: JobConfig) -> Result<Plan, Unplannable> {
+fn plan_in(style: &Style, index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
     let settings = Settings::from_source(|_| None).expect("defaults are good");
     let command =
         Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec![description.to_owned()], config };
-    Planner::new(&settings).plan(&command, style, &English::default(), index, description)
+    let missing = MissingImage { id: Uuid::nil(), index, description: description.to_owned(), reserved_path: None };
+    let mut plan = Planner::new(&settings).plan(&command, style, &English::default(), vec![missing]);
+    assert_eq!(plan.tasks.len() + plan.failures.len(), 1);
+    plan.tasks.pop().ok_or_else(|| plan.failures.remove(0).1)
 }
 
-fn plan(description: &str, config: JobConfig) -> Result<Plan, Unplannable> {
+fn plan(description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
     plan_at(1, description, config)
 }
 
 #[test]
 fn a_command_without_config_is_planned_with_the_defaults() {
-    let Plan { recipe, request, .. } = plan("A fox", JobConfig::default()).expect("a plan");
+    let ImageTask { recipe, request, .. } = plan("A fox", JobConfig::default()).expect("a plan");
     assert!(recipe.prompt.starts_with("A fox, cinematic lighting, "), "{}", recipe.prompt);
     let frame = Engine::default().frame_for(1920, 1080);
     let expected = TextToImage::new(Engine::default(), frame, recipe.prompt.clone())

@@ -1,7 +1,5 @@
 //! What the program tells the metrics and the spans: stages, outcomes and codes, each of a closed set.
 
-use domain::failure::JobFailureCode;
-
 /// A part of a job's way that is timed and has a span of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -40,51 +38,10 @@ impl Stage {
     }
 }
 
-/// What became of a delivery of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JobOutcome {
-    /// Its job is completed.
-    Completed,
-    /// Its job has failed.
-    Failed(JobFailureCode),
-    /// Its job had ended before.
-    Repeated,
-    /// What is missing is tried again later.
-    Retried,
-    /// It has had its slice.
-    Yielded,
-    /// The worker was told to stop.
-    Interrupted,
-    /// Somebody else works on the job.
-    Held,
-    /// Somebody else has claimed the job meanwhile.
-    LeaseLost,
-    /// Its id belongs to another command.
-    Conflict,
-    /// Our own infrastructure failed, with which code.
-    Broken(&'static str),
-    /// A bug.
-    Panicked,
-}
-
-impl JobOutcome {
-    /// In spans and attributes.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::Failed(_) => "failed",
-            Self::Repeated => "repeated",
-            Self::Retried => "retried",
-            Self::Yielded => "yielded",
-            Self::Interrupted => "interrupted",
-            Self::Held => "held",
-            Self::LeaseLost => "lease_lost",
-            Self::Conflict => "conflict",
-            Self::Broken(_) => "broken",
-            Self::Panicked => "panicked",
-        }
-    }
-}
+/// The outcome of a delivery whose handling met a failure of our own infrastructure.
+pub(super) const BROKEN: &str = "broken";
+/// The outcome of a delivery whose handling panicked, and its code.
+pub(super) const PANICKED: (&str, &str) = ("panicked", "panic");
 
 /// An error that has a code: what stands in `error.type`.
 pub(crate) trait Coded: std::fmt::Display {

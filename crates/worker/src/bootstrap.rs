@@ -1,20 +1,24 @@
-//! Opens what a job needs, as the settings say.
+//! Wiring at start: opens what a job needs, as the settings say.
 
 use std::sync::Arc;
 
-use stability_client::{Client, ClientBuilder, Observer, RetryPolicy};
+use domain::rules::Rules;
+use picture::Glance;
+use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, Observer, RetryPolicy, STEPS, StylePreset};
 
-use crate::job::Workshop;
+use crate::image_pool::ImagePool;
+use crate::job::JobRunner;
 use crate::settings::{SettingError, Settings};
 use crate::shared_quota::SharedQuota;
 use crate::storage::{Storage, StorageError};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::names;
 use crate::translation::Translator;
 
-/// A part could not be opened.
+/// Database or storage could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum PartsError {
+pub enum BootstrapError {
     /// The database is away; it may come back.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -27,8 +31,8 @@ pub enum PartsError {
 ///
 /// # Errors
 ///
-/// [`PartsError`].
-pub async fn open(settings: &Settings) -> Result<(Store, Storage), PartsError> {
+/// [`BootstrapError`].
+pub async fn open(settings: &Settings) -> Result<(Store, Storage), BootstrapError> {
     let storage = Storage::open(&settings.storage_root)?;
     let store = Store::connect(&settings.database_url).await?;
     let applied = store.migrate().await?;
@@ -38,24 +42,47 @@ pub async fn open(settings: &Settings) -> Result<(Store, Storage), PartsError> {
     Ok((store, storage))
 }
 
-/// Brings together what jobs are made with. The `observer` hears of each request.
+/// The limits of a command: what the API behind this worker takes.
+pub fn rules() -> Rules {
+    Rules {
+        engines: Engine::ALL.iter().map(|engine| engine.id()).collect(),
+        style_presets: StylePreset::ALL.iter().map(|preset| preset.as_str()).collect(),
+        cfg_scale: CFG_SCALE,
+        steps: STEPS,
+    }
+}
+
+/// Makes a runner of jobs. The `observer` hears of each request.
 ///
 /// # Errors
 ///
 /// [`SettingError`] where a key is missing, or cannot stand in a header.
-pub fn workshop(
+pub fn job_runner(
     settings: &Settings,
     store: Store,
     storage: Storage,
     metrics: &Metrics,
     observer: Arc<dyn Observer>,
-) -> Result<Workshop, SettingError> {
+) -> Result<JobRunner, SettingError> {
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
     let client = build(client_of(settings)?.quota(Arc::new(quota)).observer(observer))?;
     let api = &settings.stability.base_url;
     metrics.set_api(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
-    Ok(Workshop::new(settings, store, storage, client, translator, metrics.clone()))
+    let pool = ImagePool::new(settings.image, Glance { min_sharpness: settings.min_sharpness });
+    show_bounds(metrics, &client, &pool, settings);
+    Ok(JobRunner::new(settings, store, storage, client, pool, translator, metrics.clone()))
+}
+
+/// Shows in gauges how many requests and pictures are in flight, and how many may be.
+fn show_bounds(metrics: &Metrics, client: &Client, pool: &ImagePool, settings: &Settings) {
+    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    let (client, limit) = (client.clone(), count(settings.stability.max_concurrent.get()));
+    metrics.gauge(&names::REQUESTS_IN_FLIGHT, &[], move || Some(count(client.in_flight())));
+    metrics.gauge(&names::REQUESTS_LIMIT, &[], move || Some(limit));
+    let (pool, limit) = (pool.clone(), count(pool.slots()));
+    metrics.gauge(&names::FINISHER_IN_FLIGHT, &[], move || Some(count(pool.in_flight())));
+    metrics.gauge(&names::FINISHER_LIMIT, &[], move || Some(limit));
 }
 
 /// Makes a client of the API that knows no other workers: for a question, not for pictures.
@@ -77,12 +104,7 @@ fn client_of(settings: &Settings) -> Result<ClientBuilder, SettingError> {
         .base_url(stability.base_url.clone())
         .request_timeout(stability.timeout)
         .max_in_flight(stability.max_concurrent)
-        .retries(RetryPolicy {
-            delays: stability.retry_delays.clone(),
-            // One more generation is allowed for what cannot be used; the job sees to it.
-            damaged: false,
-            ..RetryPolicy::default()
-        })
+        .retries(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
         .lockout(stability.lockout)
         .client_id("asset-worker", env!("CARGO_PKG_VERSION"));
     Ok(builder)

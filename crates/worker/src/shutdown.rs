@@ -1,31 +1,40 @@
-//! SIGTERM and SIGINT.
+//! Stopping: the signals that ask for it, and the two scopes of what stops.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// What a process that was told twice to stop exits with: it did not do what it was started for.
+/// The exit code of a process that was told twice to stop: it did not do what it was started for.
 const CUT_OFF: i32 = 1;
 
+/// How running jobs are told to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    /// No new request is sent; requests in flight come to their end.
+    pub stop: CancellationToken,
+    /// Requests in flight are dropped, and leases are released.
+    pub grace_over: CancellationToken,
+}
+
 /// Listens to signals while it lives.
-pub(crate) struct Stop {
-    token: CancellationToken,
+pub(crate) struct Signals {
+    stop: CancellationToken,
     _listener: JoinSet<()>,
 }
 
-impl Stop {
+impl Signals {
     /// The first SIGTERM or SIGINT cancels the token; a second one ends the process at once.
     ///
     /// # Errors
     ///
-    /// Where the system does not let signals be listened to.
-    pub(crate) fn on_signal() -> std::io::Result<Self> {
+    /// Where the system refuses to deliver signals.
+    pub(crate) fn listen() -> std::io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let token = CancellationToken::new();
+        let stop = CancellationToken::new();
         let mut listener = JoinSet::new();
-        let cancelled = token.clone();
+        let cancelled = stop.clone();
         listener.spawn(async move {
             let signal = next(&mut terminate, &mut interrupt).await;
             info!(signal, "told to stop");
@@ -34,11 +43,12 @@ impl Stop {
             warn!(signal, "told to stop again; ending now");
             std::process::exit(CUT_OFF);
         });
-        Ok(Self { token, _listener: listener })
+        Ok(Self { stop, _listener: listener })
     }
 
-    pub(crate) fn token(&self) -> &CancellationToken {
-        &self.token
+    /// Cancelled by the first signal.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 }
 

@@ -1,7 +1,7 @@
-//! Errors for people.
+//! Errors in log lines and messages.
 
 /// An error and its causes in one line. Errors of this crate never repeat their source, so that nothing is said twice.
-pub(crate) fn joined(error: &dyn std::error::Error) -> String {
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,4 +1,4 @@
-//! Pictures are finished on a bounded pool of blocking threads, never on the async ones.
+//! Decodes, resizes, encodes and checks pictures on a bounded pool of blocking threads.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use crate::telemetry::metrics::Coded;
 
-/// What a stored file says of itself.
+/// What a stored file holds besides its pixels.
 #[derive(Debug)]
-pub struct Told {
+pub struct ImageMetadata {
     /// How it was made.
     pub story: Story,
     /// How it is encoded.
@@ -31,17 +31,17 @@ impl Coded for ImageDefect {
     }
 }
 
-/// Finishes pictures, at most as many at once as there are processors. Clones share the bound.
+/// Processes pictures, at most as many at once as there are processors. Clones share the bound.
 #[derive(Clone)]
-pub struct Finisher {
+pub struct ImagePool {
     spec: ImageSpec,
     glance: Glance,
     all: usize,
     slots: Arc<Semaphore>,
 }
 
-impl Finisher {
-    /// Finishes pictures to this specification, if they pass the glance.
+impl ImagePool {
+    /// Makes pictures of this specification; those that fail the glance are refused.
     pub fn new(spec: ImageSpec, glance: Glance) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self { spec, glance, all: processors, slots: Arc::new(Semaphore::new(processors)) }
@@ -67,7 +67,7 @@ impl Finisher {
     /// # Errors
     ///
     /// Why not, in a sentence.
-    pub async fn is_still_good(&self, file: Bytes, sha256: String) -> Result<(), String> {
+    pub async fn check_stored(&self, file: Bytes, sha256: String) -> Result<(), String> {
         let (spec, glance) = (self.spec, self.glance);
         self.run(move || {
             if digest::sha256(&file) != sha256 {
@@ -79,13 +79,13 @@ impl Finisher {
         .unwrap_or_else(|error| Err(format!("the codec failed ({error})")))
     }
 
-    /// What a file that was stored before says of itself; `None` where it is not whole, not good by today's rules, or has no story of ours.
-    pub async fn told(&self, file: Bytes) -> Option<Told> {
+    /// The metadata of a stored file; `None` where it is not whole, not good by today's rules, or was not made by this program.
+    pub async fn read_metadata(&self, file: Bytes) -> Option<ImageMetadata> {
         let spec = self.spec;
         let read = move || {
             picture::check(&file, &spec).ok()?;
             let texts::Read { format, texts, .. } = texts::read(&file).ok()?;
-            Some(Told { story: texts::story(&texts)?, format, sha256: digest::sha256(&file) })
+            Some(ImageMetadata { story: texts::story(&texts)?, format, sha256: digest::sha256(&file) })
         };
         self.run(read).await.ok().flatten()
     }
@@ -95,7 +95,7 @@ impl Finisher {
     /// # Errors
     ///
     /// As [`picture::finish`].
-    pub async fn finish(&self, sent: Bytes, story: Story) -> Result<Finished, ImageDefect> {
+    pub async fn process(&self, sent: Bytes, story: Story) -> Result<Finished, ImageDefect> {
         let (spec, glance) = (self.spec, self.glance);
         let work = self.run(move || picture::finish(&sent, &spec, glance, &story));
         work.await.unwrap_or_else(|error| Err(ImageDefect::undecodable(&format_args!("the codec failed ({error})"))))
@@ -119,9 +119,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_that_is_good_but_not_the_one_that_was_stored_is_told_from_it() {
+    async fn another_good_file_is_not_the_stored_one() {
         let spec = ImageSpec { width: 64, height: 64, ..ImageSpec::default() };
-        let finisher = Finisher::new(spec, Glance::default());
+        let pool = ImagePool::new(spec, Glance::default());
         let story: Story = serde_json::from_value(serde_json::json!({
             "job_id": uuid::Uuid::nil(), "project_id": 1, "index": 1, "description": "A fox", "prompt": "A fox", "seed": 7,
             "software": "test",
@@ -133,12 +133,12 @@ mod tests {
         });
         gradient.write_to(&mut sent, image::ImageFormat::Png).expect("it encodes");
         let finished = finish(sent.get_ref(), &spec, Glance::default(), &story).expect("it is finished");
-        let good = finisher.is_still_good(finished.bytes.clone(), finished.sha256.clone()).await;
+        let good = pool.check_stored(finished.bytes.clone(), finished.sha256.clone()).await;
         assert_eq!(good, Ok(()));
-        let other = finisher.is_still_good(finished.bytes.clone(), digest::sha256("another")).await;
+        let other = pool.check_stored(finished.bytes.clone(), digest::sha256("another")).await;
         assert_eq!(other, Err("it is damaged".to_owned()));
-        let told = finisher.told(finished.bytes).await.expect("a story");
-        assert_eq!((told.story, told.sha256), (story, finished.sha256));
-        assert!(finisher.told(Bytes::from_static(b"half")).await.is_none());
+        let metadata = pool.read_metadata(finished.bytes).await.expect("a story");
+        assert_eq!((metadata.story, metadata.sha256), (story, finished.sha256));
+        assert!(pool.read_metadata(Bytes::from_static(b"half")).await.is_none());
     }
 }

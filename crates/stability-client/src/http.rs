@@ -6,61 +6,27 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::multipart::Form;
-use serde_json::Value;
+use reqwest::{RequestBuilder, Response};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 use url::Url;
 
-use crate::answer::MAX_BODY_BYTES;
 use crate::api_key::ApiKey;
 use crate::error::Error;
+use crate::wire::{HttpBody, HttpRequest, HttpResponse, MAX_BODY_BYTES};
 
 /// The longest wait that a `Retry-After` is believed to mean.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// A request to the API.
-#[derive(Debug, Clone)]
-pub(crate) struct Call {
-    /// Below the base URL, without a leading slash.
-    pub(crate) path: String,
-    pub(crate) body: Body,
-    pub(crate) accept: &'static str,
-    /// Requests that were sent for the same purpose before.
-    pub(crate) resends: u32,
-}
-
-/// What is sent: `POST` with a body, or `GET` without one.
-#[derive(Debug, Clone)]
-pub(crate) enum Body {
-    None,
-    Json(Value),
-    /// As `multipart/form-data`.
-    Form(Vec<(&'static str, String)>),
-}
-
-/// A complete answer of any status.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) retry_after: Option<Duration>,
-    /// Without its parameters.
-    pub(crate) content_type: Option<String>,
-    /// Of an answer that is a picture.
-    pub(crate) finish_reason: Option<String>,
-    /// Of an answer that is a picture.
-    pub(crate) seed: Option<u32>,
-    pub(crate) body: Bytes,
-}
-
-/// Sends one request and reads its whole answer.
+/// Sends one request and reads its whole response.
 #[async_trait]
 pub(crate) trait Transport: Send + Sync {
     /// # Errors
     ///
     /// [`Error::Connect`], [`Error::Timeout`], [`Error::Interrupted`] or [`Error::Undecodable`] for a body without end.
-    async fn send(&self, call: Call) -> Result<Answer, Error>;
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error>;
 
-    /// Host and port of whom it sends to, where that is known.
+    /// Host and port of the server, where known.
     fn server(&self) -> Option<(String, u16)> {
         None
     }
@@ -141,15 +107,19 @@ impl Http {
 
 #[async_trait]
 impl Transport for Http {
-    async fn send(&self, call: Call) -> Result<Answer, Error> {
-        let url = self.base_url.join(&call.path).map_err(|error| Error::Connect(error.to_string()))?;
-        let span = span(&call, &url);
-        let answer = self.answer(call, url).instrument(span.clone()).await;
-        match &answer {
-            Ok(answer) => {
-                span.record("http.response.status_code", answer.status);
-                if answer.status != 200 {
-                    span.record("error.type", answer.status.to_string());
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error> {
+        let url = self.base_url.join(&request.path).map_err(|error| Error::Connect(error.to_string()))?;
+        let span = span(&request, &url);
+        let sending = self.build(request, url).send().instrument(span.clone());
+        let result = match sending.await {
+            Ok(response) => self.read(response).instrument(span.clone()).await,
+            Err(error) => Err(reduced(error)),
+        };
+        match &result {
+            Ok(response) => {
+                span.record("http.response.status_code", response.status);
+                if response.status != 200 {
+                    span.record("error.type", response.status.to_string());
                     span.record("otel.status_code", "ERROR");
                 }
             }
@@ -159,7 +129,7 @@ impl Transport for Http {
                 span.record("otel.status_description", error.to_string());
             }
         }
-        answer
+        result
     }
 
     fn server(&self) -> Option<(String, u16)> {
@@ -168,17 +138,17 @@ impl Transport for Http {
 }
 
 /// A client's span by OpenTelemetry's conventions for HTTP.
-fn span(call: &Call, url: &Url) -> Span {
-    let method = match call.body {
-        Body::None => "GET",
-        Body::Json(_) | Body::Form(_) => "POST",
+fn span(request: &HttpRequest, url: &Url) -> Span {
+    let method = match request.body {
+        HttpBody::None => "GET",
+        HttpBody::Json(_) | HttpBody::Form(_) => "POST",
     };
     info_span!(
         "http request",
         otel.name = method,
         otel.kind = "client",
         http.request.method = method,
-        http.request.resend_count = (call.resends > 0).then_some(call.resends),
+        http.request.resend_count = (request.resends > 0).then_some(request.resends),
         http.response.status_code = Empty,
         server.address = url.host_str(),
         server.port = url.port_or_known_default(),
@@ -190,17 +160,20 @@ fn span(call: &Call, url: &Url) -> Span {
 }
 
 impl Http {
-    async fn answer(&self, call: Call, url: Url) -> Result<Answer, Error> {
-        let request = match call.body {
-            Body::None => self.client.get(url),
-            Body::Json(body) => self.client.post(url).json(&body),
-            Body::Form(fields) => {
+    fn build(&self, request: HttpRequest, url: Url) -> RequestBuilder {
+        let builder = match request.body {
+            HttpBody::None => self.client.get(url),
+            HttpBody::Json(body) => self.client.post(url).json(&body),
+            HttpBody::Form(fields) => {
                 let form = fields.into_iter().fold(Form::new(), |form, (name, value)| form.text(name, value));
                 self.client.post(url).multipart(form)
             }
         };
-        let mut response = request.header(ACCEPT, call.accept).send().await.map_err(reduced)?;
-        let mut answer = read_head(response.status().as_u16(), response.headers());
+        builder.header(ACCEPT, request.accept)
+    }
+
+    async fn read(&self, mut response: Response) -> Result<HttpResponse, Error> {
+        let mut read = read_head(response.status().as_u16(), response.headers());
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(reduced)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
@@ -208,15 +181,15 @@ impl Http {
             }
             body.extend_from_slice(&chunk);
         }
-        answer.body = if answer.status == 200 { body.freeze() } else { self.without_key(&body).into() };
-        Ok(answer)
+        read.body = if read.status == 200 { body.freeze() } else { self.without_key(&body).into() };
+        Ok(read)
     }
 }
 
 /// What the status line and the headers say.
-pub(crate) fn read_head(status: u16, headers: &HeaderMap) -> Answer {
+pub(crate) fn read_head(status: u16, headers: &HeaderMap) -> HttpResponse {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    Answer {
+    HttpResponse {
         status,
         retry_after: text("retry-after").and_then(|value| retry_after(value, SystemTime::now())),
         content_type: text("content-type")

@@ -1,7 +1,7 @@
 //! Points at which a test can hold the process, to kill it there. Only development builds have them.
 
 /// Stays here where `ASSET_WORKER_PAUSE_AT` names this point, and says so in the log: until the file `ASSET_WORKER_PAUSE_UNTIL` is there, else for ever.
-pub(crate) async fn point(name: &'static str) {
+pub(crate) async fn reach(name: &'static str) {
     #[cfg(debug_assertions)]
     if is_asked_for(name) {
         tracing::warn!(point = name, "paused");

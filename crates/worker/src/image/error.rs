@@ -1,0 +1,109 @@
+//! Why there is no image.
+
+use domain::failure::{ImageFailureCode, JobFailureCode};
+use stability_client::{BudgetError, Error};
+
+use crate::cancel::CancelReason;
+use crate::error_chain::error_chain;
+use crate::storage::StorageError;
+use crate::store::StoreError;
+use crate::telemetry::metrics::Coded;
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    /// This image failed.
+    #[error("{1}")]
+    Failed(ImageFailureCode, String),
+    /// Every image of the job would fail for this reason. The image itself has no result.
+    #[error("{1}")]
+    Fatal(JobFailureCode, String),
+    /// The attempt was cancelled before the image had a result.
+    #[error("cancelled")]
+    Cancelled,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is not known whether a request can be paid for.
+    #[error("cannot pay for a request")]
+    Budget(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Coded for ImageError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Failed(code, _) => code.as_str(),
+            Self::Fatal(code, _) => code.as_str(),
+            Self::Cancelled => "cancelled",
+            Self::Store(error) => error.code(),
+            Self::Budget(_) => "database",
+        }
+    }
+}
+
+impl From<StorageError> for ImageError {
+    fn from(error: StorageError) -> Self {
+        Self::Failed(ImageFailureCode::Storage, error_chain(&error))
+    }
+}
+
+impl From<Error> for ImageError {
+    /// The consequence of every failure of the API.
+    fn from(error: Error) -> Self {
+        let image = |code| Self::Failed(code, error.to_string());
+        let job = |code| Self::Fatal(code, error.to_string());
+        match error {
+            Error::ContentPolicy(_) | Error::Filtered => image(ImageFailureCode::ContentPolicy),
+            Error::RateLimited { .. } | Error::Quota(_) => image(ImageFailureCode::RateLimited),
+            Error::Damaged { .. } => image(ImageFailureCode::InvalidImage),
+            Error::Unusable(unusable) => Self::Failed(ImageFailureCode::InvalidImage, unusable.reason),
+            Error::Timeout => image(ImageFailureCode::Timeout),
+            Error::InvalidRequest(_) | Error::Rejected(_) => image(ImageFailureCode::RejectedRequest),
+            Error::Unauthorized(_) => job(JobFailureCode::Unauthorized),
+            Error::OutOfCredit(_) => job(JobFailureCode::InsufficientCredits),
+            Error::UnknownEngine(_) => job(JobFailureCode::UnknownEngine),
+            Error::Budget(BudgetError::Exceeded(_)) => job(JobFailureCode::BudgetExceeded),
+            Error::Budget(BudgetError::Unavailable(source)) => Self::Budget(source),
+            Error::Stopped => Self::Cancelled,
+            Error::Connect(_)
+            | Error::Interrupted(_)
+            | Error::Server { .. }
+            | Error::Unfinished
+            | Error::Undecodable(_) => image(ImageFailureCode::ProviderUnavailable),
+        }
+    }
+}
+
+impl ImageError {
+    /// The reason to cancel the attempt: no other image could be made either.
+    pub(super) fn cancels(&self) -> Option<CancelReason> {
+        match self {
+            Self::Fatal(code, message) => Some(CancelReason::Fatal(*code, message.clone())),
+            Self::Failed(ImageFailureCode::Storage, _) | Self::Store(StoreError::Failed { .. }) | Self::Budget(_) => {
+                Some(CancelReason::Infrastructure)
+            }
+            Self::Store(StoreError::LeaseLost) => Some(CancelReason::LeaseLost),
+            Self::Failed(..) | Self::Cancelled => None,
+        }
+    }
+
+    /// Whether the API failed, so that an earlier image may stand in. A refusal is an answer: what the API refuses to make now is not shown
+    /// either.
+    pub(super) fn allows_stand_in(&self) -> bool {
+        match self {
+            Self::Fatal(..) => true,
+            Self::Failed(code, _) => match code {
+                ImageFailureCode::InvalidImage
+                | ImageFailureCode::RateLimited
+                | ImageFailureCode::ProviderUnavailable
+                | ImageFailureCode::Timeout => true,
+                ImageFailureCode::ContentPolicy
+                | ImageFailureCode::RejectedRequest
+                | ImageFailureCode::TranslationUnavailable
+                | ImageFailureCode::Storage
+                | ImageFailureCode::NotAttempted => false,
+            },
+            Self::Cancelled | Self::Store(_) | Self::Budget(_) => false,
+        }
+    }
+}
