@@ -214,6 +214,27 @@ async fn an_image_that_takes_longer_than_the_grace_is_kept_where_the_broker_is_l
     Ok(())
 }
 
+/// The broker does not confirm the progress of the first image; the second one is finished meanwhile.
+#[tokio::test]
+async fn recording_one_image_does_not_hold_up_the_others() -> Result<()> {
+    let (world, proxy) = world_behind_a_proxy().await?;
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = ["A fox [fault:slow=1000]", "A bear [fault:slow=2000]"];
+    producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 2}))).await?;
+    events.until("started").await?;
+    proxy.stall();
+    worker.has_logged("image completed").await?;
+    let second = world.file("projects/1/assets/image_002.png");
+    until("the file of the second image", LIMIT, async || second.exists().then_some(())).await?;
+    proxy.open();
+    let seen = events.until("completed").await?;
+    let progress = seen.iter().filter(|event| event.kind() == "assets.generation.progress").count();
+    assert_eq!(progress, 2, "the first event was still waiting for its confirm: {}", worker.log());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_bad_setting_stops_the_start_with_64_and_a_sentence() -> Result<()> {
     let check = async |name: &'static str, value: &str, expected: &str| -> Result<()> {

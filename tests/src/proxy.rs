@@ -1,20 +1,30 @@
-//! A TCP forwarder, so that a test can have its own broker come late and its own connections cut.
+//! A TCP forwarder, so that a test can have its own broker come late and its own connections cut or stalled.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
 
-/// Forwards connections while it is open; while it is closed, whoever connects is cut off at once.
+/// Forwards connections while it is open.
 pub struct Proxy {
     address: SocketAddr,
-    open: watch::Sender<bool>,
+    state: watch::Sender<State>,
     _acceptor: JoinSet<()>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Bytes are forwarded.
+    Open,
+    /// Connections stay, and no byte is forwarded.
+    Stalled,
+    /// Connections are cut, and new ones are cut at once.
+    Closed,
 }
 
 impl Proxy {
@@ -22,30 +32,34 @@ impl Proxy {
     pub async fn before(url: &str, usual_port: u16) -> Result<(Self, String)> {
         let mut url = Url::parse(url)?;
         let upstream = format!("{}:{}", url.host_str().context("a host")?, url.port().unwrap_or(usual_port));
-        let proxy = Self::closed(upstream).await?;
-        proxy.open();
+        let proxy = Self::start(upstream).await?;
         url.set_host(Some("127.0.0.1"))?;
         url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL takes no port"))?;
         Ok((proxy, url.into()))
     }
 
-    async fn closed(upstream: String) -> Result<Self> {
+    async fn start(upstream: String) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let (open, _) = watch::channel(false);
+        let (state, _) = watch::channel(State::Open);
         let mut acceptor = JoinSet::new();
-        acceptor.spawn(accept(listener, Arc::new(upstream), open.subscribe()));
-        Ok(Self { address, open, _acceptor: acceptor })
+        acceptor.spawn(accept(listener, Arc::new(upstream), state.subscribe()));
+        Ok(Self { address, state, _acceptor: acceptor })
     }
 
-    /// Lets connections through.
+    /// Forwards bytes, and lets new connections through.
     pub fn open(&self) {
-        self.open.send_replace(true);
+        self.state.send_replace(State::Open);
+    }
+
+    /// Keeps every connection, and forwards nothing until it is opened again.
+    pub fn stall(&self) {
+        self.state.send_replace(State::Stalled);
     }
 
     /// Cuts every connection, and lets none through.
     pub fn close(&self) {
-        self.open.send_replace(false);
+        self.state.send_replace(State::Closed);
     }
 
     /// Cuts every connection, and lets new ones through.
@@ -55,20 +69,39 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: Arc<String>, open: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, upstream: Arc<String>, state: watch::Receiver<State>) {
     let mut connections = JoinSet::new();
-    while let Ok((mut near, _)) = listener.accept().await {
-        let (upstream, mut open) = (upstream.clone(), open.clone());
-        if !*open.borrow() {
+    while let Ok((near, _)) = listener.accept().await {
+        let (upstream, mut state) = (upstream.clone(), state.clone());
+        if *state.borrow() == State::Closed {
             continue;
         }
         connections.spawn(async move {
-            if let Ok(mut far) = TcpStream::connect(upstream.as_str()).await {
+            if let Ok(far) = TcpStream::connect(upstream.as_str()).await {
+                let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
                 tokio::select! {
-                    _ = copy_bidirectional(&mut near, &mut far) => {}
-                    _ = open.wait_for(|open| !open) => {}
+                    _ = forward(near_read, far_write, state.clone()) => {}
+                    _ = forward(far_read, near_write, state.clone()) => {}
+                    _ = state.wait_for(|state| *state == State::Closed) => {}
                 }
             }
         });
+    }
+}
+
+/// Copies bytes from one side to the other while the proxy is open; ends with either side.
+async fn forward(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut state: watch::Receiver<State>,
+) -> Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        state.wait_for(|state| *state == State::Open).await?;
+        to.write_all(&buffer[..length]).await?;
     }
 }
