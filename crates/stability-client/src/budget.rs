@@ -13,7 +13,7 @@ pub enum BudgetError {
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Names one reserved payment. What it holds is the budget's own business.
+/// Names one reserved payment. Its contents are opaque to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation(pub String);
 

@@ -1,4 +1,4 @@
-//! Options of one call: what stops it, who pays, and in whose name it waits for a turn.
+//! Options of one call: what stops it, what pays for it, and which party's turns it uses.
 
 use std::fmt;
 

@@ -82,9 +82,9 @@ struct Call<'a> {
     http: HttpRequest,
     options: &'a CallOptions<'a>,
     usage: Usage,
-    /// When the call must end; known once its first request has its turn.
+    /// The latest end of any wait of this call; set when its first request gets its turn.
     deadline: Option<Instant>,
-    /// The one extra generation for an unusable picture was used up.
+    /// Whether the one extra generation for an unusable picture was used.
     regenerated: bool,
 }
 
@@ -102,8 +102,8 @@ impl Client {
     ///
     /// - One loop sends, waits and retries, within [`RetryPolicy::total`]; time spent in `accept` counts.
     /// - `accept` runs after the request has given up its turn and its payment is committed, so that other requests go on meanwhile.
-    /// - A picture that is damaged or not accepted is generated once more, which uses up a retry; not where its seed was given and it came undamaged,
-    ///   since the same seed would repeat it.
+    /// - A picture that is damaged or not accepted is generated once more, which uses up a retry. An undamaged picture of a given seed is not: the same
+    ///   seed would repeat it.
     /// - A 429 pauses every request of this client, for as long as the API asks or for the lock-out; that uses up no retry.
     ///
     /// Dropping the future drops the request in flight, which may be charged all the same.
@@ -121,32 +121,38 @@ impl Client {
     where
         F: Future<Output = Result<T, UnusablePicture>> + Send,
     {
-        let begun = Instant::now();
+        let (begun, mut accepting) = (Instant::now(), Duration::ZERO);
         let span = self.span(request);
         let http = request.to_http(self.inner.answers);
         let mut call = Call { request, http, options, usage: Usage::default(), deadline: None, regenerated: false };
         let result = loop {
             let error = match self.attempt(&mut call).instrument(span.clone()).await {
-                Ok(generated) => match accept(generated).await {
-                    Ok(accepted) => break Ok(accepted),
-                    Err(unusable) => Error::Unusable(unusable),
-                },
+                Ok(generated) => {
+                    let arrived = Instant::now();
+                    let accepted = accept(generated).await;
+                    accepting += arrived.elapsed();
+                    match accepted {
+                        Ok(accepted) => break Ok(accepted),
+                        Err(unusable) => Error::Unusable(unusable),
+                    }
+                }
                 Err(error) => error,
             };
-            let Some(wait) = span.in_scope(|| self.wait_before_retry(&mut call, &error)) else { break Err(error) };
-            // A wait that is cut short leads to the next attempt, which sends nothing.
+            let Some(wait) = span.in_scope(|| self.decide_retry(&mut call, &error)) else { break Err(error) };
+            // If `stop` ends the wait, the next attempt returns `Stopped` without sending.
             let _ = options.stop.run_until_cancelled(sleep(wait)).await;
         };
         let failure = result.as_ref().err().map(Error::kind);
-        self.inner.observer.finished(&Finished { engine: request.engine(), failure, took: begun.elapsed() });
+        let took = begun.elapsed().saturating_sub(accepting);
+        self.inner.observer.finished(&Finished { engine: request.engine(), failure, took });
         span.record("stability.requests", call.usage.requests);
         result.map_err(|error| {
-            span.in_scope(|| note_failure(request, &error));
+            note_failure(&span, request, &error);
             GenerateError { error, usage: call.usage }
         })
     }
 
-    /// One request: waits for its turn and the quota, pays, sends, and says what it used. It is paid for before it is sent.
+    /// Makes one request: waits for turn and quota, reserves its payment, sends, commits or refunds, and counts its usage.
     async fn attempt(&self, call: &mut Call<'_>) -> Result<Generated, Error> {
         let turn = self.admit(call).instrument(info_span!("quota wait")).await?;
         let CallOptions { stop, budget, party: _ } = call.options;
@@ -168,7 +174,7 @@ impl Client {
         let failure = response.as_ref().err().map(Error::kind);
         let engine = call.request.engine();
         self.inner.observer.answered(&Exchange { engine, failure, status, took: sent.elapsed() });
-        // A good status was charged, whatever its body turns out to be.
+        // A good status was charged, even if its body is unusable.
         let charged = response.as_ref().err().is_none_or(|error| error.class().possibly_charged);
         call.usage.count_request(charged);
         if charged {
@@ -206,11 +212,11 @@ impl Client {
         admitted
     }
 
-    /// The one place that decides whether a call goes on after a failure, and after which wait; `None` ends it.
-    fn wait_before_retry(&self, call: &mut Call<'_>, error: &Error) -> Option<Duration> {
+    /// Decides whether to retry after a failure, and how long to wait first; `None` ends the call.
+    fn decide_retry(&self, call: &mut Call<'_>, error: &Error) -> Option<Duration> {
         let pause = self.pause_after(error);
         let wait = match error {
-            // What quota and budget do not know now is not asked again at once.
+            // Failures of quota and budget are not retried in this call.
             Error::Quota(_) | Error::Budget(_) => return None,
             Error::RateLimited { .. } if pause.is_some() => pause?,
             Error::Unusable(UnusablePicture { damaged: false, .. }) if call.request.asked_seed().is_some() => {
@@ -234,7 +240,7 @@ impl Client {
         let attempt = call.usage.requests;
         if pause.is_some() {
             warn!(attempt, pause = ?wait, "rate limit exceeded, retrying when the pause is over");
-            // The quota waits the pause out.
+            // No sleep here: the quota waits until the pause is over.
             return Some(Duration::ZERO);
         }
         call.usage.retries += 1;
@@ -243,7 +249,7 @@ impl Client {
         match error {
             Error::RateLimited { .. } => warn!(attempt, cause, ?wait, "rate limit exceeded, retrying"),
             Error::Damaged { .. } | Error::Unusable(_) => {
-                warn!(attempt, cause, %error, "picture unusable, generating once more")
+                warn!(attempt, cause, %error, "picture unusable, generating once more");
             }
             error => warn!(attempt, cause, ?wait, %error, "request failed, retrying"),
         }
@@ -313,8 +319,7 @@ impl Client {
 }
 
 /// Notes the failure of a call on its span, and logs the prompt where content policy refused it.
-fn note_failure(request: &TextToImage, error: &Error) {
-    let span = Span::current();
+fn note_failure(span: &Span, request: &TextToImage, error: &Error) {
     span.record("error.type", error.kind());
     if !matches!(error, Error::Stopped) {
         span.record("otel.status_code", "ERROR");
@@ -322,7 +327,7 @@ fn note_failure(request: &TextToImage, error: &Error) {
     }
     if matches!(error, Error::ContentPolicy(_) | Error::Filtered) {
         // In full, so that people can see what is refused; nowhere else is a prompt logged.
-        warn!(prompt = request.prompt(), %error, "content policy refused a prompt");
+        span.in_scope(|| warn!(prompt = request.prompt(), %error, "content policy refused a prompt"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! When a failed request is sent again, and who is told.
+//! Retry delays, and the observer of retries, pauses and results.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::engine::Engine;
 pub struct RetryPolicy {
     /// The wait before each retry; its length is the number of retries. A `Retry-After` that is longer wins.
     pub delays: Vec<Duration>,
-    /// The limit on one call: no wait for a retry, a pause or the quota ends later than this after the first request got its turn, and no further
-    /// request is sent after it.
+    /// The time limit of one call: no wait for a retry, a pause or the quota ends later than this after the first request got its turn, and no
+    /// unusable picture is generated again after it.
     pub total: Duration,
     /// How much longer a wait may be, by chance, as a share of itself: 0.25 makes 2 s at most 2.5 s. 0 is none.
     pub jitter: f64,
@@ -92,7 +92,7 @@ pub struct Finished {
     pub engine: Engine,
     /// [`crate::Error::kind`] where it failed.
     pub failure: Option<&'static str>,
-    /// Every wait and every request in it.
+    /// Every wait and every request in it; not the time spent in `accept`.
     pub took: Duration,
 }
 

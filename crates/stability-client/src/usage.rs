@@ -1,11 +1,11 @@
 //! What one call used.
 
-/// What a picture or a failure used.
+/// Requests and retries of one call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Requests that were sent.
     pub requests: u32,
-    /// Those of them that the account was or may have been charged for.
+    /// Requests that were, or may have been, charged.
     pub possibly_charged: u32,
     /// Retries that were used up; waiting out a lock-out uses up none.
     pub retries: u32,

@@ -6,6 +6,7 @@ use domain::rules::Rules;
 use picture::Glance;
 use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, Observer, RetryPolicy, STEPS, StylePreset};
 
+use crate::image::ImageParts;
 use crate::image_pool::ImagePool;
 use crate::job::JobRunner;
 use crate::settings::{SettingError, Settings};
@@ -28,10 +29,6 @@ pub enum BootstrapError {
 }
 
 /// Opens the storage and the database, and applies the migrations.
-///
-/// # Errors
-///
-/// [`BootstrapError`].
 pub async fn open(settings: &Settings) -> Result<(Store, Storage), BootstrapError> {
     let storage = Storage::open(&settings.storage_root)?;
     let store = Store::connect(&settings.database_url).await?;
@@ -52,7 +49,7 @@ pub fn rules() -> Rules {
     }
 }
 
-/// Makes a runner of jobs. The `observer` hears of each request.
+/// Builds the [`JobRunner`]; `observer` is notified of each request.
 ///
 /// # Errors
 ///
@@ -71,7 +68,9 @@ pub fn job_runner(
     metrics.set_api(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
     let pool = ImagePool::new(settings.image, Glance { min_sharpness: settings.min_sharpness });
     show_bounds(metrics, &client, &pool, settings);
-    Ok(JobRunner::new(settings, store, storage, client, pool, translator, metrics.clone()))
+    let (metrics, lease_length) = (metrics.clone(), settings.jobs.lease);
+    let parts = ImageParts { client, pool, storage, store, metrics, lease_length };
+    Ok(JobRunner::new(settings, parts, translator))
 }
 
 /// Shows in gauges how many requests and pictures are in flight, and how many may be.

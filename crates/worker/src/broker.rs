@@ -123,10 +123,6 @@ impl Broker {
     }
 
     /// A way to look at the queues of commands and of dead letters again and again.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
     pub async fn gauge(&self) -> Result<Gauge, BrokerError> {
         Ok(Gauge(self.channel().await?))
     }
@@ -138,46 +134,26 @@ impl Broker {
     }
 
     /// A publisher with channels of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
         Publisher::open(self.channel().await?, self.channel().await?, self.server.clone()).await
     }
 
     /// Starts to take commands, at most `prefetch` unsettled ones at once.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
     pub async fn commands(&self, prefetch: u16) -> Result<Commands, BrokerError> {
         Commands::consume(self.channel().await?, GENERATE_QUEUE, prefetch).await
     }
 
     /// Starts to read, one by one, the messages that were dead-lettered.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
     pub async fn dead_lettered(&self) -> Result<Commands, BrokerError> {
         Commands::consume(self.channel().await?, topology::FALLEN_QUEUE, 1).await
     }
 
     /// Takes hold of the dead letters.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
     pub async fn dead_letters(&self) -> Result<DeadLetters, BrokerError> {
         DeadLetters::hold(self.channel().await?, self.publisher().await?).await
     }
 
     /// Starts to watch the events of every job.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`].
     pub async fn watch(&self) -> Result<Watch, BrokerError> {
         Watch::start(self.channel().await?).await
     }

@@ -35,18 +35,23 @@ impl Prices {
         }
     }
 
+    /// The price of one request.
+    fn image(&self) -> MicroUsd {
+        MicroUsd::from_usd(self.image_usd)
+    }
+
     /// The cost of this many requests, in US dollars.
     pub(crate) fn cost(&self, requests: u32) -> f64 {
-        MicroUsd::from_usd(self.image_usd).times(requests)
+        self.image().times(requests)
     }
 
     /// How many requests `limit_usd` pays for; `None` where there is no limit.
     fn requests_for(&self, limit_usd: Option<f64>) -> Option<u32> {
-        MicroUsd::from_usd(self.image_usd).times_in(MicroUsd::from_usd(limit_usd?))
+        self.image().times_in(MicroUsd::from_usd(limit_usd?))
     }
 }
 
-/// An amount for people: cents, or as many digits as it takes.
+/// An amount as text: with cents, or as many digits as it takes.
 fn dollars(usd: f64) -> String {
     let cents = format!("{usd:.2}");
     let exact = format!("{usd:.6}");
@@ -93,14 +98,14 @@ impl JobBudget {
 
     /// The budget as one image sees it: its requests are counted in the image's row.
     pub(crate) fn for_image(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
-        ImageBudget { job: self.clone(), asset_id }
+        ImageBudget { job: self.clone(), image: PaidImage { lease: self.lease, asset_id } }
     }
 
-    /// Why this many images cannot be paid for, as far as is known before the first request. A balance that cannot be read is no reason.
+    /// Why this many images cannot be paid for, as far as is known before the first request. An unreadable balance is not a shortfall.
     pub(crate) async fn find_shortfall(&self, images: u32, client: &Client) -> Option<(JobFailureCode, String)> {
         let prices = self.prices;
         let cost = dollars(prices.cost(images));
-        // Of a job that was charged before, each request is checked alone.
+        // Where earlier attempts were charged, each request is checked alone.
         let limit = self.max_cost_usd.filter(|_| self.ledger.borrow().charged == 0);
         if let Some(limit) = limit.filter(|limit| prices.requests_for(Some(*limit)).is_some_and(|paid| paid < images)) {
             let message = format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", dollars(limit));
@@ -151,19 +156,11 @@ impl JobBudget {
 /// Pays for the requests of one image.
 pub(crate) struct ImageBudget {
     job: Arc<JobBudget>,
-    asset_id: Uuid,
+    image: PaidImage,
 }
 
 impl ImageBudget {
-    fn image(&self) -> PaidImage {
-        PaidImage { lease: self.job.lease, asset_id: self.asset_id }
-    }
-
-    fn price(&self) -> MicroUsd {
-        MicroUsd::from_usd(self.job.prices.image_usd)
-    }
-
-    /// Pays once. `Err(BudgetError::Exceeded)` holds for the payments as they are now: pending ones may be refunded.
+    /// Tries to pay once. [`BudgetError::Exceeded`] is not final while other payments are pending.
     async fn pay(&self) -> Result<Reservation, BudgetError> {
         let JobBudget { store, prices, cancel, ledger, .. } = &*self.job;
         if !self.job.open() {
@@ -173,7 +170,7 @@ impl ImageBudget {
             )));
         }
         let daily = prices.daily_usd.map(MicroUsd::from_usd);
-        let error = match store.pay(self.image(), self.price(), daily).await {
+        let error = match store.pay(self.image, prices.image(), daily).await {
             Ok(Payment::Paid(day)) => return Ok(Reservation(day)),
             Ok(Payment::OverBudget) => {
                 let limit = dollars(prices.daily_usd.unwrap_or_default());
@@ -218,8 +215,8 @@ impl Budget for ImageBudget {
     }
 
     async fn refund(&self, Reservation(day): Reservation) {
-        if let Err(error) = self.job.store.take_back(self.image(), self.price(), &day).await {
-            warn!(error = error_chain(&error), "a request that was free was not refunded");
+        if let Err(error) = self.job.store.take_back(self.image, self.job.prices.image(), &day).await {
+            warn!(error = error_chain(&error), "refund failed; an uncharged request stays paid");
         }
         self.job.close(false, true);
     }

@@ -25,6 +25,7 @@ pub(crate) enum CancelReason {
 /// Cancels the work of one attempt. Clones share the token and its reason.
 #[derive(Debug, Clone)]
 pub(crate) struct CancelToken {
+    stop: CancellationToken,
     token: CancellationToken,
     reason: Arc<OnceLock<CancelReason>>,
 }
@@ -32,60 +33,37 @@ pub(crate) struct CancelToken {
 impl CancelToken {
     /// A token that is cancelled as [`CancelReason::Stopped`] when `stop` is.
     pub(crate) fn child_of(stop: &CancellationToken) -> Self {
-        Self { token: stop.child_token(), reason: Arc::default() }
+        Self { stop: stop.clone(), token: stop.child_token(), reason: Arc::default() }
     }
 
-    /// Cancels for this reason; without effect where it is cancelled already. Says whether this reason is the one that counts.
+    /// Cancels for this reason; without effect where it is cancelled already. Returns whether this call set the reason.
     pub(crate) fn cancel(&self, reason: CancelReason) -> bool {
         let first = !self.token.is_cancelled() && self.reason.set(reason).is_ok();
         self.token.cancel();
         first
     }
 
-    /// Whether it is cancelled, for whatever reason.
+    /// Whether it is cancelled, for any reason.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.token.is_cancelled()
     }
 
     /// The reason; `None` while it is not cancelled.
     pub(crate) fn reason(&self) -> Option<&CancelReason> {
-        // Cancelled without a reason of its own, it is the parent that was cancelled.
+        // No reason was set, so the parent was cancelled.
         self.token.is_cancelled().then(|| self.reason.get_or_init(|| CancelReason::Stopped))
     }
 
-    /// The plain token, for those who wait.
+    /// Whether the worker stops, also where another reason came first.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// The underlying token, to wait on.
     pub(crate) fn token(&self) -> &CancellationToken {
         &self.token
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn first_reason_wins() {
-        let token = CancelToken::child_of(&CancellationToken::new());
-        assert_eq!(token.reason(), None);
-        assert!(token.cancel(CancelReason::Preempted));
-        assert!(!token.clone().cancel(CancelReason::Hopeless));
-        assert_eq!(token.reason(), Some(&CancelReason::Preempted));
-    }
-
-    #[test]
-    fn cancelled_parent_is_a_stop_that_later_reasons_leave() {
-        let stop = CancellationToken::new();
-        let token = CancelToken::child_of(&stop);
-        stop.cancel();
-        assert!(token.is_cancelled());
-        assert!(!token.cancel(CancelReason::Infrastructure));
-        assert_eq!(token.reason(), Some(&CancelReason::Stopped));
-    }
-
-    #[test]
-    fn cancelling_an_attempt_does_not_stop_its_parent() {
-        let stop = CancellationToken::new();
-        CancelToken::child_of(&stop).cancel(CancelReason::Hopeless);
-        assert!(!stop.is_cancelled());
-    }
-}
+mod tests;

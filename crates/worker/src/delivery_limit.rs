@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use domain::command::{InvalidCommand, JobKey};
+use domain::command::{Command, InvalidCommand, JobKey};
 use domain::digest;
 use domain::event::JobError;
 use domain::failure::JobFailureCode;
@@ -24,12 +24,12 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Handles each message that was dead-lettered; returns when the broker delivers no more.
 pub(crate) async fn handle_dead_lettered(mut messages: Commands, handler: CommandHandler) {
     while let Ok(message) = messages.next().await {
-        let ack = message.ack_handle();
-        // A task of its own: it may be the body of this message that has ended its workers. A message that panics stays dead-lettered.
+        let ack = message.ack.clone();
+        // A task of its own: this message may have crashed its workers. If its handling panics, it stays dead-lettered.
         let mut task = JoinSet::new();
         task.spawn(handle(handler.clone(), message));
         let settlement = task.join_next().await.and_then(Result::ok).unwrap_or_else(|| {
-            error!("a dead-lettered command ended its reader; it stays dead-lettered");
+            error!("handling a dead-lettered command panicked; it stays dead-lettered");
             Settlement::Acknowledge
         });
         if settlement == Settlement::Requeue {
@@ -52,7 +52,7 @@ async fn handle(handler: CommandHandler, message: Message) -> Settlement {
         Ok(()) => Settlement::Acknowledge,
         Err(error) => {
             let error = error_chain(&error);
-            warn!(error, delay = ?RETRY_DELAY, "a command beyond its delivery limit was not handled; retried with delay");
+            warn!(error, delay = ?RETRY_DELAY, "handling a command that exceeded its delivery limit failed; retrying");
             Settlement::Requeue
         }
     }
@@ -60,7 +60,7 @@ async fn handle(handler: CommandHandler, message: Message) -> Settlement {
 
 /// The command stays dead-lettered and its job has failed, unless the job is known: then it goes on.
 async fn end_job(handler: &CommandHandler, message: &Message) -> Result<(), HandleError> {
-    let (key, digest) = match handler.parse(message) {
+    let (key, digest) = match Command::parse(&message.body, &handler.rules) {
         Ok(command) => (Some(command.key()), command.digest()),
         Err(InvalidCommand { key, .. }) => (key, digest::sha256(&message.body)),
     };
@@ -74,7 +74,7 @@ async fn end_job(handler: &CommandHandler, message: &Message) -> Result<(), Hand
     let ending = async {
         match handler.store().find_job(job_id).await? {
             Some(KnownJob { terminal: None }) => {
-                handler.publisher().hand_back(message).await?;
+                handler.publisher.hand_back(message).await?;
                 warn!("delivery limit exceeded; the job is known and goes on");
                 return Ok(());
             }
@@ -91,7 +91,7 @@ async fn end_job(handler: &CommandHandler, message: &Message) -> Result<(), Hand
     ending.instrument(span).await
 }
 
-/// Counted when all else is done, since what fails before is handled again.
+/// Called last: if an earlier step fails, the message is handled again and would be counted twice.
 fn note_dead_letter(handler: &CommandHandler) {
     handler.metrics().dead_letter(DeadLetterReason::DeliveryLimit);
     error!("delivery limit exceeded; the command stays dead-lettered");

@@ -16,11 +16,11 @@ use crate::broker::{BrokerError, GENERATE_KEY, Message, Publisher, Settlement};
 use crate::error_chain::error_chain;
 use crate::event_sink::{EventSink, PublishError, Routed};
 use crate::failpoint;
-use crate::job::{Envelope, JobOutcome, JobRunError, JobRunner};
+use crate::job::{Envelope, JobOutcome, JobRunError, JobRunner, note_outcome};
 use crate::settings::JobSettings;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError, TerminalEvent};
-use crate::telemetry::metrics::{Coded, DeadLetterReason, Metrics, Stage};
+use crate::telemetry::metrics::{BROKEN, Coded, DeadLetterReason, Metrics, Stage};
 use crate::telemetry::trace::{self, CONSUMED};
 
 /// The reason of a dead letter whose id belongs to another command.
@@ -57,8 +57,8 @@ type Labels = (&'static str, &'static str);
 #[derive(Clone)]
 pub struct CommandHandler {
     runner: JobRunner,
-    publisher: Publisher,
-    rules: Rules,
+    pub(crate) publisher: Publisher,
+    pub(crate) rules: Rules,
     /// A command that could not be handled comes back after this.
     failure_delay: Duration,
     /// A command whose job is leased elsewhere comes back after this.
@@ -68,7 +68,7 @@ pub struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// Brings the parts together.
+    /// A handler with these parts.
     pub fn new(runner: JobRunner, publisher: Publisher, rules: Rules, jobs: &JobSettings) -> Self {
         let leased_delay = jobs.held_delay();
         let (failure_delay, lease_wait) = (jobs.delay_after(1), jobs.lease + leased_delay);
@@ -80,7 +80,7 @@ impl CommandHandler {
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where the broker does not even take the command back; the message was returned to its queue.
+    /// [`BrokerError`] where the retry queue did not take the command; the message was requeued instead.
     pub fn handle(self, message: Message, shutdown: Shutdown) -> impl Future<Output = Result<(), BrokerError>> + Send {
         let span = self.span("process", "consumer", &message);
         trace::follow(&span, message.trace().as_ref());
@@ -98,12 +98,12 @@ impl CommandHandler {
                     let envelope = Envelope { trace: trace.as_ref(), urgent: message.is_urgent(), lease_wait };
                     let running = async {
                         if message.is_last_delivery() && self.is_running(command.job_id).await? {
-                            // The broker counts deliveries; the lost workers of a known job are counted in its row.
+                            // Published anew, since one more delivery would exceed the limit: lost workers of a known job are counted in its row.
                             return self.respond(&message, &command, JobOutcome::RetryAfter(self.leased_delay)).await;
                         }
-                        let outcome = self.runner.run(&command, envelope, &self.publisher, &shutdown).await?;
-                        trace::note("job.outcome", outcome.labels().0);
-                        self.respond(&message, &command, outcome).await
+                        let outcome = self.runner.run(&command, envelope, &self.publisher, &shutdown).await;
+                        note_outcome(outcome.as_ref());
+                        self.respond(&message, &command, outcome?).await
                     };
                     (span.clone(), running.instrument(span).await)
                 }
@@ -113,17 +113,18 @@ impl CommandHandler {
                 }
             };
             let (settlement, sent) = match handled {
-                Ok((settlement, labels)) => {
-                    self.metrics().handled(labels, begun.elapsed());
+                Ok((settlement, (outcome, job_error))) => {
+                    self.metrics().delivery(outcome, job_error, "", begun.elapsed());
                     (settlement, Ok(()))
                 }
                 Err(error) => {
+                    let requeued = self.requeue(&message, &error).instrument(span).await;
                     trace::failed(error.code(), "the command comes back later");
-                    self.metrics().broken(error.code(), begun.elapsed());
-                    self.requeue(&message, &error).instrument(span).await
+                    self.metrics().delivery(BROKEN, error.code(), error.code(), begun.elapsed());
+                    requeued
                 }
             };
-            if let Err(error) = message.settle(settlement).await {
+            if let Err(error) = message.ack.settle(settlement).await {
                 warn!(%error, ?settlement, "a message was not settled; the broker delivers it again");
             }
             sent
@@ -167,7 +168,7 @@ impl CommandHandler {
         )
     }
 
-    /// Where it counts.
+    /// The metrics.
     pub(crate) fn metrics(&self) -> &Metrics {
         self.runner.metrics()
     }
@@ -177,17 +178,12 @@ impl CommandHandler {
         self.runner.store()
     }
 
-    /// Publishes on the connection of this handler.
-    pub(crate) fn publisher(&self) -> &Publisher {
-        &self.publisher
-    }
-
     /// The command of a message.
     ///
     /// # Errors
     ///
     /// [`InvalidCommand`] names every rule that body or properties break.
-    pub(crate) fn parse(&self, message: &Message) -> Result<Command, InvalidCommand> {
+    fn parse(&self, message: &Message) -> Result<Command, InvalidCommand> {
         let parsed = Command::parse(&message.body, &self.rules);
         let Some(wrong) = message.wrong_encoding() else { return parsed };
         let (mut violations, key) = match parsed {
@@ -203,7 +199,7 @@ impl CommandHandler {
         Ok(self.store().find_job(job_id).await?.is_some_and(|job| job.terminal.is_none()))
     }
 
-    /// Does what the outcome of a job asks for.
+    /// Publishes, retries or dead-letters according to the outcome of a job.
     async fn respond(
         &self,
         message: &Message,
@@ -232,7 +228,7 @@ impl CommandHandler {
             }
             JobOutcome::Interrupted if !message.was_redelivered() => {
                 info!("the job was interrupted; its command is returned to the head of the queue");
-                // Once, since the broker counts deliveries.
+                // Only once: each requeue counts towards the delivery limit.
                 Settlement::Requeue
             }
             JobOutcome::Interrupted | JobOutcome::Preempted => {

@@ -37,7 +37,7 @@ pub(crate) use task::{ImageReport, ImageTask};
 /// Requests of an urgent job for each one of another.
 const URGENT_WEIGHT: NonZeroU32 = NonZeroU32::new(2).expect("not 0");
 
-/// What images are made with, whatever their job.
+/// What every image is made with.
 #[derive(Clone)]
 pub(crate) struct ImageParts {
     pub(crate) client: Client,
@@ -52,7 +52,6 @@ pub(crate) struct ImageParts {
 /// Makes the images of one attempt at a job, under its lease.
 pub(crate) struct ImageGenerator {
     client: Client,
-    pool: ImagePool,
     files: ImageFiles,
     metrics: Metrics,
     budget: Arc<JobBudget>,
@@ -80,8 +79,7 @@ impl ImageGenerator {
         let weight = if urgent { URGENT_WEIGHT } else { NonZeroU32::MIN };
         Self {
             client,
-            pool,
-            files: ImageFiles { store, storage, key: command.key(), lease, lease_length },
+            files: ImageFiles { store, storage, pool, key: command.key(), lease, lease_length },
             metrics,
             budget,
             cancel,
@@ -90,11 +88,11 @@ impl ImageGenerator {
         }
     }
 
-    /// Brings one image to a stored file, in the image's span. Where it meets a failure that every other image would meet, it cancels the attempt before
-    /// anything else. A cancelled attempt makes no further request; after a fatal cause an earlier image can still stand in.
+    /// Adopts, generates or copies one image; called inside the image's span. A failure that the other images would meet cancels the attempt first. A
+    /// cancelled attempt makes no further request; after a fatal cause an earlier image can still stand in.
     pub(crate) async fn run(self: Arc<Self>, task: ImageTask) -> ImageReport {
         let mut usage = Usage::default();
-        let result = match find_stored(&self.files, &self.pool, &task).await {
+        let result = match find_stored(&self.files, &task).await {
             Ok(Some(stored)) => Ok(self.asset(&task, stored)),
             Ok(None) => self.generate(&task, &mut usage).await,
             Err(error) => Err(error),
@@ -138,7 +136,7 @@ impl ImageGenerator {
         let usage = generated.usage;
         let Picture { image, seed } = generated.into_first();
         let story = Story::new(self.files.key, task.index, &task.description, &task.recipe, seed, texts::SOFTWARE);
-        let processed = self.metrics.stage(Stage::Finish, self.pool.process(image, story)).await;
+        let processed = self.metrics.stage(Stage::Finish, self.files.pool.process(image, story)).await;
         let finished = processed.map_err(|defect| UnusablePicture {
             reason: defect.to_string(),
             damaged: matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::Format),
@@ -157,7 +155,7 @@ impl ImageGenerator {
 
     /// An earlier image in place of one that was not made, where the API is the cause.
     async fn stand_in(&self, task: &ImageTask, error: ImageError) -> Result<Asset, ImageError> {
-        // An image that was cancelled because of a fatal cause has met that cause.
+        // An image cancelled by a fatal cause is treated as having failed with it.
         let fatal = match (&error, self.cancel.reason()) {
             (ImageError::Cancelled, Some(CancelReason::Fatal(code, message))) => {
                 Some(ImageError::Fatal(*code, message.clone()))
@@ -168,21 +166,21 @@ impl ImageGenerator {
         if self.cache_mode == CacheMode::Never || !cause.allows_stand_in() {
             return Err(error);
         }
-        let Some(stored) = copy_earlier(&self.files, &self.pool, task).await? else { return Err(error) };
+        let Some(stored) = copy_earlier(&self.files, task).await? else { return Err(error) };
         warn!(code = cause.code(), reason = %cause, file_path = stored.file_path, "an image made before stands in");
         Ok(self.asset(task, stored))
     }
 
     /// An earlier image, used without a request.
     pub(crate) async fn reuse(&self, task: &ImageTask) -> Result<Option<Asset>, StoreError> {
-        let Some(stored) = copy_earlier(&self.files, &self.pool, task).await? else { return Ok(None) };
+        let Some(stored) = copy_earlier(&self.files, task).await? else { return Ok(None) };
         info!(file_path = stored.file_path, "an image made before is used");
         Ok(Some(self.asset(task, stored)))
     }
 
     /// What row and events say of a stored file.
     fn asset(&self, task: &ImageTask, stored: StoredFile) -> Asset {
-        let spec = self.pool.spec();
+        let spec = self.files.pool.spec();
         let StoredFile { file_path, format, size_bytes, sha256, seed, origin } = stored;
         Asset {
             id: task.id,

@@ -41,7 +41,7 @@ pub struct ImagePool {
 }
 
 impl ImagePool {
-    /// Makes pictures of this specification; those that fail the glance are refused.
+    /// Makes pictures of this specification; those that fail the quality check are refused.
     pub fn new(spec: ImageSpec, glance: Glance) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self { spec, glance, all: processors, slots: Arc::new(Semaphore::new(processors)) }
@@ -62,7 +62,7 @@ impl ImagePool {
         self.spec
     }
 
-    /// Whether a file that was stored before is still what it was, and good by today's rules.
+    /// Whether a file that was stored before is still what it was, and good for the present settings.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl ImagePool {
         .unwrap_or_else(|error| Err(format!("the codec failed ({error})")))
     }
 
-    /// The metadata of a stored file; `None` where it is not whole, not good by today's rules, or was not made by this program.
+    /// The metadata of a stored file; `None` where it is not whole, not of the present settings, or was not made by this program.
     pub async fn read_metadata(&self, file: Bytes) -> Option<ImageMetadata> {
         let spec = self.spec;
         let read = move || {

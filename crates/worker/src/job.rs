@@ -29,10 +29,8 @@ use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
 use crate::failpoint;
 use crate::image::{ImageGenerator, ImageParts};
-use crate::image_pool::ImagePool;
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
-use crate::storage::Storage;
 use crate::store::{Claim, ClaimTerms, Claimed, Ending, Lease, Store, StoreError, TerminalEvent, retry};
 use crate::telemetry::metrics::{Metrics, Stage};
 use crate::telemetry::trace;
@@ -42,11 +40,12 @@ use events::JobEvents;
 use plan::Planner;
 use progress::JobProgress;
 
+pub(crate) use outcome::note_outcome;
 pub use outcome::{JobOutcome, JobRunError};
 
 /// How often a lease is renewed while it holds.
 const HEARTBEATS: u32 = 4;
-/// After so many lost workers in a row, without an image being finished, the job is taken to be their end.
+/// A job that loses this many workers in a row without finishing an image is assumed to crash them, and fails.
 const MAX_LOSSES: u32 = 3;
 
 /// What came with a command.
@@ -73,19 +72,11 @@ pub struct JobRunner {
 }
 
 impl JobRunner {
-    /// Brings the parts together.
-    pub fn new(
-        settings: &Settings,
-        store: Store,
-        storage: Storage,
-        client: Client,
-        pool: ImagePool,
-        translator: Translator,
-        metrics: Metrics,
-    ) -> Self {
+    /// A runner with these parts.
+    pub(crate) fn new(settings: &Settings, parts: ImageParts, translator: Translator) -> Self {
         let style = Style { cfg_scale: Some(settings.cfg_scale), steps: Some(settings.steps), ..Style::default() };
         Self {
-            parts: ImageParts { client, pool, storage, store, metrics, lease_length: settings.jobs.lease },
+            parts,
             planner: Arc::new(Planner::new(settings)),
             jobs: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
@@ -95,7 +86,7 @@ impl JobRunner {
         }
     }
 
-    /// Where it counts.
+    /// The metrics.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.parts.metrics
     }
@@ -142,17 +133,20 @@ impl JobRunner {
         } else {
             let executed = tokio::select! {
                 executed = attempt.execute() => Some(executed),
-                () = self.keep_lease(lease) => Some(Err(StoreError::LeaseLost.into())),
+                () = self.keep_lease(lease) => {
+                    cancel.cancel(CancelReason::LeaseLost);
+                    Some(Err(StoreError::LeaseLost.into()))
+                }
                 () = shutdown.grace_over.cancelled() => None,
-                never = end_time_slice(self.jobs.slice, cancel) => match never {},
+                never = end_time_slice(self.jobs.slice, &cancel) => match never {},
             };
-            // Nothing of the attempt runs any more when its lease is released.
-            attempt.shut_down().await;
+            // Image tasks have ended before the lease is released.
+            attempt.tasks.shutdown().await;
             match executed {
                 Some(Ok(())) => self.conclude(attempt, attempts, created_at).await,
                 Some(Err(error)) => Err(error),
                 None => {
-                    // Once: where the database is away too, the lease runs out by itself.
+                    // Not retried: if the database is unavailable, the lease expires by itself.
                     let _ = self.store().release(lease, false).await;
                     Ok(JobOutcome::Interrupted)
                 }
@@ -217,7 +211,7 @@ impl JobRunner {
         let Claimed { lease, first, style, images, .. } = claimed;
         let config = &command.config;
         let parts = &self.parts;
-        let progress = JobProgress::new(images, &command.image_descriptions, config.min_success_rate());
+        let progress = JobProgress::new(images, config.min_success_rate());
         let budget = JobBudget::new(
             parts.store.clone(),
             parts.metrics.clone(),
@@ -243,9 +237,9 @@ impl JobRunner {
             generator: Arc::new(generator),
             cancel,
             progress,
-            events: JobEvents::new(sink, command.key(), envelope.trace),
+            events: JobEvents { sink, key: command.key(), trace: envelope.trace, muted: false },
             tasks: JoinSet::new(),
-            error: None,
+            database_given_up: false,
         }
     }
 
@@ -269,35 +263,30 @@ impl JobRunner {
         attempts: u32,
         created_at: OffsetDateTime,
     ) -> Result<JobOutcome, JobRunError> {
-        let lease = attempt.lease;
+        let JobAttempt { lease, ref cancel, ref progress, .. } = attempt;
         let mut attempts_left = attempts + 1 < self.jobs.max_attempts.get();
-        let fatal = match attempt.cancel.reason() {
-            Some(CancelReason::Stopped) if attempt.progress.was_cut_short() => {
-                // An attempt that the worker itself cut short has not failed, and does not count.
-                retry(|| self.store().release(lease, false)).await?;
-                return Ok(JobOutcome::Interrupted);
+        if progress.was_cut_short() && cancel.is_stopping() {
+            // An attempt that the worker itself cut short has not failed, and does not count.
+            retry(|| self.store().release(lease, false)).await?;
+            return Ok(JobOutcome::Interrupted);
+        }
+        if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::Preempted) {
+            let advanced = progress.has_advanced();
+            if advanced || attempts_left {
+                // A time slice without a result counts as an attempt, so that no job is preempted forever.
+                retry(|| self.store().release(lease, !advanced)).await?;
+                return Ok(JobOutcome::Preempted);
             }
-            Some(CancelReason::Preempted) if attempt.progress.was_cut_short() => {
-                let advanced = attempt.progress.has_advanced();
-                if advanced || attempts_left {
-                    // A time slice without a result counts as an attempt, so that no job circles for ever.
-                    retry(|| self.store().release(lease, !advanced)).await?;
-                    return Ok(JobOutcome::Preempted);
-                }
-                attempts_left = false;
-                None
-            }
-            Some(CancelReason::Fatal(code, message)) => Some((*code, message.clone())),
-            _ => None,
-        };
-        let (tally, rate) = (attempt.progress.tally(), attempt.progress.min_success_rate());
-        match decide(&tally, rate, fatal.as_ref().map(|(code, _)| *code), attempts_left) {
+            attempts_left = false;
+        }
+        let (tally, rate, fatal) = (progress.tally(), progress.min_success_rate, progress.fatal.as_ref());
+        match decide(&tally, rate, fatal.map(|(code, _)| *code), attempts_left) {
             Decision::Complete => self.complete(&mut attempt, created_at, None).await,
             Decision::Fail(code) => {
                 let counts =
                     format!("{} of {} images were made; min_success_rate is {rate}", tally.completed, tally.total);
                 let message = match fatal {
-                    Some((fatal, message)) if fatal == code => format!("{message}; {counts}"),
+                    Some((fatal, message)) if *fatal == code => format!("{message}; {counts}"),
                     _ => counts,
                 };
                 self.complete(&mut attempt, created_at, Some(JobError { code, message })).await
@@ -319,12 +308,8 @@ impl JobRunner {
         created_at: OffsetDateTime,
         error: Option<JobError>,
     ) -> Result<JobOutcome, JobRunError> {
-        let fatal = match attempt.cancel.reason() {
-            Some(CancelReason::Fatal(_, message)) => Some(message.as_str()),
-            _ => None,
-        };
         let JobAttempt { progress, events, lease, .. } = attempt;
-        let not_attempted = progress.mark_not_attempted(fatal);
+        let not_attempted = progress.mark_not_attempted();
         let context = events.context();
         let cost_usd = self.prices.cost(progress.charged());
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
@@ -359,7 +344,7 @@ impl JobRunner {
     }
 }
 
-/// Why a job is given up whose workers were lost again and again; `None` where it is tried, or can be completed as it is.
+/// The error of a job that lost too many workers in a row; `None` if it may be attempted or can complete now.
 fn too_many_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Option<JobError> {
     let completes = matches!(decide(tally, min_success_rate, None, true), Decision::Complete);
     (losses >= MAX_LOSSES && !completes).then(|| JobError {
@@ -369,7 +354,7 @@ fn too_many_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Option<
 }
 
 /// Cancels an attempt when its time slice is over; never returns.
-async fn end_time_slice(length: Duration, cancel: CancelToken) -> Infallible {
+async fn end_time_slice(length: Duration, cancel: &CancelToken) -> Infallible {
     sleep(length).await;
     if cancel.cancel(CancelReason::Preempted) {
         info!(slice = ?length, "the job's time slice is over; no new image is begun");

@@ -3,8 +3,8 @@
 //! In reading order: [`cli`] reads the [`settings`] and starts a subcommand; [`bootstrap`] opens what jobs need. `run` is the [`worker`]: one
 //! session with the [`broker`] after another, in which the [`handler`] handles each message. `generate` calls the [`job`] runner itself, which knows
 //! no broker: it claims the job in the [`store`], plans what is missing (with a [`translation`] of its texts), and makes each image: a request to
-//! Stability, the [`image_pool`], the [`storage`]. Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] is what can be seen of it
-//! all.
+//! Stability, the [`image_pool`], the [`storage`]. Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] exports spans, metrics and
+//! logs.
 
 pub mod cli;
 pub mod settings;

@@ -14,11 +14,10 @@ use crate::handler::CommandHandler;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
-/// Returning what is dropped may take this much longer than the grace, once for its jobs and once for their messages: database and broker answer
-/// in milliseconds, or not at all.
+/// Extra time after the grace, once to release leases and once to requeue messages: database and broker answer in milliseconds, or not at all.
 const SETTLING: Duration = Duration::from_secs(2);
 
-/// The interval at which the loop reports that it goes on.
+/// The interval of the liveness heartbeat.
 pub(crate) const BEAT: Duration = Duration::from_secs(5);
 /// No delivery is held longer: RabbitMQ takes it away then.
 const LONGEST: Duration = Duration::from_mins(30);
@@ -58,7 +57,7 @@ impl Session {
         Self { messages, handler, grace, shutdown, tasks, held, health: health.clone() }
     }
 
-    /// Handles messages until `stop`, or until the broker is lost; `dead_lettered` ends where it delivers no dead-lettered messages any more.
+    /// Handles messages until `stop`, or until the broker is lost. Its consumer of dead-lettered messages is lost when `dead_lettered` completes.
     pub(crate) async fn serve(mut self, stop: &CancellationToken, dead_lettered: impl Future<Output = ()>) -> Ended {
         let mut dead_lettered = pin!(dead_lettered);
         let mut beat = interval(BEAT);
@@ -70,11 +69,11 @@ impl Session {
                 // The broker sends no more unsettled messages than there are slots. Its loss must be noticed with all slots taken too.
                 next = self.messages.next() => match next {
                     Ok(message) => {
-                        // An urgent one has overtaken others.
+                        // Urgent messages overtake others, so that their age says nothing about the queue.
                         if let Some(published) = message.published().filter(|_| !message.is_urgent()) {
                             self.health.queue(|queue| queue.took(published));
                         }
-                        let ack = message.ack_handle();
+                        let ack = message.ack.clone();
                         let task = self.tasks.spawn(self.handler.clone().handle(message, self.shutdown.clone()));
                         self.held.insert(task.id(), (Instant::now(), ack));
                     }
@@ -144,7 +143,7 @@ impl Session {
         }
     }
 
-    /// Reports that the loop goes on, unless a job does not: each of its waits has a bound, so that it hangs.
+    /// Reports liveness, unless a message is held for too long: all waits of a job are bounded, so that it hangs.
     fn beat(&self) {
         if self.held.values().all(|(since, _)| since.elapsed() < LONGEST) {
             self.health.beat();
@@ -162,7 +161,8 @@ impl Session {
         };
         error!(error = %failed, "a job panicked; its command returns to the queue");
         let held = self.held.remove(&failed.id());
-        self.handler.metrics().panicked(held.as_ref().map(|(since, _)| since.elapsed()).unwrap_or_default());
+        let took = held.as_ref().map(|(since, _)| since.elapsed()).unwrap_or_default();
+        self.handler.metrics().delivery("panicked", "panic", "panic", took);
         if let Some((_, ack)) = held
             && let Err(error) = ack.settle(Settlement::Requeue).await
         {

@@ -285,7 +285,7 @@ impl Settings {
                 max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
                 max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
                 retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
-                // A delivery is held for a slice, a last request, and twice the patience with the database at most, after a wait for a lease: with the
+                // A delivery is held for a slice, a last request, and twice the longest wait for the database at most, after a wait for a lease: with the
                 // longest of each that is below the 30 minutes after which RabbitMQ takes it away.
                 slice: read.duration("WORKER_JOB_SLICE", 1..=720)?,
                 lease: read.duration("WORKER_LEASE", 1..=120)?,

@@ -1,11 +1,11 @@
-//! Stopping: the signals that ask for it, and the two scopes of what stops.
+//! Stopping: the signals that ask for it, and the two stop tokens of running jobs.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// The exit code of a process that was told twice to stop: it did not do what it was started for.
+/// The exit code of a process that was told twice to stop: it ended without finishing its work.
 const CUT_OFF: i32 = 1;
 
 /// How running jobs are told to stop.

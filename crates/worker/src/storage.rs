@@ -112,10 +112,6 @@ impl Storage {
 
     /// Stores a file under a path, in place of what may stand there. The file is on disk when this returns; after a failure
     /// nothing of it is seen.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`].
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
         let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
         answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
@@ -149,10 +145,6 @@ impl Storage {
     }
 
     /// Whether a file stands there.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`].
     pub async fn exists(&self, path: &str) -> Result<bool, StorageError> {
         match answered("look at", path, self.store.head(&Key::from(path))).await {
             Ok(_) => Ok(true),
@@ -162,10 +154,6 @@ impl Storage {
     }
 
     /// The whole of a file; `None` where none stands there, or one of a length that is not among these.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`].
     pub async fn read(&self, path: &str, lengths: RangeInclusive<u64>) -> Result<Option<Bytes>, StorageError> {
         let doing = "read";
         let read = async {
@@ -224,19 +212,11 @@ impl Storage {
     }
 
     /// Whether files can be stored below the root at this moment.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`].
     pub async fn check(&self) -> Result<(), StorageError> {
         self.probe(".check").await
     }
 
     /// Whether a file can be stored at this path at this moment: stores one, and removes it.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`].
     pub async fn check_at(&self, path: &str) -> Result<(), StorageError> {
         self.sweep(path).await;
         self.probe(path).await

@@ -79,7 +79,8 @@ async fn work(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    let opened = patiently(stop, "database", health, || bootstrap::open(settings)).await?;
+    let retryable = |error: &BootstrapError| matches!(error, BootstrapError::Store(_));
+    let opened = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
     let Some((store, storage)) = opened else { return Ok(()) };
     let observer = Arc::new(Watching { metrics: metrics.clone(), health: health.clone() });
     let runner = bootstrap::job_runner(settings, store.clone(), storage.clone(), metrics, observer)?;
@@ -125,7 +126,8 @@ async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, sto
     let mut lost_before = false;
     while !stop.is_cancelled() {
         let begun = Instant::now();
-        let connected = patiently(stop, "broker", health, || Broker::connect(&settings.amqp_url, &topology)).await;
+        let connect = || Broker::connect(&settings.amqp_url, &topology);
+        let connected = retry_until_stopped(stop, "broker", health, |_| true, connect).await;
         let Ok(Some(broker)) = connected else { return };
         if lost_before {
             runner.metrics().reconnected();
@@ -193,23 +195,6 @@ async fn watch_queue(broker: &Broker, health: &Health) -> Infallible {
     }
 }
 
-/// An error that waiting may mend.
-trait Passing: std::error::Error {
-    fn may_pass(&self) -> bool;
-}
-
-impl Passing for BootstrapError {
-    fn may_pass(&self) -> bool {
-        matches!(self, Self::Store(_))
-    }
-}
-
-impl Passing for BrokerError {
-    fn may_pass(&self) -> bool {
-        true
-    }
-}
-
 /// From a quarter of a second to half a minute, and up to as much again by chance, without end.
 fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
@@ -220,22 +205,27 @@ fn backoff() -> ExponentialBackoff {
         .build()
 }
 
-/// Tries until it works or `stop` is cancelled (then `None`), at longer and longer intervals up to a minute.
-async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
+/// Repeats an operation until it succeeds, at longer and longer intervals up to a minute. `None` where `stop` was cancelled before.
+///
+/// # Errors
+///
+/// An error that is not `retryable`.
+async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     what: &'static str,
     health: &Health,
-    attempt: impl Fn() -> F,
+    retryable: impl Fn(&E) -> bool,
+    operation: impl Fn() -> F,
 ) -> Result<Option<T>, E> {
     for delay in backoff() {
         let tried = tokio::select! {
             () = stop.cancelled() => return Ok(None),
             // However long it takes, as a migration may.
-            tried = beating(health, attempt()) => tried,
+            tried = beating(health, operation()) => tried,
         };
         match tried {
             Ok(value) => return Ok(Some(value)),
-            Err(error) if !error.may_pass() => return Err(error),
+            Err(error) if !retryable(&error) => return Err(error),
             Err(error) => warn!(error = error_chain(&error), ?delay, "waiting for the {what}"),
         }
         tokio::select! {

@@ -121,7 +121,7 @@ impl ClientBuilder {
     }
 
     /// How many requests may be in flight at once; 4 unless set. The parties that wait
-    /// take turns ([`crate::CallOptions::party`]); of one party whoever waits longest is next.
+    /// take turns ([`crate::CallOptions::party`]); within a party, the call that waits longest is next.
     pub fn max_in_flight(mut self, max_in_flight: NonZeroUsize) -> Self {
         self.max_in_flight = max_in_flight;
         self

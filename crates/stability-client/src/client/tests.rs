@@ -179,6 +179,15 @@ async fn no_wait_is_begun_that_would_end_after_the_total_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn retry_that_would_end_after_the_total_limit_is_not_begun() {
+    let busy = HttpResponse { status: 503, retry_after: Some(Duration::from_secs(301)), ..HttpResponse::default() };
+    let (client, transport) = client([Ok(busy)], 60);
+    let error = client.generate(&request()).await.expect_err("301 s are more than 5 minutes");
+    assert_eq!(error.usage, Usage { requests: 1, possibly_charged: 0, retries: 0 });
+    assert_eq!(transport.seconds(), [0.0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_of_the_account_is_not_waited_out_beyond_the_total_limit() {
     let (client, transport) = client([], 60);
     let start = Instant::now();
@@ -218,7 +227,12 @@ async fn test_3_a_content_policy_refusal_is_not_retried_and_its_prompt_is_logged
 async fn a_filtered_picture_is_never_an_image() {
     let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "CONTENT_FILTERED"}]});
     let (client, transport) = client([status(200, &body)], 60);
-    let error = client.generate(&request()).await.expect_err("it is filtered");
+    let log = Log::default();
+    let error = {
+        let _guard = log.start();
+        client.generate(&request()).await.expect_err("it is filtered")
+    };
+    assert_eq!(log.text().matches("A city street").count(), 1, "{}", log.text());
     assert!(matches!(error.error, Error::Filtered), "{error:?}");
     assert_eq!(charged(&error.usage), (1, 1));
     assert_eq!(transport.seconds(), [0.0]);

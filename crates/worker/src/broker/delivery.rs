@@ -20,7 +20,8 @@ pub struct Message {
     pub body: Vec<u8>,
     pub(super) properties: BasicProperties,
     deliveries: u32,
-    ack: AckHandle,
+    /// Acknowledges it.
+    pub ack: AckHandle,
 }
 
 impl Message {
@@ -28,20 +29,6 @@ impl Message {
         let Delivery { data: body, properties, redelivered, acker, .. } = delivery;
         let deliveries = if redelivered { deliveries(&properties).unwrap_or(1) } else { 0 };
         Self { body, properties, deliveries, ack: AckHandle(acker) }
-    }
-
-    /// The handle that acknowledges this message.
-    pub fn ack_handle(&self) -> AckHandle {
-        self.ack.clone()
-    }
-
-    /// Tells the broker what became of this message: see [`AckHandle::settle`].
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError`] where the channel is gone; the broker delivers again.
-    pub async fn settle(&self, settlement: Settlement) -> Result<(), BrokerError> {
-        self.ack.settle(settlement).await
     }
 
     /// Whether the broker itself dead-lettered it. What a worker dead-letters carries none of the broker's headers.
@@ -142,7 +129,7 @@ fn deliveries(properties: &BasicProperties) -> Option<u32> {
     Some(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// The time of this moment, as headers have it: RFC 3339 in UTC.
+/// The current time for headers: RFC 3339 in UTC.
 pub(super) fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).expect("a UTC time has an RFC 3339 form")
 }
@@ -156,12 +143,13 @@ pub enum Settlement {
     Requeue,
 }
 
-/// Acknowledges one message. Clones share the right to do so once; dropping them settles nothing: the broker delivers again when the channel closes.
+/// Acknowledges one message. Of all clones, only the first call has an effect. Dropping them settles nothing: the broker delivers again when the channel
+/// closes.
 #[derive(Debug, Clone)]
 pub struct AckHandle(Acker);
 
 impl AckHandle {
-    /// Tells the broker what became of the message; without effect where it was told before, or the channel is gone.
+    /// Tells the broker what became of the message; without effect where the message was settled before, or the channel is gone.
     ///
     /// # Errors
     ///

@@ -64,38 +64,18 @@ impl From<SettingError> for Failure {
     }
 }
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Unreachable(error_chain(&error))
-    }
+/// Errors of services: the message has all their causes.
+macro_rules! unreachable_service {
+    ($($error:ty),+) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::Unreachable(error_chain(&error))
+            }
+        })+
+    };
 }
 
-impl From<StorageError> for Failure {
-    fn from(error: StorageError) -> Self {
-        Self::Unreachable(error_chain(&error))
-    }
-}
-
-impl From<BrokerError> for Failure {
-    fn from(error: BrokerError) -> Self {
-        Self::Unreachable(error_chain(&error))
-    }
-}
-
-impl From<BootstrapError> for Failure {
-    fn from(error: BootstrapError) -> Self {
-        match error {
-            BootstrapError::Store(error) => error.into(),
-            BootstrapError::Storage(error) => error.into(),
-        }
-    }
-}
-
-impl From<JobRunError> for Failure {
-    fn from(error: JobRunError) -> Self {
-        Self::Unreachable(error_chain(&error))
-    }
-}
+unreachable_service!(StoreError, StorageError, BrokerError, BootstrapError, JobRunError);
 
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {

@@ -13,7 +13,7 @@ use super::submit::shown;
 use super::tables::Seen;
 use crate::bootstrap;
 use crate::event_sink::{EventSink, PublishError, Routed};
-use crate::job::{Envelope, JobOutcome};
+use crate::job::{Envelope, JobOutcome, note_outcome};
 use crate::settings::Settings;
 use crate::shutdown::{Shutdown, Signals};
 use crate::telemetry::{Metrics, trace};
@@ -51,9 +51,9 @@ pub(super) async fn generate(
     loop {
         let span = trace::job_span(&command);
         let running = runner.run(&command, Envelope::default(), &progress, &shutdown);
-        let outcome = running.instrument(span.clone()).await?;
-        span.in_scope(|| trace::note("job.outcome", outcome.labels().0));
-        match outcome {
+        let outcome = running.instrument(span.clone()).await;
+        span.in_scope(|| note_outcome(outcome.as_ref()));
+        match outcome? {
             JobOutcome::Ended(terminal) | JobOutcome::AlreadyEnded(terminal) => {
                 drop(progress);
                 return shown(terminal.event.body.as_bytes(), options.json, screen);

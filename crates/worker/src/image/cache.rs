@@ -7,17 +7,13 @@ use super::error::ImageError;
 use super::file::{ImageFiles, StoredFile};
 use super::task::ImageTask;
 use crate::error_chain::error_chain;
-use crate::image_pool::ImagePool;
 use crate::store::{CachedImage, StoreError};
+use crate::telemetry::metrics::Coded;
 
 /// Copies the newest earlier image whose file is there and whole to this image's own path; `None` where there is none.
-pub(super) async fn copy_earlier(
-    files: &ImageFiles,
-    pool: &ImagePool,
-    task: &ImageTask,
-) -> Result<Option<StoredFile>, StoreError> {
+pub(super) async fn copy_earlier(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, StoreError> {
     for found in files.store.cached_images(task.fingerprint).await? {
-        match copy(files, pool, task, &found).await {
+        match copy(files, task, &found).await {
             Ok(Some(file_path)) => {
                 let CachedImage { file_path: _, format, size_bytes, sha256, seed } = found;
                 return Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin: Origin::Cache }));
@@ -25,21 +21,17 @@ pub(super) async fn copy_earlier(
             Ok(None) => {}
             Err(ImageError::Store(error)) => return Err(error),
             Err(error) => {
-                warn!(reason = error_chain(&error), cached = found.file_path, "a cached image cannot be used");
+                let (code, reason) = (error.code(), error_chain(&error));
+                warn!(code, reason, cached = found.file_path, "a cached image cannot be used");
             }
         }
     }
     Ok(None)
 }
 
-/// The path of the copy; `None` where the file is missing, damaged or too large by today's rules.
-async fn copy(
-    files: &ImageFiles,
-    pool: &ImagePool,
-    task: &ImageTask,
-    found: &CachedImage,
-) -> Result<Option<String>, ImageError> {
-    if found.size_bytes >= pool.spec().max_bytes {
+/// The path of the copy; `None` where the file is missing, damaged or too large for the present settings.
+async fn copy(files: &ImageFiles, task: &ImageTask, found: &CachedImage) -> Result<Option<String>, ImageError> {
+    if found.size_bytes >= files.pool.spec().max_bytes {
         return Ok(None);
     }
     let lengths = found.size_bytes..=found.size_bytes;
@@ -47,7 +39,7 @@ async fn copy(
         warn!(cached = found.file_path, "the file of a cached image is missing");
         return Ok(None);
     };
-    if let Err(reason) = pool.check_stored(bytes.clone(), found.sha256.clone()).await {
+    if let Err(reason) = files.pool.check_stored(bytes.clone(), found.sha256.clone()).await {
         warn!(reason, cached = found.file_path, "a cached image cannot be used");
         return Ok(None);
     }

@@ -25,8 +25,8 @@ pub(crate) enum ImageError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// It is not known whether a request can be paid for.
-    #[error("cannot pay for a request")]
-    Budget(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Budget(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Coded for ImageError {
@@ -87,8 +87,8 @@ impl ImageError {
         }
     }
 
-    /// Whether the API failed, so that an earlier image may stand in. A refusal is an answer: what the API refuses to make now is not shown
-    /// either.
+    /// Whether the API failed, so that an earlier image may stand in. A refused prompt gets no stand-in: what the API refuses now is not delivered from the
+    /// cache either.
     pub(super) fn allows_stand_in(&self) -> bool {
         match self {
             Self::Fatal(..) => true,

@@ -11,6 +11,7 @@ use domain::outcome::Origin;
 
 use super::error::ImageError;
 use super::task::ImageTask;
+use crate::image_pool::ImagePool;
 use crate::storage::Storage;
 use crate::store::{Lease, Store, StoreError, retry};
 
@@ -28,6 +29,7 @@ pub(super) struct StoredFile {
 pub(super) struct ImageFiles {
     pub(super) store: Store,
     pub(super) storage: Storage,
+    pub(super) pool: ImagePool,
     pub(super) key: JobKey,
     pub(super) lease: Lease,
     pub(super) lease_length: Duration,

@@ -23,12 +23,12 @@ use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::error_chain::error_chain;
 use crate::image::{ImageError, ImageGenerator, ImageParts, ImageReport, ImageTask, image_span};
-use crate::store::{Lease, StoreError, retry};
+use crate::store::{ClaimedImage, Lease, StoreError, retry};
 use crate::telemetry::metrics::Stage;
 use crate::telemetry::trace;
 use crate::translation::Translator;
 
-/// One attempt at a job. Dropped, it drops what it has in flight.
+/// One attempt at a job. Dropping it aborts its image tasks.
 pub(super) struct JobAttempt<'a> {
     pub(super) command: &'a Command,
     pub(super) lease: Lease,
@@ -46,8 +46,8 @@ pub(super) struct JobAttempt<'a> {
     pub(super) progress: JobProgress,
     pub(super) events: JobEvents<'a>,
     pub(super) tasks: JoinSet<ImageReport>,
-    /// The first failure of the infrastructure.
-    pub(super) error: Option<JobRunError>,
+    /// A result could not be written although the database was waited for.
+    pub(super) database_given_up: bool,
 }
 
 impl JobAttempt<'_> {
@@ -63,6 +63,7 @@ impl JobAttempt<'_> {
             self.events.publish(&started).await;
         }
         let mut waiting = self.prepare().await?.into_iter();
+        let mut first_error = None;
         loop {
             while self.tasks.len() < self.max_concurrent.get()
                 && self.may_begin()
@@ -79,27 +80,23 @@ impl JobAttempt<'_> {
                 }
                 // No new image is begun; those in flight come to their end.
                 self.cancel.cancel(CancelReason::Infrastructure);
-                self.error.get_or_insert(error);
+                first_error.get_or_insert(error);
             }
             if self.cancel.reason() == Some(&CancelReason::LeaseLost) {
                 return Err(StoreError::LeaseLost.into());
             }
         }
         if waiting.next().is_some() {
-            self.progress.mark_incomplete();
+            self.progress.incomplete = true;
         }
-        self.error.take().map_or(Ok(()), Err)
-    }
-
-    /// Ends what is in flight, and waits until it has ended.
-    pub(super) async fn shut_down(&mut self) {
-        self.tasks.shutdown().await;
+        first_error.map_or(Ok(()), Err)
     }
 
     /// After a fatal cause no request is sent, but earlier images can still stand in for the images that wait.
     fn may_begin(&self) -> bool {
         match self.cancel.reason() {
-            None | Some(CancelReason::Fatal(..)) => true,
+            None => true,
+            Some(CancelReason::Fatal(..)) => !self.cancel.is_stopping(),
             Some(
                 CancelReason::Stopped
                 | CancelReason::Preempted
@@ -122,7 +119,7 @@ impl JobAttempt<'_> {
             let PlanFailure { code, message, retryable } = failure;
             if retryable && self.cancel.is_cancelled() {
                 // Its translation was cancelled; it has not failed.
-                self.progress.mark_incomplete();
+                self.progress.incomplete = true;
             } else {
                 self.fail(index, code, message, retryable, None).instrument(image_span(index)).await?;
             }
@@ -138,13 +135,14 @@ impl JobAttempt<'_> {
     }
 
     /// Cancels the attempt where its missing images cannot be paid for.
-    async fn check_funds(&self) {
+    async fn check_funds(&mut self) {
         let images = u32::try_from(self.progress.missing().len()).unwrap_or(u32::MAX);
         if images > 0
             && !self.cancel.is_cancelled()
             && let Some((code, message)) = self.budget.find_shortfall(images, &self.parts.client).await
         {
-            self.cancel.cancel(CancelReason::Fatal(code, message));
+            self.cancel.cancel(CancelReason::Fatal(code, message.clone()));
+            self.progress.set_fatal(code, message);
         }
     }
 
@@ -154,7 +152,7 @@ impl JobAttempt<'_> {
         let texts = missing.iter().map(|image| image.description.as_str()).chain(plan::texts(&self.style));
         let translating = self.translator.english(texts, self.cancel.token());
         let english = self.parts.metrics.stage(Stage::Translate, translating).await?;
-        Ok(self.planner.plan(self.command, &self.style, &english, missing))
+        Ok(self.planner.plan(self.command, &self.style, &english, &missing))
     }
 
     /// Takes earlier images for the tasks that have one, and returns the others.
@@ -196,8 +194,13 @@ impl JobAttempt<'_> {
             Err(ImageError::Failed(code, message)) => {
                 self.fail(task.index, code, message, code.may_pass(), Some(&task.recipe)).instrument(span).await
             }
-            Err(ImageError::Fatal(..) | ImageError::Cancelled) => {
-                self.progress.mark_incomplete();
+            Err(ImageError::Fatal(code, message)) => {
+                self.progress.set_fatal(code, message);
+                self.progress.incomplete = true;
+                Ok(())
+            }
+            Err(ImageError::Cancelled) => {
+                self.progress.incomplete = true;
                 Ok(())
             }
             Err(ImageError::Store(error)) => Err(error.into()),
@@ -209,10 +212,11 @@ impl JobAttempt<'_> {
     async fn complete(&mut self, asset: Asset, fingerprint: Uuid) -> Result<(), JobRunError> {
         let ImageParts { store, metrics, .. } = self.parts;
         let index = asset.index;
-        let completing = self.write(|| store.complete_image(self.lease, &asset, fingerprint));
+        let lease = self.lease;
+        let completing = self.write(|| store.complete_image(lease, &asset, fingerprint));
         metrics.stage(Stage::Row, completing).await?;
         metrics.image_completed(asset.origin);
-        let requests = self.progress.requests(index);
+        let requests = self.progress.image(index).requests;
         trace::note("image.origin", asset.origin.as_str());
         trace::note("image.size_bytes", i64::try_from(asset.size_bytes).unwrap_or(i64::MAX));
         trace::note("image.requests", i64::from(requests));
@@ -238,16 +242,16 @@ impl JobAttempt<'_> {
         recipe: Option<&Recipe>,
     ) -> Result<(), JobRunError> {
         let ImageParts { store, metrics, .. } = self.parts;
-        let attempts = self.progress.requests(index);
-        let (id, description) = self.progress.row(index);
+        let ClaimedImage { id, description, requests: attempts, .. } = self.progress.image(index);
+        let (id, description, attempts) = (*id, description.clone(), *attempts);
         metrics.image_failed(code);
         trace::note("image.requests", i64::from(attempts));
         trace::failed(code.as_str(), &message);
         let beginning: String = description.chars().take(50).collect();
         warn!(code = code.as_str(), reason = message, requests = attempts, description = beginning, "image failed");
-        let description = description.to_owned();
         let failure = ImageFailure { index, description, code, message, attempts, may_pass: retryable };
-        self.write(|| store.fail_image(self.lease, id, &failure, recipe)).await?;
+        let lease = self.lease;
+        self.write(|| store.fail_image(lease, id, &failure, recipe)).await?;
         self.progress.set_state(index, ImageState::Failed(failure));
         if !self.progress.is_reachable() {
             self.cancel.cancel(CancelReason::Hopeless);
@@ -258,13 +262,18 @@ impl JobAttempt<'_> {
         Ok(())
     }
 
-    /// Writes the result of an image, and waits for a database that is away: the image may have been paid for. After one such wait was in vain, further
-    /// results are written without a wait, so that the waits do not add up.
-    async fn write<F>(&self, operation: impl Fn() -> F + Send) -> Result<(), StoreError>
+    /// Writes the result of an image, which may have been paid for: an unavailable database is waited for. After one such wait has failed, later results are
+    /// tried once each, so that the waits do not add up.
+    async fn write<F>(&mut self, operation: impl Fn() -> F + Send) -> Result<(), StoreError>
     where
         F: Future<Output = Result<(), StoreError>> + Send,
     {
-        if self.error.is_some() { operation().await } else { retry(operation).await }
+        if self.database_given_up {
+            return operation().await;
+        }
+        let written = retry(operation).await;
+        self.database_given_up = written.is_err();
+        written
     }
 
     async fn publish_progress(&mut self, index: u32, failure: Option<ImageFailureCode>) {

@@ -11,20 +11,16 @@ use crate::telemetry::trace;
 
 /// Publishes the events of one attempt.
 pub(super) struct JobEvents<'a> {
-    sink: &'a dyn EventSink,
-    key: JobKey,
+    pub(super) sink: &'a dyn EventSink,
+    pub(super) key: JobKey,
     /// The trace that the command came with.
-    trace: Option<&'a TraceContext>,
+    pub(super) trace: Option<&'a TraceContext>,
     /// An event could not be published; no further one is tried, since each may wait long for a broker in trouble.
-    muted: bool,
+    pub(super) muted: bool,
 }
 
-impl<'a> JobEvents<'a> {
-    pub(super) fn new(sink: &'a dyn EventSink, key: JobKey, trace: Option<&'a TraceContext>) -> Self {
-        Self { sink, key, trace, muted: false }
-    }
-
-    /// What an event of this moment says of the job, the time and the trace.
+impl JobEvents<'_> {
+    /// The context of an event published now: job, time, trace.
     pub(super) fn context(&self) -> Context {
         let trace = trace::current().or_else(|| self.trace.cloned());
         Context { key: self.key, trace, time: OffsetDateTime::now_utc() }

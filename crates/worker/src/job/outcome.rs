@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::store::{StoreError, TerminalEvent};
-use crate::telemetry::metrics::Coded;
+use crate::telemetry::metrics::{BROKEN, Coded};
+use crate::telemetry::trace;
 
 /// What became of a job in one attempt.
 #[derive(Debug)]
@@ -44,6 +45,11 @@ impl JobOutcome {
     }
 }
 
+/// Notes on the current span what became of its job.
+pub(crate) fn note_outcome(outcome: Result<&JobOutcome, &JobRunError>) {
+    trace::note("job.outcome", outcome.map_or(BROKEN, |outcome| outcome.labels().0));
+}
+
 /// Why an attempt was given up: our own infrastructure failed. What was finished before stays finished.
 #[derive(Debug, thiserror::Error)]
 pub enum JobRunError {
@@ -51,8 +57,8 @@ pub enum JobRunError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// It is not known whether requests can be paid for.
-    #[error("cannot pay for a request")]
-    Budget(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Budget(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Coded for JobRunError {

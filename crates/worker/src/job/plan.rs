@@ -9,10 +9,10 @@ use domain::seed;
 use domain::style::Style;
 use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage, UnknownName};
 use tracing::warn;
-use uuid::Uuid;
 
 use crate::image::ImageTask;
 use crate::settings::Settings;
+use crate::store::ClaimedImage;
 use crate::translation::{English, Untranslated};
 
 /// The defaults that requests are made with.
@@ -28,16 +28,6 @@ pub(super) struct Plan {
     pub(super) tasks: Vec<ImageTask>,
     /// By index.
     pub(super) failures: Vec<(u32, PlanFailure)>,
-}
-
-/// An image that is to be made.
-#[derive(Debug)]
-pub(super) struct MissingImage {
-    /// The id of its row.
-    pub(super) id: Uuid,
-    pub(super) index: u32,
-    pub(super) description: String,
-    pub(super) reserved_path: Option<String>,
 }
 
 /// Why an image cannot be asked for.
@@ -85,11 +75,11 @@ impl Planner {
     }
 
     /// Composes the prompts of missing images and checks their requests against the API's ranges.
-    pub(super) fn plan(&self, command: &Command, style: &Style, english: &English, missing: Vec<MissingImage>) -> Plan {
+    pub(super) fn plan(&self, command: &Command, style: &Style, english: &English, missing: &[&ClaimedImage]) -> Plan {
         let mut plan = Plan { tasks: Vec::new(), failures: Vec::new() };
-        for image in missing {
-            let MissingImage { id, index, description, reserved_path } = image;
-            match self.plan_image(command, style, english, index, &description) {
+        for ClaimedImage { id, index, description, file_path, .. } in missing {
+            let (id, index) = (*id, *index);
+            match self.plan_image(command, style, english, index, description) {
                 Ok((recipe, request)) => {
                     let Recipe { left_out, negative_left_out, .. } = &recipe;
                     if !left_out.is_empty() || !negative_left_out.is_empty() {
@@ -97,6 +87,7 @@ impl Planner {
                         warn!(index, left_out, negative_left_out, "the prompt was shortened");
                     }
                     let fingerprint = recipe.fingerprint(&self.spec);
+                    let (description, reserved_path) = (description.clone(), file_path.clone());
                     plan.tasks.push(ImageTask { id, index, description, reserved_path, recipe, request, fingerprint });
                 }
                 Err(failure) => plan.failures.push((index, failure)),

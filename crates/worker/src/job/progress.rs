@@ -1,70 +1,62 @@
 //! How far the images of an attempt have come. Plain state, written by the attempt's loop only.
 
-use domain::failure::ImageFailureCode;
+use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{ImageFailure, ImageState, Tally};
 use stability_client::Usage;
 use uuid::Uuid;
 
-use super::plan::MissingImage;
 use crate::store::ClaimedImage;
 
 /// The images of one attempt.
 pub(super) struct JobProgress {
-    min_success_rate: f64,
+    pub(super) min_success_rate: f64,
     images: Vec<ImageProgress>,
     /// Images that were finished, or had failed for good, before this attempt.
     ended_before: u32,
     /// A planned image had no result, since the attempt was cancelled.
-    incomplete: bool,
+    pub(super) incomplete: bool,
+    /// The first cause found that every request would meet, with its sentence.
+    pub(super) fatal: Option<(JobFailureCode, String)>,
 }
 
 struct ImageProgress {
     row: ClaimedImage,
-    description: String,
-    /// A progress event has told of its present state.
+    /// A progress event was published for its present state.
     announced: bool,
 }
 
 impl JobProgress {
-    pub(super) fn new(images: Vec<ClaimedImage>, descriptions: &[String], min_success_rate: f64) -> Self {
+    pub(super) fn new(images: Vec<ClaimedImage>, min_success_rate: f64) -> Self {
         let images: Vec<_> = images
             .into_iter()
             .map(|row| {
-                let description = descriptions.get(position(row.index)).cloned().unwrap_or_default();
                 // What ended in an earlier attempt was announced then; a retryable failure is announced at the end of the job.
                 let announced = match &row.state {
                     ImageState::Completed(_) => true,
                     ImageState::Failed(failure) => !failure.may_pass,
                     ImageState::Untried => false,
                 };
-                ImageProgress { row, description, announced }
+                ImageProgress { row, announced }
             })
             .collect();
-        let mut progress = Self { min_success_rate, images, ended_before: 0, incomplete: false };
+        let mut progress = Self { min_success_rate, images, ended_before: 0, incomplete: false, fatal: None };
         progress.ended_before = progress.ended();
         progress
     }
 
     /// The images that are not finished and have not failed for good.
-    pub(super) fn missing(&self) -> Vec<MissingImage> {
-        let is_missing = |image: &&ImageProgress| match &image.row.state {
+    pub(super) fn missing(&self) -> Vec<&ClaimedImage> {
+        let is_missing = |image: &&ClaimedImage| match &image.state {
             ImageState::Untried => true,
             ImageState::Failed(failure) => failure.may_pass,
             ImageState::Completed(_) => false,
         };
-        let missing = self.images.iter().filter(is_missing).map(|image| MissingImage {
-            id: image.row.id,
-            index: image.row.index,
-            description: image.description.clone(),
-            reserved_path: image.row.file_path.clone(),
-        });
-        missing.collect()
+        self.images.iter().map(|image| &image.row).filter(is_missing).collect()
     }
 
-    /// The row of an image and its description.
-    pub(super) fn row(&self, index: u32) -> (Uuid, &str) {
-        let image = &self.images[position(index)];
-        (image.row.id, &image.description)
+    /// One image: its row, with the usage of all attempts.
+    pub(super) fn image(&self, index: u32) -> &ClaimedImage {
+        &self.images[position(index)].row
     }
 
     /// Adds what the requests for an image have used.
@@ -83,14 +75,14 @@ impl JobProgress {
         self.images[position(index)].announced = true;
     }
 
-    /// Notes that a planned image had no result, since the attempt was cancelled.
-    pub(super) fn mark_incomplete(&mut self) {
-        self.incomplete = true;
+    /// Notes a cause that every request would meet; the first one counts.
+    pub(super) fn set_fatal(&mut self, code: JobFailureCode, message: String) {
+        self.fatal.get_or_insert((code, message));
     }
 
-    /// Whether a planned image had no result although more images can still help the job.
+    /// Whether a planned image had no result although further requests could still help the job.
     pub(super) fn was_cut_short(&self) -> bool {
-        self.incomplete && self.is_reachable()
+        self.incomplete && self.fatal.is_none() && self.is_reachable()
     }
 
     /// Whether this attempt finished an image, or found that it fails for good.
@@ -103,18 +95,9 @@ impl JobProgress {
         self.tally().reachable(self.min_success_rate)
     }
 
-    /// Requests that were sent for an image, in all attempts.
-    pub(super) fn requests(&self, index: u32) -> u32 {
-        self.images[position(index)].row.requests
-    }
-
     /// Requests of all attempts that were, or may have been, charged.
     pub(super) fn charged(&self) -> u32 {
         self.images.iter().map(|image| image.row.charged).sum()
-    }
-
-    pub(super) fn min_success_rate(&self) -> f64 {
-        self.min_success_rate
     }
 
     pub(super) fn tally(&self) -> Tally {
@@ -126,7 +109,7 @@ impl JobProgress {
         tally.completed + tally.failed_for_good
     }
 
-    /// Failures that no progress event has told of, because they could have been retried.
+    /// Failures that no progress event was published for, because they could have been retried.
     pub(super) fn unannounced_failures(&self) -> Vec<(u32, ImageFailureCode)> {
         let unannounced = self.images.iter().filter(|image| !image.announced);
         let failures = unannounced.filter_map(|image| match &image.row.state {
@@ -136,21 +119,21 @@ impl JobProgress {
         failures.collect()
     }
 
-    /// Marks the untried images of a job that ends as `not_attempted`, and counts them. Those that were asked for have met the `fatal` cause, if there is
-    /// one.
-    pub(super) fn mark_not_attempted(&mut self, fatal: Option<&str>) -> usize {
+    /// Marks the untried images of a job that ends as `not_attempted`, and counts them. Those that were requested get the message of the fatal cause, if
+    /// there is one.
+    pub(super) fn mark_not_attempted(&mut self) -> usize {
         let untried = self.images.iter_mut().filter(|image| image.row.state == ImageState::Untried);
         let mut marked = 0;
         for image in untried {
             marked += 1;
-            let message = match (image.row.requests, fatal) {
+            let message = match (image.row.requests, &self.fatal) {
                 (0, _) => "the job ended before its turn",
-                (_, Some(fatal)) => fatal,
+                (_, Some((_, fatal))) => fatal,
                 (_, None) => "the job ended before it was made",
             };
             image.row.state = ImageState::Failed(ImageFailure {
                 index: image.row.index,
-                description: image.description.clone(),
+                description: image.row.description.clone(),
                 code: ImageFailureCode::NotAttempted,
                 message: message.to_owned(),
                 attempts: image.row.requests,
@@ -166,7 +149,7 @@ impl JobProgress {
     }
 }
 
-/// Images stand by index, from 1.
+/// The position of an image, whose index counts from 1.
 fn position(index: u32) -> usize {
     index.saturating_sub(1) as usize
 }

@@ -29,10 +29,6 @@ pub struct CachedImage {
 
 impl Store {
     /// Finished images with this fingerprint, the newest first; at most 16.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn cached_images(&self, fingerprint: Uuid) -> Result<Vec<CachedImage>, StoreError> {
         async {
             let rows = asset::Entity::find()

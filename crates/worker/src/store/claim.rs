@@ -90,6 +90,8 @@ pub struct ClaimedImage {
     pub id: Uuid,
     /// From 1.
     pub index: u32,
+    /// As the command has it.
+    pub description: String,
     /// As far as it has come.
     pub state: ImageState,
     /// The path an earlier try reserved.
@@ -236,7 +238,9 @@ async fn claimed(
         style: kept.unwrap_or_else(|| command.config.style()),
         images: rows
             .into_iter()
-            .map(|row| ClaimedImage {
+            .zip(&command.image_descriptions)
+            .map(|(row, description)| ClaimedImage {
+                description: description.clone(),
                 id: row.id,
                 index: row.number(),
                 state: row.state(),

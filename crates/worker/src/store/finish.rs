@@ -77,10 +77,6 @@ impl Store {
     }
 
     /// Looks a job up; `None` where no worker has claimed it.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn find_job(&self, job_id: Uuid) -> Result<Option<KnownJob>, StoreError> {
         async {
             let row = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await?;
@@ -91,10 +87,6 @@ impl Store {
     }
 
     /// Terminal events that no queue has taken, the oldest first.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn unpublished_events(&self) -> Result<Vec<(Uuid, Event)>, StoreError> {
         let rows = job::Entity::find()
             .filter(job::Column::TerminalEvent.is_not_null())

@@ -59,10 +59,6 @@ impl Store {
     }
 
     /// How long nobody may send yet.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn requests_paused_for(&self) -> Result<Duration, StoreError> {
         async {
             let Dialect { clock, greatest: _ } = self.dialect();

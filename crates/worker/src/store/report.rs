@@ -81,10 +81,6 @@ impl From<job::Model> for JobReport {
 
 impl Store {
     /// The newest jobs, newest first.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn jobs(&self, project_id: Option<i64>, limit: u64) -> Result<Vec<JobReport>, StoreError> {
         let mut query = job::Entity::find().order_by_desc(job::Column::CreatedAt).limit(limit);
         if let Some(project_id) = project_id {
@@ -94,10 +90,6 @@ impl Store {
     }
 
     /// One job with its images.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn job(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
         let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("show a job").await? else {
             return Ok(None);

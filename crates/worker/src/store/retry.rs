@@ -1,4 +1,4 @@
-//! Waiting for a database that is away, where something paid for would be lost.
+//! Waiting for an unavailable database, where something paid for would be lost.
 
 use std::time::Duration;
 
@@ -9,14 +9,10 @@ use tracing::warn;
 use super::StoreError;
 use crate::error_chain::error_chain;
 
-/// How long a database may be away before the work in flight is given up: longer than a fail-over takes.
+/// How long a database may be unavailable before the work in flight is given up: longer than a fail-over takes.
 const MAX_OUTAGE: Duration = Duration::from_mins(3);
 
 /// Repeats an idempotent operation while the database fails, for three minutes at most. A lost lease is not repeated.
-///
-/// # Errors
-///
-/// The last [`StoreError`].
 pub(crate) async fn retry<T, F>(operation: impl Fn() -> F + Send) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>> + Send,

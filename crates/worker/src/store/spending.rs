@@ -121,10 +121,6 @@ impl Store {
 
 impl Store {
     /// What all workers have spent today.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn spent_today(&self) -> Result<MicroUsd, StoreError> {
         let sql = format!("SELECT micro_usd FROM spending WHERE day = {}", today(self.db.get_database_backend()));
         let statement = Statement::from_string(self.db.get_database_backend(), sql);

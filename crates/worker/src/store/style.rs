@@ -25,10 +25,6 @@ impl ActiveModelBehavior for ActiveModel {}
 
 impl Store {
     /// The style of a project, where one is kept.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn project_style(&self, project_id: i64) -> Result<Option<Style>, StoreError> {
         kept(&self.db, project_id).doing("read a project's style").await
     }

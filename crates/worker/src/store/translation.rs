@@ -43,10 +43,6 @@ pub struct Translation {
 
 impl Store {
     /// The English of those texts that were translated before.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub async fn translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
         let looking = async {
             let mut found = HashMap::new();

@@ -21,8 +21,7 @@ use tracing::{Instrument, info_span};
 
 pub use names::{ALL, Kind, Spec};
 pub use outcomes::Stage;
-use outcomes::{BROKEN, PANICKED};
-pub(crate) use outcomes::{Coded, DeadLetterReason};
+pub(crate) use outcomes::{BROKEN, Coded, DeadLetterReason};
 pub use scrape::Scrape;
 
 use super::{SCOPE, trace};
@@ -173,29 +172,14 @@ impl Metrics {
         done
     }
 
-    /// A delivery was handled: its outcome, and the failure code of its job, which may be empty.
-    pub(crate) fn handled(&self, (outcome, job_error): (&'static str, &'static str), took: Duration) {
-        self.delivery(outcome, job_error, NONE, took);
-    }
-
-    /// A delivery could not be handled: our own infrastructure failed.
-    pub(crate) fn broken(&self, code: &'static str, took: Duration) {
-        self.delivery(BROKEN, code, code, took);
-    }
-
-    /// A delivery met a bug.
-    pub(crate) fn panicked(&self, took: Duration) {
-        let (outcome, code) = PANICKED;
-        self.delivery(outcome, code, code, took);
-    }
-
-    fn delivery(&self, outcome: &'static str, of_job: &'static str, of_delivery: &'static str, took: Duration) {
-        self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome), error_type(of_job)]);
+    /// A delivery has ended with this outcome. Its job has failed with `job_error`, its handling with `error`; each may be empty.
+    pub(crate) fn delivery(&self, outcome: &'static str, job_error: &'static str, error: &'static str, took: Duration) {
+        self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome), error_type(job_error)]);
         let attributes = [
             KeyValue::new("messaging.system", "rabbitmq"),
             KeyValue::new("messaging.operation.name", "process"),
             KeyValue::new("messaging.destination.name", trace::CONSUMED),
-            error_type(of_delivery),
+            error_type(error),
         ];
         self.inner.messaging.record(took.as_secs_f64(), &attributes);
     }

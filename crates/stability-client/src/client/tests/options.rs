@@ -75,7 +75,7 @@ async fn a_budget_out_of_reach_lets_nothing_through_and_is_not_asked_again_at_on
     let (client, transport) = client([], 60);
     let wallet = Wallet { out_of_reach: true, ..Wallet::default() };
     let options = CallOptions { budget: &wallet, ..CallOptions::default() };
-    let error = generate(&client, &options).await.expect_err("nobody pays");
+    let error = generate(&client, &options).await.expect_err("the budget is unavailable");
     assert!(error.error.class().retryable && !error.error.class().fatal, "{error:?}");
     assert!(transport.seconds().is_empty());
 }
@@ -116,5 +116,77 @@ async fn a_stop_ends_the_wait_for_the_quota_and_for_a_turn() {
         assert_eq!(error.usage, Usage::default());
     }
     assert!(start.elapsed().is_zero());
+    assert!(transport.seconds().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_ends_the_wait_for_a_turn_while_others_keep_theirs() {
+    let (client, transport) = client([], 60);
+    client.inner.quota.pause(Instant::now() + Duration::from_mins(2)).await;
+    let mut holders = JoinSet::new();
+    for _ in 0..4 {
+        let client = client.clone();
+        holders.spawn(async move { client.generate(&request()).await.map(drop) });
+    }
+    sleep(Duration::from_secs(1)).await;
+    let options = CallOptions::default();
+    let (stop, start) = (options.stop.clone(), Instant::now());
+    let mut waiter = JoinSet::new();
+    waiter.spawn({
+        let client = client.clone();
+        async move { generate(&client, &options).await }
+    });
+    sleep(Duration::from_secs(1)).await;
+    stop.cancel();
+    let error = waiter.join_next().await.expect("a task").expect("no panic").expect_err("it was stopped");
+    assert!(matches!(error.error, Error::Stopped), "{error:?}");
+    assert_eq!((start.elapsed(), client.in_flight()), (Duration::from_secs(1), 4));
+    holders.shutdown().await;
+    assert!(transport.seconds().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_reserved_before_the_quota_permits_a_request() {
+    let (client, transport) = client([], 60);
+    client.inner.quota.pause(Instant::now() + Duration::from_mins(2)).await;
+    let wallet = Wallet::with(1);
+    let options = CallOptions { budget: &wallet, ..CallOptions::default() };
+    let stop = async {
+        sleep(Duration::from_secs(1)).await;
+        options.stop.cancel();
+    };
+    let (result, ()) = tokio::join!(generate(&client, &options), stop);
+    assert!(matches!(result.expect_err("it was stopped").error, Error::Stopped));
+    assert_eq!(*wallet.coins.lock().unwrap(), [1], "the coin was not spent");
+    assert!(transport.seconds().is_empty());
+}
+
+/// A budget that is used up only after the call was stopped.
+struct Slow(CancellationToken);
+
+#[async_trait]
+impl Budget for Slow {
+    async fn reserve(&self) -> Result<Reservation, BudgetError> {
+        self.0.cancelled().await;
+        Err(BudgetError::Exceeded("no coin is left".into()))
+    }
+
+    async fn commit(&self, _reservation: Reservation) {}
+
+    async fn refund(&self, _reservation: Reservation) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn budget_that_fails_after_a_stop_is_a_stop() {
+    let (client, transport) = client([], 60);
+    let stop = CancellationToken::new();
+    let slow = Slow(stop.clone());
+    let options = CallOptions { budget: &slow, stop: stop.clone(), ..CallOptions::default() };
+    let stopping = async {
+        sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+    };
+    let (result, ()) = tokio::join!(generate(&client, &options), stopping);
+    assert!(matches!(result.expect_err("it was stopped").error, Error::Stopped));
     assert!(transport.seconds().is_empty());
 }

@@ -51,6 +51,14 @@ async fn unusable_picture_is_not_generated_a_third_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn extra_generation_is_used_once_with_retries_in_between() {
+    let (client, transport) = client([good(), status(500, &json!({})), good()], 60);
+    let error = generate(&client, &request(), 0, false).await.expect_err("no picture is accepted");
+    assert_eq!(error.usage, Usage { requests: 3, possibly_charged: 2, retries: 2 });
+    assert_eq!(transport.seconds(), [0.0, 0.0, 5.0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn same_seed_repeats_only_damaged_pictures() {
     let (unlucky, transport) = client([good()], 60);
     let error = generate(&unlucky, &seeded(), 2, false).await.expect_err("it would be the same picture");
@@ -79,14 +87,21 @@ async fn extra_generation_is_one_of_the_retries() {
 
 #[tokio::test(start_paused = true)]
 async fn total_limit_covers_the_extra_generation() {
-    let (client, transport) = client([good()], 60);
-    let accept = |_| async {
-        sleep(Duration::from_mins(6)).await;
-        Err::<(), _>(UnusablePicture { reason: "late".to_owned(), damaged: true })
+    let late = |minutes| {
+        move |_| async move {
+            sleep(Duration::from_mins(minutes)).await;
+            Err::<(), _>(UnusablePicture { reason: "late".to_owned(), damaged: true })
+        }
     };
-    let result = client.generate_with(&request(), &CallOptions::default(), accept).await;
+    let (too_late, transport) = client([good()], 60);
+    let result = too_late.generate_with(&request(), &CallOptions::default(), late(6)).await;
     assert_eq!(result.expect_err("5 minutes are over").error.kind(), "unusable");
     assert_eq!(transport.seconds(), [0.0]);
+    // The limit does not begin anew with the extra generation.
+    let (client, transport) = client([good(), too_many(Some(90))], 60);
+    let result = client.generate_with(&request(), &CallOptions::default(), late(4)).await;
+    assert_eq!(result.expect_err("one minute is left").error.kind(), "rate_limited");
+    assert_eq!(transport.seconds(), [0.0, 240.0]);
 }
 
 /// Counts payments by their state.
@@ -123,4 +138,16 @@ async fn picture_is_judged_after_turn_and_payment() {
     client.generate_with(&request(), &options, accept).await.expect("the picture is accepted");
     assert_eq!(counter.reserved.load(Ordering::Relaxed), 1);
     assert_eq!(transport.seconds(), [0.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn extra_generation_is_paid_for() {
+    let (client, transport) = client([good(), good()], 60);
+    let counter = Counter::default();
+    let options = CallOptions { budget: &counter, ..CallOptions::default() };
+    let refuse = |_| ready(Err::<(), _>(UnusablePicture { reason: "of one colour".to_owned(), damaged: false }));
+    client.generate_with(&request(), &options, refuse).await.expect_err("no picture is accepted");
+    let paid = (counter.reserved.load(Ordering::Relaxed), counter.committed.load(Ordering::Relaxed));
+    assert_eq!(paid, (2, 2));
+    assert_eq!(transport.seconds(), [0.0, 0.0]);
 }

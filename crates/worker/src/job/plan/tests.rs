@@ -1,4 +1,6 @@
 use domain::command::JobConfig;
+use domain::outcome::ImageState;
+use uuid::Uuid;
 
 use super::*;
 
@@ -12,8 +14,16 @@ fn plan_in(style: &Style, index: u32, description: &str, config: JobConfig) -> R
     let settings = Settings::from_source(|_| None).expect("defaults are good");
     let command =
         Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec![description.to_owned()], config };
-    let missing = MissingImage { id: Uuid::nil(), index, description: description.to_owned(), reserved_path: None };
-    let mut plan = Planner::new(&settings).plan(&command, style, &English::default(), vec![missing]);
+    let missing = ClaimedImage {
+        id: Uuid::nil(),
+        index,
+        description: description.to_owned(),
+        state: ImageState::Untried,
+        file_path: None,
+        requests: 0,
+        charged: 0,
+    };
+    let mut plan = Planner::new(&settings).plan(&command, style, &English::default(), &[&missing]);
     assert_eq!(plan.tasks.len() + plan.failures.len(), 1);
     plan.tasks.pop().ok_or_else(|| plan.failures.remove(0).1)
 }

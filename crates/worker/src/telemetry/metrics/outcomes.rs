@@ -38,10 +38,8 @@ impl Stage {
     }
 }
 
-/// The outcome of a delivery whose handling met a failure of our own infrastructure.
-pub(super) const BROKEN: &str = "broken";
-/// The outcome of a delivery whose handling panicked, and its code.
-pub(super) const PANICKED: (&str, &str) = ("panicked", "panic");
+/// The outcome of a delivery whose handling failed because of our own infrastructure.
+pub(crate) const BROKEN: &str = "broken";
 
 /// An error that has a code: what stands in `error.type`.
 pub(crate) trait Coded: std::fmt::Display {
