@@ -226,3 +226,23 @@ async fn a_database_that_is_away_costs_no_image_and_no_event() -> Result<()> {
     assert!(worker.is_running());
     Ok(())
 }
+
+/// Its file is removed meanwhile, as by a renderer that has taken it.
+#[tokio::test]
+async fn finished_image_is_not_requested_again_by_the_next_attempt() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("WORKER_JOB_RETRY_DELAYS", "1s");
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = ["A fox", "A bear [fault:status=503 x4]"];
+    producer.publish(&command(1, &descriptions, &json!({"min_success_rate": 1.0}))).await?;
+    worker.has_logged("the job is tried again later").await?;
+    std::fs::remove_file(world.file("projects/1/assets/image_001.png"))?;
+    let seen = events.until("completed").await?;
+    let told = seen.iter().filter(|event| event.json()["data"]["index"] == 1).count();
+    assert_eq!(told, 1, "its progress is published once");
+    let ledger = world.sandbox.ledger();
+    assert_eq!((ledger.asked("A fox").requests, ledger.asked("A bear").requests), (1, 5));
+    Ok(())
+}

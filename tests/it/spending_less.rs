@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use integration_tests::{World, assert_files, codes, command};
+use integration_tests::{LIMIT, World, assert_files, codes, command};
 use serde_json::json;
+use testbed::wait::until;
 
 /// A wait for a retry that no test waits out; the client begins none that ends after five minutes.
 const LONG: &str = "4m";
@@ -58,6 +59,30 @@ async fn a_cause_that_every_request_would_meet_ends_the_waits_of_the_jobs_other_
     }
     assert!(begun.elapsed() < SHORT);
     assert_eq!(world.sandbox.ledger().charged, 0);
+    Ok(())
+}
+
+/// While the image that met the cause looks for a stand-in, another one ends and a third one has its turn.
+#[tokio::test]
+async fn fatal_cause_stops_requests_before_a_stand_in_is_found() -> Result<()> {
+    const POINT: &str = "before the stand-in";
+    let mut world = World::new().await?;
+    let resume = world.folder().join("resume");
+    world.set("ASSET_WORKER_PAUSE_AT", POINT);
+    world.set("ASSET_WORKER_PAUSE_UNTIL", resume.display().to_string());
+    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    let descriptions = ["A fox [fault:status=402]", "A bear [fault:slow=1000]", "An owl"];
+    producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 2}))).await?;
+    let paused = async || (worker.log().matches(&format!("\"point\":\"{POINT}\"")).count() == 2).then_some(());
+    until("the first and the third image to look for a stand-in", LIMIT, paused).await?;
+    std::fs::write(resume, "")?;
+    let data = events.data_of("failed").await?;
+    assert_eq!(data["error"]["code"], "insufficient_credits");
+    assert_eq!(codes(&data), ["not_attempted"; 2]);
+    assert_eq!(world.sandbox.ledger().requests, 2);
     Ok(())
 }
 

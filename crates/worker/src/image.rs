@@ -166,6 +166,7 @@ impl ImageGenerator {
         if self.cache_mode == CacheMode::Never || !cause.allows_stand_in() {
             return Err(error);
         }
+        failpoint::reach("before the stand-in").await;
         let Some(stored) = copy_earlier(&self.files, task).await? else { return Err(error) };
         warn!(code = cause.code(), reason = %cause, file_path = stored.file_path, "an image made before stands in");
         Ok(self.asset(task, stored))
