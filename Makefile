@@ -7,7 +7,7 @@ TARGET = $(shell $(CARGO) metadata --no-deps --locked --format-version 1 | sed -
 TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION := 0.20.2
 CARGO_TARPAULIN_VERSION := 0.37.5
-# The task document's mark, in percent of lines.
+# The least coverage, in percent of lines.
 COVERAGE := 85
 # For make test, such as ARGS='--test it messages::'
 ARGS :=
@@ -27,26 +27,26 @@ build: ## Build every program
 	$(CARGO) build --workspace --bins --locked
 
 demo: build ## Do the main job once and show it: broker, sandbox, worker, six pictures
-	@"$(TARGET)/debug/testbed" demo
+	@"$(TARGET)/debug/dev-services" demo
 
 test: build ## Run every test, with the services they need; ARGS='…' is for cargo test
-	"$(TARGET)/debug/testbed" run $(CARGO) test --workspace --locked $(ARGS)
+	"$(TARGET)/debug/dev-services" run $(CARGO) test --workspace --locked $(ARGS)
 
 test-containers: build ## The tests of the whole, with services from a Docker engine and from nowhere else
-	"$(TARGET)/debug/testbed" run --containers $(CARGO) test --workspace --locked --test it $(ARGS)
+	"$(TARGET)/debug/dev-services" run --containers $(CARGO) test --workspace --locked --test it --test torture $(ARGS)
 
 test-live: build ## Make three real images where STABILITY_API_KEY is set; about USD 0.06
-	@"$(TARGET)/debug/testbed" live
+	@"$(TARGET)/debug/dev-services" live
 
 chaos: build ## Break everything while many jobs run, and look at what came of it; SEED=1 JOBS=200
 	@"$(TARGET)/debug/chaos" --seed $(SEED) --jobs $(JOBS)
 
 scale: ## Measure what several workers do side by side, and what telemetry costs, in release builds
 	$(CARGO) build --release --workspace --bins --locked
-	@"$(TARGET)/release/testbed" run "$(TARGET)/release/scale"
+	@"$(TARGET)/release/dev-services" run "$(TARGET)/release/scale"
 
 dashboard: build ## Draw the Grafana dashboard from two workers that have a hard time: docs/dashboard.svg
-	@"$(TARGET)/debug/testbed" run "$(TARGET)/debug/dashboard" docs/dashboard.svg
+	@"$(TARGET)/debug/dev-services" run "$(TARGET)/debug/dashboard" docs/dashboard.svg
 
 # libFuzzer's instrumentation, as cargo-fuzz has it, by flags that the stable toolchain knows.
 SANCOV := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -67,9 +67,15 @@ bench: ## Measure what is decided by measurement
 
 check: lint docs test audit ## Everything that must pass before a commit lands
 
-lint: ## Check formatting and lints
+lint: ## Check formatting, lints, and that sea-orm and lapin stay in their crates
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@set -e; for pair in sea-orm:asset-store lapin:asset-broker; do \
+	  library=$${pair%%:*}; owner=$${pair##*:}; \
+	  users=$$($(CARGO) tree --locked --package asset-worker --edges normal --invert $$library --depth 1 --prefix none | sed -n '2,$$ s/ .*//p'); \
+	  others=$$(echo "$$users" | grep -vxE "$$owner|migrations|sea-orm-migration" || true); \
+	  test -z "$$others" || { echo "lint: only $$owner may depend on $$library, not:" $$others; exit 1; }; \
+	done
 
 docs: ## Build the API documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
@@ -87,7 +93,7 @@ audit: ## Check licences, sources, bans and known vulnerabilities of dependencie
 coverage: build ## Measure the lines that tests cover; fails below 85%
 	@test -x "$(TOOLS)/bin/cargo-tarpaulin" || \
 	  $(CARGO) install cargo-tarpaulin --locked --version $(CARGO_TARPAULIN_VERSION) --root "$(TOOLS)"
-	PATH="$(TOOLS)/bin:$$PATH" "$(TARGET)/debug/testbed" run \
+	PATH="$(TOOLS)/bin:$$PATH" "$(TARGET)/debug/dev-services" run \
 	  $(CARGO) tarpaulin --target-dir "$(TARGET)/coverage" --output-dir "$(TARGET)/coverage" --fail-under $(COVERAGE)
 
 fmt: ## Format the code

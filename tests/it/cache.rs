@@ -16,7 +16,7 @@ async fn test_8_a_cached_image_stands_in_where_the_api_fails_on_postgres() -> Re
     test_8(Database::Postgres).await
 }
 
-/// The task document's test 8.
+/// Test 8.
 async fn test_8(database: Database) -> Result<()> {
     let world = World::with(database).await?;
     let worker = world.worker().await?;

@@ -137,3 +137,15 @@ fn the_pod_monitor_looks_where_the_pods_serve() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn production_image_contains_one_program() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/Dockerfile");
+    let dockerfile = std::fs::read_to_string(path)?;
+    let last = dockerfile.rsplit("\nFROM ").next().context("a stage")?;
+    assert!(last.starts_with("runtime AS worker\n"), "{last}");
+    let copied: Vec<&str> = last.lines().filter(|line| line.starts_with("COPY --from")).collect();
+    assert_eq!(copied, ["COPY --from=build /src/target/release/asset-worker /usr/local/bin/"]);
+    assert_eq!(deployed("compose.yaml")?["services"]["sandbox"]["build"]["target"], "sandbox");
+    Ok(())
+}

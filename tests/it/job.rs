@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use dev_services::process::Signal;
 use integration_tests::{Database, World, assert_files, codes, command, metadata};
 use serde_json::json;
-use testbed::process::Signal;
 
 const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -79,7 +79,7 @@ async fn a_command_becomes_images_rows_and_events(database: Database) -> Result<
     Ok(())
 }
 
-/// The task document's test 4. How long it takes is a matter for benchmarks; how many are in flight is what must hold.
+/// Test 4. How long it takes is a matter for benchmarks; how many are in flight is what must hold.
 #[tokio::test]
 async fn test_4_ten_images_are_made_four_at_once() -> Result<()> {
     let world = World::new().await?;
@@ -115,7 +115,7 @@ async fn test_4_ten_images_are_made_four_at_once() -> Result<()> {
     Ok(())
 }
 
-/// The task document's test 7: exactly 80% is enough.
+/// Test 7: exactly 80% is enough.
 #[tokio::test]
 async fn test_7_two_failures_of_ten_are_tolerated() -> Result<()> {
     let world = World::new().await?;

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use dev_services::process::Signal;
 use integration_tests::{Database, Producer, Worker, World, assert_files, command};
 use serde_json::{Value, json};
-use testbed::process::Signal;
 
 /// Another worker goes on within this time, the lease of the usual settings included.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(20);
@@ -195,7 +195,7 @@ async fn a_known_job_whose_command_the_broker_gave_up_goes_on() -> Result<()> {
     let order = command(7, &["A fox [fault:slow=800]", "A bear [fault:status=503 x4]"], &json!({"max_concurrent": 1}));
     producer.publish(&order).await?;
     let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
-    testbed::wait::until("the first request", integration_tests::LIMIT, asked).await?;
+    dev_services::wait::until("the first request", integration_tests::LIMIT, asked).await?;
     worker.signal(Signal::TERM);
     worker.ended().await?;
     world.set("ASSET_WORKER_PAUSE_AT", "before reading");
@@ -224,7 +224,7 @@ async fn a_job_whose_image_takes_longer_than_a_lease_stays_with_its_worker() -> 
     let order = command(7, &["A fox [fault:slow=5000]"], &json!({}));
     producer.publish(&order).await?;
     let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
-    testbed::wait::until("the first request", integration_tests::LIMIT, asked).await?;
+    dev_services::wait::until("the first request", integration_tests::LIMIT, asked).await?;
     let _second = world.worker().await?;
     producer.publish(&order).await?;
     events.data_of("completed").await?;
@@ -248,7 +248,7 @@ async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -
     let order = command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}));
     producer.publish(&order).await?;
     let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
-    testbed::wait::until("the first request", integration_tests::LIMIT, asked).await?;
+    dev_services::wait::until("the first request", integration_tests::LIMIT, asked).await?;
     first.signal(Signal::STOP);
     // The broker still holds the first delivery; a repeat of the command finds the lease run out.
     let _second = world.worker().await?;
@@ -275,7 +275,7 @@ async fn generate_goes_on_where_a_killed_one_left_off() -> Result<()> {
     let file = file.display().to_string();
     let mut killed = world.asset_worker(&["generate", "--json", "--file", &file])?.kill_on_drop(true).spawn()?;
     let stored = async || world.file("projects/7/assets/image_001.png").exists().then_some(());
-    testbed::wait::until("the picture's file", integration_tests::LIMIT, stored).await?;
+    dev_services::wait::until("the picture's file", integration_tests::LIMIT, stored).await?;
     killed.kill().await?;
     world.set("ASSET_WORKER_PAUSE_AT", "");
     let output = world.run(&["generate", "--json", "--file", &file]).await?;

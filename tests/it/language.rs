@@ -29,7 +29,7 @@ async fn test_5_chinese_becomes_english_before_the_prompt_is_composed_on_postgre
     test_5(Database::Postgres).await
 }
 
-/// The task document's test 5, in Traditional and Simplified Chinese and mixed with English, by phrase book and by Gemini.
+/// Test 5, in Traditional and Simplified Chinese and mixed with English, by phrase book and by Gemini.
 async fn test_5(database: Database) -> Result<()> {
     let mut world = World::with(database).await?;
     let gemini = world.gemini().await?;

@@ -1,5 +1,6 @@
 //! Tests of the whole, from the outside: real RabbitMQ, real PostgreSQL and SQLite, the built `asset-worker`.
 
+mod architecture;
 mod cache;
 mod codes;
 mod command_line;
@@ -17,6 +18,5 @@ mod recovery;
 mod shared_files;
 mod spending_less;
 mod style;
-mod torture;
 mod traces;
 mod views;

@@ -1,12 +1,12 @@
 //! What messages may say: nothing is lost, nothing is done twice, nothing ends the worker.
 
 use anyhow::Result;
+use dev_services::process::Signal;
+use dev_services::wait::until;
 use integration_tests::{Database, LIMIT, World, command};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
-use testbed::process::Signal;
-use testbed::wait::until;
 use uuid::Uuid;
 
 #[tokio::test]

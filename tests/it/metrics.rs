@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dev_services::wait;
 use integration_tests::{Database, LIMIT, World, command, page};
 use serde_json::json;
-use testbed::wait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -119,7 +119,7 @@ async fn nothing_else_is_served_and_nothing_secret() -> Result<()> {
             ["sk-sandbox", "hunter2", "postgres://", "amqp://"].into_iter().find(|secret| text.contains(secret));
         assert_eq!(secret, None, "{text}");
     }
-    assert_eq!(testbed::http()?.post(format!("http://{}/metrics", worker.address()?)).send().await?.status(), 405);
+    assert_eq!(dev_services::http()?.post(format!("http://{}/metrics", worker.address()?)).send().await?.status(), 405);
     Ok(())
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dev_services::process::Signal;
+use dev_services::wait;
 use integration_tests::{Database, LIMIT, World, assert_files, codes, command};
 use serde_json::{Value, json};
-use testbed::process::Signal;
-use testbed::wait;
 
 /// What all workers have spent, in millionths of a dollar, and for how many requests.
 async fn spent(world: &World) -> Result<(i64, i64)> {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use integration_tests::{World, assert_files, codes, command};
 use serde_json::{Value, json};
 
-/// The task document's test 6, through the whole: what the API sends is looked at before it is stored.
+/// Test 6, through the whole: what the API sends is looked at before it is stored.
 #[tokio::test]
 async fn test_6_a_picture_of_one_colour_is_asked_for_once_more_and_then_given_up() -> Result<()> {
     let world = World::new().await?;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use dev_services::process::Signal;
+use dev_services::wait::until;
 use integration_tests::{LIMIT, Proxy, World, command};
 use serde_json::json;
-use testbed::process::Signal;
-use testbed::wait::until;
 
 /// A world whose programs reach the broker by way of a closed proxy.
 async fn world_behind_a_proxy() -> Result<(World, Proxy)> {

@@ -4,10 +4,10 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dev_services::wait::until;
 use integration_tests::{Database, LIMIT, Producer, World, assert_files, command};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
-use testbed::wait::until;
 
 #[track_caller]
 fn said(output: &Output, code: i32) -> String {

@@ -1,10 +1,10 @@
 //! Files in a bucket that several workers share.
 
 use anyhow::Result;
+use dev_services::process::Signal;
 use image::GenericImageView;
 use integration_tests::{Database, World, bucket, command};
 use serde_json::{Value, json};
-use testbed::process::Signal;
 
 /// The objects of a terminal event are whole pictures of the right size, and their URIs name them.
 fn assert_objects(bucket: &integration_tests::Bucket, data: &Value) -> Result<()> {

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use dev_services::wait::until;
 use integration_tests::{LIMIT, World, assert_files, codes, command};
 use serde_json::json;
-use testbed::wait::until;
 
 /// A wait for a retry that no test waits out; the client begins none that ends after five minutes.
 const LONG: &str = "4m";

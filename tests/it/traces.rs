@@ -1,10 +1,10 @@
 //! What an OTLP collector receives of jobs.
 
 use anyhow::{Context, Result};
+use dev_services::process::Signal;
+use dev_services::wait;
 use integration_tests::{Collector, Database, LIMIT, Span, World, command};
 use serde_json::json;
-use testbed::process::Signal;
-use testbed::wait;
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PRODUCER: &str = "00f067aa0ba902b7";
@@ -312,7 +312,7 @@ async fn a_job_can_be_followed_by_its_id_alone_in_lines_that_say_where_they_belo
     let mut world = World::new().await?;
     traced(&mut world, &collector, "grpc");
     // Less is said, and what is said is as well placed.
-    world.set("RUST_LOG", "warn,worker::health=info");
+    world.set("RUST_LOG", "warn,asset_worker::health=info");
     let worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
+use dev_services::wait;
 use integration_tests::{Database, LIMIT, Prometheus, World, command, page, promtool, views};
 use serde_json::{Value, json};
-use testbed::wait;
 
 const RUNBOOK: &str = include_str!("../../docs/RUNBOOK.md");
 /// Labels that Prometheus adds.

@@ -199,7 +199,7 @@ impl Producer {
 
     /// Takes the next dead letter off its queue.
     pub async fn dead_letter(&self) -> Result<Message> {
-        testbed::wait::until("a dead letter", LIMIT, async || {
+        dev_services::wait::until("a dead letter", LIMIT, async || {
             let got = self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default()).await;
             match got {
                 Err(error) => Some(Err(error.into())),

@@ -1,19 +1,15 @@
 //! What the tests of the whole share. They know the built programs only from the outside: messages, rows, files, exit codes.
 //!
 //! In reading order: a [`World`] is a virtual host, a database, a folder and a sandbox that no other test sees; in it a
-//! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it. [`chaos`] breaks all of it.
+//! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it.
 
 mod broker;
 pub mod bucket;
-pub mod chaos;
 mod collector;
-pub mod dashboard;
 mod files;
-pub(crate) mod overhead;
 mod prometheus;
 mod proxy;
 mod samples;
-pub mod scale;
 mod world;
 
 use std::time::Duration;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dev_services::process::{Process, bound_to_us, tail};
+use dev_services::services::PROMETHEUS;
+use dev_services::{variable, wait};
 use serde_json::{Value, json};
-use testbed::process::{Process, bound_to_us, tail};
-use testbed::services::PROMETHEUS;
-use testbed::{variable, wait};
 use tokio::process::Command;
 
 use crate::LIMIT;
@@ -57,7 +57,7 @@ impl Prometheus {
         let log = folder.join("prometheus.log");
         let mut process = Process::logged("prometheus", command, &log)?;
         let url = format!("http://{address}");
-        let client = testbed::http()?;
+        let client = dev_services::http()?;
         let ready = process.until("Prometheus to be ready", LIMIT, async || {
             client.get(format!("{url}/-/ready")).send().await.ok().filter(|answer| answer.status() == 200)
         });
@@ -67,7 +67,7 @@ impl Prometheus {
 
     /// What it answers at a path of its API.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        let answer = testbed::http()?.get(format!("{}/api/v1/{path}", self.url)).send().await?;
+        let answer = dev_services::http()?.get(format!("{}/api/v1/{path}", self.url)).send().await?;
         let answer: Value = serde_json::from_str(&answer.text().await?)?;
         anyhow::ensure!(answer["status"] == "success", "{path}: {answer}");
         Ok(answer["data"].clone())

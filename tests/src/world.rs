@@ -5,14 +5,14 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dev_services::process::{Process, Signal, bound_to_us, tail};
+use dev_services::services::{Addresses, Vhost};
+use dev_services::{programs, variable, wait};
 use sea_orm::{ConnectionTrait, Database as Connect, FromQueryResult, JsonValue, Statement};
 use serde_json::Value;
 use stability_sandbox::faults::FaultOrder;
 use stability_sandbox::{Sandbox, Settings};
 use tempfile::TempDir;
-use testbed::process::{Process, Signal, bound_to_us, tail};
-use testbed::services::{Addresses, Vhost};
-use testbed::{programs, variable, wait};
 use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
@@ -286,7 +286,7 @@ impl Worker {
 
     /// Asks for any path: status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
-        let answer = testbed::http()?.get(format!("http://{}/{path}", self.address()?)).send().await?;
+        let answer = dev_services::http()?.get(format!("http://{}/{path}", self.address()?)).send().await?;
         Ok((answer.status().as_u16(), answer.text().await?))
     }
 
@@ -357,7 +357,7 @@ fn address(log: &Path) -> Result<String> {
 /// Asks a probe at the address that the worker has logged.
 async fn probe(log: &Path, path: &str) -> Result<(u16, Value)> {
     let address = address(log)?;
-    let answer = testbed::http()?.get(format!("http://{address}/{path}")).send().await?;
+    let answer = dev_services::http()?.get(format!("http://{address}/{path}")).send().await?;
     let status = answer.status().as_u16();
     Ok((status, serde_json::from_str(&answer.text().await?)?))
 }
@@ -383,7 +383,7 @@ impl PostgresDatabase {
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let (server_url, name) = (self.server_url.clone(), self.name.clone());
-        testbed::at_last(async move {
+        dev_services::at_last(async move {
             let server = Connect::connect(&server_url).await?;
             server.execute_unprepared(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
             Ok(server.close().await?)

@@ -13,6 +13,7 @@ pub mod digest;
 pub mod event;
 pub mod failure;
 pub mod image_spec;
+pub mod money;
 pub mod outcome;
 pub mod prompt;
 pub mod recipe;

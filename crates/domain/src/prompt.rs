@@ -7,7 +7,7 @@ const SEPARATOR: &str = ", ";
 
 /// Appended to every description when the command names no modifiers.
 ///
-/// Source: the task document's `DEFAULT_STYLE_MODIFIERS`.
+/// Fixed by the contract with the pipeline.
 pub const DEFAULT_STYLE_MODIFIERS: [&str; 6] = [
     "cinematic lighting",
     "professional photography",
@@ -19,7 +19,7 @@ pub const DEFAULT_STYLE_MODIFIERS: [&str; 6] = [
 
 /// What no picture shall show when the command names no negative prompt.
 ///
-/// Source: the task document's `DEFAULT_NEGATIVE_PROMPT`.
+/// Fixed by the contract with the pipeline.
 pub const DEFAULT_NEGATIVE_PROMPT: &str = "blurry, low quality, distorted, watermark, text, logo, anime, cartoon";
 
 /// The text that is sent to the API, and what did not fit into it.
@@ -51,11 +51,11 @@ pub struct TooLong {
 /// [`TooLong`] where the description alone is longer than `max_chars`.
 ///
 /// ```
-/// use domain::prompt::compose;
+/// use asset_domain::prompt::compose;
 /// let modifiers = ["cinematic lighting".to_owned(), "4k quality".to_owned()];
 /// let composed = compose("A busy city street", Some(&modifiers), 2_000)?;
 /// assert_eq!(composed.text, "A busy city street, cinematic lighting, 4k quality");
-/// # Ok::<_, domain::prompt::TooLong>(())
+/// # Ok::<_, asset_domain::prompt::TooLong>(())
 /// ```
 pub fn compose(description: &str, modifiers: Option<&[String]>, max_chars: usize) -> Result<Composed, TooLong> {
     let description = trimmed(description);
@@ -156,7 +156,7 @@ mod tests {
         composed.text
     }
 
-    /// The task document's test 5.
+    /// Test 5.
     #[test]
     fn test_5_a_prompt_is_the_description_and_its_modifiers_joined_by_commas() {
         let check = |description: &str, modifiers: &[&str], expected: &str| {

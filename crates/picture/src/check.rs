@@ -1,4 +1,4 @@
-//! The task document's rules, on the encoded file.
+//! What every stored file must be: format, size in pixels, size in bytes.
 
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec, Measured};
 

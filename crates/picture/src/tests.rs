@@ -50,7 +50,7 @@ fn decoded(bytes: &[u8]) -> RgbImage {
     image::load_from_memory(bytes).expect("it decodes").into_rgb8()
 }
 
-/// The task document's test 6.
+/// Test 6.
 #[test]
 fn test_6_an_image_is_checked_for_resolution_format_bytes_and_whether_it_loads() {
     let spec = ImageSpec::default();
@@ -187,7 +187,7 @@ fn a_file_without_a_story_has_none() {
 fn a_picture_of_one_colour_is_not_finished() {
     let blank = encoded(&RgbImage::from_pixel(1344, 768, Rgb([10, 20, 200])), image::ImageFormat::Png);
     assert!(matches!(finish(&blank, &ImageSpec::default()), Err(ImageDefect::OneColour { .. })));
-    // The task document's test 6 lets a stored file of one colour pass: the glance is at what the API sends, not at files.
+    // Test 6 lets a stored file of one colour pass: the glance is at what the API sends, not at files.
     let file = encoded(&RgbImage::from_pixel(1920, 1080, Rgb([0, 0, 255])), image::ImageFormat::Png);
     assert_eq!(check(&file, &ImageSpec::default()), Ok(()));
 }

@@ -73,7 +73,7 @@ struct Inner {
     retries: RetryPolicy,
     lockout: Duration,
     answers: AnswerForm,
-    observer: Arc<dyn Observer>,
+    observers: Vec<Arc<dyn Observer>>,
 }
 
 /// One call of [`Client::generate_with`], as far as it has come.
@@ -144,7 +144,7 @@ impl Client {
         };
         let failure = result.as_ref().err().map(Error::kind);
         let took = begun.elapsed().saturating_sub(accepting);
-        self.inner.observer.finished(&Finished { engine: request.engine(), failure, took });
+        self.observe(|observer| observer.finished(&Finished { engine: request.engine(), failure, took }));
         span.record("stability.requests", call.usage.requests);
         result.map_err(|error| {
             note_failure(&span, request, &error);
@@ -173,7 +173,8 @@ impl Client {
         let response = response.and_then(checked);
         let failure = response.as_ref().err().map(Error::kind);
         let engine = call.request.engine();
-        self.inner.observer.answered(&Exchange { engine, failure, status, took: sent.elapsed() });
+        let exchange = Exchange { engine, failure, status, took: sent.elapsed() };
+        self.observe(|observer| observer.answered(&exchange));
         // A good status was charged, even if its body is unusable.
         let charged = response.as_ref().err().is_none_or(|error| error.class().possibly_charged);
         call.usage.count_request(charged);
@@ -184,7 +185,7 @@ impl Client {
         }
         if let Some(pause) = response.as_ref().err().and_then(|error| self.pause_after(error)) {
             self.inner.quota.pause(Instant::now() + pause).await;
-            self.inner.observer.paused(pause);
+            self.observe(|observer| observer.paused(pause));
         }
         drop(turn);
         let Pictures { pictures, withheld } = answer::decode(engine.family(), &response?)?;
@@ -208,7 +209,8 @@ impl Client {
                 }
             }
         };
-        self.inner.observer.admitted(asked.elapsed());
+        let wait = asked.elapsed();
+        self.observe(|observer| observer.admitted(wait));
         admitted
     }
 
@@ -245,7 +247,7 @@ impl Client {
         }
         call.usage.retries += 1;
         let cause = error.kind();
-        self.inner.observer.retrying(&Retry { attempt, cause, wait });
+        self.observe(|observer| observer.retrying(&Retry { attempt, cause, wait }));
         match error {
             Error::RateLimited { .. } => warn!(attempt, cause, ?wait, "rate limit exceeded, retrying"),
             Error::Damaged { .. } | Error::Unusable(_) => {
@@ -254,6 +256,10 @@ impl Client {
             error => warn!(attempt, cause, ?wait, %error, "request failed, retrying"),
         }
         Some(wait)
+    }
+
+    fn observe(&self, notify: impl Fn(&dyn Observer)) {
+        self.inner.observers.iter().for_each(|observer| notify(observer.as_ref()));
     }
 
     /// How long the account must not send after this failure.

@@ -191,7 +191,8 @@ pub(crate) fn read_head(status: u16, headers: &HeaderMap) -> HttpResponse {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     HttpResponse {
         status,
-        retry_after: text("retry-after").and_then(|value| retry_after(value, SystemTime::now())),
+        retry_after: text("retry-after")
+            .and_then(|value| retry_after::parse(value, SystemTime::now(), MAX_RETRY_AFTER)),
         content_type: text("content-type")
             .and_then(|value| value.split(';').next())
             .map(|kind| kind.trim().to_lowercase()),
@@ -219,33 +220,4 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-/// Reads `Retry-After`: seconds, or an HTTP date relative to `now`. At most an hour is believed.
-fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    let wait = match value.trim().parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(value.trim()).ok()?.duration_since(now).unwrap_or_default(),
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_read_as_seconds_or_as_a_date() {
-        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:00 GMT").expect("a date");
-        let check = |value: &str, seconds: Option<u64>| {
-            assert_eq!(retry_after(value, now), seconds.map(Duration::from_secs), "{value}");
-        };
-        check("60", Some(60));
-        check(" 0 ", Some(0));
-        check("Sun, 06 Nov 1994 08:49:37 GMT", Some(37));
-        check("Sun, 06 Nov 1994 08:48:37 GMT", Some(0));
-        check("99999999", Some(3600));
-        check("soon", None);
-        check("-1", None);
-    }
 }

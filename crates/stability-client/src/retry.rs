@@ -96,11 +96,6 @@ pub struct Finished {
     pub took: Duration,
 }
 
-/// Nobody is told.
-pub(crate) struct Unobserved;
-
-impl Observer for Unobserved {}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use domain::rules::Rules;
 use picture::Glance;
 use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, Observer, RetryPolicy, STEPS, StylePreset};
+use store::{Store, StoreError};
 
 use crate::image::ImageParts;
 use crate::image_pool::ImagePool;
@@ -12,7 +13,6 @@ use crate::job::JobRunner;
 use crate::settings::{SettingError, Settings};
 use crate::shared_quota::SharedQuota;
 use crate::storage::{Storage, StorageError};
-use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
 use crate::translation::Translator;
@@ -49,7 +49,7 @@ pub fn rules() -> Rules {
     }
 }
 
-/// Builds the [`JobRunner`]; `observer` is notified of each request.
+/// Builds the [`JobRunner`]. Besides the metrics, `observer` is notified of each request.
 ///
 /// # Errors
 ///
@@ -59,11 +59,12 @@ pub fn job_runner(
     store: Store,
     storage: Storage,
     metrics: &Metrics,
-    observer: Arc<dyn Observer>,
+    observer: Option<Arc<dyn Observer>>,
 ) -> Result<JobRunner, SettingError> {
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
-    let client = build(client_of(settings)?.quota(Arc::new(quota)).observer(observer))?;
+    let builder = client_of(settings)?.quota(Arc::new(quota)).observer(Arc::new(metrics.clone()));
+    let client = build(observer.into_iter().fold(builder, ClientBuilder::observer))?;
     let api = &settings.stability.base_url;
     metrics.set_api(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
     let pool = ImagePool::new(settings.image, Glance { min_sharpness: settings.min_sharpness });

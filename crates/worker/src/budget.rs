@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
+use domain::money::MicroUsd;
 use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
+use store::{Lease, PaidImage, Payment, Store, StoreError};
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
@@ -12,7 +14,6 @@ use uuid::Uuid;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::error_chain::error_chain;
 use crate::settings::Settings;
-use crate::store::{Lease, MicroUsd, PaidImage, Payment, Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// A credit of the account in US dollars. Source: Stability's pricing page.

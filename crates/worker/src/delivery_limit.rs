@@ -3,18 +3,18 @@
 
 use std::time::Duration;
 
+use broker::{Commands, Message, Settlement};
 use domain::command::{Command, InvalidCommand, JobKey};
 use domain::digest;
 use domain::event::JobError;
 use domain::failure::JobFailureCode;
+use store::KnownJob;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{Instrument, error, info_span, warn};
 
-use crate::broker::{Commands, Message, Settlement};
 use crate::error_chain::error_chain;
 use crate::handler::{CommandHandler, HandleError};
-use crate::store::KnownJob;
 use crate::telemetry::metrics::DeadLetterReason;
 use crate::telemetry::trace;
 

@@ -1,6 +1,7 @@
 //! Where a job's events go while it runs.
 
 use async_trait::async_trait;
+use broker::{Publisher, Routed};
 use domain::event::Event;
 
 use crate::telemetry::metrics::Coded;
@@ -16,15 +17,6 @@ impl Coded for PublishError {
     }
 }
 
-/// Whether any queue took an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routed {
-    /// At least one did.
-    Taken,
-    /// None is bound for it.
-    Nobody,
-}
-
 /// Takes events: the broker for `run`, the terminal for `generate`.
 #[async_trait]
 pub trait EventSink: Send + Sync {
@@ -34,4 +26,11 @@ pub trait EventSink: Send + Sync {
     ///
     /// [`PublishError`] where it is not known to be safe.
     async fn publish(&self, event: &Event) -> Result<Routed, PublishError>;
+}
+
+#[async_trait]
+impl EventSink for Publisher {
+    async fn publish(&self, event: &Event) -> Result<Routed, PublishError> {
+        self.publish_event(event).await.map_err(|error| PublishError(error.to_string()))
+    }
 }

@@ -2,26 +2,26 @@
 
 use std::time::Duration;
 
+use broker::{BrokerError, CONSUMED, GENERATE_KEY, Message, Publisher, Routed, Settlement};
 use domain::command::{Command, InvalidCommand, JobKey};
 use domain::digest;
 use domain::event::{Context, Event, JobError, Totals};
 use domain::failure::JobFailureCode;
 use domain::rules::Rules;
+use store::{Store, StoreError, TerminalEvent};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{Instrument, Span, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::broker::{BrokerError, GENERATE_KEY, Message, Publisher, Settlement};
 use crate::error_chain::error_chain;
-use crate::event_sink::{EventSink, PublishError, Routed};
+use crate::event_sink::{EventSink, PublishError};
 use crate::failpoint;
 use crate::job::{Envelope, JobOutcome, JobRunError, JobRunner, note_outcome};
 use crate::settings::JobSettings;
 use crate::shutdown::Shutdown;
-use crate::store::{Store, StoreError, TerminalEvent};
 use crate::telemetry::metrics::{BROKEN, Coded, DeadLetterReason, Metrics, Stage};
-use crate::telemetry::trace::{self, CONSUMED};
+use crate::telemetry::trace;
 
 /// The reason of a dead letter whose id belongs to another command.
 const CONFLICT: &str = "job_id_conflict";

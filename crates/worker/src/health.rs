@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use domain::money::MicroUsd;
 use opentelemetry::KeyValue;
 use serde::Serialize;
+use stability_client::{Exchange, Observer};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::store::MicroUsd;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
 pub(crate) use looks::Looked;
@@ -217,6 +218,17 @@ impl Health {
 /// Counts here are small.
 fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+impl Observer for Health {
+    /// Notes what requests show about the key.
+    fn answered(&self, exchange: &Exchange) {
+        match exchange.failure {
+            None => self.note_key(true),
+            Some("unauthorized") => self.note_key(false),
+            Some(_) => {}
+        }
+    }
 }
 
 #[cfg(test)]

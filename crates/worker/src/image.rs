@@ -18,6 +18,7 @@ use domain::outcome::{Asset, Origin};
 use domain::story::Story;
 use picture::{Finished, texts};
 use stability_client::{CallOptions, Client, GenerateError, Generated, Party, Picture, UnusablePicture, Usage};
+use store::{Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
 
 use crate::budget::JobBudget;
@@ -25,7 +26,6 @@ use crate::cancel::{CancelReason, CancelToken};
 use crate::failpoint;
 use crate::image_pool::ImagePool;
 use crate::storage::Storage;
-use crate::store::{Lease, Store, StoreError};
 use crate::telemetry::metrics::{Coded, Metrics, Stage};
 use adopt::find_stored;
 use cache::copy_earlier;

@@ -10,7 +10,6 @@ pub mod cli;
 pub mod settings;
 pub mod worker;
 
-pub mod broker;
 mod delivery_limit;
 pub mod event_sink;
 pub mod handler;
@@ -27,10 +26,10 @@ pub mod phrase_book;
 pub mod shared_quota;
 pub mod shutdown;
 pub mod storage;
-pub mod store;
 pub mod translation;
 
 mod error_chain;
 mod failpoint;
 pub mod health;
+mod retry;
 pub mod telemetry;

@@ -1,7 +1,7 @@
-//! `asset-worker`: see [`worker::cli`].
+//! `asset-worker`: see [`asset_worker::cli`].
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    worker::cli::main()
+    asset_worker::cli::main()
 }

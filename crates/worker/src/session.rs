@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
+use broker::{AckHandle, BrokerError, Commands, Lost, Settlement};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::broker::{AckHandle, BrokerError, Commands, Lost, Settlement};
 use crate::handler::CommandHandler;
 use crate::health::Health;
 use crate::shutdown::Shutdown;

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use domain::image_spec::ImageSpec;
+use gemini_client::GeminiSettings;
 use secrecy::SecretString;
 use url::Url;
 
@@ -19,6 +20,9 @@ use crate::phrase_book::PhraseBook;
 use read::Reader;
 pub use read::SettingError;
 pub use telemetry::{OTEL, Otlp, TelemetrySettings};
+
+/// What the program calls itself in requests to other services.
+const USER_AGENT: &str = concat!("asset-worker/", env!("CARGO_PKG_VERSION"));
 
 /// One row of the settings table.
 #[derive(Debug, Clone, Copy)]
@@ -191,21 +195,6 @@ pub struct TranslationSettings {
     pub gemini: Option<GeminiSettings>,
 }
 
-/// How Gemini is asked.
-#[derive(Debug, Clone)]
-pub struct GeminiSettings {
-    /// Never logged.
-    pub api_key: SecretString,
-    /// Where the API is.
-    pub base_url: Url,
-    /// The model's name, without `models/`.
-    pub model: String,
-    /// One request.
-    pub timeout: Duration,
-    /// A retry after each.
-    pub retry_delays: Vec<Duration>,
-}
-
 /// How jobs are run.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
@@ -227,6 +216,11 @@ impl JobSettings {
     /// After how long it is looked again whether somebody else works on a job.
     pub fn held_delay(&self) -> Duration {
         Duration::from_millis(u64::try_from(self.lease.as_millis() / 6).unwrap_or(2_000).max(100))
+    }
+
+    /// The delays that have a queue of their own.
+    pub fn queue_delays(&self) -> impl Iterator<Item = Duration> {
+        self.retry_delays.iter().copied().chain([self.held_delay()])
     }
 
     /// The wait after the try that ended as number `attempts` (from 1).
@@ -321,7 +315,14 @@ fn gemini(read: &Reader) -> Result<Option<GeminiSettings>, SettingError> {
     let model = read.model("GEMINI_MODEL")?;
     let timeout = read.duration("GEMINI_TIMEOUT", 1..=600)?;
     let retry_delays = read.durations("GEMINI_RETRY_DELAYS", 0..=10)?;
-    Ok(api_key.map(|api_key| GeminiSettings { api_key, base_url, model, timeout, retry_delays }))
+    Ok(api_key.map(|api_key| GeminiSettings {
+        api_key,
+        base_url,
+        model,
+        timeout,
+        retry_delays,
+        user_agent: USER_AGENT.to_owned(),
+    }))
 }
 
 #[cfg(test)]

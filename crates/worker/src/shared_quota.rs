@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stability_client::{GovernorQuota, Quota, QuotaUnavailable};
+use store::{Pace, Store};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use crate::error_chain::error_chain;
-use crate::store::{Pace, Store};
 
 /// A part of the rate is left unused, in percent: the API counts requests as they arrive, which is not quite as they were sent.
 const MARGIN_PERCENT: u32 = 2;

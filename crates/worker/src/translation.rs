@@ -3,39 +3,16 @@
 //! A phrase book comes first, since its translations are fixed; then what the database remembers; then Gemini, in one request for all that is
 //! left, which the database remembers from then on. What nobody translates is never sent to Stability.
 
-mod gemini;
-
 use std::collections::{HashMap, HashSet};
 
 use domain::prompt::needs_translation;
+use gemini_client::{Gemini, Untranslated};
+use store::{Store, StoreError, Translation};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::phrase_book::PhraseBook;
 use crate::settings::{SettingError, TranslationSettings};
-use crate::store::{Store, StoreError, Translation};
-pub use gemini::Gemini;
-
-/// Why a text has no English.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Untranslated {
-    /// The translator could not be reached, or is too busy: later it may work.
-    #[error("the translator cannot be reached: {0}")]
-    Unreachable(String),
-    /// It was reached and gave no translation.
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl Untranslated {
-    /// Whether the same text may be translated later.
-    pub fn may_pass(&self) -> bool {
-        match self {
-            Self::Unreachable(_) => true,
-            Self::Refused(_) => false,
-        }
-    }
-}
 
 /// Texts and their English.
 #[derive(Debug, Default)]
@@ -71,7 +48,8 @@ impl Translator {
     ///
     /// [`SettingError`] where Gemini's key cannot stand in a header.
     pub fn new(settings: &TranslationSettings, store: Store) -> Result<Self, SettingError> {
-        let gemini = settings.gemini.as_ref().map(Gemini::new).transpose()?;
+        let gemini = settings.gemini.as_ref().map(Gemini::new).transpose();
+        let gemini = gemini.map_err(|error| SettingError::unusable("GEMINI_API_KEY", &error))?;
         Ok(Self { phrase_book: settings.phrase_book.clone(), store, gemini })
     }
 

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use stability_client::{Exchange, Finished, Observer, Retry};
+use broker::{Broker, BrokerError, QueueState, Topology};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::bootstrap::{self, BootstrapError};
-use crate::broker::{Broker, BrokerError, QueueState, Topology};
 use crate::delivery_limit::handle_dead_lettered;
 use crate::error_chain::error_chain;
 use crate::handler::CommandHandler;
@@ -82,46 +81,17 @@ async fn work(
     let retryable = |error: &BootstrapError| matches!(error, BootstrapError::Store(_));
     let opened = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
     let Some((store, storage)) = opened else { return Ok(()) };
-    let observer = Arc::new(Watching { metrics: metrics.clone(), health: health.clone() });
-    let runner = bootstrap::job_runner(settings, store.clone(), storage.clone(), metrics, observer)?;
+    let observer = Arc::new(health.clone());
+    let runner = bootstrap::job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
     let budget = settings.jobs.daily_budget_usd.is_some();
     health.set_parts(Looked { store, storage, client: runner.client().clone(), budget });
     supervise(settings, &runner, health, stop).await;
     Ok(())
 }
 
-/// Counts requests, and notes what they say of the key.
-struct Watching {
-    metrics: Metrics,
-    health: Health,
-}
-
-impl Observer for Watching {
-    fn retrying(&self, retry: &Retry) {
-        self.metrics.retrying(retry);
-    }
-
-    fn admitted(&self, wait: Duration) {
-        self.metrics.admitted(wait);
-    }
-
-    fn answered(&self, exchange: &Exchange) {
-        match exchange.failure {
-            None => self.health.note_key(true),
-            Some("unauthorized") => self.health.note_key(false),
-            Some(_) => {}
-        }
-        self.metrics.answered(exchange);
-    }
-
-    fn finished(&self, call: &Finished) {
-        self.metrics.finished(call);
-    }
-}
-
 /// Connects, works, and connects again, until `stop`.
 async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, stop: &CancellationToken) {
-    let topology = Topology::new(&settings.jobs);
+    let topology = Topology::new(settings.jobs.queue_delays());
     let mut pauses = backoff();
     let mut lost_before = false;
     while !stop.is_cancelled() {

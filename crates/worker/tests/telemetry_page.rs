@@ -2,21 +2,38 @@
 
 use std::path::Path;
 
-use worker::settings::OTEL;
-use worker::telemetry::metrics::{ALL, Spec, Stage};
+use asset_worker::settings::OTEL;
+use asset_worker::telemetry::metrics::{ALL, Kind, Spec, Stage};
 
 fn page() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/telemetry.md")).expect("the page")
 }
 
+/// The name in Prometheus, without a histogram's `_bucket`, `_sum` and `_count`.
+fn prometheus(spec: &Spec) -> String {
+    let name = spec.name.replace('.', "_");
+    let unit = match spec.unit {
+        "s" => "_seconds",
+        "1" if spec.kind != Kind::Counter => "_ratio",
+        _ => "",
+    };
+    let total = if spec.kind == Kind::Counter { "_total" } else { "" };
+    format!("{name}{unit}{total}")
+}
+
 fn row(spec: &Spec) -> String {
     let unit = if spec.unit.is_empty() { String::new() } else { format!("`{}`", spec.unit) };
+    let kind = match spec.kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram(_) => "histogram",
+    };
     let attributes: Vec<String> = spec.attributes.iter().map(|attribute| format!("`{attribute}`")).collect();
     format!(
         "| `{}` | `{}` | {} | {unit} | {} | {} |",
         spec.name,
-        spec.prometheus(),
-        spec.kind.as_str(),
+        prometheus(spec),
+        kind,
         attributes.join(", "),
         spec.description
     )

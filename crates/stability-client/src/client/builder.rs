@@ -11,7 +11,7 @@ use crate::api_key::ApiKey;
 use crate::http::{Http, HttpSettings};
 use crate::options::AnswerForm;
 use crate::quota::{GovernorQuota, Quota};
-use crate::retry::{Observer, RetryPolicy, Unobserved};
+use crate::retry::{Observer, RetryPolicy};
 use crate::turns::Turns;
 
 /// The public API.
@@ -26,7 +26,7 @@ pub struct ClientBuilder {
     retries: RetryPolicy,
     lockout: Duration,
     answers: AnswerForm,
-    observer: Arc<dyn Observer>,
+    observers: Vec<Arc<dyn Observer>>,
 }
 
 /// The client could not be made.
@@ -53,7 +53,7 @@ impl Client {
             retries: RetryPolicy::default(),
             lockout: Duration::from_mins(1),
             answers: AnswerForm::default(),
-            observer: Arc::new(Unobserved),
+            observers: Vec::new(),
         }
     }
 }
@@ -146,9 +146,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Who is told of retries and pauses; nobody unless set.
+    /// Notifies this observer too, of requests, retries and pauses. Each call adds one.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.observer = observer;
+        self.observers.push(observer);
         self
     }
 
@@ -166,7 +166,7 @@ impl ClientBuilder {
             retries: self.retries,
             lockout: self.lockout,
             answers: self.answers,
-            observer: self.observer,
+            observers: self.observers,
         };
         Ok(Client { inner: Arc::new(inner) })
     }

@@ -16,7 +16,6 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::*;
 use crate::engine::Engine;
 use crate::quota::GovernorQuota;
-use crate::retry::Unobserved;
 
 type Script = VecDeque<Result<HttpResponse, Error>>;
 
@@ -70,7 +69,7 @@ fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) 
         retries: RetryPolicy::default(),
         lockout: Duration::from_secs(lockout_s),
         answers: AnswerForm::Json,
-        observer: Arc::new(Unobserved),
+        observers: Vec::new(),
     };
     (Client { inner: Arc::new(inner) }, transport)
 }
@@ -118,7 +117,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// The task document's test 2, with the lock-out set to zero.
+/// Test 2, with the lock-out set to zero.
 #[tokio::test(start_paused = true)]
 async fn test_2_two_429s_are_retried_after_2_and_5_seconds() {
     let (client, transport) = client([too_many(None), too_many(None), good()], 0);
@@ -208,7 +207,7 @@ async fn an_unfinished_or_undecodable_answer_is_retried_and_counted_as_charged()
     assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
 }
 
-/// The task document's test 3.
+/// Test 3.
 #[tokio::test(start_paused = true)]
 async fn test_3_a_content_policy_refusal_is_not_retried_and_its_prompt_is_logged_once() {
     let (client, transport) = client([status(400, &json!({"message": "Content policy violation"}))], 60);

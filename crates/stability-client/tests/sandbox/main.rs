@@ -48,7 +48,7 @@ fn request() -> TextToImage {
         .expect("a good request")
 }
 
-/// The task document's test 1. The sandbox refuses a wrong path, a missing key and a body without its fields, so that a picture says that
+/// Test 1. The sandbox refuses a wrong path, a missing key and a body without its fields, so that a picture says that
 /// all of them were right; what stands in the body is tested beside the request.
 #[tokio::test]
 async fn test_1_one_picture_is_asked_for_and_can_be_decoded() {

@@ -1,5 +1,6 @@
 //! `dead-letters`: what nobody could deal with, and what becomes of it.
 
+use broker::{Broker, DeadLetter, DeadLetters, Topology};
 use clap::{ArgGroup, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
@@ -8,7 +9,6 @@ use uuid::Uuid;
 use super::exit::Failure;
 use super::screen::Screen;
 use super::{jobs, tables};
-use crate::broker::{Broker, DeadLetter, DeadLetters, Topology};
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Args)]
@@ -112,7 +112,7 @@ impl<'a> Shown<'a> {
 }
 
 pub(super) async fn dead_letters(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
-    let broker = Broker::connect(&settings.amqp_url, &Topology::new(&settings.jobs)).await?;
+    let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let held = broker.dead_letters().await?;
     let outcome = dealt_with(options, &held, screen).await;
     if held.more() {

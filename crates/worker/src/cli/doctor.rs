@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
+use broker::{Broker, QueueMatch, QueueState, Topology};
+use gemini_client::Gemini;
 use serde::Serialize;
 use stability_client::{Checked, Client, Engine};
+use store::Store;
 
 use super::exit::Failure;
 use super::screen::Screen;
 use crate::bootstrap;
-use crate::broker::{Broker, QueueMatch, QueueState, Topology};
 use crate::error_chain::error_chain;
 use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
-use crate::store::Store;
 use crate::telemetry;
-use crate::translation::Gemini;
 
 /// A part that has not answered by then is not well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -155,7 +155,7 @@ async fn queues(settings: &Settings) -> State {
     let Ok(broker) = Broker::reach(&settings.amqp_url).await else {
         return State::failed("not known while the broker cannot be reached", "mend the broker first");
     };
-    let compared = broker.compared(&Topology::new(&settings.jobs)).await;
+    let compared = broker.compared(&Topology::new(settings.jobs.queue_delays())).await;
     broker.close().await;
     let compared = match compared {
         Ok(compared) => compared,
@@ -244,7 +244,7 @@ async fn translation(settings: &Settings) -> State {
     };
     let gemini = match Gemini::new(gemini) {
         Ok(gemini) => gemini,
-        Err(error) => return State::setting(&error),
+        Err(error) => return State::setting(&SettingError::unusable("GEMINI_API_KEY", &error)),
     };
     match gemini.check().await {
         Ok(()) => {

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
+use broker::BrokerError;
+use store::StoreError;
+
 use crate::bootstrap::BootstrapError;
-use crate::broker::BrokerError;
 use crate::error_chain::error_chain;
 use crate::job::JobRunError;
 use crate::settings::SettingError;
 use crate::storage::StorageError;
-use crate::store::StoreError;
 use crate::worker::RunError;
 
 /// The contract's exit codes.

@@ -1,8 +1,7 @@
 //! `generate`: the same work as the worker's, in this process and without a broker.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
+use broker::Routed;
 use domain::event::Event;
 use tracing::Instrument;
 
@@ -12,7 +11,7 @@ use super::screen::{Progress, Screen};
 use super::submit::shown;
 use super::tables::Seen;
 use crate::bootstrap;
-use crate::event_sink::{EventSink, PublishError, Routed};
+use crate::event_sink::{EventSink, PublishError};
 use crate::job::{Envelope, JobOutcome, note_outcome};
 use crate::settings::Settings;
 use crate::shutdown::{Shutdown, Signals};
@@ -37,7 +36,7 @@ pub(super) async fn generate(
     settings.require_api_key()?;
     let signals = Signals::listen().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
     let (store, storage) = bootstrap::open(settings).await?;
-    let runner = bootstrap::job_runner(settings, store, storage, metrics, Arc::new(metrics.clone()))?;
+    let runner = bootstrap::job_runner(settings, store, storage, metrics, None)?;
     let progress = screen.progress(command.image_descriptions.len());
     let interrupted = || {
         Failure::Job(format!(

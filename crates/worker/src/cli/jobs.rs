@@ -1,16 +1,16 @@
 //! `jobs`: what the database knows.
 
+use broker::{Broker, Routed, Topology};
 use clap::Subcommand;
 use serde::Serialize;
+use store::Store;
 use uuid::Uuid;
 
 use super::exit::Failure;
 use super::screen::Screen;
 use super::tables;
-use crate::broker::{Broker, Topology};
-use crate::event_sink::{EventSink, Routed};
+use crate::event_sink::EventSink;
 use crate::settings::Settings;
-use crate::store::Store;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -94,7 +94,7 @@ async fn republish(
         }
         events
     };
-    let broker = Broker::connect(&settings.amqp_url, &Topology::new(&settings.jobs)).await?;
+    let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.publisher().await?;
     let mut nobody = 0;
     for (id, event) in &events {

@@ -1,11 +1,11 @@
 //! `migrate`: the schema.
 
 use serde_json::json;
+use store::Store;
 
 use super::exit::Failure;
 use super::screen::Screen;
 use crate::settings::Settings;
-use crate::store::Store;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {

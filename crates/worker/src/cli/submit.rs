@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use broker::{Broker, Topology, Watch, Watched};
 use domain::command::Command;
 use serde_json::json;
 use tokio::time::timeout;
@@ -11,8 +12,8 @@ use super::exit::Failure;
 use super::order::Order;
 use super::screen::Screen;
 use super::tables::Seen;
-use crate::broker::{Broker, Topology, Watch, Watched};
 use crate::settings::Settings;
+use crate::telemetry::trace;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -31,14 +32,14 @@ pub(super) struct Options {
 
 pub(super) async fn submit(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
     let command = options.order.command()?;
-    let topology = Topology::new(&settings.jobs);
+    let topology = Topology::new(settings.jobs.queue_delays());
     let broker = Broker::connect(&settings.amqp_url, &topology).await?;
     // Watching begins before there is anything to see.
     let watch = if options.wait { Some(broker.watch().await?) } else { None };
     let body = serde_json::to_vec(&command).expect("a command serialises");
     let submitting = async {
         let publisher = broker.publisher().await?;
-        publisher.submit(&body).await
+        publisher.submit(&body, trace::current).await
     };
     let span = info_span!("submit", job.id = %command.job_id, project.id = command.project_id);
     submitting.instrument(span).await?;

@@ -5,7 +5,7 @@ use console::Term;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::store::JobReport;
+use store::JobReport;
 
 /// The width of tables where standard output is no terminal. Longer texts are wrapped in their cell.
 const USUAL_COLUMNS: u16 = 116;

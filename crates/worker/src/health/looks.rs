@@ -3,13 +3,14 @@
 use std::sync::{Mutex as Plain, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use domain::money::MicroUsd;
 use stability_client::{Client, Error};
+use store::Store;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::error_chain::error_chain;
 use crate::storage::Storage;
-use crate::store::{MicroUsd, Store};
 
 /// A part that has not answered by then is not well.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,13 +1,13 @@
 //! Copies an earlier image of the same prompt and parameters.
 
 use domain::outcome::Origin;
+use store::{CachedImage, StoreError};
 use tracing::warn;
 
 use super::error::ImageError;
 use super::file::{ImageFiles, StoredFile};
 use super::task::ImageTask;
 use crate::error_chain::error_chain;
-use crate::store::{CachedImage, StoreError};
 use crate::telemetry::metrics::Coded;
 
 /// Copies the newest earlier image whose file is there and whole to this image's own path; `None` where there is none.

@@ -2,11 +2,11 @@
 
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use stability_client::{BudgetError, Error};
+use store::StoreError;
 
 use crate::cancel::CancelReason;
 use crate::error_chain::error_chain;
 use crate::storage::StorageError;
-use crate::store::StoreError;
 use crate::telemetry::metrics::Coded;
 
 /// Why there is no image.

@@ -8,12 +8,13 @@ use domain::command::JobKey;
 use domain::failure::ImageFailureCode;
 use domain::image_spec::ImageFormat;
 use domain::outcome::Origin;
+use store::{Lease, Store, StoreError};
 
 use super::error::ImageError;
 use super::task::ImageTask;
 use crate::image_pool::ImagePool;
+use crate::retry::retry;
 use crate::storage::Storage;
-use crate::store::{Lease, Store, StoreError, retry};
 
 /// A file that is stored.
 pub(super) struct StoredFile {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::store::{StoreError, TerminalEvent};
+use store::{StoreError, TerminalEvent};
+
 use crate::telemetry::metrics::{BROKEN, Coded};
 use crate::telemetry::trace;
 

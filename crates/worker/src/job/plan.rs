@@ -7,13 +7,14 @@ use domain::prompt::{Composed, DEFAULT_NEGATIVE_PROMPT, TooLong, compose, shorte
 use domain::recipe::Recipe;
 use domain::seed;
 use domain::style::Style;
+use gemini_client::Untranslated;
 use stability_client::{Engine, Family, InvalidRequest, StylePreset, TextToImage, UnknownName};
+use store::ClaimedImage;
 use tracing::warn;
 
 use crate::image::ImageTask;
 use crate::settings::Settings;
-use crate::store::ClaimedImage;
-use crate::translation::{English, Untranslated};
+use crate::translation::English;
 
 /// The defaults that requests are made with.
 pub(super) struct Planner {

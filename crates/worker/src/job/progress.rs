@@ -5,7 +5,7 @@ use domain::outcome::{ImageFailure, ImageState, Tally};
 use stability_client::Usage;
 use uuid::Uuid;
 
-use crate::store::ClaimedImage;
+use store::ClaimedImage;
 
 /// The images of one attempt.
 pub(super) struct JobProgress {

@@ -178,7 +178,7 @@ impl Metrics {
         let attributes = [
             KeyValue::new("messaging.system", "rabbitmq"),
             KeyValue::new("messaging.operation.name", "process"),
-            KeyValue::new("messaging.destination.name", trace::CONSUMED),
+            KeyValue::new("messaging.destination.name", broker::CONSUMED),
             error_type(error),
         ];
         self.inner.messaging.record(took.as_secs_f64(), &attributes);

@@ -32,9 +32,6 @@ pub(crate) fn current() -> Option<TraceContext> {
     TraceContext::parse(header("traceparent"), header("tracestate"))
 }
 
-/// What commands are consumed from, by OpenTelemetry's convention for RabbitMQ: exchange, routing key and queue.
-pub(crate) const CONSUMED: &str = "assets.commands:generate:assets.generate";
-
 /// What a status says is for people, and may be in somebody else's words.
 const MAX_DESCRIPTION_CHARS: usize = 300;
 

@@ -11,17 +11,6 @@ pub enum Kind {
     Histogram(&'static [f64]),
 }
 
-impl Kind {
-    /// For people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram(_) => "histogram",
-        }
-    }
-}
-
 /// A metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spec {
@@ -35,20 +24,6 @@ pub struct Spec {
     pub description: &'static str,
     /// Its attributes.
     pub attributes: &'static [&'static str],
-}
-
-impl Spec {
-    /// The name in Prometheus, without a histogram's `_bucket`, `_sum` and `_count`.
-    pub fn prometheus(&self) -> String {
-        let name = self.name.replace('.', "_");
-        let unit = match self.unit {
-            "s" => "_seconds",
-            "1" if self.kind != Kind::Counter => "_ratio",
-            _ => "",
-        };
-        let total = if self.kind == Kind::Counter { "_total" } else { "" };
-        format!("{name}{unit}{total}")
-    }
 }
 
 /// Milliseconds for what is ours, seconds and minutes for what is the API's.

@@ -1,5 +1,8 @@
 //! What the program tells the metrics and the spans: stages, outcomes and codes, each of a closed set.
 
+use broker::BrokerError;
+use store::StoreError;
+
 /// A part of a job's way that is timed and has a span of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -45,6 +48,21 @@ pub(crate) const BROKEN: &str = "broken";
 pub(crate) trait Coded: std::fmt::Display {
     /// Of a closed set.
     fn code(&self) -> &'static str;
+}
+
+impl Coded for StoreError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Failed { .. } => "database",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+}
+
+impl Coded for BrokerError {
+    fn code(&self) -> &'static str {
+        "broker"
+    }
 }
 
 /// Why a message went to the dead letters.

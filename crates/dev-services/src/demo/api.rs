@@ -1,0 +1,91 @@
+//! Whose pictures the demo's worker gets: the sandbox's, or for money the real API's.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::print;
+use crate::process::{Process, bound_to_us, tail};
+use crate::wait::free_addresses;
+use crate::{http, programs, variable};
+
+/// The price of an SDXL 1.0 image.
+const COST_PER_IMAGE_USD: f64 = 0.02;
+/// What painting takes at least, so that there is something to watch.
+const LATENCY_MS: u32 = 1_200;
+const SANDBOX_KEY: &str = "sk-sandbox";
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// The API of the demo's worker.
+pub(super) enum Api {
+    Live { key: String },
+    Sandbox { base_url: String },
+}
+
+/// Which API it will be.
+pub(super) struct Choice {
+    live_key: Option<String>,
+}
+
+impl Api {
+    /// The real API where there is a key and `DEMO_LIVE=1`; says what that costs.
+    pub(super) fn chosen(images: usize) -> Choice {
+        let key = variable("STABILITY_API_KEY");
+        let live = variable("DEMO_LIVE").as_deref() == Some("1");
+        let images = u32::try_from(images).unwrap_or(u32::MAX);
+        let cost = format!(
+            "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2}, more where requests must be repeated",
+            f64::from(images) * COST_PER_IMAGE_USD
+        );
+        match &key {
+            Some(_) if live => print(&format!("\nReal pictures: about {cost}.")),
+            Some(_) => print(&format!(
+                "\nSTABILITY_API_KEY is set. Real pictures would cost about {cost}.\nTo spend it: DEMO_LIVE=1 make demo. This run spends nothing: the sandbox paints."
+            )),
+            None if live => {
+                print("\nDEMO_LIVE=1 needs STABILITY_API_KEY; this run spends nothing: the sandbox paints.");
+            }
+            None => {}
+        }
+        Choice { live_key: key.filter(|_| live) }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Live { .. } => "Stability AI, for money",
+            Self::Sandbox { .. } => "the sandbox, which paints its pictures itself and asks for no money",
+        }
+    }
+
+    /// What the worker must be told.
+    pub(super) fn settings(&self) -> Vec<(&'static str, &str)> {
+        match self {
+            Self::Live { key } => vec![("STABILITY_API_KEY", key)],
+            Self::Sandbox { base_url } => {
+                vec![("STABILITY_API_KEY", SANDBOX_KEY), ("STABILITY_BASE_URL", base_url)]
+            }
+        }
+    }
+}
+
+impl Choice {
+    /// Starts the sandbox, unless the real API was chosen.
+    pub(super) async fn start(self, folder: &Path) -> Result<(Api, Option<Process>)> {
+        if let Some(key) = self.live_key {
+            return Ok((Api::Live { key }, None));
+        }
+        let [address] = free_addresses()?;
+        let base_url = format!("http://{address}/");
+        let log = folder.join("sandbox.log");
+        let mut command = bound_to_us(&programs::built("stability-sandbox")?, "TERM");
+        command.args(["--listen", &address.to_string(), "--key", SANDBOX_KEY]);
+        command.args(["--latency-ms", &LATENCY_MS.to_string()]);
+        let mut process = Process::logged("the sandbox", command, &log)?;
+        let http = http()?;
+        let ledger = format!("{base_url}_sandbox/ledger");
+        let up = process.until("the sandbox", START_LIMIT, async || http.get(&ledger).send().await.ok());
+        up.await.with_context(|| format!("the sandbox did not start; the end of its log:\n{}", tail(&log)))?;
+        Ok((Api::Sandbox { base_url }, Some(process)))
+    }
+}

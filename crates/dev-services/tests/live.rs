@@ -1,0 +1,35 @@
+//! `dev-services live`, which is `make test-live`, against the sandbox.
+
+use std::process::Output;
+
+use stability_sandbox::{Sandbox, Settings};
+use tokio::process::Command;
+
+async fn live(sandbox: &Sandbox, key: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dev-services"))
+        .arg("live")
+        .env("STABILITY_API_KEY", key)
+        .env("STABILITY_BASE_URL", sandbox.base_url())
+        .env("NO_PROXY", "127.0.0.1")
+        .env_remove("RUST_LOG")
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("the program starts")
+}
+
+/// Test 9 is `make test-live`; here it meets the sandbox.
+#[tokio::test]
+async fn test_9_three_images_are_made_where_there_is_a_key_and_none_where_there_is_none() {
+    let sandbox = Sandbox::start(Settings::default()).await.expect("a free port");
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let without = live(&sandbox, "").await;
+    assert!(without.status.success(), "{}", said(&without));
+    assert!(said(&without).contains("STABILITY_API_KEY is not set: nothing was run"), "{}", said(&without));
+    assert_eq!(sandbox.ledger().requests, 0);
+    let with = live(&sandbox, "sk-sandbox").await;
+    assert!(with.status.success(), "{}", said(&with));
+    assert!(said(&with).contains("3 images of 1920x1080 were made"), "{}", said(&with));
+    assert_eq!(sandbox.ledger().charged, 3);
+    assert_eq!(live(&sandbox, "sk-wrong").await.status.code(), Some(1));
+}
