@@ -31,7 +31,7 @@ pub enum Routed {
     /// At least one did.
     Taken,
     /// None is bound for it.
-    Nobody,
+    Unrouted,
 }
 
 /// Publishes on channels of its own. Clones share them.
@@ -227,7 +227,7 @@ async fn confirmed(
     .await?;
     match confirmation {
         Confirmation::Ack(None) => Ok(Routed::Taken),
-        Confirmation::Ack(Some(_)) => Ok(Routed::Nobody),
+        Confirmation::Ack(Some(_)) => Ok(Routed::Unrouted),
         Confirmation::Nack(_) => Err(BrokerError { doing, cause: "it was nacked".to_owned() }),
         Confirmation::NotRequested => Err(BrokerError { doing, cause: "confirms are off".to_owned() }),
     }
@@ -277,6 +277,6 @@ pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
 fn routed(routed: Routed) -> Result<(), BrokerError> {
     match routed {
         Routed::Taken => Ok(()),
-        Routed::Nobody => Err(BrokerError { doing: "take a message", cause: "no queue is bound for it".to_owned() }),
+        Routed::Unrouted => Err(BrokerError { doing: "take a message", cause: "no queue is bound for it".to_owned() }),
     }
 }

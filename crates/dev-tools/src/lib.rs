@@ -3,5 +3,6 @@
 
 pub mod chaos;
 pub mod dashboard;
+mod measured;
 mod overhead;
 pub mod scale;

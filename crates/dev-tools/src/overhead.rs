@@ -7,7 +7,7 @@ use integration_tests::{Collector, Database, World};
 use stability_sandbox::{Sandbox, Settings};
 use tokio::net::TcpListener;
 
-use crate::scale::{LIMIT, Measured, all_ended, publish};
+use crate::measured::{LIMIT, Measured, all_ended, publish};
 
 /// Pairs of runs; each begins with the other one.
 const PAIRS: usize = 10;

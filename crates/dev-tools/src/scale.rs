@@ -1,16 +1,17 @@
 //! What several workers do side by side, measured: how much of the account's rate they use, what they do in a lock-out, how much more four get done than one.
 
-use std::fmt::{self, Display, Formatter};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dev_services::wait::until;
-use integration_tests::{Database, Worker, World, command};
-use serde_json::json;
+use integration_tests::{Database, Worker, World};
 use stability_sandbox::faults::FaultOrder;
 use stability_sandbox::{Sandbox, Settings};
 
+use crate::measured::{LIMIT, all_ended, publish};
 use crate::overhead;
+
+pub use crate::measured::Measured;
 
 /// What the account may send in a minute.
 const PER_MINUTE: u32 = 300;
@@ -21,8 +22,6 @@ const IMAGES: usize = 20;
 const LOCKOUT: Duration = Duration::from_secs(15);
 /// A request that was on its way when the lock-out was met arrives within this.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
-/// Longer than any of this takes.
-pub(crate) const LIMIT: Duration = Duration::from_mins(10);
 
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
@@ -37,27 +36,6 @@ pub enum Measurement {
     Telemetry,
     /// One worker with a collector that never answers and without: images a second.
     Deaf,
-}
-
-/// What was measured, in lines of names and values.
-#[derive(Debug, Default)]
-pub struct Measured {
-    lines: Vec<(&'static str, String)>,
-    /// Whether it is as it must be.
-    pub well: bool,
-}
-
-impl Display for Measured {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| | |\n| --- | ---: |")?;
-        self.lines.iter().try_for_each(|(name, value)| writeln!(f, "| {name} | {value} |"))
-    }
-}
-
-impl Measured {
-    pub(crate) fn line(&mut self, name: &'static str, value: impl Display) {
-        self.lines.push((name, value.to_string()));
-    }
 }
 
 /// Measures, on the services that `dev-services run` has brought.
@@ -87,24 +65,6 @@ async fn world(sandbox: Settings, workers: usize) -> Result<(World, Vec<Worker>)
         running.push(world.worker().await?);
     }
     Ok((world, running))
-}
-
-pub(crate) async fn publish(world: &World, jobs: usize, images: usize) -> Result<()> {
-    let producer = world.producer().await?;
-    for job in 0..jobs {
-        let descriptions: Vec<String> = (0..images).map(|image| format!("Scene {image} of {job}")).collect();
-        let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
-        producer.publish(&command(1, &descriptions, &json!({"cache": "never"}))).await?;
-    }
-    Ok(())
-}
-
-pub(crate) async fn all_ended(world: &World, jobs: usize) -> Result<()> {
-    let ended = async || {
-        let rows = world.rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
-        (rows[0]["ended"].as_u64()? == jobs as u64).then_some(())
-    };
-    until("the end of all jobs", LIMIT, ended).await
 }
 
 async fn quota(lockout: Option<Duration>) -> Result<Measured> {

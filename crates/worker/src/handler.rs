@@ -253,13 +253,13 @@ impl CommandHandler {
         let published = self.metrics().stage(Stage::Publish, publishing).await;
         self.metrics().terminal_event(match &published {
             Ok(Routed::Taken) => "published",
-            Ok(Routed::Nobody) => "unrouted",
+            Ok(Routed::Unrouted) => "unrouted",
             Err(_) => "failed",
         });
         match published? {
             Routed::Taken if terminal.published => {}
             Routed::Taken => self.store().mark_published(job_id).await?,
-            Routed::Nobody => {
+            Routed::Unrouted => {
                 let event = terminal.event.kind.as_str();
                 warn!(event, "no queue is bound for the job's terminal event; it is kept with the job");
             }

@@ -7,7 +7,7 @@ const JOB_STEPS: [Documented<JobState>; 8] = [
     (job::OPEN, "open", "a command is taken on for the first time"),
     (job::REFUSE, "refuse", "a command cannot be followed, or ends each worker before its job is claimed"),
     (job::CLAIM, "claim", "its command is delivered again"),
-    (job::TAKE_OVER, "take over", "its command is delivered again and its lease has run out: whoever held it is gone"),
+    (job::TAKE_OVER, "take over", "its command is delivered again and its lease has expired: its last worker is lost"),
     (job::RENEW, "renew", "every few seconds, by the holder of the lease"),
     (job::RETURN, "return", "the holder is told to stop, its slice is over, or the rest is tried again later"),
     (job::COMPLETE, "complete", "enough images are there; by the holder"),
@@ -21,11 +21,7 @@ const IMAGE_STEPS: [Documented<RowState>; 3] = [
         "complete",
         "its file is stored: generated, adopted, or from the cache; by the holder of the job's lease",
     ),
-    (
-        image::FAIL,
-        "fail",
-        "it could not be made, or its job ends before its turn; a failure that may pass is tried again",
-    ),
+    (image::FAIL, "fail", "it could not be made, or its job ends before its turn; a retryable failure is tried again"),
 ];
 
 fn table<S: Copy>(steps: &[Documented<S>], name: impl Fn(S) -> &'static str) -> String {

@@ -101,7 +101,7 @@ async fn republish(
         let routed = EventSink::publish(&publisher, event).await;
         match routed.map_err(|error| Failure::unreachable(error.to_string()))? {
             Routed::Taken => store.mark_published(*id).await?,
-            Routed::Nobody => nobody += 1,
+            Routed::Unrouted => nobody += 1,
         }
     }
     broker.close().await;
