@@ -96,18 +96,18 @@ async fn republish(
     };
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.publisher().await?;
-    let mut nobody = 0;
+    let mut unrouted = 0;
     for (id, event) in &events {
         let routed = EventSink::publish(&publisher, event).await;
         match routed.map_err(|error| Failure::unreachable(error.to_string()))? {
             Routed::Taken => store.mark_published(*id).await?,
-            Routed::Unrouted => nobody += 1,
+            Routed::Unrouted => unrouted += 1,
         }
     }
     broker.close().await;
-    screen.print(&format!("sent: {}", events.len() - nobody));
-    if nobody > 0 {
-        return Err(Failure::Job(format!("no queue is bound for {nobody} of {} events", events.len())));
+    screen.print(&format!("sent: {}", events.len() - unrouted));
+    if unrouted > 0 {
+        return Err(Failure::Job(format!("no queue is bound for {unrouted} of {} events", events.len())));
     }
     Ok(())
 }
