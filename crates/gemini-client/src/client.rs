@@ -44,6 +44,8 @@ pub struct GeminiSettings {
     pub retry_delays: Vec<Duration>,
     /// The `User-Agent` header.
     pub user_agent: String,
+    /// Whether a text counts as English. Gemini is asked again where its translation does not.
+    pub is_english: fn(&str) -> bool,
 }
 
 /// The translator. Clones share the connection.
@@ -57,6 +59,7 @@ struct Inner {
     url: Url,
     model: String,
     retry_delays: Vec<Duration>,
+    is_english: fn(&str) -> bool,
     /// Never empty.
     api_key: SecretString,
 }
@@ -100,6 +103,7 @@ impl Gemini {
             url,
             model: settings.model.clone(),
             retry_delays: settings.retry_delays.clone(),
+            is_english: settings.is_english,
             api_key: settings.api_key.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -174,7 +178,7 @@ impl Gemini {
         let body = wire::request(texts);
         (|| async {
             let answer = self.sent(self.generation(&body)).await?;
-            wire::translations(&answer, texts.len())
+            wire::translations(&answer, texts.len(), self.inner.is_english)
         })
         .retry(self.inner.retry_delays.clone().into_iter())
         .when(|failure| match failure {

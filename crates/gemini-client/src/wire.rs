@@ -5,7 +5,6 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use domain::prompt::needs_translation;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -201,8 +200,8 @@ struct Translated {
     english: String,
 }
 
-/// The translations in a good answer: as many as `count`, in their order, each of them English.
-pub(crate) fn translations(body: &[u8], count: usize) -> Result<Vec<String>, Failure> {
+/// The translations in a good answer: as many as `count`, in their order, each of them accepted by `is_english`.
+pub(crate) fn translations(body: &[u8], count: usize, is_english: fn(&str) -> bool) -> Result<Vec<String>, Failure> {
     let unusable = |why: String| Err(Failure::Answer(why));
     let answer: Answer = match serde_json::from_slice(body) {
         Ok(answer) => answer,
@@ -236,7 +235,7 @@ pub(crate) fn translations(body: &[u8], count: usize) -> Result<Vec<String>, Fai
             return unusable(format!("translation {number} stands in the place of {wanted}"));
         }
         let text = clean(&text);
-        if text.is_empty() || needs_translation(&text) {
+        if text.is_empty() || !is_english(&text) {
             return unusable("the translation is not English".to_owned());
         }
         english.push(text);
@@ -269,7 +268,7 @@ mod tests {
     }
 
     fn two(body: &[u8]) -> Result<Vec<String>, String> {
-        translations(body, 2).map_err(|failure| failure.to_string())
+        translations(body, 2, str::is_ascii).map_err(|failure| failure.to_string())
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use domain::image_spec::ImageSpec;
+use domain::prompt::needs_translation;
 use gemini_client::GeminiSettings;
 use secrecy::SecretString;
 use url::Url;
@@ -19,7 +20,7 @@ use url::Url;
 use crate::phrase_book::PhraseBook;
 use read::Reader;
 pub use read::SettingError;
-pub use telemetry::{OTEL, Otlp, TelemetrySettings};
+pub use telemetry::{Otlp, TelemetrySettings};
 
 /// What the program calls itself in requests to other services.
 const USER_AGENT: &str = concat!("asset-worker/", env!("CARGO_PKG_VERSION"));
@@ -322,6 +323,7 @@ fn gemini(read: &Reader) -> Result<Option<GeminiSettings>, SettingError> {
         timeout,
         retry_delays,
         user_agent: USER_AGENT.to_owned(),
+        is_english: |text| !needs_translation(text),
     }))
 }
 

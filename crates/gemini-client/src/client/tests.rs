@@ -19,6 +19,7 @@ fn settings(base_url: &str, key: &str) -> GeminiSettings {
         timeout: Duration::from_secs(10),
         retry_delays: [1, 2, 3].map(Duration::from_millis).to_vec(),
         user_agent: "test".to_owned(),
+        is_english: str::is_ascii,
     }
 }
 

@@ -2,7 +2,7 @@
 
 /// What kind of instrument it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Only grows.
     Counter,
     /// As it is when it is read.
@@ -13,17 +13,15 @@ pub enum Kind {
 
 /// A metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spec {
+pub(crate) struct Spec {
     /// In OpenTelemetry.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What kind of instrument it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// By the Unified Code for Units of Measure; in braces where it is a count of something.
-    pub unit: &'static str,
+    pub(crate) unit: &'static str,
     /// What it says.
-    pub description: &'static str,
-    /// Its attributes.
-    pub attributes: &'static [&'static str],
+    pub(crate) description: &'static str,
 }
 
 /// Milliseconds for what is ours, seconds and minutes for what is the API's.
@@ -38,205 +36,146 @@ const fn counter(
     name: &'static str,
     unit: &'static str,
     description: &'static str,
-    attributes: &'static [&'static str],
 ) -> Spec {
-    Spec { name, kind: Kind::Counter, unit, description, attributes }
+    Spec { name, kind: Kind::Counter, unit, description }
 }
 
 const fn gauge(
     name: &'static str,
     unit: &'static str,
     description: &'static str,
-    attributes: &'static [&'static str],
 ) -> Spec {
-    Spec { name, kind: Kind::Gauge, unit, description, attributes }
+    Spec { name, kind: Kind::Gauge, unit, description }
 }
 
 const fn seconds(
     name: &'static str,
     boundaries: &'static [f64],
     description: &'static str,
-    attributes: &'static [&'static str],
 ) -> Spec {
-    Spec { name, kind: Kind::Histogram(boundaries), unit: "s", description, attributes }
+    Spec { name, kind: Kind::Histogram(boundaries), unit: "s", description }
 }
 
 pub(crate) const JOBS: Spec = counter(
     "asset_worker.jobs",
     "{delivery}",
     "Deliveries of commands by what became of them: completed, failed (with its code), repeated (the job had ended before), retried, yielded, interrupted, \
-     held, lease_lost, conflict, broken (our own infrastructure failed), panicked",
-    &["outcome", "error.type"],
+     held, lease_lost, conflict, broken (our own infrastructure failed), panicked"
 );
 pub(crate) const JOB_DURATION: Spec = seconds(
     "asset_worker.job.duration",
     JOB_SECONDS,
-    "From the first claim of a job to its end, waits for another try included",
-    &["outcome"],
+    "From the first claim of a job to its end, waits for another try included"
 );
 pub(crate) const SUCCESS_RATE: Spec = Spec {
     name: "asset_worker.job.success_rate",
     kind: Kind::Histogram(RATE),
     unit: "1",
     description: "Share of a job's images that were completed, when it ended",
-    attributes: &[],
 };
 pub(crate) const IMAGES: Spec = counter(
     "asset_worker.images",
     "{image}",
-    "Ends of images: completed (generated, or from the cache), or failed with a code; one that may pass with time may fail more than once",
-    &["outcome", "origin", "error.type"],
+    "Ends of images: completed (generated, or from the cache), or failed with a code; one that may pass with time may fail more than once"
 );
 pub(crate) const STAGE_DURATION: Spec = seconds(
     "asset_worker.stage.duration",
     SECONDS,
-    "Parts of a job's way: claim, translate, finish, store, row, decide, publish",
-    &["stage", "error.type"],
+    "Parts of a job's way: claim, translate, finish, store, row, decide, publish"
 );
 pub(crate) const REQUESTS: Spec = counter(
     "asset_worker.api.requests",
     "{request}",
-    "Requests for pictures by engine and outcome: ok, or what kind of failure",
-    &["engine", "outcome"],
+    "Requests for pictures by engine and outcome: ok, or what kind of failure"
 );
 pub(crate) const RETRIES: Spec =
-    counter("asset_worker.api.retries", "{retry}", "Requests that are sent again, by what had failed", &["cause"]);
+    counter("asset_worker.api.retries", "{retry}", "Requests that are sent again, by what had failed");
 pub(crate) const RATE_LIMITED: Spec = counter(
     "asset_worker.api.rate_limited",
     "{response}",
-    "Answers with the status 429: the account is locked out",
-    &[],
+    "Answers with the status 429: the account is locked out"
 );
 pub(crate) const QUOTA_WAIT: Spec = seconds(
     "asset_worker.quota.wait.duration",
     SECONDS,
-    "What a request waits for its turn among the jobs and for its place in the account's quota, until it has them or gives up",
-    &[],
+    "What a request waits for its turn among the jobs and for its place in the account's quota, until it has them or gives up"
 );
 pub(crate) const REQUESTS_IN_FLIGHT: Spec = gauge(
     "asset_worker.api.in_flight",
     "{request}",
-    "Requests of this process that have their turn: they wait for the quota, or for an answer",
-    &[],
+    "Requests of this process that have their turn: they wait for the quota, or for an answer"
 );
 pub(crate) const REQUESTS_LIMIT: Spec =
-    gauge("asset_worker.api.in_flight.limit", "{request}", "STABILITY_MAX_CONCURRENT", &[]);
+    gauge("asset_worker.api.in_flight.limit", "{request}", "STABILITY_MAX_CONCURRENT");
 pub(crate) const QUOTA_LIMIT: Spec =
-    gauge("asset_worker.quota.limit", "{request}/min", "STABILITY_RATE_LIMIT, of all workers together", &[]);
+    gauge("asset_worker.quota.limit", "{request}/min", "STABILITY_RATE_LIMIT, of all workers together");
 pub(crate) const JOBS_IN_FLIGHT: Spec =
-    gauge("asset_worker.jobs.in_flight", "{job}", "Commands that this process holds", &[]);
-pub(crate) const JOBS_LIMIT: Spec = gauge("asset_worker.jobs.limit", "{job}", "WORKER_MAX_IN_FLIGHT_JOBS", &[]);
+    gauge("asset_worker.jobs.in_flight", "{job}", "Commands that this process holds");
+pub(crate) const JOBS_LIMIT: Spec = gauge("asset_worker.jobs.limit", "{job}", "WORKER_MAX_IN_FLIGHT_JOBS");
 pub(crate) const FINISHER_IN_FLIGHT: Spec =
-    gauge("asset_worker.finisher.in_flight", "{image}", "Pictures that are being finished in this process", &[]);
+    gauge("asset_worker.finisher.in_flight", "{image}", "Pictures that are being finished in this process");
 pub(crate) const FINISHER_LIMIT: Spec =
-    gauge("asset_worker.finisher.limit", "{image}", "Pictures that may be finished at once: the processors", &[]);
+    gauge("asset_worker.finisher.limit", "{image}", "Pictures that may be finished at once: the processors");
 pub(crate) const COST: Spec = counter(
     "asset_worker.cost",
     "USD",
-    "What this process's requests cost, by STABILITY_COST_PER_IMAGE_USD: those that had their end and were, or may have been, charged",
-    &[],
+    "What this process's requests cost, by STABILITY_COST_PER_IMAGE_USD: those that had their end and were, or may have been, charged"
 );
 pub(crate) const BUDGET_SPENT: Spec = gauge(
     "asset_worker.budget.spent",
     "USD",
-    "What all workers have spent today (UTC), where WORKER_DAILY_BUDGET_USD is set",
-    &[],
+    "What all workers have spent today (UTC), where WORKER_DAILY_BUDGET_USD is set"
 );
-pub(crate) const BUDGET_LIMIT: Spec = gauge("asset_worker.budget.limit", "USD", "WORKER_DAILY_BUDGET_USD", &[]);
+pub(crate) const BUDGET_LIMIT: Spec = gauge("asset_worker.budget.limit", "USD", "WORKER_DAILY_BUDGET_USD");
 pub(crate) const CREDITS: Spec =
-    gauge("asset_worker.account.credits", "{credit}", "Credits of the account, looked up every five minutes", &[]);
+    gauge("asset_worker.account.credits", "{credit}", "Credits of the account, looked up every five minutes");
 pub(crate) const QUEUE_MESSAGES: Spec = gauge(
     "asset_worker.queue.messages",
     "{message}",
-    "Messages that wait in assets.generate and assets.generate.dead",
-    &["queue"],
+    "Messages that wait in assets.generate and assets.generate.dead"
 );
 pub(crate) const QUEUE_CONSUMERS: Spec =
-    gauge("asset_worker.queue.consumers", "{consumer}", "Workers that take commands from assets.generate", &[]);
+    gauge("asset_worker.queue.consumers", "{consumer}", "Workers that take commands from assets.generate");
 pub(crate) const QUEUE_AGE: Spec = gauge(
     "asset_worker.queue.oldest_message.age",
     "s",
     "At most so long waits the oldest command: the time since this worker saw the queue empty, or since the command that it took last was published (urgent \
-     ones left out), whichever is shorter; none where neither is known",
-    &[],
+     ones left out), whichever is shorter; none where neither is known"
 );
 pub(crate) const LEASE_LOSSES: Spec =
-    counter("asset_worker.lease.losses", "{lease}", "Jobs that somebody else claimed while this worker held them", &[]);
+    counter("asset_worker.lease.losses", "{lease}", "Jobs that somebody else claimed while this worker held them");
 pub(crate) const DEAD_LETTERS: Spec = counter(
     "asset_worker.dead_letters",
     "{message}",
-    "Messages given to the dead letters: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit",
-    &["reason"],
+    "Messages given to the dead letters: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit"
 );
 pub(crate) const EVENTS: Spec = counter(
     "asset_worker.terminal_events",
     "{event}",
-    "Terminal events by what became of them: published, unrouted (no queue is bound for them), failed",
-    &["outcome"],
+    "Terminal events by what became of them: published, unrouted (no queue is bound for them), failed"
 );
 pub(crate) const RECONNECTS: Spec =
-    counter("asset_worker.broker.reconnects", "{connection}", "Connections to the broker after one that was lost", &[]);
+    counter("asset_worker.broker.reconnects", "{connection}", "Connections to the broker after one that was lost");
 pub(crate) const READY: Spec =
-    gauge("asset_worker.ready", "", "1 where /readyz says yes, else 0; looked at every five seconds", &[]);
+    gauge("asset_worker.ready", "", "1 where /readyz says yes, else 0; looked at every five seconds");
 pub(crate) const SILENCE: Spec = gauge(
     "asset_worker.loop.silence",
     "s",
-    "Since the loop that takes commands was heard of; above 120 /livez says no",
-    &[],
+    "Since the loop that takes commands was heard of; above 120 /livez says no"
 );
-pub(crate) const BUILD_INFO: Spec = gauge("asset_worker.build.info", "", "1, with the program's version", &["version"]);
+pub(crate) const BUILD_INFO: Spec = gauge("asset_worker.build.info", "", "1, with the program's version");
 pub(crate) const HTTP_DURATION: Spec = seconds(
     "http.client.request.duration",
     SECONDS,
-    "Requests to Stability's API for pictures, by OpenTelemetry's convention",
-    &["http.request.method", "http.response.status_code", "server.address", "server.port", "error.type"],
+    "Requests to Stability's API for pictures, by OpenTelemetry's convention"
 );
 pub(crate) const GEN_AI_DURATION: Spec = seconds(
     "gen_ai.client.operation.duration",
     SECONDS,
-    "Pictures of Stability's API with all waits and retries, by OpenTelemetry's convention",
-    &["gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "error.type"],
+    "Pictures of Stability's API with all waits and retries, by OpenTelemetry's convention"
 );
 pub(crate) const PROCESS_DURATION: Spec = seconds(
     "messaging.process.duration",
     JOB_SECONDS,
-    "Deliveries of commands, from taking one to the end of the work on it, by OpenTelemetry's convention",
-    &["messaging.system", "messaging.operation.name", "messaging.destination.name", "error.type"],
+    "Deliveries of commands, from taking one to the end of the work on it, by OpenTelemetry's convention"
 );
-
-/// Every metric there is.
-pub const ALL: &[Spec] = &[
-    JOBS,
-    JOB_DURATION,
-    SUCCESS_RATE,
-    IMAGES,
-    STAGE_DURATION,
-    REQUESTS,
-    RETRIES,
-    RATE_LIMITED,
-    QUOTA_WAIT,
-    QUOTA_LIMIT,
-    REQUESTS_IN_FLIGHT,
-    REQUESTS_LIMIT,
-    JOBS_IN_FLIGHT,
-    JOBS_LIMIT,
-    FINISHER_IN_FLIGHT,
-    FINISHER_LIMIT,
-    COST,
-    BUDGET_SPENT,
-    BUDGET_LIMIT,
-    CREDITS,
-    QUEUE_MESSAGES,
-    QUEUE_CONSUMERS,
-    QUEUE_AGE,
-    LEASE_LOSSES,
-    DEAD_LETTERS,
-    EVENTS,
-    RECONNECTS,
-    READY,
-    SILENCE,
-    BUILD_INFO,
-    HTTP_DURATION,
-    GEN_AI_DURATION,
-    PROCESS_DURATION,
-];

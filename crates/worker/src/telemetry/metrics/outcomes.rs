@@ -5,7 +5,7 @@ use store::StoreError;
 
 /// A part of a job's way that is timed and has a span of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// The database says whose job it is.
     Claim,
     /// Texts become English.
@@ -23,12 +23,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Every stage.
-    pub const ALL: [Self; 7] =
-        [Self::Claim, Self::Translate, Self::Finish, Self::Store, Self::Row, Self::Decide, Self::Publish];
-
     /// In spans and attributes.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Claim => "claim",
             Self::Translate => "translate",
