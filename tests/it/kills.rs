@@ -38,7 +38,7 @@ async fn killed_at(point: &str, database: Database) -> Result<u32> {
     world.sandbox.set_sketch(true);
     world.set("ASSET_WORKER_PAUSE_AT", point);
     // The usual one in one test, since it takes its time.
-    let lease = if point == "after the claim" { "12s" } else { "3s" };
+    let lease = if point == "after_claim" { "12s" } else { "3s" };
     world.set("WORKER_LEASE", lease);
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;
@@ -69,44 +69,44 @@ async fn killed_at(point: &str, database: Database) -> Result<u32> {
 
 #[tokio::test]
 async fn a_worker_killed_before_the_claim_costs_nothing() -> Result<()> {
-    assert_eq!(killed_at("before the claim", Database::Sqlite).await?, 3);
+    assert_eq!(killed_at("before_claim", Database::Sqlite).await?, 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_worker_killed_after_the_claim_costs_nothing() -> Result<()> {
-    assert_eq!(killed_at("after the claim", Database::Postgres).await?, 3);
+    assert_eq!(killed_at("after_claim", Database::Postgres).await?, 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_worker_killed_after_the_answer_and_before_the_file_costs_the_picture_in_flight() -> Result<()> {
-    assert_eq!(killed_at("before the file", Database::Sqlite).await?, 4);
+    assert_eq!(killed_at("before_file", Database::Sqlite).await?, 4);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_worker_killed_after_the_file_and_before_the_row_costs_nothing_since_the_file_is_adopted() -> Result<()> {
-    assert_eq!(killed_at("before the row", Database::Postgres).await?, 3);
+    assert_eq!(killed_at("before_row", Database::Postgres).await?, 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_worker_killed_after_the_last_row_and_before_the_event_costs_nothing() -> Result<()> {
-    assert_eq!(killed_at("before the event", Database::Sqlite).await?, 3);
+    assert_eq!(killed_at("before_event", Database::Sqlite).await?, 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_worker_killed_after_the_event_and_before_the_acknowledgement_repeats_it_byte_for_byte() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "after the event");
+    world.set("ASSET_WORKER_PAUSE_AT", "after_event");
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;
     producer.publish(&command(7, &["A fox"], &json!({}))).await?;
     let first = events.until("completed").await?;
-    killed(&mut worker, "after the event").await?;
+    killed(&mut worker, "after_event").await?;
     world.set("ASSET_WORKER_PAUSE_AT", "");
     let mut worker = world.worker().await?;
     let again = events.until("completed").await?;
@@ -157,7 +157,7 @@ async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() ->
     let mut world = World::new().await?;
     world.set("WORKER_LEASE", "1s");
     let order = command(7, &["A fox"], &json!({}));
-    let producer = killed_three_times(&mut world, "after the claim", &order).await?;
+    let producer = killed_three_times(&mut world, "after_claim", &order).await?;
     let mut events = producer.events().await?;
     let _worker = world.worker().await?;
     let data = events.data_of("failed").await?;
@@ -173,7 +173,7 @@ async fn a_job_whose_worker_is_lost_three_times_without_progress_has_failed() ->
 async fn a_command_that_ends_the_process_each_time_it_is_read_is_a_dead_letter_and_its_job_has_failed() -> Result<()> {
     let mut world = World::new().await?;
     let order = command(7, &["A fox"], &json!({}));
-    let producer = killed_three_times(&mut world, "before reading", &order).await?;
+    let producer = killed_three_times(&mut world, "before_parse", &order).await?;
     let mut events = producer.events().await?;
     let _worker = world.worker().await?;
     let data = events.data_of("failed").await?;
@@ -198,9 +198,9 @@ async fn a_known_job_whose_command_the_broker_gave_up_goes_on() -> Result<()> {
     dev_services::wait::until("the first request", integration_tests::LIMIT, asked).await?;
     worker.signal(Signal::TERM);
     worker.ended().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "before reading");
+    world.set("ASSET_WORKER_PAUSE_AT", "before_parse");
     for _ in 0..2 {
-        killed(&mut world.worker().await?, "before reading").await?;
+        killed(&mut world.worker().await?, "before_parse").await?;
     }
     world.set("ASSET_WORKER_PAUSE_AT", "");
     let mut events = producer.events().await?;
@@ -269,7 +269,7 @@ async fn a_worker_that_lost_its_lease_spends_nothing_more_and_writes_nothing() -
 #[tokio::test]
 async fn generate_goes_on_where_a_killed_one_left_off() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "before the row");
+    world.set("ASSET_WORKER_PAUSE_AT", "before_row");
     let file = world.folder().join("job.json");
     std::fs::write(&file, command(7, &["A fox"], &json!({})).to_string())?;
     let file = file.display().to_string();

@@ -55,7 +55,7 @@ async fn every_metric_of_the_page_is_exposed_and_no_other() -> Result<()> {
         ("asset_worker_jobs_total", "asset_worker_images_total", "asset_worker_api_requests_total");
     let engine = ("engine", "stable-diffusion-xl-1024-v1-0");
     check(jobs, &[("outcome", "completed")], 3.0);
-    check(jobs, &[("outcome", "repeated")], 1.0);
+    check(jobs, &[("outcome", "already_ended")], 1.0);
     check(jobs, &[("outcome", "failed"), ("error_type", "invalid_request")], 1.0);
     check(jobs, &[("outcome", "failed"), ("error_type", "unauthorized")], 0.0);
     check(images, &[("outcome", "completed"), ("origin", "generated")], 3.0);
@@ -71,7 +71,7 @@ async fn every_metric_of_the_page_is_exposed_and_no_other() -> Result<()> {
     check("asset_worker_dead_letters_total", &[("reason", "invalid_request")], 1.0);
     check("asset_worker_terminal_events_total", &[("outcome", "published")], 4.0);
     check("asset_worker_job_success_rate_ratio_count", &[], 3.0);
-    check("asset_worker_stage_duration_seconds_count", &[("stage", "finish")], 3.0);
+    check("asset_worker_stage_duration_seconds_count", &[("stage", "process")], 3.0);
     check("asset_worker_api_in_flight", &[], 0.0);
     check("asset_worker_api_in_flight_limit", &[], 4.0);
     check("asset_worker_jobs_limit", &[], 2.0);
@@ -164,7 +164,7 @@ async fn slow_and_many_clients_are_sent_away_and_disturb_nothing() -> Result<()>
 async fn the_loop_is_heard_of_again_and_again() -> Result<()> {
     let world = World::new().await?;
     let worker = world.worker().await?;
-    let silence = async || worker.metrics().await.ok()?.value("asset_worker_loop_silence_seconds", &[]);
+    let silence = async || worker.metrics().await.ok()?.value("asset_worker_heartbeat_age_seconds", &[]);
     for _ in 0..2 {
         let mut before = silence().await.context("a silence")?;
         let shorter = async || {

@@ -142,7 +142,7 @@ async fn sigterm_before_the_first_image_is_no_try() -> Result<()> {
     let mut world = World::new().await?;
     let released = world.folder().join("released");
     world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    world.set("ASSET_WORKER_PAUSE_AT", "after the claim");
+    world.set("ASSET_WORKER_PAUSE_AT", "after_claim");
     world.set("ASSET_WORKER_PAUSE_UNTIL", released.display().to_string());
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;

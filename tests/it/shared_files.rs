@@ -39,7 +39,7 @@ async fn files_go_to_a_bucket_and_a_cached_one_is_copied_there() -> Result<()> {
 async fn a_file_that_a_killed_worker_left_in_the_bucket_is_adopted_by_another() -> Result<()> {
     let mut world = World::with(Database::Postgres).await?;
     let bucket = world.bucket().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "before the row");
+    world.set("ASSET_WORKER_PAUSE_AT", "before_row");
     let mut worker = world.worker().await?;
     let producer = world.producer().await?;
     let mut events = producer.events().await?;

@@ -66,7 +66,7 @@ async fn a_cause_that_every_request_would_meet_ends_the_waits_of_the_jobs_other_
 /// has sent its request, the two look for a stand-in together.
 #[tokio::test]
 async fn fatal_cause_stops_requests_before_a_stand_in_is_found() -> Result<()> {
-    const POINT: &str = "before the stand-in";
+    const POINT: &str = "before_cache_fallback";
     let mut world = World::new().await?;
     let resume = world.folder().join("resume");
     world.set("ASSET_WORKER_PAUSE_AT", POINT);

@@ -66,9 +66,9 @@ fn expected_tree() -> String {
         client POST error.type=500 http.response.status_code=500 FAILED
         quota wait
         client POST http.response.status_code=200 http.request.resend_count=1
-      finish
+      process
       store
-      row
+      record
       producer send assets.events:assets.generation.progress
     image image.index=2 image.origin=cache
       client generate_content stable-diffusion-xl-1024-v1-0 error.type=server FAILED
@@ -80,14 +80,14 @@ fn expected_tree() -> String {
         client POST error.type=500 http.response.status_code=500 http.request.resend_count=2 FAILED
         quota wait
         client POST error.type=500 http.response.status_code=500 http.request.resend_count=3 FAILED
-      row
+      record
       producer send assets.events:assets.generation.progress
     image image.index=3 error.type=content_policy FAILED
       client generate_content stable-diffusion-xl-1024-v1-0 error.type=content_policy FAILED
         quota wait
         client POST error.type=400 http.response.status_code=400 FAILED
       producer send assets.events:assets.generation.progress
-    decide
+    finalize
     publish
       producer send assets.events:assets.generation.completed"
     )
@@ -204,6 +204,30 @@ async fn a_job_is_one_trace_from_the_producers_span_to_its_events() -> Result<()
     Ok(())
 }
 
+#[tokio::test]
+async fn requests_to_gemini_are_spans_below_the_stage_translate() -> Result<()> {
+    let collector = Collector::start().await?;
+    let mut world = World::new().await?;
+    traced(&mut world, &collector, "grpc");
+    let _gemini = world.gemini().await?;
+    let mut worker = world.worker().await?;
+    let producer = world.producer().await?;
+    let mut events = producer.events().await?;
+    producer.publish(&command(1, &["一隻狐狸"], &json!({}))).await?;
+    events.until("completed").await?;
+    worker.signal(Signal::TERM);
+    assert!(worker.ended().await?.success());
+
+    let spans = collector.spans();
+    let translate = spans.iter().find(|span| span.name == "translate").context("the stage")?;
+    let mut requests = spans.iter().filter(|span| span.parent == translate.id && span.name == "POST");
+    let request = requests.next().context("the request to Gemini")?;
+    assert!(request.attribute("url.full").contains("/v1beta/models/"), "{}", request.attribute("url.full"));
+    assert_eq!(request.attribute("http.response.status_code"), "200");
+    assert_eq!(requests.count(), 0);
+    Ok(())
+}
+
 /// The same job again: once its worker was killed, once it had ended.
 #[tokio::test]
 async fn a_continued_and_a_repeated_job_point_to_the_trace_before() -> Result<()> {
@@ -239,7 +263,7 @@ async fn a_continued_and_a_repeated_job_point_to_the_trace_before() -> Result<()
     assert_eq!(trace_id, TRACE_ID);
     assert!(*earlier != continued.id && *earlier != PRODUCER, "{continued:?}");
     assert_eq!(repeated.links, [(TRACE_ID.to_owned(), continued.id.clone())]);
-    assert_eq!((repeated.attribute("job.outcome"), continued.attribute("job.outcome")), ("repeated", "completed"));
+    assert_eq!((repeated.attribute("job.outcome"), continued.attribute("job.outcome")), ("already_ended", "completed"));
     Ok(())
 }
 

@@ -138,7 +138,7 @@ fn alerts_and_panels_ask_for_what_the_worker_exposes() -> Result<()> {
     }
     for name in page.keys() {
         let shown = asked.contains(name.as_str())
-            || ["asset_worker_loop_silence_seconds", "messaging_process_duration_seconds"].contains(&name.as_str());
+            || ["asset_worker_heartbeat_age_seconds", "messaging_process_duration_seconds"].contains(&name.as_str());
         assert!(shown || asked.contains(&format!("{name}_bucket")), "{name} is on no panel");
     }
     Ok(())

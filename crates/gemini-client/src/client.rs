@@ -203,12 +203,13 @@ impl Gemini {
 
     /// The body of a good answer, asked for in a client's span by OpenTelemetry's conventions for HTTP.
     async fn sent(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
-        let url = &self.inner.url;
+        let request = request.build().map_err(|error| Failure::unreachable(with_causes(&error.without_url())))?;
+        let (method, url) = (request.method().as_str(), request.url());
         let span = info_span!(
             "http request",
-            otel.name = "POST",
+            otel.name = method,
             otel.kind = "client",
-            http.request.method = "POST",
+            http.request.method = method,
             url.full = url.as_str(),
             server.address = url.host_str(),
             server.port = url.port_or_known_default(),
@@ -226,13 +227,13 @@ impl Gemini {
         answer
     }
 
-    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
+    async fn answer(&self, request: reqwest::Request) -> Result<Vec<u8>, Failure> {
         let lost = |error: reqwest::Error| {
             let late = error.is_timeout() && !error.is_connect();
             let message = with_causes(&error.without_url());
             if late { Failure::Late(message) } else { Failure::unreachable(message) }
         };
-        let mut response = request.send().await.map_err(lost)?;
+        let mut response = self.inner.http.execute(request).await.map_err(lost)?;
         let status = response.status().as_u16();
         Span::current().record("http.response.status_code", status);
         let retry_after = wire::retry_after(response.headers());

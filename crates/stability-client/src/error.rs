@@ -254,7 +254,7 @@ impl Error {
             Self::ContentPolicy(_) => "content_policy",
             Self::Filtered => "filtered",
             Self::Unauthorized(_) => "unauthorized",
-            Self::OutOfCredit(_) => "out_of_credit",
+            Self::OutOfCredit(_) => "insufficient_credits",
             Self::UnknownEngine(_) => "unknown_engine",
             Self::Damaged { .. } => "damaged",
             Self::Unusable(_) => "unusable",
@@ -285,10 +285,10 @@ mod tests {
         check(400, r#"{"message": "Content policy violation"}"#, "content_policy");
         check(400, r#"{"message": "prompt was Filtered"}"#, "content_policy");
         check(400, &named("bad_request", "the word filtered in a named failure"), "rejected");
-        check(400, &named("bad_request", "your balance is too low"), "out_of_credit");
-        check(429, &named("rate_limit", "not enough credits"), "out_of_credit");
-        check(402, "", "out_of_credit");
-        check(400, &named("insufficient_balance", "x"), "out_of_credit");
+        check(400, &named("bad_request", "your balance is too low"), "insufficient_credits");
+        check(429, &named("rate_limit", "not enough credits"), "insufficient_credits");
+        check(402, "", "insufficient_credits");
+        check(400, &named("insufficient_balance", "x"), "insufficient_credits");
         check(401, &named("unauthorized", "missing authorization header"), "unauthorized");
         check(403, &named("permission_denied", "x"), "unauthorized");
         check(404, &named("not_found", "the specified engine was not found"), "unknown_engine");

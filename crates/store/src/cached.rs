@@ -41,7 +41,7 @@ impl Store {
                 .await?;
             Ok(rows.into_iter().filter_map(cached).collect())
         }
-        .instrument(self.asked("look_up", "assets"))
+        .instrument(self.asked("find", "assets"))
         .await
     }
 }

@@ -170,7 +170,7 @@ impl Store {
                 .and_then(|row| terminal_event(&row))
                 .map(|terminal| terminal.event))
         }
-        .instrument(self.asked("record", "jobs"))
+        .instrument(self.asked("fail", "jobs"))
         .await
     }
 }

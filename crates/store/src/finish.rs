@@ -82,7 +82,7 @@ impl Store {
             let row = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await?;
             Ok(row.map(|row| KnownJob { terminal: terminal_event(&row) }))
         }
-        .instrument(self.asked("look_up", "jobs"))
+        .instrument(self.asked("find", "jobs"))
         .await
     }
 

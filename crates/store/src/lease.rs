@@ -71,7 +71,7 @@ impl Store {
                 .await?;
             held(returned.rows_affected)
         }
-        .instrument(self.asked("put_down", "jobs"))
+        .instrument(self.asked("release", "jobs"))
         .await
     }
 

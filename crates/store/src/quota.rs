@@ -66,7 +66,7 @@ impl Store {
             let sql = format!("SELECT paused_until_us - {clock_us} AS wait_us FROM quotas WHERE name = 'stability'");
             self.waits(&sql, []).doing("look at the quota").await
         }
-        .instrument(self.asked("look_up", "quotas"))
+        .instrument(self.asked("find", "quotas"))
         .await
     }
 

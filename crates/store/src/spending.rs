@@ -88,7 +88,7 @@ impl Store {
             booked(&transaction, image, MicroUsd(-price.0), 0, -1).doing(doing).await?;
             transaction.commit().doing(doing).await
         }
-        .instrument(self.asked("take_back", "spending"))
+        .instrument(self.asked("refund", "spending"))
         .await
     }
 }

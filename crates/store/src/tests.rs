@@ -114,7 +114,7 @@ async fn a_former_holder_writes_nothing() {
         ("reserve_path", store.reserve_path(former.lease, image, "a.png").await.map(drop)),
         ("fail_image", store.fail_image(former.lease, image, &failure, None).await),
         ("pay", store.pay(paid, MicroUsd(20_000), None).await.map(drop)),
-        ("take_back", store.take_back(paid, MicroUsd(20_000), "2026-11-24").await),
+        ("refund", store.take_back(paid, MicroUsd(20_000), "2026-11-24").await),
         ("renew", store.renew(former.lease, Duration::from_mins(1)).await),
         ("release", store.release(former.lease, true).await),
         ("finish", store.finish(&ending).await),

@@ -54,7 +54,7 @@ impl Store {
             }
             Ok(found)
         };
-        looking.instrument(self.asked("look_up", "translations")).await
+        looking.instrument(self.asked("find", "translations")).await
     }
 
     /// Remembers translations; what is known already stays.
@@ -79,7 +79,7 @@ impl Store {
             created_at: Set(now),
         });
         let remember = Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(&self.db);
-        let remembering = remember.doing("remember translations").instrument(self.asked("remember", "translations"));
+        let remembering = remember.doing("save translations").instrument(self.asked("save", "translations"));
         remembering.await.map(drop)
     }
 }

@@ -87,7 +87,7 @@ impl CommandHandler {
         let handling = async move {
             let begun = Instant::now();
             let parsing = async {
-                failpoint::reach("before reading").await;
+                failpoint::reach("before_parse").await;
                 self.parse(&message)
             };
             let (span, handled) = match parsing.instrument(self.span("receive", "client", &message)).await {
@@ -210,7 +210,7 @@ impl CommandHandler {
         let settlement = match outcome {
             JobOutcome::Ended(terminal) | JobOutcome::AlreadyEnded(terminal) => {
                 self.publish_terminal(command.job_id, &terminal).await?;
-                failpoint::reach("after the event").await;
+                failpoint::reach("after_event").await;
                 if terminal.error == Some(JobFailureCode::AttemptsExhausted) {
                     self.publisher.dead_letter(message, JobFailureCode::AttemptsExhausted.as_str()).await?;
                     self.metrics().dead_letter(DeadLetterReason::AttemptsExhausted);
@@ -248,7 +248,7 @@ impl CommandHandler {
 
     /// Publishes the terminal event of a job with a confirm. One that no queue is bound for is kept with the job.
     pub(crate) async fn publish_terminal(&self, job_id: Uuid, terminal: &TerminalEvent) -> Result<(), HandleError> {
-        failpoint::reach("before the event").await;
+        failpoint::reach("before_event").await;
         let publishing = EventSink::publish(&self.publisher, &terminal.event);
         let published = self.metrics().stage(Stage::Publish, publishing).await;
         self.metrics().terminal_event(match &published {

@@ -121,12 +121,12 @@ impl ImageGenerator {
             ImageError::from(error)
         })?;
         *usage = used;
-        failpoint::reach("before the file").await;
+        failpoint::reach("before_file").await;
         let Finished { bytes, format, sha256 } = finished;
         let size_bytes = bytes.len() as u64;
         let file_path = self.files.reserve_path(task, format).await?;
         self.metrics.stage(Stage::Store, self.files.write(&file_path, bytes)).await?;
-        failpoint::reach("before the row").await;
+        failpoint::reach("before_row").await;
         let origin = Origin::Generated;
         Ok(self.asset(task, StoredFile { file_path, format, size_bytes, sha256, seed, origin }))
     }
@@ -166,7 +166,7 @@ impl ImageGenerator {
         if self.cache_mode == CacheMode::Never || !cause.allows_stand_in() {
             return Err(error);
         }
-        failpoint::reach("before the stand-in").await;
+        failpoint::reach("before_cache_fallback").await;
         let Some(stored) = copy_earlier(&self.files, task).await? else { return Err(error) };
         warn!(code = cause.code(), reason = %cause, file_path = stored.file_path, "an image made before stands in");
         Ok(self.asset(task, stored))

@@ -122,7 +122,7 @@ impl JobRunner {
             Some(Claim::Ended(terminal)) => return Ok(JobOutcome::AlreadyEnded(terminal)),
             Some(Claim::Run(claimed)) => claimed,
         };
-        failpoint::reach("after the claim").await;
+        failpoint::reach("after_claim").await;
         let (lease, attempts, created_at) = (claimed.lease, claimed.attempts, claimed.created_at);
         let tally = Tally::of(claimed.images.iter().map(|image| &image.state));
         let exhausted = too_many_losses(claimed.losses, &tally, command.config.min_success_rate());
@@ -178,7 +178,7 @@ impl JobRunner {
         let until = Instant::now() + lease_wait;
         let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.default_style };
         loop {
-            failpoint::reach("before the claim").await;
+            failpoint::reach("before_claim").await;
             let current = trace::current();
             let claiming = self.store().claim(command, current.as_ref(), terms);
             let claim = self.metrics().stage(Stage::Claim, claiming).await?;

@@ -138,7 +138,7 @@ fn is_no_export(metadata: &Metadata<'_>) -> bool {
 
 fn is_ours(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    ["asset_worker", "asset_broker", "asset_store", "stability_client"]
+    ["asset_worker", "asset_broker", "asset_store", "gemini_client", "stability_client"]
         .iter()
         .any(|krate| target.strip_prefix(krate).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
 }

@@ -21,13 +21,13 @@ const GRACE: Duration = Duration::from_secs(5);
 const OPEN_FOR_EACH: usize = 3;
 /// Where a worker can be killed.
 const POINTS: [&str; 7] = [
-    "before reading",
-    "before the claim",
-    "after the claim",
-    "before the file",
-    "before the row",
-    "before the event",
-    "after the event",
+    "before_parse",
+    "before_claim",
+    "after_claim",
+    "before_file",
+    "before_row",
+    "before_event",
+    "after_event",
 ];
 
 /// A worker that has something to do comes to its point within this time.

@@ -23,7 +23,7 @@ const fn row(fault: &'static str, kind: &'static str, requests: u32) -> Row {
 const FAULTS: [Row; 22] = [
     row("status=400", "rejected", 1),
     row("status=401", "unauthorized", 1),
-    row("status=402", "out_of_credit", 1),
+    row("status=402", "insufficient_credits", 1),
     row("status=403", "unauthorized", 1),
     row("status=404", "unknown_engine", 1),
     row("status=405", "rejected", 1),

@@ -34,11 +34,11 @@ impl JobOutcome {
         let label = match self {
             Self::Ended(TerminalEvent { error: Some(code), .. }) => return ("failed", code.as_str()),
             Self::Ended(_) => "completed",
-            Self::AlreadyEnded(_) => "repeated",
+            Self::AlreadyEnded(_) => "already_ended",
             Self::RetryAfter(_) => "retried",
             Self::Interrupted => "interrupted",
-            Self::Preempted => "yielded",
-            Self::Leased => "held",
+            Self::Preempted => "preempted",
+            Self::Leased => "leased",
             Self::LeaseLost => "lease_lost",
             Self::Conflict => "conflict",
         };

@@ -79,8 +79,8 @@ fn each_response_has_its_kind_and_class() {
     check(V1, 400, JSON, r#"{"message": "blocked by MODERATION"}"#, "content_policy stays");
     check(V1, 400, JSON, r#"{"message": "the prompt was filtered"}"#, "content_policy stays");
     check(V1, 400, JSON, &v1("bad_request", "the word filtered in a named failure"), "rejected stays");
-    check(V1, 400, JSON, &v1("bad_request", "your balance is too low"), "out_of_credit fatal");
-    check(V1, 400, JSON, &v1("insufficient_balance", "x"), "out_of_credit fatal");
+    check(V1, 400, JSON, &v1("bad_request", "your balance is too low"), "insufficient_credits fatal");
+    check(V1, 400, JSON, &v1("insufficient_balance", "x"), "insufficient_credits fatal");
     check(V1, 400, JSON, "", "rejected stays");
     check(V1, 400, HTML, "<html>bad request</html>", "rejected stays");
     check(V2Beta, 400, JSON, &v2("bad_request", "seed: too big"), "rejected stays");
@@ -91,9 +91,9 @@ fn each_response_has_its_kind_and_class() {
     check(V1, 401, JSON, &v1("unauthorized", "missing authorization header"), "unauthorized fatal");
     check(V1, 401, NONE, "", "unauthorized fatal");
     check(V2Beta, 401, JSON, &v2("unauthorized", "x"), "unauthorized fatal");
-    check(V1, 402, JSON, &v1("payment_required", "x"), "out_of_credit fatal");
-    check(V1, 402, NONE, "", "out_of_credit fatal");
-    check(V2Beta, 402, JSON, &v2("payment_required", "x"), "out_of_credit fatal");
+    check(V1, 402, JSON, &v1("payment_required", "x"), "insufficient_credits fatal");
+    check(V1, 402, NONE, "", "insufficient_credits fatal");
+    check(V2Beta, 402, JSON, &v2("payment_required", "x"), "insufficient_credits fatal");
     check(V1, 403, JSON, &v1("permission_denied", "x"), "unauthorized fatal");
     check(V1, 403, JSON, &v1("content_moderation", "x"), "content_policy stays");
     check(V1, 403, JSON, r#"{"message": "violates our content policy"}"#, "content_policy stays");
@@ -117,7 +117,7 @@ fn each_response_has_its_kind_and_class() {
     check(V1, 429, JSON, &v1("rate_limit_exceeded", "150 in 10 s"), "rate_limited retry");
     check(V1, 429, WAIT, &v1("rate_limit_exceeded", "150 in 10 s"), "rate_limited retry after 7s");
     check(V1, 429, HTML, "<html>slow down</html>", "rate_limited retry");
-    check(V1, 429, JSON, &v1("rate_limit", "not enough credits"), "out_of_credit fatal");
+    check(V1, 429, JSON, &v1("rate_limit", "not enough credits"), "insufficient_credits fatal");
     check(V2Beta, 429, WAIT, &v2("rate_limit_exceeded", "x"), "rate_limited retry after 7s");
     check(V2Beta, 429, NONE, "", "rate_limited retry");
 

@@ -113,9 +113,9 @@ pub(crate) const JOBS_IN_FLIGHT: Spec =
     gauge("asset_worker.jobs.in_flight", "{job}", "Commands that this process holds");
 pub(crate) const JOBS_LIMIT: Spec = gauge("asset_worker.jobs.limit", "{job}", "WORKER_MAX_IN_FLIGHT_JOBS");
 pub(crate) const FINISHER_IN_FLIGHT: Spec =
-    gauge("asset_worker.finisher.in_flight", "{image}", "Pictures that are being finished in this process");
+    gauge("asset_worker.image_pool.in_flight", "{image}", "Pictures that are being finished in this process");
 pub(crate) const FINISHER_LIMIT: Spec =
-    gauge("asset_worker.finisher.limit", "{image}", "Pictures that may be finished at once: the processors");
+    gauge("asset_worker.image_pool.limit", "{image}", "Pictures that may be finished at once: the processors");
 pub(crate) const COST: Spec = counter(
     "asset_worker.cost",
     "USD",
@@ -159,7 +159,7 @@ pub(crate) const RECONNECTS: Spec =
 pub(crate) const READY: Spec =
     gauge("asset_worker.ready", "", "1 where /readyz says yes, else 0; looked at every five seconds");
 pub(crate) const SILENCE: Spec = gauge(
-    "asset_worker.loop.silence",
+    "asset_worker.heartbeat.age",
     "s",
     "Since the loop that takes commands was heard of; above 120 /livez says no"
 );

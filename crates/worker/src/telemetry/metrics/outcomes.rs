@@ -28,17 +28,17 @@ impl Stage {
         match self {
             Self::Claim => "claim",
             Self::Translate => "translate",
-            Self::Finish => "finish",
+            Self::Finish => "process",
             Self::Store => "store",
-            Self::Row => "row",
-            Self::Decide => "decide",
+            Self::Row => "record",
+            Self::Decide => "finalize",
             Self::Publish => "publish",
         }
     }
 }
 
 /// The outcome of a delivery whose handling failed because of our own infrastructure.
-pub(crate) const BROKEN: &str = "broken";
+pub(crate) const BROKEN: &str = "error";
 
 /// An error that has a code: what stands in `error.type`.
 pub(crate) trait Coded: std::fmt::Display {
