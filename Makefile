@@ -1,20 +1,20 @@
-# Every way in. CI calls only these targets.
+# Entry points for development and CI. CI calls only these targets.
 
 CARGO ?= cargo
-# Where Cargo builds, whatever decides it: asked when a target needs it.
+# Cargo's target directory as configured for this workspace; evaluated only when a recipe uses it.
 TARGET = $(shell $(CARGO) metadata --no-deps --locked --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-# Tools that are not part of the toolchain are built below it, so that nothing else is touched.
+# Tools that are not part of the toolchain are installed here, not in ~/.cargo/bin.
 TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION := 0.20.2
 CARGO_TARPAULIN_VERSION := 0.37.5
-# The least coverage, in percent of lines.
+# Minimum line coverage in percent.
 COVERAGE := 85
-# For make test, such as ARGS='--test it messages::'
+# Additional arguments of `cargo test` in make test and make test-containers, for example ARGS='--test it messages::'.
 ARGS :=
-# For make chaos.
+# Defaults of make chaos.
 SEED := 1
 JOBS := 200
-# For make fuzz.
+# Default of make fuzz: executions per target.
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
@@ -23,37 +23,37 @@ RUNS := 1000000
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build every program
+build: ## Build all programs
 	$(CARGO) build --workspace --bins --locked
 
-demo: build ## Do the main job once and show it: broker, sandbox, worker, six pictures
+demo: build ## Run one job of six images with a broker, the API sandbox and a worker, and show the result
 	@"$(TARGET)/debug/dev-services" demo
 
-test: build ## Run every test, with the services they need; ARGS='…' is for cargo test
+test: build ## Run all tests and provide the services they need; ARGS='…' is passed to cargo test
 	"$(TARGET)/debug/dev-services" run $(CARGO) test --workspace --locked $(ARGS)
 
-test-containers: build ## The tests of the whole, with services from a Docker engine and from nowhere else
+test-containers: build ## Run the black-box and chaos tests with services from a Docker engine only
 	"$(TARGET)/debug/dev-services" run --containers $(CARGO) test --workspace --locked --test it --test torture $(ARGS)
 
-test-live: build ## Make three real images where STABILITY_API_KEY is set; about USD 0.06
+test-live: build ## Generate three images with the real API if STABILITY_API_KEY is set; costs about USD 0.06
 	@"$(TARGET)/debug/dev-services" live
 
-chaos: build ## Break everything while many jobs run, and look at what came of it; SEED=1 JOBS=200
+chaos: build ## Inject faults while many jobs run, then verify the results; SEED=1 JOBS=200
 	@"$(TARGET)/debug/chaos" --seed $(SEED) --jobs $(JOBS)
 
-scale: ## Measure what several workers do side by side, and what telemetry costs, in release builds
+scale: ## Measure several workers side by side and the cost of telemetry, in release builds
 	$(CARGO) build --release --workspace --bins --locked
 	@"$(TARGET)/release/dev-services" run "$(TARGET)/release/scale"
 
-dashboard: build ## Draw the Grafana dashboard from two workers that have a hard time: docs/dashboard.svg
+dashboard: build ## Render the Grafana dashboard of two workers with injected faults to docs/dashboard.svg
 	@"$(TARGET)/debug/dev-services" run "$(TARGET)/debug/dashboard" docs/dashboard.svg
 
-# libFuzzer's instrumentation, as cargo-fuzz has it, by flags that the stable toolchain knows.
+# The libFuzzer instrumentation that cargo-fuzz sets up, with flags that the stable toolchain accepts.
 SANCOV := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing
 HOST = $(shell $(CARGO) -vV | sed -n 's/^host: //p')
 
-fuzz: ## Search for input that breaks what reads it: RUNS=1000000 for each target
+fuzz: ## Fuzz the decoding of commands, API responses and images; RUNS=1000000 per target
 	RUSTFLAGS="$(SANCOV)" $(CARGO) build -p fuzz --bins --features libfuzzer --profile fuzz --locked \
 	  --target "$(HOST)" --target-dir "$(TARGET)/fuzz"
 	@set -e; for target in command answer picture; do \
@@ -62,12 +62,12 @@ fuzz: ## Search for input that breaks what reads it: RUNS=1000000 for each targe
 	    -artifact_prefix="$(TARGET)/fuzz/found/$$target-" "$(TARGET)/fuzz/corpus/$$target" "fuzz/corpus/$$target"; \
 	done
 
-bench: ## Measure what is decided by measurement
+bench: ## Benchmark the two response formats of the Stability client
 	$(CARGO) bench -p stability-client --bench answers --locked
 
-check: lint docs test audit ## Everything that must pass before a commit lands
+check: lint docs test audit ## Run all checks that a commit must pass: lint, docs, test and audit
 
-lint: ## Check formatting, lints, and that sea-orm and lapin stay in their crates
+lint: ## Check formatting and lints, and that only their own crates depend on sea-orm and lapin
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@set -e; for pair in sea-orm:asset-store lapin:asset-broker; do \
@@ -77,10 +77,10 @@ lint: ## Check formatting, lints, and that sea-orm and lapin stay in their crate
 	  test -z "$$others" || { echo "lint: only $$owner may depend on $$library, not:" $$others; exit 1; }; \
 	done
 
-docs: ## Build the API documentation; a warning is an error
+docs: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-audit: ## Check licences, sources, bans and known vulnerabilities of dependencies
+audit: ## Check dependencies for licences, sources, bans and known vulnerabilities
 	@test -x "$(TOOLS)/bin/cargo-deny" || \
 	  $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root "$(TOOLS)"
 	"$(TOOLS)/bin/cargo-deny" --locked --log-level error check bans licenses sources
@@ -90,7 +90,7 @@ audit: ## Check licences, sources, bans and known vulnerabilities of dependencie
 	  echo "audit: the advisory database cannot be reached; advisories were not checked"; \
 	fi
 
-coverage: build ## Measure the lines that tests cover; fails below 85%
+coverage: build ## Measure the line coverage of the tests; fails below 85%
 	@test -x "$(TOOLS)/bin/cargo-tarpaulin" || \
 	  $(CARGO) install cargo-tarpaulin --locked --version $(CARGO_TARPAULIN_VERSION) --root "$(TOOLS)"
 	PATH="$(TOOLS)/bin:$$PATH" "$(TARGET)/debug/dev-services" run \
@@ -99,5 +99,5 @@ coverage: build ## Measure the lines that tests cover; fails below 85%
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-clean: ## Remove everything that was built
+clean: ## Remove the build output
 	$(CARGO) clean
