@@ -7,6 +7,7 @@ TARGET = $(shell $(CARGO) metadata --no-deps --locked --format-version 1 | sed -
 TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION := 0.20.2
 CARGO_TARPAULIN_VERSION := 0.37.5
+TYPOS_VERSION := 1.52.0
 # Minimum line coverage in percent.
 COVERAGE := 85
 # Additional arguments of `cargo test` in make test and make test-containers, for example ARGS='--test it messages::'.
@@ -18,7 +19,7 @@ JOBS := 200
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint docs audit coverage fmt clean
+.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint prose docs audit coverage fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,7 +68,7 @@ bench: ## Benchmark the two response formats of the Stability client
 
 check: lint docs test audit ## Run all checks that a commit must pass: lint, docs, test and audit
 
-lint: ## Check formatting and lints, and that only their own crates depend on sea-orm and lapin
+lint: prose ## Check formatting, lints and prose, and that only their own crates depend on sea-orm and lapin
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@set -e; for pair in sea-orm:asset-store lapin:asset-broker; do \
@@ -76,6 +77,20 @@ lint: ## Check formatting and lints, and that only their own crates depend on se
 	  others=$$(echo "$$users" | grep -vxE "$$owner|migrations|sea-orm-migration" || true); \
 	  test -z "$$others" || { echo "lint: only $$owner may depend on $$library, not:" $$others; exit 1; }; \
 	done
+
+# In Markdown, tables, code blocks and the targets of links may be longer than 100 columns.
+prose: ## Check spelling, the words of word-list.txt, and the line width of Markdown
+	@test -x "$(TOOLS)/bin/typos" || $(CARGO) install typos-cli --locked --version $(TYPOS_VERSION) --root "$(TOOLS)"
+	"$(TOOLS)/bin/typos"
+	@if grep -vE '^(#|$$)' word-list.txt | git grep -IniwE -f - -- ':!word-list.txt' ':!fuzz/corpus'; then \
+	  echo "lint: word-list.txt refuses these words; CONTRIBUTING.md says how to write instead"; exit 1; \
+	fi
+	@git ls-files '*.md' | xargs awk ' \
+	  FNR == 1 { code = 0 } \
+	  /^ *```/ { code = !code } \
+	  { text = $$0; gsub(/\]\([^)]*\)/, "]", text); gsub(/[^ -~]/, "", text) } \
+	  !code && !/^ *\|/ && length(text) > 100 { printf "%s:%d: longer than 100 columns\n", FILENAME, FNR; found = 1 } \
+	  END { exit found }'
 
 docs: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked

@@ -1,16 +1,18 @@
-//! What comes back from the API.
+//! Responses of the image API.
 
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use stability_client::Engine;
-use stability_client::fuzzing::read_answer;
+use stability_client::fuzzing::decode_response;
 
-use crate::assert_sentence;
+use crate::assert_valid_message;
 
-/// Reads bytes as an answer: lines of headers, of which the first holds the status (and `v2` for the API of that name), an empty line, and the body.
-/// Whatever it is, there is a picture or one sentence.
-pub fn answer(bytes: &[u8]) {
+/// Decodes bytes as a response: header lines, an empty line, and the body.
+///
+/// The first line contains the status, and `v2` for the v2beta API. Every input must give at least one image, or an
+/// error with a valid message.
+pub fn check_answer(bytes: &[u8]) {
     let end = bytes.windows(2).position(|two| two == b"\n\n").unwrap_or(bytes.len());
     let (head, body) = (&bytes[..end], bytes.get(end + 2..).unwrap_or_default());
     let mut lines = head.split(|byte| *byte == b'\n');
@@ -26,16 +28,16 @@ pub fn answer(bytes: &[u8]) {
             headers.insert(name, value);
         }
     }
-    match read_answer(engine.family(), status, &headers, body.to_vec()) {
+    match decode_response(engine.api_version(), status, &headers, body.to_vec()) {
         Ok(pictures) => {
             assert!(!pictures.is_empty() && status == 200);
-            assert!(pictures.iter().all(|picture| !picture.image.is_empty()));
+            assert!(pictures.iter().all(|picture| !picture.bytes.is_empty()));
         }
         Err(error) => {
             let class = error.class();
             assert!(!(class.retryable && class.fatal), "{error}");
             assert!(error.retry_after().is_none_or(|wait| wait <= Duration::from_hours(1)));
-            assert_sentence(&error.to_string());
+            assert_valid_message(&error.to_string());
         }
     }
 }

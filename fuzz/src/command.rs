@@ -1,4 +1,4 @@
-//! The body of a message.
+//! Bodies of command messages.
 
 use std::sync::LazyLock;
 
@@ -7,9 +7,9 @@ use domain::prompt;
 use domain::rules::Rules;
 use stability_client::{CFG_SCALE, Engine, STEPS, StylePreset};
 
-use crate::assert_sentence;
+use crate::assert_valid_message;
 
-/// As the worker has them.
+/// The same rules as the worker's.
 static RULES: LazyLock<Rules> = LazyLock::new(|| Rules {
     engines: Engine::ALL.iter().map(|engine| engine.id()).collect(),
     style_presets: StylePreset::ALL.iter().map(|preset| preset.as_str()).collect(),
@@ -17,9 +17,11 @@ static RULES: LazyLock<Rules> = LazyLock::new(|| Rules {
     steps: STEPS,
 });
 
-/// Reads bytes as a command. A command keeps to the contract's ranges, and is the same when it is written and read again; of what is no
-/// command each broken rule is named.
-pub fn command(bytes: &[u8]) {
+/// Parses bytes as a command.
+///
+/// A valid command must be within the contract's ranges and must be unchanged after serialising and parsing it again.
+/// An invalid command must have at least one violation, each with a valid message.
+pub fn check_command(bytes: &[u8]) {
     match Command::parse(bytes, &RULES) {
         Ok(command) => {
             assert!(command.project_id > 0);
@@ -38,14 +40,14 @@ pub fn command(bytes: &[u8]) {
             assert!(config.cfg_scale.is_none_or(|scale| CFG_SCALE.contains(&scale)));
             assert!((0.0..=1.0).contains(&config.min_success_rate()));
             assert!(config.max_cost_usd.is_none_or(|cost| (0.0..=1_000_000.0).contains(&cost)));
-            let written = serde_json::to_vec(&command).expect("a command is written");
-            let again = Command::parse(&written, &RULES).expect("what was written is read");
+            let written = serde_json::to_vec(&command).expect("a command is serialisable");
+            let again = Command::parse(&written, &RULES).expect("a serialised command is parsed");
             assert_eq!(again, command);
         }
         Err(invalid) => {
             assert!(!invalid.violations.is_empty());
             for violation in &invalid.violations {
-                assert_sentence(violation);
+                assert_valid_message(violation);
             }
         }
     }

@@ -1,21 +1,22 @@
-//! What must hold of any bytes that come from outside. Each function takes some, and panics where it does not hold.
+//! Invariants that must hold for every input from outside. Each function takes bytes and panics if an invariant fails.
 //!
-//! `make fuzz` searches for such bytes; what was once found, and what shows the way, lies in `corpus/` and is replayed by an ordinary test.
+//! `make fuzz` searches for such inputs. The corpus in `corpus/` contains earlier findings and seed inputs; an ordinary
+//! test replays it.
 
 mod answer;
 mod command;
 mod picture;
 
-pub use answer::answer;
-pub use command::command;
-pub use picture::picture;
+pub use answer::check_answer;
+pub use command::check_command;
+pub use picture::check_picture;
 
-/// A message for people must not be longer than this many characters: it goes into a header, a row and an event.
+/// The longest message, in characters: it is written into a header, a row and an event.
 const MAX_MESSAGE_CHARS: usize = 4_000;
 
-/// A sentence for people: there is one, it is no book, and a log takes it as one line.
-fn assert_sentence(text: &str) {
-    assert!(!text.is_empty(), "nothing is said");
-    assert!(text.chars().count() <= MAX_MESSAGE_CHARS, "{} characters are said", text.chars().count());
-    assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
+/// Asserts that a message is not empty, is at most [`MAX_MESSAGE_CHARS`] long, and is a single line.
+fn assert_valid_message(text: &str) {
+    assert!(!text.is_empty(), "the message is empty");
+    assert!(text.chars().count() <= MAX_MESSAGE_CHARS, "the message has {} characters", text.chars().count());
+    assert!(!text.contains(|c: char| c.is_control()), "the message contains a control character: {text:?}");
 }

@@ -1,32 +1,38 @@
-//! The pictures themselves.
+//! Image files.
 
 use domain::command::JobKey;
 use domain::image_spec::ImageSpec;
-use domain::recipe::Recipe;
-use domain::story::Story;
-use picture::{Glance, check, finish, texts};
+use domain::recipe::GenerationParams;
+use domain::story::ImageMetadata;
+use picture::{QualityCheck, process, texts, verify};
 use uuid::Uuid;
 
-use crate::assert_sentence;
+use crate::assert_valid_message;
 
-/// Makes a stored picture of bytes, as of what the API sends: one that keeps to the specification and tells its story, or one sentence. Then reads
-/// the same bytes as a file that somebody may have put there.
-pub fn picture(bytes: &[u8]) {
-    // Small, so that many are made: the way is the same. What is noisy is too large for a PNG, and becomes a JPEG.
+/// Processes bytes as an image from the API, then reads the same bytes as a file of unknown origin.
+///
+/// The result must conform to the specification and contain its metadata, or be an error with a valid message.
+pub fn check_picture(bytes: &[u8]) {
+    // Small, so that each run is fast; the code path is the same. A noisy image exceeds the limit as PNG and becomes a
+    // JPEG.
     let spec = ImageSpec { width: 48, height: 27, max_bytes: 3 * 1024 };
-    let recipe = Recipe { prompt: "A fox at dusk".to_owned(), engine: "an engine".to_owned(), ..Recipe::default() };
+    let recipe = GenerationParams {
+        prompt: "A fox at dusk".to_owned(),
+        engine: "an engine".to_owned(),
+        ..GenerationParams::default()
+    };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
-    let story = Story::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, texts::SOFTWARE);
-    match finish(bytes, &spec, Glance { min_sharpness: 1.0 }, &story) {
+    let story = ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, texts::SOFTWARE);
+    match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &story) {
         Ok(finished) => {
-            assert_eq!(check(&finished.bytes, &spec), Ok(()));
-            let read = texts::read(&finished.bytes).expect("what was stored is read");
-            assert_eq!(texts::story(&read.texts), Some(story));
+            assert_eq!(verify(&finished.bytes, &spec), Ok(()));
+            let read = texts::read(&finished.bytes).expect("a processed image is readable");
+            assert_eq!(texts::from_texts(&read.texts), Some(story));
         }
-        Err(defect) => assert_sentence(&defect.to_string()),
+        Err(defect) => assert_valid_message(&defect.to_string()),
     }
-    let _ = Glance::default().at_file(bytes);
+    let _ = QualityCheck::default().check_file(bytes);
     if let Ok(read) = texts::read(bytes) {
-        let _ = texts::story(&read.texts);
+        let _ = texts::from_texts(&read.texts);
     }
 }

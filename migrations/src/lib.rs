@@ -1,6 +1,6 @@
 //! The worker's database schema: one set of migrations for PostgreSQL and SQLite.
 //!
-//! Ids are native UUIDs (on SQLite, blobs of 16 bytes), times are UTC. A migration that has been released is never edited.
+//! Ids are native UUIDs (blobs of 16 bytes on SQLite), times are UTC. A released migration is never edited.
 
 mod m20261124_000001_jobs_and_assets;
 mod m20261124_000002_language_style_cache_money;
@@ -11,7 +11,7 @@ use sea_orm_migration::prelude::*;
 
 pub use sea_orm_migration::MigratorTrait;
 
-/// Applies the migrations, in order.
+/// Lists the migrations in the order in which they are applied.
 pub struct Migrator;
 
 #[async_trait::async_trait]

@@ -1,4 +1,4 @@
-//! `jobs`: a row a command. `assets`: a row an image.
+//! Tables `jobs` (one row per command) and `assets` (one row per image).
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::schema::{
@@ -15,20 +15,20 @@ enum Jobs {
     Id,
     ProjectId,
     Status,
-    /// SHA-256 of the command (of the raw body where it is no command): tells a repeat from a conflict.
+    /// SHA-256 of the command, or of the raw body if it is invalid; distinguishes a redelivery from a conflict.
     Digest,
     Command,
     Total,
-    /// Tries that ended without an end of the job.
+    /// Number of attempts that did not end the job.
     Attempts,
     ErrorCode,
     ErrorMessage,
     CostUsd,
     TraceParent,
     TerminalType,
-    /// The terminal event's body, repeated byte for byte.
+    /// Body of the terminal event, published byte for byte on every redelivery.
     TerminalEvent,
-    /// When a queue took the terminal event; null while none has.
+    /// When the terminal event was confirmed and routed to a queue; null until then.
     PublishedAt,
     CreatedAt,
     UpdatedAt,
@@ -53,9 +53,9 @@ enum Assets {
     Sha256,
     ErrorCode,
     ErrorMessage,
-    /// Requests sent for this image, over all tries.
+    /// Number of requests sent for this image, over all attempts.
     Requests,
-    /// Those of them that were or may have been charged.
+    /// Number of those requests that were or may have been charged.
     Charged,
     CreatedAt,
     UpdatedAt,

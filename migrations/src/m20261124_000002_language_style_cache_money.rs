@@ -1,4 +1,4 @@
-//! What a job needs besides its rows: translations, a project's style, images found by fingerprint, money spent in a day.
+//! Translations, project styles, fingerprints of images for the cache, and the spending of each day.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::schema::{
@@ -11,20 +11,20 @@ pub(crate) struct Migration;
 #[derive(DeriveIden)]
 enum Jobs {
     Table,
-    /// The style as it was when the job was first claimed.
+    /// The job's style, resolved at its first claim.
     Style,
 }
 
 #[derive(DeriveIden)]
 enum Assets {
     Table,
-    /// Equal for images that can stand in for each other.
+    /// Cache key: equal for images with the same prompts and generation parameters.
     Fingerprint,
-    /// Whether a failure may pass.
+    /// Whether a failure is retryable.
     MayPass,
 }
 
-/// A text and its English, so that nothing is translated twice.
+/// A text and its English translation, so that no text is translated twice.
 #[derive(DeriveIden)]
 enum Translations {
     Table,
@@ -32,12 +32,12 @@ enum Translations {
     Digest,
     Original,
     English,
-    /// Who translated it.
+    /// The translator that was used.
     Translator,
     CreatedAt,
 }
 
-/// How a project's images look where the command leaves it open.
+/// The style of a project's images, for settings that the command does not set.
 #[derive(DeriveIden)]
 enum ProjectStyles {
     Table,
@@ -46,11 +46,11 @@ enum ProjectStyles {
     UpdatedAt,
 }
 
-/// What all workers together spend in a day.
+/// The spending of all workers together in one day.
 #[derive(DeriveIden)]
 enum Spending {
     Table,
-    /// The day in UTC, by the database's clock: 2026-11-24.
+    /// The UTC day by the database's clock, such as 2026-11-24.
     Day,
     Requests,
     /// Millionths of a US dollar, so that sums are exact.
@@ -62,7 +62,7 @@ const ASSETS_FINGERPRINT: &str = "assets_fingerprint";
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        // One column a statement: SQLite takes no more.
+        // One column per statement, because SQLite accepts only one.
         manager.alter_table(Table::alter().table(Jobs::Table).add_column(json_null(Jobs::Style)).to_owned()).await?;
         for column in [uuid_null(Assets::Fingerprint), boolean_null(Assets::MayPass)] {
             manager.alter_table(Table::alter().table(Assets::Table).add_column(column).to_owned()).await?;

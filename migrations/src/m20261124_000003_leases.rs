@@ -1,4 +1,4 @@
-//! Who works on a job: the lease, its fencing token, and how often it was lost.
+//! The lease of a job: its fencing token, its expiry, and how often it was lost.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::schema::{big_integer, integer};
@@ -9,11 +9,11 @@ pub(crate) struct Migration;
 #[derive(DeriveIden)]
 enum Jobs {
     Table,
-    /// Grows with each claim; what names an older one has no effect.
+    /// The fencing token: grows with each claim; a write with an older token has no effect.
     LeaseToken,
-    /// Until when the lease holds: milliseconds since 1970 by the database's clock; 0 where nobody holds it.
+    /// When the lease expires, in milliseconds since 1970 by the database's clock; 0 if the job is not leased.
     LeaseUntilMs,
-    /// How often in a row the lease ran out without an image being finished.
+    /// How many times in a row the lease expired without an image having been completed.
     LeaseLosses,
 }
 

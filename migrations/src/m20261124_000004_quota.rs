@@ -1,4 +1,4 @@
-//! The account's quota, shared by all workers.
+//! The quota of the Stability account, shared by all workers.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::schema::{big_integer, string};
@@ -6,16 +6,17 @@ use sea_orm_migration::schema::{big_integer, string};
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
-/// One row for each account that is paced; today that is one.
+/// One row per rate-limited account; currently there is one.
 #[derive(DeriveIden)]
 enum Quotas {
     Table,
     Name,
-    /// When the next request is due, in microseconds since 1970 by the database's clock: the theoretical arrival time.
+    /// When the next request is due (GCRA's theoretical arrival time), in microseconds since 1970 by the database's
+    /// clock.
     DueUs,
-    /// When the request that was permitted last may be sent.
+    /// When the most recently permitted request may be sent.
     SlotUs,
-    /// Nothing may be sent before.
+    /// End of the rate-limit pause; no request may be sent earlier.
     PausedUntilUs,
 }
 

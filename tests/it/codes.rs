@@ -1,48 +1,48 @@
-//! Every failure code of the contract, produced for real.
+//! Every failure code of the contract is produced by a real job.
 
 use std::collections::HashSet;
 
 use anyhow::Result;
 use domain::failure::{ImageFailureCode, JobFailureCode};
-use integration_tests::{World, codes, command};
+use integration_tests::{TestEnv, command, failure_codes};
 use serde_json::{Value, json};
 
-/// The job's code and its images' codes, without the rate's own code.
+/// A failing job with its expected job code and image codes.
 struct Case {
     descriptions: &'static [&'static str],
     config: Value,
     settings: &'static [(&'static str, &'static str)],
-    job: &'static str,
-    images: &'static [&'static str],
+    job_code: &'static str,
+    image_codes: &'static [&'static str],
 }
 
 impl Case {
-    fn new(description: &'static [&'static str], job: &'static str, images: &'static [&'static str]) -> Self {
-        Self { descriptions: description, config: json!({}), settings: &[], job, images }
+    fn new(description: &'static [&'static str], job_code: &'static str, image_codes: &'static [&'static str]) -> Self {
+        Self { descriptions: description, config: json!({}), settings: &[], job_code, image_codes }
     }
 
     async fn check(&self) -> Result<()> {
-        let mut world = World::new().await?;
+        let mut world = TestEnv::new().await?;
         world.set("WORKER_JOB_RETRY_DELAYS", "10ms");
         for (name, value) in self.settings {
             world.set(name, *value);
         }
-        if self.images.contains(&"storage") {
-            // A file where a folder is needed.
-            std::fs::create_dir_all(world.file(""))?;
-            std::fs::write(world.file("projects"), "in the way")?;
+        if self.image_codes.contains(&"storage") {
+            // A file where a folder is needed makes storage fail.
+            std::fs::create_dir_all(world.stored_path(""))?;
+            std::fs::write(world.stored_path("projects"), "in the way")?;
         }
-        let data = world.generate(&command(1, self.descriptions, &self.config)).await?.data_of("failed")?;
-        assert_eq!(data["error"]["code"], self.job, "{data}");
-        assert_eq!(codes(&data), self.images, "{data}");
-        let rows = world.rows(r#"SELECT error_code FROM assets ORDER BY "index""#).await?;
+        let data = world.generate(&command(1, self.descriptions, &self.config)).await?.expect_data("failed")?;
+        assert_eq!(data["error"]["code"], self.job_code, "{data}");
+        assert_eq!(failure_codes(&data), self.image_codes, "{data}");
+        let rows = world.query_rows(r#"SELECT error_code FROM assets ORDER BY "index""#).await?;
         let stored: Vec<_> = rows.iter().filter_map(|row| row["error_code"].as_str()).collect();
-        assert_eq!(stored, self.images);
+        assert_eq!(stored, self.image_codes);
         Ok(())
     }
 }
 
-fn of_images() -> Vec<Case> {
+fn image_cases() -> Vec<Case> {
     let low = "success_rate_too_low";
     let late = &[("STABILITY_TIMEOUT", "1s"), ("STABILITY_RETRY_DELAYS", "none"), ("WORKER_JOB_MAX_ATTEMPTS", "1")];
     let one_by_one = json!({"max_concurrent": 1});
@@ -60,7 +60,7 @@ fn of_images() -> Vec<Case> {
     ]
 }
 
-fn of_jobs() -> Vec<Case> {
+fn job_cases() -> Vec<Case> {
     let none = &["not_attempted"];
     vec![
         Case::new(&["A fox [fault:status=401]"], "unauthorized", none),
@@ -72,28 +72,28 @@ fn of_jobs() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn every_code_of_an_image_is_produced() -> Result<()> {
-    for case in of_images() {
+async fn every_image_failure_code_is_produced() -> Result<()> {
+    for case in image_cases() {
         case.check().await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn every_code_of_a_job_is_produced() -> Result<()> {
-    for case in of_jobs() {
+async fn every_job_failure_code_is_produced() -> Result<()> {
+    for case in job_cases() {
         case.check().await?;
     }
     Ok(())
 }
 
 #[test]
-fn no_code_is_left_out() {
-    let cases = || of_images().into_iter().chain(of_jobs());
-    let images: HashSet<&str> = cases().flat_map(|case| case.images.iter().copied()).collect();
+fn cases_cover_all_failure_codes() {
+    let cases = || image_cases().into_iter().chain(job_cases());
+    let images: HashSet<&str> = cases().flat_map(|case| case.image_codes.iter().copied()).collect();
     assert_eq!(images, ImageFailureCode::ALL.iter().map(|code| code.as_str()).collect());
-    let mut jobs: HashSet<&str> = cases().map(|case| case.job).collect();
-    // Produced where commands come from outside: see the tests of messages.
+    let mut jobs: HashSet<&str> = cases().map(|case| case.job_code).collect();
+    // `invalid_request` needs a command from outside: the tests in `messages.rs` produce it.
     jobs.insert("invalid_request");
     assert_eq!(jobs, JobFailureCode::ALL.iter().map(|code| code.as_str()).collect());
 }

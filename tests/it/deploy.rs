@@ -1,42 +1,42 @@
-//! What lies in `deploy/`: it keeps to the schemas that Kubernetes publishes, and to what the worker is.
+//! Files in `deploy/` match the published Kubernetes schemas and the worker's settings.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-const SCHEMA: &str = include_str!("../schemas/kubernetes-1.36.json");
+const KUBERNETES_SCHEMA: &str = include_str!("../schemas/kubernetes-1.36.json");
 const README: &str = include_str!("../../README.md");
 
-fn deployed(file: &str) -> Result<Value> {
+fn read_deploy_yaml(file: &str) -> Result<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     serde_saphyr::from_str(&text).with_context(|| path.display().to_string())
 }
 
-/// The manifests that kustomization.yaml names, by their kind.
+/// Manifests listed in kustomization.yaml, with their kind.
 fn manifests() -> Result<Vec<(String, Value)>> {
-    let kustomization = deployed("kubernetes/kustomization.yaml")?;
-    let files = kustomization["resources"].as_array().context("a list of resources")?;
+    let kustomization = read_deploy_yaml("kubernetes/kustomization.yaml")?;
+    let files = kustomization["resources"].as_array().context("kustomization.yaml has no resources")?;
     files
         .iter()
         .map(|file| {
-            let manifest = deployed(&format!("kubernetes/{}", file.as_str().unwrap_or_default()))?;
-            Ok((manifest["kind"].as_str().context("a kind")?.to_owned(), manifest))
+            let manifest = read_deploy_yaml(&format!("kubernetes/{}", file.as_str().unwrap_or_default()))?;
+            Ok((manifest["kind"].as_str().context("the manifest has no kind")?.to_owned(), manifest))
         })
         .collect()
 }
 
 fn manifest(kind: &str) -> Result<Value> {
     let found = manifests()?.into_iter().find(|(known, _)| known == kind);
-    Ok(found.with_context(|| format!("no {kind}"))?.1)
+    Ok(found.with_context(|| format!("no manifest of kind {kind}"))?.1)
 }
 
 #[test]
-fn the_manifests_keep_to_the_schemas_of_kubernetes() -> Result<()> {
-    let schema: Value = serde_json::from_str(SCHEMA)?;
+fn manifests_match_kubernetes_schemas() -> Result<()> {
+    let schema: Value = serde_json::from_str(KUBERNETES_SCHEMA)?;
     for (kind, manifest) in manifests()? {
-        // KEDA's own, which Kubernetes does not publish.
+        // The kind belongs to KEDA; Kubernetes publishes no schema for it.
         let Some(definition) = schema["kinds"][&kind].as_str() else {
             assert_eq!(kind, "ScaledObject");
             continue;
@@ -52,16 +52,20 @@ fn the_manifests_keep_to_the_schemas_of_kubernetes() -> Result<()> {
 }
 
 #[test]
-fn every_variable_of_the_manifests_is_a_setting_and_secrets_come_by_reference() -> Result<()> {
+fn manifest_variables_are_documented_and_secrets_are_references() -> Result<()> {
     let config = manifest("ConfigMap")?;
     let container = manifest("Deployment")?["spec"]["template"]["spec"]["containers"][0].clone();
-    let plain = config["data"].as_object().context("data")?.keys().cloned();
-    let env = container["env"].as_array().context("a list")?;
-    let compose = deployed("compose.yaml")?;
-    let composed = compose["services"]["worker"]["environment"].as_object().context("an environment")?.keys().cloned();
+    let plain = config["data"].as_object().context("the ConfigMap has no data")?.keys().cloned();
+    let env = container["env"].as_array().context("the container has no env")?;
+    let compose = read_deploy_yaml("compose.yaml")?;
+    let composed = compose["services"]["worker"]["environment"]
+        .as_object()
+        .context("the worker service has no environment")?
+        .keys()
+        .cloned();
     let by_reference = env.iter().filter_map(|variable| variable["name"].as_str().map(str::to_owned));
     for name in plain.clone().chain(by_reference).chain(composed) {
-        assert!(README.contains(&format!("`{name}`")), "{name} stands not in the README");
+        assert!(README.contains(&format!("`{name}`")), "{name} is not in the README");
     }
     for name in plain {
         assert!(!name.contains("KEY") && name != "AMQP_URL" && name != "DATABASE_URL", "{name} may hold a secret");
@@ -70,69 +74,77 @@ fn every_variable_of_the_manifests_is_a_setting_and_secrets_come_by_reference() 
     Ok(())
 }
 
-/// What `25s` says.
-fn seconds(value: &Value) -> Option<u64> {
+/// Parses a duration such as `25s`.
+fn parse_seconds(value: &Value) -> Option<u64> {
     value.as_str()?.strip_suffix('s')?.parse().ok()
 }
 
 #[test]
-fn what_is_killed_had_its_grace_before() -> Result<()> {
-    let grace = seconds(&manifest("ConfigMap")?["data"]["WORKER_SHUTDOWN_GRACE"]).context("a grace")?;
+fn termination_grace_period_exceeds_shutdown_grace() -> Result<()> {
+    let grace = parse_seconds(&manifest("ConfigMap")?["data"]["WORKER_SHUTDOWN_GRACE"])
+        .context("WORKER_SHUTDOWN_GRACE is missing")?;
     let pod = manifest("Deployment")?["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64();
-    let compose = seconds(&deployed("compose.yaml")?["services"]["worker"]["stop_grace_period"]);
+    let compose = parse_seconds(&read_deploy_yaml("compose.yaml")?["services"]["worker"]["stop_grace_period"]);
     for given in [pod, compose] {
-        assert!(given.is_some_and(|given| given >= grace + 10), "{given:?} is not {grace} s and what the end takes");
+        assert!(
+            given.is_some_and(|given| given >= grace + 10),
+            "{given:?} is less than the grace period of {grace} s plus 10 s"
+        );
     }
     Ok(())
 }
 
 #[test]
-fn there_are_no_more_pods_than_use_the_quota_up() -> Result<()> {
+fn max_replicas_match_the_api_quota() -> Result<()> {
     let config = manifest("ConfigMap")?["data"].clone();
     let number = |name: &str| config[name].as_str().and_then(|text| text.parse::<u64>().ok());
     let (quota, in_flight) = (number("STABILITY_RATE_LIMIT"), number("STABILITY_MAX_CONCURRENT"));
     let scaled = manifest("ScaledObject")?["spec"].clone();
-    // A request takes some 8 seconds.
-    let pods = quota.context("a quota")? * 8 / 60 / in_flight.context("a number in flight")?;
+    // A request takes about 8 seconds.
+    let pods = quota.context("STABILITY_RATE_LIMIT is missing")? * 8
+        / 60
+        / in_flight.context("STABILITY_MAX_CONCURRENT is missing")?;
     assert_eq!(scaled["maxReplicaCount"], pods);
     assert_eq!(scaled["scaleTargetRef"]["name"], manifest("Deployment")?["metadata"]["name"]);
     assert_eq!(scaled["triggers"][0]["metadata"]["queueName"], "assets.generate");
     Ok(())
 }
 
-/// By the definition of KEDA (v1alpha1), which Kubernetes does not publish.
+/// Checks against KEDA's definition (v1alpha1), for which Kubernetes publishes no schema.
 #[test]
-fn the_scaled_object_has_fields_that_keda_knows() -> Result<()> {
+fn scaled_object_uses_only_keda_fields() -> Result<()> {
     let scaled = manifest("ScaledObject")?;
     assert_eq!(scaled["apiVersion"], "keda.sh/v1alpha1");
     let numbers = ["cooldownPeriod", "idleReplicaCount", "maxReplicaCount", "minReplicaCount", "pollingInterval"];
-    for (name, value) in scaled["spec"].as_object().context("a specification")? {
+    for (name, value) in scaled["spec"].as_object().context("the ScaledObject has no spec")? {
         match name.as_str() {
             "scaleTargetRef" => assert!(value["name"].is_string(), "{value}"),
             "triggers" => assert!(value.as_array().is_some_and(|triggers| !triggers.is_empty()), "{value}"),
             name => assert!(numbers.contains(&name) && value.is_u64(), "{name}: {value}"),
         }
     }
-    let trigger = scaled["spec"]["triggers"][0].as_object().context("a trigger")?;
+    let trigger = scaled["spec"]["triggers"][0].as_object().context("the ScaledObject has no trigger")?;
     assert_eq!(trigger.keys().collect::<Vec<_>>(), ["metadata", "type"]);
-    let metadata = trigger["metadata"].as_object().context("metadata")?;
-    assert!(metadata.values().all(Value::is_string), "all of it is text: {metadata:?}");
-    let from = metadata["hostFromEnv"].as_str().context("a variable")?;
+    let metadata = trigger["metadata"].as_object().context("the trigger has no metadata")?;
+    assert!(metadata.values().all(Value::is_string), "all values must be strings: {metadata:?}");
+    let from = metadata["hostFromEnv"].as_str().context("hostFromEnv is missing")?;
     let container = manifest("Deployment")?["spec"]["template"]["spec"]["containers"][0].clone();
-    let env = container["env"].as_array().context("a list")?;
-    assert!(env.iter().any(|variable| variable["name"] == from), "the pods have no {from}");
+    let env = container["env"].as_array().context("the container has no env")?;
+    assert!(env.iter().any(|variable| variable["name"] == from), "the pods have no variable {from}");
     Ok(())
 }
 
 #[test]
-fn the_pod_monitor_looks_where_the_pods_serve() -> Result<()> {
-    let monitor = deployed("kubernetes/podmonitor.yaml")?;
+fn pod_monitor_targets_the_metrics_endpoint_of_pods() -> Result<()> {
+    let monitor = read_deploy_yaml("kubernetes/podmonitor.yaml")?;
     let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
     let pod = manifest("Deployment")?["spec"]["template"].clone();
     assert_eq!(endpoint["port"], pod["spec"]["containers"][0]["ports"][0]["name"]);
     assert_eq!(endpoint["path"], pod["metadata"]["annotations"]["prometheus.io/path"]);
-    let labels = deployed("kubernetes/kustomization.yaml")?["labels"][0]["pairs"].clone();
-    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().context("labels")? {
+    let labels = read_deploy_yaml("kubernetes/kustomization.yaml")?["labels"][0]["pairs"].clone();
+    for (label, value) in
+        monitor["spec"]["selector"]["matchLabels"].as_object().context("the PodMonitor has no matchLabels")?
+    {
         assert_eq!(labels[label], *value, "{label}");
     }
     Ok(())
@@ -142,10 +154,10 @@ fn the_pod_monitor_looks_where_the_pods_serve() -> Result<()> {
 fn production_image_contains_one_program() -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/Dockerfile");
     let dockerfile = std::fs::read_to_string(path)?;
-    let last = dockerfile.rsplit("\nFROM ").next().context("a stage")?;
+    let last = dockerfile.rsplit("\nFROM ").next().context("the Dockerfile has no stage")?;
     assert!(last.starts_with("runtime AS worker\n"), "{last}");
     let copied: Vec<&str> = last.lines().filter(|line| line.starts_with("COPY --from")).collect();
     assert_eq!(copied, ["COPY --from=build /src/target/release/asset-worker /usr/local/bin/"]);
-    assert_eq!(deployed("compose.yaml")?["services"]["sandbox"]["build"]["target"], "sandbox");
+    assert_eq!(read_deploy_yaml("compose.yaml")?["services"]["sandbox"]["build"]["target"], "sandbox");
     Ok(())
 }

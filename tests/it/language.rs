@@ -1,42 +1,41 @@
-//! Descriptions in Chinese, and what becomes of them.
+//! Translation of Chinese descriptions.
 
 use anyhow::Result;
 use gemini_sandbox::Fault;
-use integration_tests::{Database, World, assert_files, codes, command, metadata};
+use integration_tests::{Database, TestEnv, assert_files, command, failure_codes, metadata};
 use serde_json::{Value, json};
 
-/// Whether Stability's API has seen nothing but ASCII.
+/// Asserts that all prompts sent to Stability's API are ASCII.
 #[track_caller]
-fn assert_english_only(world: &World) {
+fn assert_english_only(world: &TestEnv) {
     for prompt in world.sandbox.ledger().by_prompt.keys() {
         assert!(prompt.is_ascii(), "{prompt}");
     }
 }
 
-/// The prompts of a job's assets.
 fn prompts(data: &Value) -> Vec<&str> {
     let assets = data["assets"].as_array().map(Vec::as_slice).unwrap_or_default();
     assets.iter().map(|asset| asset["prompt"].as_str().unwrap_or_default()).collect()
 }
 
 #[tokio::test]
-async fn test_5_chinese_becomes_english_before_the_prompt_is_composed_on_sqlite() -> Result<()> {
-    test_5(Database::Sqlite).await
+async fn test_5_chinese_is_translated_before_prompt_composition_on_sqlite() -> Result<()> {
+    chinese_is_translated_before_prompt_composition(Database::Sqlite).await
 }
 
 #[tokio::test]
-async fn test_5_chinese_becomes_english_before_the_prompt_is_composed_on_postgres() -> Result<()> {
-    test_5(Database::Postgres).await
+async fn test_5_chinese_is_translated_before_prompt_composition_on_postgres() -> Result<()> {
+    chinese_is_translated_before_prompt_composition(Database::Postgres).await
 }
 
-/// Test 5, in Traditional and Simplified Chinese and mixed with English, by phrase book and by Gemini.
-async fn test_5(database: Database) -> Result<()> {
-    let mut world = World::with(database).await?;
-    let gemini = world.gemini().await?;
-    world.phrase_book(&json!({"一隻狐狸": "A red fox of the book"}))?;
-    let _worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+/// Test 5: Traditional and Simplified Chinese, and Chinese mixed with English, by phrase book and by Gemini.
+async fn chinese_is_translated_before_prompt_composition(database: Database) -> Result<()> {
+    let mut world = TestEnv::with_database(database).await?;
+    let gemini = world.start_gemini().await?;
+    world.write_phrase_book(&json!({"一隻狐狸": "A red fox of the book"}))?;
+    let _worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let modifiers = json!([
         "cinematic lighting",
         "professional photography",
@@ -48,16 +47,16 @@ async fn test_5(database: Database) -> Result<()> {
     let config = json!({"style_modifiers": modifiers, "negative_prompt": "模糊, text"});
     let descriptions = ["一座寧靜的山景", "一隻狐狸", "平静的海滩 at dusk", "A plain fox"];
     producer.publish(&command(1, &descriptions, &config)).await?;
-    let data = events.data_of("completed").await?;
+    let data = events.wait_for_data("completed").await?;
     assert_files(&world, &data, &[1, 2, 3, 4])?;
     let rest = "cinematic lighting, professional photography, 4k quality, highly detailed, photorealistic, cinematic";
     let english = ["A serene mountain landscape", "A red fox of the book", "A peaceful beach at dusk", "A plain fox"];
     assert_eq!(prompts(&data), english.map(|english| format!("{english}, {rest}")));
     assert_english_only(&world);
-    // One request for all that the book does not hold.
+    // One request for all texts that the phrase book does not contain.
     let asked = gemini.ledger().texts;
     assert_eq!(asked, [["一座寧靜的山景", "平静的海滩 at dusk", "電影感", "模糊, text"].map(str::to_owned).to_vec()]);
-    let rows = world.rows(r#"SELECT metadata FROM assets ORDER BY "index""#).await?;
+    let rows = world.query_rows(r#"SELECT metadata FROM assets ORDER BY "index""#).await?;
     let texts = |row: &Value| {
         let metadata = metadata(row);
         (metadata["description"].clone(), metadata["english"].clone())
@@ -68,33 +67,33 @@ async fn test_5(database: Database) -> Result<()> {
     assert_eq!(metadata(&rows[0])["negative_prompt"], "blurry, text");
     assert_eq!(data["assets"][0]["description"], "一座寧靜的山景");
 
-    // Nothing is translated twice.
+    // No text is translated twice.
     producer.publish(&command(1, &["一座寧靜的山景", "繁忙的城市街道"], &config)).await?;
-    events.data_of("completed").await?;
+    events.wait_for_data("completed").await?;
     assert_eq!(gemini.ledger().texts[1], ["繁忙的城市街道"]);
     Ok(())
 }
 
 #[tokio::test]
-async fn generate_does_the_same_in_chinese() -> Result<()> {
-    let mut world = World::new().await?;
-    let gemini = world.gemini().await?;
+async fn generate_translates_chinese_descriptions() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    let gemini = world.start_gemini().await?;
     let done = world.generate(&command(1, &["一座宁静的山景", "雨後的老街"], &json!({"style_modifiers": []}))).await?;
-    let data = done.data_of("completed")?;
+    let data = done.expect_data("completed")?;
     assert_eq!(prompts(&data), ["A serene mountain landscape", "An old street after the rain"]);
     assert_eq!(gemini.ledger().requests, 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn what_nobody_translates_fails_its_image_and_is_never_sent() -> Result<()> {
-    let mut world = World::new().await?;
-    world.phrase_book(&json!({"一隻狐狸": "A fox"}))?;
+async fn untranslated_description_fails_its_image_and_is_never_sent() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    world.write_phrase_book(&json!({"一隻狐狸": "A fox"}))?;
     let descriptions = ["一隻狐狸", "一隻熊", "A bear"];
     let done = world.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
-    let data = done.data_of("completed")?;
+    let data = done.expect_data("completed")?;
     assert_files(&world, &data, &[1, 3])?;
-    assert_eq!(codes(&data), ["translation_unavailable"]);
+    assert_eq!(failure_codes(&data), ["translation_unavailable"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("image_descriptions[1]: ") && message.contains("GEMINI_API_KEY"), "{message}");
     assert_eq!(world.sandbox.ledger().requests, 2);
@@ -103,46 +102,50 @@ async fn what_nobody_translates_fails_its_image_and_is_never_sent() -> Result<()
 }
 
 #[tokio::test]
-async fn a_translator_out_of_reach_is_asked_again_in_the_jobs_next_try() -> Result<()> {
-    let mut world = World::new().await?;
-    let gemini = world.gemini().await?;
-    // As many requests as one try sends: the first and three retries.
-    gemini.order(Fault::Status(503), 4);
-    let _worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+async fn unreachable_translator_is_retried_in_the_next_attempt() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    let gemini = world.start_gemini().await?;
+    // As many requests as one attempt sends: the first and three retries.
+    gemini.inject_fault(Fault::Status(503), 4);
+    let _worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A bear", "一隻狐狸"], &json!({"min_success_rate": 1.0}))).await?;
-    let data = events.data_of("completed").await?;
+    let data = events.wait_for_data("completed").await?;
     assert_files(&world, &data, &[1, 2])?;
     assert_eq!(gemini.ledger().requests, 5);
     let ledger = world.sandbox.ledger();
-    assert_eq!((ledger.requests, ledger.charged), (2, 2), "the image that could be made was made once");
+    assert_eq!(
+        (ledger.requests, ledger.charged),
+        (2, 2),
+        "the image that needed no translation was generated only once"
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_blocked_text_fails_its_image_and_no_other() -> Result<()> {
-    let mut world = World::new().await?;
-    let _gemini = world.gemini().await?;
+async fn blocked_text_fails_only_its_own_image() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    let _gemini = world.start_gemini().await?;
     let descriptions = ["一隻狐狸", "熊 [gemini:blocked]", "平靜的海灘", "雨後的老街", "繁忙的城市街道"];
     let done = world.generate(&command(1, &descriptions, &json!({}))).await?;
-    let data = done.data_of("completed")?;
+    let data = done.expect_data("completed")?;
     assert_files(&world, &data, &[1, 3, 4, 5])?;
-    assert_eq!(codes(&data), ["translation_unavailable"]);
+    assert_eq!(failure_codes(&data), ["translation_unavailable"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(message.contains("PROHIBITED_CONTENT"), "{message}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_translators_key_that_is_refused_is_no_reason_to_wait_and_shows_nowhere() -> Result<()> {
-    let mut world = World::new().await?;
-    let gemini = world.gemini().await?;
+async fn refused_gemini_key_fails_without_retries_and_never_leaks() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    let gemini = world.start_gemini().await?;
     world.set("GEMINI_API_KEY", "gm-hunter2-is-wrong");
     let done = world.generate(&command(1, &["一隻狐狸"], &json!({}))).await?;
     assert!(!done.log.contains("hunter2"), "{}", done.log);
-    let data = done.data_of("failed")?;
-    assert_eq!(codes(&data), ["translation_unavailable"]);
+    let data = done.expect_data("failed")?;
+    assert_eq!(failure_codes(&data), ["translation_unavailable"]);
     assert!(!data.to_string().contains("hunter2"), "{data}");
     assert_eq!((gemini.ledger().requests, world.sandbox.ledger().requests), (1, 0));
     let doctor = world.run(&["doctor"]).await?;
@@ -153,9 +156,9 @@ async fn a_translators_key_that_is_refused_is_no_reason_to_wait_and_shows_nowher
 }
 
 #[tokio::test]
-async fn a_phrase_book_that_is_none_stops_the_start() -> Result<()> {
-    let mut world = World::new().await?;
-    world.phrase_book(&json!({"一隻狐狸": "狐狸"}))?;
+async fn invalid_phrase_book_prevents_the_start() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    world.write_phrase_book(&json!({"一隻狐狸": "狐狸"}))?;
     let refused = world.run(&["run"]).await?;
     assert_eq!(refused.status.code(), Some(64));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

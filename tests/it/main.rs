@@ -1,4 +1,4 @@
-//! Tests of the whole, from the outside: real RabbitMQ, real PostgreSQL and SQLite, the built `asset-worker`.
+//! Black-box tests of the built `asset-worker` with real RabbitMQ, PostgreSQL and SQLite.
 
 mod architecture;
 mod cache;

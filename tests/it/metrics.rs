@@ -1,51 +1,51 @@
-//! What Prometheus reads at `/metrics`, and that nothing else is served.
+//! Metrics served at `/metrics`, and that no other path is served.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dev_services::wait;
-use integration_tests::{Database, LIMIT, World, command, page};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, command, documented_metrics};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Jobs with all that a metric can tell of: a retry, a stand-in, failures, a refused message, a lost broker, a day's budget.
+/// Jobs that together affect all metrics: a retry, a cached image, failures, a rejected message, a daily budget.
 #[tokio::test]
-async fn every_metric_of_the_page_is_exposed_and_no_other() -> Result<()> {
-    let mut world = World::with(Database::Postgres).await?;
+async fn exposed_metrics_match_the_documentation() -> Result<()> {
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
     world.set("WORKER_DAILY_BUDGET_USD", "5");
     world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let config = json!({"max_concurrent": 1, "min_success_rate": 0.5});
     producer.publish(&command(42, &["A bear"], &config)).await?;
-    events.until("completed").await?;
-    world.order_times("status=500", Some(1), Some("A fox"))?;
-    world.order("status=500", Some("A bear"))?;
+    events.wait_for("completed").await?;
+    world.inject_fault_times("status=500", Some(1), Some("A fox"))?;
+    world.inject_fault("status=500", Some("A bear"))?;
     let job = command(42, &["A fox", "A bear", "A gory battle"], &config);
     producer.publish(&job).await?;
-    events.until("completed").await?;
+    events.wait_for("completed").await?;
     producer.publish(&job).await?;
-    events.until("completed").await?;
-    world.order_times("status=429:1", Some(1), Some("An owl"))?;
+    events.wait_for("completed").await?;
+    world.inject_fault_times("status=429:1", Some(1), Some("An owl"))?;
     producer.publish(&command(42, &["An owl"], &config)).await?;
-    events.until("completed").await?;
+    events.wait_for("completed").await?;
     producer.publish_bytes(b"{}", None).await?;
     let settled = async || {
         let samples = worker.metrics().await.ok()?;
         let dead = samples.value("asset_worker_queue_messages", &[("queue", "assets.generate.dead")])?;
         (dead >= 1.0 && samples.value("asset_worker_jobs_in_flight", &[])? < 1.0).then_some(samples)
     };
-    let samples = wait::until("the end of all", LIMIT, settled).await?;
+    let samples = wait::wait_until("the end of all jobs", WAIT_TIMEOUT, settled).await?;
 
-    let page = page()?;
+    let page = documented_metrics()?;
     let names: BTreeSet<String> = samples.names().filter(|name| name != "target_info").collect();
     assert_eq!(names, page.keys().cloned().collect());
     for (name, labels) in samples.labels() {
         let allowed = page.get(&name).cloned().unwrap_or_default();
-        assert!(name == "target_info" || labels.is_subset(&allowed), "{name}: {labels:?}; {allowed:?} are on the page");
+        assert!(name == "target_info" || labels.is_subset(&allowed), "{name}: {labels:?}; documented are {allowed:?}");
     }
     let check = |name: &str, labels: &[(&str, &str)], value: f64| {
         let found = samples.value(name, labels);
@@ -82,33 +82,33 @@ async fn every_metric_of_the_page_is_exposed_and_no_other() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_broker_that_was_lost_is_counted_when_it_is_found_again() -> Result<()> {
-    let mut world = World::new().await?;
-    let proxy = world.broker_proxy().await?;
-    let mut worker = world.worker().await?;
+async fn broker_reconnection_is_counted() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    let proxy = world.start_broker_proxy().await?;
+    let mut worker = world.start_ready_worker().await?;
     let value = async |name: &str| worker.metrics().await.ok()?.value(name, &[]);
     assert_eq!(value("asset_worker_broker_reconnects_total").await, Some(0.0));
     proxy.close();
     let unseen = async || {
         let samples = worker.metrics().await.ok()?;
-        // What is not known is not shown.
+        // Metrics whose value is unknown are not exposed.
         (samples.value("asset_worker_ready", &[])? < 1.0
             && samples.value("asset_worker_queue_consumers", &[]).is_none())
         .then_some(())
     };
-    wait::until("the loss", LIMIT, unseen).await?;
+    wait::wait_until("the lost broker in the metrics", WAIT_TIMEOUT, unseen).await?;
     proxy.open();
-    worker.ready().await?;
+    worker.wait_until_ready().await?;
     let samples = worker.metrics().await?;
     assert_eq!(samples.value("asset_worker_broker_reconnects_total", &[]), Some(1.0));
     Ok(())
 }
 
 #[tokio::test]
-async fn nothing_else_is_served_and_nothing_secret() -> Result<()> {
-    let mut world = World::with(Database::Postgres).await?;
+async fn only_known_paths_are_served_and_without_secrets() -> Result<()> {
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
     world.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2");
-    let worker = world.worker().await?;
+    let worker = world.start_ready_worker().await?;
     for path in ["", "debug", "metrics/", "livez/x", "..%2f"] {
         assert_eq!(worker.get(path).await?.0, 404, "{path}");
     }
@@ -119,15 +119,18 @@ async fn nothing_else_is_served_and_nothing_secret() -> Result<()> {
             ["sk-sandbox", "hunter2", "postgres://", "amqp://"].into_iter().find(|secret| text.contains(secret));
         assert_eq!(secret, None, "{text}");
     }
-    assert_eq!(dev_services::http()?.post(format!("http://{}/metrics", worker.address()?)).send().await?.status(), 405);
+    assert_eq!(
+        dev_services::http_client()?.post(format!("http://{}/metrics", worker.address()?)).send().await?.status(),
+        405
+    );
     Ok(())
 }
 
-/// Clients that send half a request and wait, more than are served at once; and one that sends a head without end.
+/// More clients than are served at once send half a request and wait; one more sends an endless request head.
 #[tokio::test]
-async fn slow_and_many_clients_are_sent_away_and_disturb_nothing() -> Result<()> {
-    let world = World::new().await?;
-    let worker = world.worker().await?;
+async fn slow_or_excess_http_clients_are_disconnected() -> Result<()> {
+    let world = TestEnv::new().await?;
+    let worker = world.start_ready_worker().await?;
     let address = worker.address()?;
     let mut slow = Vec::new();
     for _ in 0..150 {
@@ -135,16 +138,19 @@ async fn slow_and_many_clients_are_sent_away_and_disturb_nothing() -> Result<()>
         client.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n").await?;
         slow.push(client);
     }
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(42, &["A fox"], &json!({}))).await?;
-    events.until("completed").await?;
-    // Whoever came after them is served as soon as they were sent away.
+    events.wait_for("completed").await?;
+    // Later clients are served once the slow ones are disconnected.
     let (status, _) = worker.get("livez").await?;
     assert_eq!(status, 200);
     for mut client in slow {
         let mut answer = Vec::new();
-        tokio::time::timeout(LIMIT, client.read_to_end(&mut answer)).await.context("a slow client is kept")?.ok();
+        tokio::time::timeout(WAIT_TIMEOUT, client.read_to_end(&mut answer))
+            .await
+            .context("a slow client was not disconnected")?
+            .ok();
     }
     let mut endless = TcpStream::connect(&address).await?;
     endless.write_all(b"GET /livez HTTP/1.1\r\n").await?;
@@ -154,25 +160,25 @@ async fn slow_and_many_clients_are_sent_away_and_disturb_nothing() -> Result<()>
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), sent).await.context("a head without end is read without end")?;
+    tokio::time::timeout(Duration::from_secs(30), sent).await.context("an endless request head was not refused")?;
     assert_eq!(worker.get("readyz").await?.0, 200);
     Ok(())
 }
 
-/// What `/livez` goes by.
+/// The heartbeat age decides the answer of `/livez`.
 #[tokio::test]
-async fn the_loop_is_heard_of_again_and_again() -> Result<()> {
-    let world = World::new().await?;
-    let worker = world.worker().await?;
+async fn consumer_loop_reports_its_heartbeat_repeatedly() -> Result<()> {
+    let world = TestEnv::new().await?;
+    let worker = world.start_ready_worker().await?;
     let silence = async || worker.metrics().await.ok()?.value("asset_worker_heartbeat_age_seconds", &[]);
     for _ in 0..2 {
-        let mut before = silence().await.context("a silence")?;
+        let mut before = silence().await.context("the heartbeat age is missing")?;
         let shorter = async || {
             let now = silence().await?;
             let shorter = now < before;
             (std::mem::replace(&mut before, now), shorter).1.then_some(())
         };
-        wait::until("a beat", LIMIT, shorter).await?;
+        wait::wait_until("a heartbeat", WAIT_TIMEOUT, shorter).await?;
     }
     Ok(())
 }

@@ -1,168 +1,172 @@
-//! What a job may cost.
+//! Cost limits of jobs and of the daily budget.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{Database, LIMIT, World, assert_files, codes, command};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, assert_files, command, failure_codes};
 use serde_json::{Value, json};
 
-/// What all workers have spent, in millionths of a dollar, and for how many requests.
-async fn spent(world: &World) -> Result<(i64, i64)> {
-    let rows = world.rows("SELECT requests, micro_usd FROM spending").await?;
+/// Number of requests and spending of all workers; the spending is in millionths of a dollar.
+async fn total_spending(world: &TestEnv) -> Result<(i64, i64)> {
+    let rows = world.query_rows("SELECT requests, micro_usd FROM spending").await?;
     let sum = |key: &str| rows.iter().filter_map(|row| row[key].as_i64()).sum();
     Ok((sum("requests"), sum("micro_usd")))
 }
 
 #[tokio::test]
-async fn credits_that_do_not_pay_for_the_job_are_noticed_before_the_first_request() -> Result<()> {
-    let mut world = World::new().await?;
+async fn insufficient_credits_are_detected_before_the_first_request() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("STABILITY_CHECK_BALANCE", "true");
-    // Five cents; three images cost six.
+    // Five credits are USD 0.05; three images cost USD 0.06.
     world.sandbox.set_credits(5.0);
     let job = || command(1, &["A fox", "A bear", "An owl"], &json!({}));
     let done = world.generate(&job()).await?;
-    assert!(done.log.contains("tried again"), "credits may be bought meanwhile: {}", done.log);
-    let data = done.data_of("failed")?;
+    assert!(
+        done.log.contains("tried again"),
+        "the job is retried, since credits may be bought meanwhile: {}",
+        done.log
+    );
+    let data = done.expect_data("failed")?;
     assert_eq!(data["error"]["code"], "insufficient_credits");
     let message = data["error"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("USD 0.06") && message.contains("5.0 credits (USD 0.05)"), "{message}");
-    assert_eq!(codes(&data), ["not_attempted"; 3]);
+    assert_eq!(failure_codes(&data), ["not_attempted"; 3]);
     assert_eq!(world.sandbox.ledger().requests, 0);
     world.sandbox.set_credits(6.0);
-    let data = world.generate(&job()).await?.data_of("completed")?;
+    let data = world.generate(&job()).await?.expect_data("completed")?;
     assert_files(&world, &data, &[1, 2, 3])
 }
 
 #[tokio::test]
-async fn max_cost_bounds_retries_too() -> Result<()> {
-    let mut world = World::new().await?;
+async fn max_cost_also_limits_retries() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("STABILITY_TIMEOUT", "1s");
-    // Every request may have been charged: it timed out.
+    // Every request timed out, so each may have been charged.
     let config = json!({"max_cost_usd": 0.05});
-    let data = world.generate(&command(1, &["A fox [fault:slow=60000]"], &config)).await?.data_of("failed")?;
+    let data = world.generate(&command(1, &["A fox [fault:slow=60000]"], &config)).await?.expect_data("failed")?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
-    assert_eq!(data["cost_usd"], json!(0.04), "two requests of two cents; a third would be six");
+    assert_eq!(data["cost_usd"], json!(0.04), "two requests of USD 0.02; a third would exceed the limit");
     assert_eq!(world.sandbox.ledger().requests, 2);
     assert_eq!(data["failures"][0]["attempts"], 2);
     Ok(())
 }
 
 #[tokio::test]
-async fn the_days_budget_ends_a_job_and_keeps_what_was_made_on_sqlite() -> Result<()> {
+async fn daily_budget_ends_job_and_keeps_finished_images_on_sqlite() -> Result<()> {
     the_days_budget_ends_a_job_and_keeps_what_was_made(Database::Sqlite).await
 }
 
 #[tokio::test]
-async fn the_days_budget_ends_a_job_and_keeps_what_was_made_on_postgres() -> Result<()> {
+async fn daily_budget_ends_job_and_keeps_finished_images_on_postgres() -> Result<()> {
     the_days_budget_ends_a_job_and_keeps_what_was_made(Database::Postgres).await
 }
 
 async fn the_days_budget_ends_a_job_and_keeps_what_was_made(database: Database) -> Result<()> {
-    let mut world = World::with(database).await?;
+    let mut world = TestEnv::with_database(database).await?;
     world.set("WORKER_DAILY_BUDGET_USD", "0.07");
-    let _worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
-    // Failures that were surely free are given back.
+    let _worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    // Failures that were certainly not charged are refunded.
     let descriptions = ["A fox [fault:status=500 x2]", "A bear", "An owl", "A cat", "A wolf"];
     producer.publish(&command(1, &descriptions, &json!({}))).await?;
-    let data = events.data_of("failed").await?;
+    let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
     let message = data["error"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("WORKER_DAILY_BUDGET_USD=0.07"), "{message}");
     assert_eq!((&data["succeeded"], &data["cost_usd"]), (&json!(3), &json!(0.06)));
-    assert_eq!(codes(&data), ["not_attempted"; 2]);
+    assert_eq!(failure_codes(&data), ["not_attempted"; 2]);
     let kept: Vec<u32> = data["assets"]
         .as_array()
-        .context("a list")?
+        .context("assets is missing")?
         .iter()
         .filter_map(|asset| asset["index"].as_u64()?.try_into().ok())
         .collect();
     assert_files(&world, &data, &kept)?;
     let ledger = world.sandbox.ledger();
     assert_eq!(ledger.charged, 3);
-    assert_eq!(spent(&world).await?.1, 60_000);
-    // The next job finds nothing left, unless what it wants is there already.
+    assert_eq!(total_spending(&world).await?.1, 60_000);
+    // No budget is left for the next job; only cached images would be possible.
     producer.publish(&command(1, &["A lynx"], &json!({}))).await?;
-    assert_eq!(events.data_of("failed").await?["error"]["code"], "budget_exceeded");
+    assert_eq!(events.wait_for_data("failed").await?["error"]["code"], "budget_exceeded");
     assert_eq!(world.sandbox.ledger().requests, ledger.requests);
     Ok(())
 }
 
 #[tokio::test]
-async fn workers_side_by_side_share_the_days_budget() -> Result<()> {
-    let mut world = World::with(Database::Postgres).await?;
+async fn concurrent_workers_share_the_daily_budget() -> Result<()> {
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
     world.set("WORKER_DAILY_BUDGET_USD", "0.10");
     world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
     world.sandbox.set_latency(Duration::from_millis(100));
-    let _workers = (world.worker().await?, world.worker().await?);
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let _workers = (world.start_ready_worker().await?, world.start_ready_worker().await?);
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     for project in 1..=2 {
         producer.publish(&command(project, &["A", "B", "C", "D", "E", "F"], &json!({"cache": "never"}))).await?;
     }
     let mut made = 0;
     for _ in 0..2 {
-        let data = events.data_of("failed").await?;
+        let data = events.wait_for_data("failed").await?;
         assert_eq!(data["error"]["code"], "budget_exceeded");
         made += data["succeeded"].as_u64().unwrap_or_default();
     }
     assert_eq!((made, world.sandbox.ledger().charged), (5, 5));
-    assert_eq!(spent(&world).await?, (5, 100_000));
+    assert_eq!(total_spending(&world).await?, (5, 100_000));
     Ok(())
 }
 
-/// Each life of the worker is ended while a request is in flight, so that it never hears what came of it.
+/// Each worker is killed while a request is in flight, so that it never learns the result.
 #[tokio::test]
-async fn a_crash_loop_cannot_burn_the_days_budget() -> Result<()> {
-    let mut world = World::new().await?;
+async fn crash_loop_cannot_exceed_the_daily_budget() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("WORKER_DAILY_BUDGET_USD", "0.05");
     let producer = {
-        let mut worker = world.worker().await?;
-        let producer = world.producer().await?;
+        let mut worker = world.start_ready_worker().await?;
+        let producer = world.connect_broker().await?;
         producer.publish(&command(1, &["A fox [fault:slow=60000]"], &json!({}))).await?;
-        killed_in_flight(&world, &mut worker, 1).await?;
+        kill_during_request(&world, &mut worker, 1).await?;
         producer
     };
-    let mut worker = world.worker().await?;
-    killed_in_flight(&world, &mut worker, 2).await?;
-    let mut events = producer.events().await?;
-    let _worker = world.worker().await?;
-    let data = events.data_of("failed").await?;
+    let mut worker = world.start_ready_worker().await?;
+    kill_during_request(&world, &mut worker, 2).await?;
+    let mut events = producer.subscribe_to_events().await?;
+    let _worker = world.start_ready_worker().await?;
+    let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
     assert_eq!(world.sandbox.ledger().requests, 2);
-    assert_eq!(data["cost_usd"], json!(0.04), "what was paid for in other lives is known");
-    assert_eq!(spent(&world).await?, (2, 40_000));
+    assert_eq!(data["cost_usd"], json!(0.04), "requests of the killed workers are included");
+    assert_eq!(total_spending(&world).await?, (2, 40_000));
     Ok(())
 }
 
-async fn killed_in_flight(world: &World, worker: &mut integration_tests::Worker, requests: u32) -> Result<()> {
+async fn kill_during_request(world: &TestEnv, worker: &mut integration_tests::Worker, requests: u32) -> Result<()> {
     let asked = async || (world.sandbox.ledger().requests == requests).then_some(());
-    wait::until("a request in flight", LIMIT, asked).await?;
+    wait::wait_until("a request in flight", WAIT_TIMEOUT, asked).await?;
     worker.signal(Signal::KILL);
-    worker.ended().await?;
+    worker.wait_for_exit().await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn what_a_job_costs_is_told_with_its_retries_while_it_runs_and_at_its_end() -> Result<()> {
-    let mut world = World::new().await?;
+async fn reported_job_cost_includes_retries_before_and_after_its_end() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("WORKER_JOB_RETRY_DELAYS", "1s");
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
-    // Four pictures that could not be finished, and charged for, are one try.
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    // Four generations that failed but were charged are one attempt.
     let order = command(1, &["A bear", "A fox [fault:error x4]"], &json!({"min_success_rate": 1.0}));
     producer.publish(&order).await?;
-    worker.has_logged("the job is tried again later").await?;
-    let job_id = order["job_id"].as_str().context("an id")?;
+    worker.wait_for_log("the job is tried again later").await?;
+    let job_id = order["job_id"].as_str().context("job_id is missing")?;
     let show = ["jobs", "show", job_id, "--json"];
     let running: Value = serde_json::from_slice(&world.run(&show).await?.stdout)?;
     assert_eq!(running["status"], "waiting");
     assert!(running["cost_usd"].as_f64().is_some_and(|cost| (cost - 0.1).abs() < 1e-9), "{running}");
-    let data = events.data_of("completed").await?;
+    let data = events.wait_for_data("completed").await?;
     assert_eq!(data["cost_usd"], json!(0.12));
     let ended: Value = serde_json::from_slice(&world.run(&show).await?.stdout)?;
     assert_eq!(ended["cost_usd"], json!(0.12));
@@ -172,38 +176,38 @@ async fn what_a_job_costs_is_told_with_its_retries_while_it_runs_and_at_its_end(
 }
 
 #[tokio::test]
-async fn a_job_that_costs_too_much_is_refused_before_anybody_is_paid_also_for_translation() -> Result<()> {
-    let mut world = World::new().await?;
-    let gemini = world.gemini().await?;
+async fn job_over_max_cost_is_refused_before_translation() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    let gemini = world.start_gemini().await?;
     let descriptions = ["A fox", "A bear", "熊", "狐狸", "狼"];
     let config = json!({"max_cost_usd": 0.08});
-    let data = world.generate(&command(1, &descriptions, &config)).await?.data_of("failed")?;
+    let data = world.generate(&command(1, &descriptions, &config)).await?.expect_data("failed")?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
     assert_eq!((world.sandbox.ledger().requests, gemini.ledger().requests), (0, 0));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_balance_that_cannot_be_asked_for_is_no_reason_not_to_work() -> Result<()> {
-    let mut world = World::new().await?;
+async fn unavailable_balance_does_not_stop_jobs() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("STABILITY_CHECK_BALANCE", "true");
     for status in [403, 404, 500] {
         world.sandbox.set_balance_status(Some(status));
         let done = world.generate(&command(1, &["A fox"], &json!({"cache": "never"}))).await?;
         assert!(done.log.contains("the account's credits are not known"), "{}", done.log);
-        done.data_of("completed")?;
+        done.expect_data("completed")?;
     }
     Ok(())
 }
 
-/// What may turn out to be free is waited for before a job is given up for want of money.
+/// A job waits for requests that may be refunded before it fails for lack of budget.
 #[tokio::test]
-async fn a_payment_that_is_refused_waits_for_those_that_may_be_given_back() -> Result<()> {
-    let world = World::new().await?;
-    // Money for four requests, four in flight, one of which is free after all.
+async fn refused_payment_waits_for_possible_refunds() -> Result<()> {
+    let world = TestEnv::new().await?;
+    // The budget covers four requests; four are in flight, one of which is not charged.
     let descriptions = ["A fox [fault:status=500 x1]", "A bear", "An owl", "A cat"];
     let data =
-        world.generate(&command(1, &descriptions, &json!({"max_cost_usd": 0.08}))).await?.data_of("completed")?;
+        world.generate(&command(1, &descriptions, &json!({"max_cost_usd": 0.08}))).await?.expect_data("completed")?;
     assert_files(&world, &data, &[1, 2, 3, 4])?;
     assert_eq!(data["cost_usd"], json!(0.08));
     Ok(())

@@ -1,51 +1,51 @@
-//! Pictures that cannot be used, and the story that good ones carry.
+//! Unusable images, and the metadata embedded in good ones.
 
 use anyhow::{Context, Result};
-use integration_tests::{World, assert_files, codes, command};
+use integration_tests::{TestEnv, assert_files, command, failure_codes};
 use serde_json::{Value, json};
 
-/// Test 6, through the whole: what the API sends is looked at before it is stored.
+/// Test 6, end to end: images from the API are checked before they are stored.
 #[tokio::test]
-async fn test_6_a_picture_of_one_colour_is_asked_for_once_more_and_then_given_up() -> Result<()> {
-    let world = World::new().await?;
+async fn test_6_unusable_image_is_requested_once_more_then_fails() -> Result<()> {
+    let world = TestEnv::new().await?;
     let descriptions =
         ["One [fault:blank]", "Two [fault:blank x1]", "Three [fault:corrupt]", "Four [fault:corrupt x1]", "Five"];
     let done = world.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
     assert_eq!(done.log.matches("picture unusable, generating once more").count(), 4, "{}", done.log);
-    let data = done.data_of("completed")?;
+    let data = done.expect_data("completed")?;
     assert_files(&world, &data, &[2, 4, 5])?;
-    assert_eq!(codes(&data), ["invalid_image", "invalid_image"]);
+    assert_eq!(failure_codes(&data), ["invalid_image", "invalid_image"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("a picture of one colour"), "{message}");
     let ledger = world.sandbox.ledger();
     for one in ["One", "Two", "Three", "Four"] {
-        assert_eq!((ledger.asked(one).requests, ledger.asked(one).charged), (2, 2), "{one}");
+        assert_eq!((ledger.prompt_counts(one).requests, ledger.prompt_counts(one).charged), (2, 2), "{one}");
     }
-    assert_eq!(data["cost_usd"], json!(0.18), "nine pictures were paid for");
-    assert_eq!(std::fs::read_dir(world.file("projects/1/assets"))?.count(), 3);
+    assert_eq!(data["cost_usd"], json!(0.18), "nine images were paid for");
+    assert_eq!(std::fs::read_dir(world.stored_path("projects/1/assets"))?.count(), 3);
     Ok(())
 }
 
 #[tokio::test]
-async fn where_no_retry_is_allowed_a_bad_picture_is_not_asked_for_again() -> Result<()> {
-    let mut world = World::new().await?;
+async fn unusable_image_is_not_requested_again_without_retries() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("STABILITY_RETRY_DELAYS", "none");
-    let data = world.generate(&command(1, &["One [fault:blank]"], &json!({}))).await?.data_of("failed")?;
-    assert_eq!((codes(&data), world.sandbox.ledger().requests), (vec!["invalid_image".to_owned()], 1));
+    let data = world.generate(&command(1, &["One [fault:blank]"], &json!({}))).await?.expect_data("failed")?;
+    assert_eq!((failure_codes(&data), world.sandbox.ledger().requests), (vec!["invalid_image".to_owned()], 1));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_blurred_picture_is_rejected_only_where_a_threshold_is_set() -> Result<()> {
-    let mut world = World::new().await?;
+async fn blurred_image_is_rejected_only_with_a_sharpness_threshold() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     let descriptions = ["A fox [fault:blurred]", "A busy city street"];
     let config = json!({"min_success_rate": 0.5, "cache": "never"});
-    let data = world.generate(&command(1, &descriptions, &config)).await?.data_of("completed")?;
+    let data = world.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
     assert_files(&world, &data, &[1, 2])?;
     world.set("IMAGE_MIN_SHARPNESS", "20");
-    let data = world.generate(&command(2, &descriptions, &config)).await?.data_of("completed")?;
+    let data = world.generate(&command(2, &descriptions, &config)).await?.expect_data("completed")?;
     assert_files(&world, &data, &[2])?;
-    assert_eq!(codes(&data), ["invalid_image"]);
+    assert_eq!(failure_codes(&data), ["invalid_image"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(
         message.starts_with("a blurred picture: sharpness ") && message.ends_with("expected at least 20.0"),
@@ -55,24 +55,24 @@ async fn a_blurred_picture_is_rejected_only_where_a_threshold_is_set() -> Result
 }
 
 #[tokio::test]
-async fn a_picture_carries_its_story_as_png_and_as_jpeg() -> Result<()> {
-    let mut world = World::new().await?;
-    world.phrase_book(&json!({"一隻狐狸": "A fox"}))?;
+async fn metadata_is_embedded_in_png_and_jpeg() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    world.write_phrase_book(&json!({"一隻狐狸": "A fox"}))?;
     let config = json!({"seed": 7, "style_modifiers": ["4k"], "negative_prompt": "blurry", "style_preset": "anime"});
     for (format, max_bytes) in [("png", "10485760"), ("jpeg", "1000000")] {
         world.set("IMAGE_MAX_BYTES", max_bytes);
         let order = command(42, &["A bear", "一隻狐狸"], &config);
-        let data = world.generate(&order).await?.data_of("completed")?;
+        let data = world.generate(&order).await?.expect_data("completed")?;
         let asset = &data["assets"][1];
         assert_eq!(asset["format"], format);
-        let file = world.file(asset["file_path"].as_str().context("a path")?);
-        let file = file.to_str().context("a path")?;
+        let file = world.stored_path(asset["file_path"].as_str().context("file_path is missing")?);
+        let file = file.to_str().context("the path is not UTF-8")?;
         let found: Value = serde_json::from_slice(&world.run(&["inspect", "--json", file]).await?.stdout)?;
         assert_eq!(
             (&found["format"], &found["width"], &found["sha256"]),
             (&json!(format), &json!(1920), &asset["sha256"])
         );
-        let job_id = order["job_id"].as_str().context("an id")?;
+        let job_id = order["job_id"].as_str().context("job_id is missing")?;
         let software = format!("asset-worker {}", env!("CARGO_PKG_VERSION"));
         let expected = json!({
             "job_id": job_id, "project_id": 42, "index": 2, "description": "一隻狐狸", "english": "A fox",
@@ -88,27 +88,27 @@ async fn a_picture_carries_its_story_as_png_and_as_jpeg() -> Result<()> {
         assert_eq!(text("Description"), "一隻狐狸");
         assert_eq!(text("Software"), software);
         let parameters = text("parameters");
-        let parameters = parameters.as_str().context("a text")?;
+        let parameters = parameters.as_str().context("the text `parameters` is missing")?;
         assert!(
             parameters.starts_with("A fox, 4k\nNegative prompt: blurry\nSteps: 40, CFG scale: 8, Seed: 8, "),
             "{parameters}"
         );
         let shown = String::from_utf8_lossy(&world.run(&["inspect", file]).await?.stdout).into_owned();
         for told in [job_id, "一隻狐狸", "A fox, 4k", "anime", &software] {
-            assert!(shown.contains(told), "{told} in {shown}");
+            assert!(shown.contains(told), "{told} is not in {shown}");
         }
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn what_is_no_picture_of_ours_has_no_story_and_what_is_no_picture_is_refused() -> Result<()> {
-    let mut world = World::new().await?;
-    // A file is looked at whatever the settings are.
+async fn inspect_accepts_foreign_images_and_refuses_other_files() -> Result<()> {
+    let mut world = TestEnv::new().await?;
+    // `inspect` works with invalid settings too.
     world.set("DATABASE_URL", "nonsense");
     let stranger = world.folder().join("stranger.png");
     image::RgbImage::new(8, 8).save(&stranger)?;
-    let output = world.run(&["inspect", stranger.to_str().context("a path")?]).await?;
+    let output = world.run(&["inspect", stranger.to_str().context("the path is not UTF-8")?]).await?;
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("story           none"));
     std::fs::write(world.folder().join("note.txt"), "a note")?;

@@ -1,43 +1,43 @@
-//! What people do about commands and events that did not arrive; and jobs that take turns.
+//! Dead letters, unroutable events, time slices, and outages of the database.
 
 use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dev_services::wait::until;
-use integration_tests::{Database, LIMIT, Producer, World, assert_files, command};
+use dev_services::wait::wait_until;
+use integration_tests::{BrokerClient, Database, TestEnv, WAIT_TIMEOUT, assert_files, command};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 
 #[track_caller]
-fn said(output: &Output, code: i32) -> String {
+fn expect_exit_code(output: &Output, code: i32) -> String {
     let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
     assert_eq!(output.status.code(), Some(code), "{text}");
     text
 }
 
-async fn listed(world: &World, more: &[&str]) -> Result<Vec<Value>> {
+async fn list_dead_letters(world: &TestEnv, more: &[&str]) -> Result<Vec<Value>> {
     let output = world.run(&[&["dead-letters", "list", "--json"], more].concat()).await?;
-    serde_json::from_slice(&output.stdout).with_context(|| said(&output, 0))
+    serde_json::from_slice(&output.stdout).with_context(|| expect_exit_code(&output, 0))
 }
 
-/// Waits until so many dead letters lie there.
-async fn dead(producer: &Producer, count: u32) -> Result<()> {
-    let there = async || (producer.ready("assets.generate.dead").await.ok()? == count).then_some(());
-    until(&format!("{count} dead letters"), LIMIT, there).await
+/// Waits until the dead-letter queue holds this many messages.
+async fn wait_for_dead_letters(producer: &BrokerClient, count: u32) -> Result<()> {
+    let there = async || (producer.ready_count("assets.generate.dead").await.ok()? == count).then_some(());
+    wait_until(&format!("{count} dead letters"), WAIT_TIMEOUT, there).await
 }
 
 #[tokio::test]
 async fn dead_letters_are_listed_shown_replayed_and_discarded() -> Result<()> {
-    let mut world = World::new().await?;
+    let mut world = TestEnv::new().await?;
     world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
     let first = command(7, &["A fox"], &json!({"max_concurrent": 1}));
-    let mut events = producer.events().await?;
+    let mut events = producer.subscribe_to_events().await?;
     producer.publish(&first).await?;
-    events.until("completed").await?;
-    // Three dead letters: no JSON, a bad command, and another command of a known job.
+    events.wait_for("completed").await?;
+    // Three dead letters: invalid JSON, an invalid command, and another command with the id of a known job.
     producer.publish_bytes(b"no JSON", None).await?;
     let bad = command(7, &["A fox"], &json!({"steps": 5}));
     producer
@@ -46,10 +46,10 @@ async fn dead_letters_are_listed_shown_replayed_and_discarded() -> Result<()> {
     let mut conflict = first.clone();
     conflict["image_descriptions"] = json!(["A bear"]);
     producer.publish(&conflict).await?;
-    dead(&producer, 3).await?;
+    wait_for_dead_letters(&producer, 3).await?;
     drop(worker);
 
-    let all = listed(&world, &[]).await?;
+    let all = list_dead_letters(&world, &[]).await?;
     let reasons: Vec<_> = all.iter().map(|letter| letter["reason"].as_str().unwrap_or_default().to_owned()).collect();
     assert!(
         reasons[0].starts_with("invalid_request: body: not JSON") && reasons[2] == "job_id_conflict",
@@ -57,28 +57,35 @@ async fn dead_letters_are_listed_shown_replayed_and_discarded() -> Result<()> {
     );
     assert!(all.iter().all(|letter| letter["rejected_at"].as_str().is_some_and(|at| at.ends_with('Z'))), "{all:?}");
     assert_eq!((&all[0]["job_id"], &all[1]["job_id"]), (&json!(null), &bad["job_id"]));
-    assert_eq!(listed(&world, &["--reason", "job_id_conflict"]).await?.len(), 1);
-    assert_eq!(listed(&world, &["--job", bad["job_id"].as_str().context("an id")?]).await?.len(), 1);
-    // Looking changes nothing, however often.
+    assert_eq!(list_dead_letters(&world, &["--reason", "job_id_conflict"]).await?.len(), 1);
+    assert_eq!(
+        list_dead_letters(&world, &["--job", bad["job_id"].as_str().context("job_id is missing")?]).await?.len(),
+        1
+    );
+    // Listing does not change the queue, however often it is done.
     for _ in 0..3 {
-        assert_eq!(listed(&world, &[]).await?, all);
+        assert_eq!(list_dead_letters(&world, &[]).await?, all);
     }
-    let id = all[1]["id"].as_str().context("an id")?;
-    let shown = said(&world.run(&["dead-letters", "show", id]).await?, 0);
+    let id = all[1]["id"].as_str().context("the dead letter has no id")?;
+    let shown = expect_exit_code(&world.run(&["dead-letters", "show", id]).await?, 0);
     assert!(shown.contains("config.steps: 5 is not allowed") && shown.contains("traceparent"), "{shown}");
-    assert!(said(&world.run(&["dead-letters", "list"]).await?, 0).contains("job_id_conflict"));
+    assert!(expect_exit_code(&world.run(&["dead-letters", "list"]).await?, 0).contains("job_id_conflict"));
 
-    // What does not fit is refused, and nothing is done without saying to which.
-    said(&world.run(&["dead-letters", "replay"]).await?, 64);
-    said(&world.run(&["dead-letters", "discard", "--id", "none"]).await?, 64);
-    assert_eq!(said(&world.run(&["dead-letters", "discard", "--reason", "job_id"]).await?, 0).trim(), "discarded: 1");
-    assert_eq!(said(&world.run(&["dead-letters", "replay", "--id", id]).await?, 0).trim(), "replayed: 1");
-    assert_eq!(listed(&world, &[]).await?.len(), 1);
-    // It is rejected again, with the headers it came with, and with why and when it was replayed.
-    let _worker = world.worker().await?;
-    dead(&producer, 2).await?;
-    let again = listed(&world, &["--job", bad["job_id"].as_str().context("an id")?]).await?;
-    let id = again[0]["id"].as_str().context("an id")?;
+    // Invalid arguments are refused, and nothing is done without a selection.
+    expect_exit_code(&world.run(&["dead-letters", "replay"]).await?, 64);
+    expect_exit_code(&world.run(&["dead-letters", "discard", "--id", "none"]).await?, 64);
+    assert_eq!(
+        expect_exit_code(&world.run(&["dead-letters", "discard", "--reason", "job_id"]).await?, 0).trim(),
+        "discarded: 1"
+    );
+    assert_eq!(expect_exit_code(&world.run(&["dead-letters", "replay", "--id", id]).await?, 0).trim(), "replayed: 1");
+    assert_eq!(list_dead_letters(&world, &[]).await?.len(), 1);
+    // The replayed command is rejected again; it keeps its headers and has the earlier reason and the time of the
+    // replay.
+    let _worker = world.start_ready_worker().await?;
+    wait_for_dead_letters(&producer, 2).await?;
+    let again = list_dead_letters(&world, &["--job", bad["job_id"].as_str().context("job_id is missing")?]).await?;
+    let id = again[0]["id"].as_str().context("the dead letter has no id")?;
     let shown: Value = serde_json::from_slice(&world.run(&["dead-letters", "show", id, "--json"]).await?.stdout)?;
     let header = |name: &str| {
         let headers = shown["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -87,75 +94,78 @@ async fn dead_letters_are_listed_shown_replayed_and_discarded() -> Result<()> {
     assert!(header("traceparent").contains("4bf92f3577b34da6a3ce929d0e0e4736"), "{shown}");
     assert!(header("x-replayed-reason").contains("steps: 5") && header("x-replayed-at").contains('T'), "{shown}");
     assert_eq!(shown["body"], bad);
-    assert_eq!(said(&world.run(&["dead-letters", "discard", "--all"]).await?, 0).trim(), "discarded: 2");
-    assert!(said(&world.run(&["dead-letters", "list"]).await?, 0).contains("no dead letters"));
+    assert_eq!(expect_exit_code(&world.run(&["dead-letters", "discard", "--all"]).await?, 0).trim(), "discarded: 2");
+    assert!(expect_exit_code(&world.run(&["dead-letters", "list"]).await?, 0).contains("no dead letters"));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_message_that_says_its_body_is_something_else_is_refused_by_name() -> Result<()> {
-    let world = World::new().await?;
-    let _worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+async fn unsupported_content_type_or_encoding_is_refused() -> Result<()> {
+    let world = TestEnv::new().await?;
+    let _worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let order = command(7, &["A fox"], &json!({}));
     let plain = BasicProperties::default().with_delivery_mode(2);
     let xml = plain.clone().with_content_type("application/xml".into());
     producer.publish_raw(order.to_string().as_bytes(), xml).await?;
-    let data = events.data_of("failed").await?;
+    let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "invalid_request");
     assert_eq!(data["error"]["message"], "content_type: \"application/xml\" is not allowed; application/json");
-    producer.dead_letter().await?;
+    producer.take_dead_letter().await?;
     let zipped = plain.clone().with_content_type("application/json".into()).with_content_encoding("gzip".into());
     producer.publish_raw(b"\x1f\x8b\x08", zipped).await?;
-    let reason = producer.dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
+    let reason = producer.take_dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
     assert!(reason.starts_with("invalid_request: content_encoding: \"gzip\" is not allowed; none"), "{reason}");
-    // A key that stands there twice could be read in two ways.
+    // A duplicate key is ambiguous.
     producer.publish_bytes(br#"{"job_id": "a", "job_id": "b"}"#, None).await?;
-    let reason = producer.dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
+    let reason = producer.take_dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
     assert!(reason.contains("the key \"job_id\" stands there twice"), "{reason}");
-    // A charset is no other type, and none at all is taken for JSON.
+    // A charset is no other type, and a missing content type is taken for JSON.
     for content_type in [Some("application/json; charset=utf-8"), None] {
         let properties = content_type.map_or(plain.clone(), |kind| plain.clone().with_content_type(kind.into()));
         producer.publish_raw(command(7, &["A fox"], &json!({})).to_string().as_bytes(), properties).await?;
-        events.data_of("completed").await?;
+        events.wait_for_data("completed").await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_terminal_event_that_nobody_was_bound_for_is_sent_again_on_request() -> Result<()> {
-    let world = World::new().await?;
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
+async fn unroutable_terminal_event_is_republished_on_request() -> Result<()> {
+    let world = TestEnv::new().await?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
     let order = command(7, &["A fox"], &json!({}));
     producer.publish(&order).await?;
-    worker.has_logged("no queue is bound for the job's terminal event").await?;
-    let job_id = order["job_id"].as_str().context("an id")?;
-    assert!(said(&world.run(&["jobs", "republish", job_id]).await?, 1).contains("no queue is bound for 1 of 1 events"));
-    let mut events = producer.events().await?;
-    assert_eq!(said(&world.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 1");
-    let event = events.until("completed").await?.remove(0);
-    let rows = world.rows("SELECT terminal_event FROM jobs").await?;
+    worker.wait_for_log("no queue is bound for the job's terminal event").await?;
+    let job_id = order["job_id"].as_str().context("job_id is missing")?;
+    assert!(
+        expect_exit_code(&world.run(&["jobs", "republish", job_id]).await?, 1)
+            .contains("no queue is bound for 1 of 1 events")
+    );
+    let mut events = producer.subscribe_to_events().await?;
+    assert_eq!(expect_exit_code(&world.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 1");
+    let event = events.wait_for("completed").await?.remove(0);
+    let rows = world.query_rows("SELECT terminal_event FROM jobs").await?;
     assert_eq!(rows[0]["terminal_event"].as_str().map(str::as_bytes), Some(&event.body[..]));
-    // It is known to be there now, and is sent again only where somebody asks for that very job.
-    assert_eq!(said(&world.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 0");
-    assert_eq!(said(&world.run(&["jobs", "republish", job_id]).await?, 0).trim(), "sent: 1");
-    assert_eq!(events.until("completed").await?[0].body, event.body);
-    said(&world.run(&["jobs", "republish", "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10"]).await?, 64);
+    // The event is now known to be delivered, so it is sent again only when its job is named.
+    assert_eq!(expect_exit_code(&world.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 0");
+    assert_eq!(expect_exit_code(&world.run(&["jobs", "republish", job_id]).await?, 0).trim(), "sent: 1");
+    assert_eq!(events.wait_for("completed").await?[0].body, event.body);
+    expect_exit_code(&world.run(&["jobs", "republish", "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10"]).await?, 64);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_long_job_lets_those_that_wait_go_first_and_costs_nothing_more() -> Result<()> {
-    let mut world = World::new().await?;
+async fn preempted_job_lets_waiting_jobs_run_without_extra_cost() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("WORKER_JOB_SLICE", "1s");
     world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
     world.sandbox.set_sketch(true);
     world.sandbox.set_latency(Duration::from_millis(700));
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let one_by_one = json!({"max_concurrent": 1});
     let long = command(1, &["A", "B", "C", "D", "E", "F"], &one_by_one);
     let short = command(2, &["A fox"], &one_by_one);
@@ -165,84 +175,84 @@ async fn a_long_job_lets_those_that_wait_go_first_and_costs_nothing_more() -> Re
     let mut started = 0;
     while ended.len() < 2 {
         let event = events.next().await?;
-        match event.kind().as_str() {
+        match event.event_type().as_str() {
             "assets.generation.started" => started += 1,
             "assets.generation.completed" => ended.push(event.json()["data"].clone()),
             _ => {}
         }
     }
-    assert_eq!(started, 2, "a job starts once, however many slices it has");
+    assert_eq!(started, 2, "`started` is published once, however many time slices the job has");
     assert_eq!(
         (&ended[0]["project_id"], &ended[1]["project_id"]),
         (&json!(2), &json!(1)),
-        "the short one went between"
+        "the short job ran between the slices of the long one"
     );
     assert_files(&world, &ended[1], &[1, 2, 3, 4, 5, 6])?;
     assert_eq!(world.sandbox.ledger().requests, 7);
     assert!(worker.log().contains("the job's time slice is over"), "{}", worker.log());
-    let rows = world.rows("SELECT attempts FROM jobs").await?;
-    assert!(rows.iter().all(|row| row["attempts"] == 0), "a slice with progress is no try: {rows:?}");
+    let rows = world.query_rows("SELECT attempts FROM jobs").await?;
+    assert!(rows.iter().all(|row| row["attempts"] == 0), "a time slice with progress counts no attempt: {rows:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn slices_without_progress_count_as_tries_so_that_nothing_circles_for_ever() -> Result<()> {
-    let mut world = World::new().await?;
+async fn time_slices_without_progress_count_as_attempts() -> Result<()> {
+    let mut world = TestEnv::new().await?;
     world.set("WORKER_JOB_SLICE", "1s");
-    // Every slice is over while the image waits for its retry.
+    // Every time slice ends while the image waits for its retry.
     world.set("STABILITY_RETRY_DELAYS", "4m");
-    let _worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let _worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox [fault:status=503]"], &json!({}))).await?;
-    let data = events.data_of("failed").await?;
+    let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "attempts_exhausted");
     assert_eq!(world.sandbox.ledger().requests, 3);
     Ok(())
 }
 
-/// The picture in flight when the database goes away is kept until it is back, and no other is paid for meanwhile.
+/// The image in flight at the database outage is kept until the database is back; no other is paid for meanwhile.
 #[tokio::test]
-async fn a_database_that_is_away_costs_no_image_and_no_event() -> Result<()> {
-    let mut world = World::with(Database::Postgres).await?;
-    let database = world.database_proxy().await?;
+async fn database_outage_loses_no_image_and_no_event() -> Result<()> {
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
+    let database = world.start_database_proxy().await?;
     world.sandbox.set_sketch(true);
     world.sandbox.set_latency(Duration::from_secs(1));
-    let mut worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let mut worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}))).await?;
     let second = async || (world.sandbox.ledger().requests == 2).then_some(());
-    until("the second request", LIMIT, second).await?;
+    wait_until("the second request", WAIT_TIMEOUT, second).await?;
     database.close();
-    worker.has_logged("waiting for the database").await?;
-    assert_eq!(world.sandbox.ledger().requests, 2, "without a database nothing is paid for");
+    worker.wait_for_log("waiting for the database").await?;
+    assert_eq!(world.sandbox.ledger().requests, 2, "nothing is paid for without a database");
     let unready = async || worker.probe("readyz").await.ok().filter(|(status, _)| *status == 503);
-    until("/readyz to say so", LIMIT, unready).await?;
+    wait_until("/readyz to answer 503", WAIT_TIMEOUT, unready).await?;
     database.open();
-    let data = events.data_of("completed").await?;
+    let data = events.wait_for_data("completed").await?;
     assert_files(&world, &data, &[1, 2, 3])?;
-    assert_eq!(world.sandbox.ledger().requests, 3, "no picture was paid for twice");
+    assert_eq!(world.sandbox.ledger().requests, 3, "no image was paid for twice");
     assert!(worker.is_running());
     Ok(())
 }
 
-/// Its file is removed meanwhile, as by a renderer that has taken it.
+/// The finished file is removed meanwhile, as by a rendering stage that has taken it.
 #[tokio::test]
 async fn finished_image_is_not_requested_again_by_the_next_attempt() -> Result<()> {
-    let mut world = World::new().await?;
+    let mut world = TestEnv::new().await?;
     world.set("WORKER_JOB_RETRY_DELAYS", "1s");
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["A fox", "A bear [fault:status=503 x4]"];
     producer.publish(&command(1, &descriptions, &json!({"min_success_rate": 1.0}))).await?;
-    worker.has_logged("the job is tried again later").await?;
-    std::fs::remove_file(world.file("projects/1/assets/image_001.png"))?;
-    let seen = events.until("completed").await?;
+    worker.wait_for_log("the job is tried again later").await?;
+    std::fs::remove_file(world.stored_path("projects/1/assets/image_001.png"))?;
+    let seen = events.wait_for("completed").await?;
     let told = seen.iter().filter(|event| event.json()["data"]["index"] == 1).count();
-    assert_eq!(told, 1, "its progress is published once");
+    assert_eq!(told, 1, "progress of the finished image is published once");
     let ledger = world.sandbox.ledger();
-    assert_eq!((ledger.asked("A fox").requests, ledger.asked("A bear").requests), (1, 5));
+    assert_eq!((ledger.prompt_counts("A fox").requests, ledger.prompt_counts("A bear").requests), (1, 5));
     Ok(())
 }

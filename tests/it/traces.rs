@@ -1,61 +1,64 @@
-//! What an OTLP collector receives of jobs.
+//! Traces, log records and metrics of jobs, as received by an OTLP collector.
 
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{Collector, Database, LIMIT, Span, World, command};
+use integration_tests::{Collector, Database, Span, TestEnv, WAIT_TIMEOUT, command};
 use serde_json::json;
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-const PRODUCER: &str = "00f067aa0ba902b7";
+const PRODUCER_SPAN_ID: &str = "00f067aa0ba902b7";
 const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-const CONSUMED: &str = "assets.commands:generate:assets.generate";
+const CONSUMER_DESTINATION: &str = "assets.commands:generate:assets.generate";
 
-/// A world whose workers send to this collector by this protocol.
-fn traced(world: &mut World, collector: &Collector, protocol: &str) {
+/// Makes the workers of an environment export to this collector with this protocol.
+fn export_to_collector(world: &mut TestEnv, collector: &Collector, protocol: &str) {
     world.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.clone());
     world.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
     world.set("OTEL_BSP_SCHEDULE_DELAY", "50");
 }
 
-/// The spans of a trace, as a tree that can be read: kind, name, and what was said to be of interest.
-struct Tree<'a> {
+/// The spans of a trace as a readable tree: kind, name and selected attributes.
+struct SpanTree<'a> {
     spans: Vec<&'a Span>,
-    shown: &'a [&'a str],
+    shown_attributes: &'a [&'a str],
 }
 
-impl<'a> Tree<'a> {
-    fn of(spans: &'a [Span], trace_id: &str, shown: &'a [&'a str]) -> Self {
-        // What the database does besides is looked at elsewhere.
+impl<'a> SpanTree<'a> {
+    fn new(spans: &'a [Span], trace_id: &str, shown_attributes: &'a [&'a str]) -> Self {
+        // Database spans are checked elsewhere.
         let spans =
             spans.iter().filter(|span| span.trace_id == trace_id && !span.attributes.contains_key("db.system.name"));
-        Self { spans: spans.collect(), shown }
+        Self { spans: spans.collect(), shown_attributes }
     }
 
-    fn below(&self, parent: &str, depth: usize, lines: &mut Vec<String>) {
-        let mut children: Vec<_> = self.spans.iter().filter(|span| span.parent == parent).collect();
-        children.sort_by_key(|span| span.begun);
+    fn append_children(&self, parent: &str, depth: usize, lines: &mut Vec<String>) {
+        let mut children: Vec<_> = self.spans.iter().filter(|span| span.parent_id == parent).collect();
+        children.sort_by_key(|span| span.start_unix_nanos);
         for span in children {
-            let values = self.shown.iter().filter_map(|name| Some(format!(" {name}={}", span.attributes.get(*name)?)));
-            let failed = span.failure.as_ref().map_or("", |_| " FAILED");
+            let values = self
+                .shown_attributes
+                .iter()
+                .filter_map(|name| Some(format!(" {name}={}", span.attributes.get(*name)?)));
+            let failed = span.error_message.as_ref().map_or("", |_| " FAILED");
             let kind = if span.kind == "internal" { String::new() } else { format!("{} ", span.kind) };
             lines.push(format!("{}{kind}{}{}{failed}", "  ".repeat(depth), span.name, values.collect::<String>()));
-            self.below(&span.id, depth + 1, lines);
+            self.append_children(&span.id, depth + 1, lines);
         }
     }
 
-    fn text(&self, parent: &str) -> String {
+    fn render(&self, parent: &str) -> String {
         let mut lines = Vec::new();
-        self.below(parent, 0, &mut lines);
+        self.append_children(parent, 0, &mut lines);
         lines.join("\n")
     }
 }
 
-/// What the job of the next test is seen as.
+/// Expected span tree of the job in the next test.
 fn expected_tree() -> String {
     format!(
-        "consumer process {CONSUMED}
-  client receive {CONSUMED}
+        "consumer process {CONSUMER_DESTINATION}
+  client receive {CONSUMER_DESTINATION}
   job
     claim
     producer send assets.events:assets.generation.started
@@ -93,7 +96,7 @@ fn expected_tree() -> String {
     )
 }
 
-/// What the conventions want of each kind of span.
+/// Checks the attributes that the semantic conventions require for each kind of span.
 fn check_attributes(spans: &[Span], job_id: &str) -> Result<()> {
     let span = |name: &str| {
         spans.iter().find(|span| span.trace_id == TRACE_ID && span.name == name).with_context(|| name.to_owned())
@@ -115,11 +118,11 @@ fn check_attributes(spans: &[Span], job_id: &str) -> Result<()> {
         ],
     );
     check(
-        span(&format!("process {CONSUMED}"))?,
+        span(&format!("process {CONSUMER_DESTINATION}"))?,
         &[
             ("messaging.system", "rabbitmq"),
             ("messaging.operation.type", "process"),
-            ("messaging.destination.name", CONSUMED),
+            ("messaging.destination.name", CONSUMER_DESTINATION),
         ],
     );
     check(
@@ -144,7 +147,7 @@ fn check_attributes(spans: &[Span], job_id: &str) -> Result<()> {
         ],
     );
     let claim = span("claim")?;
-    let asked = spans.iter().find(|span| span.parent == claim.id).context("the claim asks the database")?;
+    let asked = spans.iter().find(|span| span.parent_id == claim.id).context("the claim has no database span")?;
     assert_eq!((asked.name.as_str(), asked.kind), ("claim jobs", "client"));
     check(asked, &[("db.system.name", "postgresql"), ("db.operation.name", "claim"), ("db.collection.name", "jobs")]);
     assert!(span("job")?.resource["service.name"] == "asset-worker");
@@ -153,37 +156,37 @@ fn check_attributes(spans: &[Span], job_id: &str) -> Result<()> {
 
 /// One job with an image that is retried, one that comes from the cache, and one that fails.
 #[tokio::test]
-async fn a_job_is_one_trace_from_the_producers_span_to_its_events() -> Result<()> {
+async fn job_is_one_trace_from_producer_span_to_events() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = World::with(Database::Postgres).await?;
-    traced(&mut world, &collector, "http/protobuf");
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
+    export_to_collector(&mut world, &collector, "http/protobuf");
     world.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2");
     world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    let mut worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let mut worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let config = json!({"max_concurrent": 1, "min_success_rate": 0.5});
     producer.publish(&command(42, &["A bear"], &config)).await?;
-    events.until("completed").await?;
-    world.order_times("status=500", Some(1), Some("A fox"))?;
-    world.order("status=500", Some("A bear"))?;
+    events.wait_for("completed").await?;
+    world.inject_fault_times("status=500", Some(1), Some("A fox"))?;
+    world.inject_fault("status=500", Some("A bear"))?;
     let job = command(42, &["A fox", "A bear", "A gory battle"], &config);
     producer.publish_traced(&job, TRACE_PARENT, "vendor=opaque").await?;
-    let seen = events.until("completed").await?;
+    let seen = events.wait_for("completed").await?;
     worker.signal(Signal::TERM);
-    assert!(worker.ended().await?.success());
+    assert!(worker.wait_for_exit().await?.success());
 
     let spans = collector.spans();
     let shown = ["image.index", "image.origin", "error.type", "http.response.status_code", "http.request.resend_count"];
-    assert_eq!(Tree::of(&spans, TRACE_ID, &shown).text(PRODUCER), expected_tree());
+    assert_eq!(SpanTree::new(&spans, TRACE_ID, &shown).render(PRODUCER_SPAN_ID), expected_tree());
 
-    check_attributes(&spans, job["job_id"].as_str().context("an id")?)?;
-    let headers = collector.headers("authorization");
+    check_attributes(&spans, job["job_id"].as_str().context("job_id is missing")?)?;
+    let headers = collector.header_values("authorization");
     assert!(!headers.is_empty() && headers.iter().all(|value| value == "Bearer hunter2"), "{headers:?}");
 
-    // The event carries the trace on: where it was made is a span of this trace.
+    // The event's trace context names the span in which it was published.
     for event in &seen {
-        let header = event.header("traceparent").context("a traceparent")?;
+        let header = event.header("traceparent").context("traceparent is missing")?;
         assert_eq!(
             (event.json()["traceparent"].as_str(), event.header("tracestate").as_deref()),
             (Some(header.as_str()), Some("vendor=opaque"))
@@ -193,10 +196,10 @@ async fn a_job_is_one_trace_from_the_producers_span_to_its_events() -> Result<()
         assert_eq!((parts[1], parts[3]), (TRACE_ID, "01"));
         assert!(
             spans.iter().any(|span| span.trace_id == TRACE_ID && span.id == parts[2]),
-            "{header} is no span of ours"
+            "{header} names no exported span"
         );
     }
-    let told = spans.iter().flat_map(|span| span.attributes.values().chain(&span.failure).chain([&span.name]));
+    let told = spans.iter().flat_map(|span| span.attributes.values().chain(&span.error_message).chain([&span.name]));
     for text in told {
         let secret = ["sk-sandbox", "hunter2", "A bear", "A fox", "gory"].iter().find(|secret| text.contains(**secret));
         assert_eq!(secret, None, "{text}");
@@ -207,113 +210,116 @@ async fn a_job_is_one_trace_from_the_producers_span_to_its_events() -> Result<()
 #[tokio::test]
 async fn requests_to_gemini_are_spans_below_the_stage_translate() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = World::new().await?;
-    traced(&mut world, &collector, "grpc");
-    let _gemini = world.gemini().await?;
-    let mut worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let mut world = TestEnv::new().await?;
+    export_to_collector(&mut world, &collector, "grpc");
+    let _gemini = world.start_gemini().await?;
+    let mut worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["一隻狐狸"], &json!({}))).await?;
-    events.until("completed").await?;
+    events.wait_for("completed").await?;
     worker.signal(Signal::TERM);
-    assert!(worker.ended().await?.success());
+    assert!(worker.wait_for_exit().await?.success());
 
     let spans = collector.spans();
-    let translate = spans.iter().find(|span| span.name == "translate").context("the stage")?;
-    let mut requests = spans.iter().filter(|span| span.parent == translate.id && span.name == "POST");
-    let request = requests.next().context("the request to Gemini")?;
+    let translate = spans.iter().find(|span| span.name == "translate").context("no span of the stage translate")?;
+    let mut requests = spans.iter().filter(|span| span.parent_id == translate.id && span.name == "POST");
+    let request = requests.next().context("no span of the request to Gemini")?;
     assert!(request.attribute("url.full").contains("/v1beta/models/"), "{}", request.attribute("url.full"));
     assert_eq!(request.attribute("http.response.status_code"), "200");
     assert_eq!(requests.count(), 0);
     Ok(())
 }
 
-/// The same job again: once its worker was killed, once it had ended.
+/// The same job again: first after its worker was killed, then after the job had ended.
 #[tokio::test]
-async fn a_continued_and_a_repeated_job_point_to_the_trace_before() -> Result<()> {
+async fn continued_or_repeated_job_links_to_previous_trace() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = World::new().await?;
-    traced(&mut world, &collector, "grpc");
-    world.order_times("slow=60000", Some(1), None)?;
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let mut world = TestEnv::new().await?;
+    export_to_collector(&mut world, &collector, "grpc");
+    world.inject_fault_times("slow=60000", Some(1), None)?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let job = command(42, &["A fox"], &json!({}));
     producer.publish_traced(&job, TRACE_PARENT, "vendor=opaque").await?;
-    events.until("started").await?;
+    events.wait_for("started").await?;
     let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
-    wait::until("a request", LIMIT, asked).await?;
+    wait::wait_until("a request", WAIT_TIMEOUT, asked).await?;
     worker.signal(Signal::KILL);
     drop(worker);
-    let mut worker = world.worker().await?;
-    events.until("completed").await?;
+    let mut worker = world.start_ready_worker().await?;
+    events.wait_for("completed").await?;
     let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     producer.publish_traced(&job, other, "").await?;
-    events.until("completed").await?;
+    events.wait_for("completed").await?;
     worker.signal(Signal::TERM);
-    assert!(worker.ended().await?.success());
+    assert!(worker.wait_for_exit().await?.success());
 
     let spans = collector.spans();
     let of = |trace_id: &str| {
-        spans.iter().find(|span| span.name == "job" && span.trace_id == trace_id).context("a job's span")
+        spans.iter().find(|span| span.name == "job" && span.trace_id == trace_id).context("no span of the job")
     };
     let (continued, repeated) = (of(TRACE_ID)?, of("0af7651916cd43dd8448eb211c80319c")?);
-    // The killed worker's span was never sent; its place in the trace is known all the same.
+    // The killed worker's span was never exported, but the link to it is there.
     let [(trace_id, earlier)] = continued.links.as_slice() else { anyhow::bail!("{continued:?}") };
     assert_eq!(trace_id, TRACE_ID);
-    assert!(*earlier != continued.id && *earlier != PRODUCER, "{continued:?}");
+    assert!(*earlier != continued.id && *earlier != PRODUCER_SPAN_ID, "{continued:?}");
     assert_eq!(repeated.links, [(TRACE_ID.to_owned(), continued.id.clone())]);
     assert_eq!((repeated.attribute("job.outcome"), continued.attribute("job.outcome")), ("already_ended", "completed"));
     Ok(())
 }
 
 #[tokio::test]
-async fn what_is_not_sampled_is_not_sent_and_is_carried_on_all_the_same() -> Result<()> {
+async fn unsampled_trace_is_propagated_but_not_exported() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = World::new().await?;
-    traced(&mut world, &collector, "grpc");
-    let mut worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let mut world = TestEnv::new().await?;
+    export_to_collector(&mut world, &collector, "grpc");
+    let mut worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     producer.publish_traced(&command(42, &["A bear"], &json!({})), other, "").await?;
-    events.until("completed").await?;
+    events.wait_for("completed").await?;
     let unsampled = TRACE_PARENT.replace("-01", "-00");
     producer.publish_traced(&command(42, &["A fox"], &json!({})), &unsampled, "vendor=opaque").await?;
-    let seen = events.until("completed").await?;
+    let seen = events.wait_for("completed").await?;
     for event in &seen {
-        let header = event.header("traceparent").context("a traceparent")?;
+        let header = event.header("traceparent").context("traceparent is missing")?;
         assert!(header.starts_with(&format!("00-{TRACE_ID}-")) && header.ends_with("-00"), "{header}");
     }
     worker.signal(Signal::TERM);
-    assert!(worker.ended().await?.success());
+    assert!(worker.wait_for_exit().await?.success());
     let spans = collector.spans();
-    assert!(spans.iter().any(|span| span.trace_id == "0af7651916cd43dd8448eb211c80319c"), "the sampled one is sent");
+    assert!(
+        spans.iter().any(|span| span.trace_id == "0af7651916cd43dd8448eb211c80319c"),
+        "the sampled trace is exported"
+    );
     assert!(spans.iter().all(|span| span.trace_id != TRACE_ID), "{spans:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn log_lines_and_metrics_are_sent_too_where_that_is_asked_for() -> Result<()> {
+async fn logs_and_metrics_are_exported_when_enabled() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = World::new().await?;
+    let mut world = TestEnv::new().await?;
     for protocol in ["grpc", "http/protobuf"] {
-        traced(&mut world, &collector, protocol);
+        export_to_collector(&mut world, &collector, protocol);
         world.set("OTEL_LOGS_EXPORTER", "otlp");
         world.set("OTEL_SERVICE_NAME", protocol);
         let headers = world.folder().join("headers");
         std::fs::write(&headers, "authorization=Bearer%20hunter2\n")?;
         world.set("OTEL_EXPORTER_OTLP_HEADERS_FILE", headers.display().to_string());
-        let mut worker = world.worker().await?;
-        let producer = world.producer().await?;
-        let mut events = producer.events().await?;
+        let mut worker = world.start_ready_worker().await?;
+        let producer = world.connect_broker().await?;
+        let mut events = producer.subscribe_to_events().await?;
         let job = command(42, &["A gory battle"], &json!({"min_success_rate": 0.0}));
         producer.publish_traced(&job, TRACE_PARENT, "").await?;
-        events.until("completed").await?;
+        events.wait_for("completed").await?;
         worker.signal(Signal::TERM);
-        assert!(worker.ended().await?.success());
-        let id = job["job_id"].as_str().context("an id")?;
-        let lines = collector.lines();
+        assert!(worker.wait_for_exit().await?.success());
+        let id = job["job_id"].as_str().context("job_id is missing")?;
+        let lines = collector.log_records();
         let line = lines
             .iter()
             .find(|line| line.body == "image failed" && line.attributes.get("job.id").is_some_and(|job| job == id));
@@ -321,9 +327,9 @@ async fn log_lines_and_metrics_are_sent_too_where_that_is_asked_for() -> Result<
         assert_eq!((line.trace_id.as_str(), line.attributes["image.index"].as_str()), (TRACE_ID, "1"));
         assert!(collector.spans().iter().any(|span| span.resource["service.name"] == protocol));
     }
-    let headers = collector.headers("authorization");
+    let headers = collector.header_values("authorization");
     assert!(headers.len() > 1 && headers.iter().all(|value| value == "Bearer hunter2"), "{headers:?}");
-    let metrics = collector.metrics();
+    let metrics = collector.metric_names();
     for name in ["asset_worker.jobs", "asset_worker.stage.duration", "gen_ai.client.operation.duration"] {
         assert!(metrics.iter().any(|metric| metric == name), "{name} is not among {metrics:?}");
     }
@@ -331,18 +337,18 @@ async fn log_lines_and_metrics_are_sent_too_where_that_is_asked_for() -> Result<
 }
 
 #[tokio::test]
-async fn a_job_can_be_followed_by_its_id_alone_in_lines_that_say_where_they_belong() -> Result<()> {
+async fn job_log_lines_carry_job_id_and_trace_context() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = World::new().await?;
-    traced(&mut world, &collector, "grpc");
-    // Less is said, and what is said is as well placed.
+    let mut world = TestEnv::new().await?;
+    export_to_collector(&mut world, &collector, "grpc");
+    // A stricter log filter does not change the fields of the remaining lines.
     world.set("RUST_LOG", "warn,asset_worker::health=info");
-    let worker = world.worker().await?;
-    let producer = world.producer().await?;
-    let mut events = producer.events().await?;
+    let worker = world.start_ready_worker().await?;
+    let producer = world.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
     let job = command(42, &["A gory battle"], &json!({}));
     producer.publish_traced(&job, TRACE_PARENT, "").await?;
-    events.until("failed").await?;
+    events.wait_for("failed").await?;
     let log = worker.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let lines: Vec<_> = lines.filter(|line| line["job.id"] == job["job_id"]).collect();
@@ -366,30 +372,30 @@ async fn a_job_can_be_followed_by_its_id_alone_in_lines_that_say_where_they_belo
         "timestamp",
         "trace_id",
     ];
-    assert_eq!(fields, expected, "each once");
+    assert_eq!(fields, expected, "each field occurs once");
     assert!(lines.iter().all(|line| line["trace_id"] == TRACE_ID && line["span_id"].is_string()), "{lines:?}");
     Ok(())
 }
 
-/// A collector that takes every connection and says nothing.
+/// The collector accepts every connection and never responds.
 #[tokio::test]
-async fn a_collector_that_never_answers_delays_neither_jobs_nor_the_end() -> Result<()> {
+async fn unresponsive_collector_delays_neither_jobs_nor_shutdown() -> Result<()> {
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let mut world = World::new().await?;
+    let mut world = TestEnv::new().await?;
     for protocol in ["grpc", "http/protobuf"] {
         world.set("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", deaf.local_addr()?));
         world.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
         world.set("OTEL_BSP_SCHEDULE_DELAY", "50");
         world.set("OTEL_METRIC_EXPORT_INTERVAL", "50");
         world.set("WORKER_SHUTDOWN_GRACE", "8s");
-        let mut worker = world.worker().await?;
-        let producer = world.producer().await?;
-        let mut events = producer.events().await?;
+        let mut worker = world.start_ready_worker().await?;
+        let producer = world.connect_broker().await?;
+        let mut events = producer.subscribe_to_events().await?;
         producer.publish(&command(42, &["A fox"], &json!({}))).await?;
-        events.until("completed").await?;
+        events.wait_for("completed").await?;
         let told = std::time::Instant::now();
         worker.signal(Signal::TERM);
-        assert!(worker.ended().await?.success());
+        assert!(worker.wait_for_exit().await?.success());
         assert!(told.elapsed() < std::time::Duration::from_secs(8), "{protocol}: {:?}", told.elapsed());
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The broker as producers and consumers see it.
+//! RabbitMQ client for tests: publishes commands, inspects queues and receives events.
 
 use anyhow::{Context, Result, bail};
 use futures_util::StreamExt;
@@ -12,22 +12,22 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::LIMIT;
+use crate::WAIT_TIMEOUT;
 
-const DEAD_QUEUE: &str = "assets.generate.dead";
+const DEAD_LETTER_QUEUE: &str = "assets.generate.dead";
 
-/// A client like any other: it publishes commands and looks at queues.
-pub struct Producer {
+/// RabbitMQ client that publishes commands, declares queues and reads them.
+pub struct BrokerClient {
     _connection: Connection,
     channel: Channel,
 }
 
-/// A message as it was received.
+/// A received message.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// As it came.
+    /// Body, unchanged.
     pub body: Vec<u8>,
-    /// Its routing key.
+    /// Routing key.
     pub routing_key: String,
     properties: BasicProperties,
 }
@@ -43,12 +43,12 @@ impl From<Delivery> for Message {
 }
 
 impl Message {
-    /// The body as JSON.
+    /// Parses the body as JSON; panics if it is not JSON.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).expect("a JSON body")
+        serde_json::from_slice(&self.body).expect("the body is JSON")
     }
 
-    /// A header that holds text.
+    /// Returns a header that holds text; `None` if it is missing or of another type.
     pub fn header(&self, name: &str) -> Option<String> {
         match self.properties.headers().as_ref()?.inner().get(name)? {
             AMQPValue::LongString(text) => Some(text.to_string()),
@@ -57,29 +57,29 @@ impl Message {
         }
     }
 
-    /// The content type.
+    /// Content type.
     pub fn content_type(&self) -> Option<String> {
         self.properties.content_type().as_ref().map(ToString::to_string)
     }
 
-    /// Its AMQP properties.
+    /// AMQP properties.
     pub fn properties(&self) -> &BasicProperties {
         &self.properties
     }
 
-    /// Whether it survives a restart of the broker.
+    /// Returns whether the message is persistent (delivery mode 2).
     pub fn is_persistent(&self) -> bool {
         *self.properties.delivery_mode() == Some(2)
     }
 
-    /// The CloudEvents type.
-    pub fn kind(&self) -> String {
+    /// CloudEvents `type`; empty if it is missing.
+    pub fn event_type(&self) -> String {
         self.json()["type"].as_str().unwrap_or_default().to_owned()
     }
 }
 
-impl Producer {
-    /// Connects.
+impl BrokerClient {
+    /// Connects to the broker and enables publisher confirms.
     pub async fn connect(amqp_url: &str) -> Result<Self> {
         let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
@@ -87,18 +87,18 @@ impl Producer {
         Ok(Self { _connection: connection, channel })
     }
 
-    /// Publishes a command, as a pipeline does.
+    /// Publishes a command as a pipeline does: JSON, persistent, with a publisher confirm.
     pub async fn publish(&self, command: &Value) -> Result<()> {
         self.publish_bytes(command.to_string().as_bytes(), None).await
     }
 
-    /// Publishes any bytes as a command.
+    /// Publishes bytes as a command, optionally with the header `traceparent`.
     pub async fn publish_bytes(&self, body: &[u8], trace_parent: Option<&str>) -> Result<()> {
         let headers = trace_parent.map(|trace_parent| ("traceparent", trace_parent));
         self.publish_with_headers(body, headers).await
     }
 
-    /// Publishes a command as part of a trace.
+    /// Publishes a command with the headers `traceparent` and `tracestate`.
     pub async fn publish_traced(&self, command: &Value, trace_parent: &str, trace_state: &str) -> Result<()> {
         let headers = [("traceparent", trace_parent), ("tracestate", trace_state)];
         self.publish_with_headers(command.to_string().as_bytes(), headers).await
@@ -113,15 +113,15 @@ impl Producer {
         for (name, value) in headers {
             table.insert(name.into(), AMQPValue::LongString(value.into()));
         }
-        self.publish_with(body, BasicProperties::default().with_headers(table)).await
+        self.publish_with_properties(body, BasicProperties::default().with_headers(table)).await
     }
 
-    /// Publishes any bytes as a command, with these properties and those that every command has.
-    pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
+    /// Publishes bytes as a command with these properties, JSON content type and delivery mode 2.
+    pub async fn publish_with_properties(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
         self.publish_raw(body, properties.with_content_type("application/json".into()).with_delivery_mode(2)).await
     }
 
-    /// Publishes any bytes as a command, with these properties and no others.
+    /// Publishes bytes as a command with exactly these properties. An unroutable or nacked message is an error.
     pub async fn publish_raw(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirmation = self
@@ -131,12 +131,12 @@ impl Producer {
             .await?;
         match confirmation {
             lapin::Confirmation::Ack(None) => Ok(()),
-            other => bail!("the command was not taken: {other:?}"),
+            other => bail!("the broker did not accept the command: {other:?}"),
         }
     }
 
     /// Declares a durable quorum queue without any other argument.
-    pub async fn declare_plainly(&self, name: &str) -> Result<()> {
+    pub async fn declare_plain_queue(&self, name: &str) -> Result<()> {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
@@ -144,8 +144,8 @@ impl Producer {
         Ok(())
     }
 
-    /// Hears every event from now on.
-    pub async fn events(&self) -> Result<Events> {
+    /// Subscribes to all events published from now on.
+    pub async fn subscribe_to_events(&self) -> Result<EventStream> {
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue = self.channel.queue_declare("".into(), options, FieldTable::default()).await?;
         let name = queue.name().clone();
@@ -153,11 +153,11 @@ impl Producer {
         self.channel.queue_bind(name.clone(), "assets.events".into(), "#".into(), bind, none).await?;
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consumer = self.channel.basic_consume(name, "".into(), options, FieldTable::default()).await?;
-        Ok(Events { consumer })
+        Ok(EventStream { consumer })
     }
 
-    /// Lets every event from now on be kept in a queue of this name, whatever becomes of this connection.
-    pub async fn keep_events(&self, name: &str) -> Result<()> {
+    /// Binds a durable queue of this name to all events; it outlives this connection.
+    pub async fn bind_event_queue(&self, name: &str) -> Result<()> {
         let mut quorum = FieldTable::default();
         quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -166,8 +166,8 @@ impl Producer {
         Ok(self.channel.queue_bind(name.into(), "assets.events".into(), "#".into(), bind, none).await?)
     }
 
-    /// Lets events of a kind go to a queue that has room for one message, and fills it.
-    pub async fn keep_one_event(&self, name: &str, kind: &str) -> Result<()> {
+    /// Binds a queue with room for one message to events of this type, and fills it. Further messages are nacked.
+    pub async fn bind_full_queue(&self, name: &str, kind: &str) -> Result<()> {
         let mut bounded = FieldTable::default();
         bounded.insert("x-max-length".into(), AMQPValue::LongInt(1));
         bounded.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
@@ -181,8 +181,8 @@ impl Producer {
         Ok(())
     }
 
-    /// Takes all messages off a queue.
-    pub async fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
+    /// Takes all messages off a queue and acknowledges them.
+    pub async fn drain_queue(&self, queue: &str) -> Result<Vec<Message>> {
         let mut taken = Vec::new();
         while let Some(message) = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
             message.delivery.ack(BasicAckOptions::default()).await?;
@@ -191,16 +191,16 @@ impl Producer {
         Ok(taken)
     }
 
-    /// How many messages of a queue are ready.
-    pub async fn ready(&self, queue: &str) -> Result<u32> {
+    /// Returns how many messages of a queue are ready.
+    pub async fn ready_count(&self, queue: &str) -> Result<u32> {
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
         Ok(self.channel.queue_declare(queue.into(), options, FieldTable::default()).await?.message_count())
     }
 
-    /// Takes the next dead letter off its queue.
-    pub async fn dead_letter(&self) -> Result<Message> {
-        dev_services::wait::until("a dead letter", LIMIT, async || {
-            let got = self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default()).await;
+    /// Waits for the next dead letter, takes it off its queue and acknowledges it.
+    pub async fn take_dead_letter(&self) -> Result<Message> {
+        dev_services::wait::wait_until("a dead letter", WAIT_TIMEOUT, async || {
+            let got = self.channel.basic_get(DEAD_LETTER_QUEUE.into(), BasicGetOptions::default()).await;
             match got {
                 Err(error) => Some(Err(error.into())),
                 Ok(None) => None,
@@ -214,24 +214,24 @@ impl Producer {
     }
 }
 
-/// The events of a world.
-pub struct Events {
+/// Stream of the events of a test environment.
+pub struct EventStream {
     consumer: Consumer,
 }
 
-impl Events {
-    /// The next event.
+impl EventStream {
+    /// Waits for the next event.
     pub async fn next(&mut self) -> Result<Message> {
-        let delivery = timeout(LIMIT, self.consumer.next()).await.context("no event came")?;
-        Ok(delivery.context("the consumer ended")??.into())
+        let delivery = timeout(WAIT_TIMEOUT, self.consumer.next()).await.context("no event arrived in time")?;
+        Ok(delivery.context("the event consumer ended")??.into())
     }
 
-    /// All events up to the next one of this type, such as `completed`; a terminal one of the other type is an error.
-    pub async fn until(&mut self, kind: &str) -> Result<Vec<Message>> {
+    /// Returns all events up to the next one of this type, such as `completed`. The other terminal event is an error.
+    pub async fn wait_for(&mut self, kind: &str) -> Result<Vec<Message>> {
         let mut events = Vec::new();
         loop {
             let event = self.next().await?;
-            let found = event.kind();
+            let found = event.event_type();
             let name = found.strip_prefix("assets.generation.").unwrap_or(&found);
             let (found, terminal) = (name == kind, matches!(name, "completed" | "failed"));
             events.push(event);
@@ -239,14 +239,14 @@ impl Events {
                 return Ok(events);
             }
             if terminal {
-                bail!("the job ended otherwise than {kind}: {}", events[events.len() - 1].json());
+                bail!("the job did not end as {kind}: {}", events[events.len() - 1].json());
             }
         }
     }
 
-    /// The `data` of the next terminal event of this type.
-    pub async fn data_of(&mut self, kind: &str) -> Result<Value> {
-        let events = self.until(kind).await?;
+    /// Waits for the terminal event of this type and returns its `data`.
+    pub async fn wait_for_data(&mut self, kind: &str) -> Result<Value> {
+        let events = self.wait_for(kind).await?;
         Ok(events[events.len() - 1].json()["data"].clone())
     }
 }

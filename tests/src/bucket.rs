@@ -1,4 +1,4 @@
-//! An S3-compatible server of a test's own, which checks signatures and keeps its objects in a folder.
+//! S3-compatible server for one test; it checks signatures and stores its objects in a folder.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// The one bucket there is.
+/// Name of the only bucket.
 pub const NAME: &str = "assets";
-/// The one user there is.
+/// Access key id of the only user.
 pub const ACCESS_KEY: &str = "AKIASANDBOX";
-/// Its password.
+/// Secret access key of the only user.
 pub const SECRET_KEY: &str = "s3-hunter2";
 
-/// A running server with one bucket; it stops when this is dropped.
+/// A running server with one bucket; dropping it stops the server.
 pub struct Bucket {
-    /// Where it answers.
+    /// Base URL of the server.
     pub endpoint: String,
     folder: PathBuf,
     _server: JoinSet<()>,
 }
 
 impl Bucket {
-    /// Starts a server that keeps its objects below this folder.
+    /// Starts a server that stores its objects below this folder.
     pub async fn start(folder: &Path) -> Result<Self> {
         let folder = folder.join("s3");
         std::fs::create_dir_all(folder.join(NAME))?;
@@ -45,7 +45,7 @@ impl Bucket {
                 let service = service.clone();
                 connections.spawn(async move {
                     let connection = Builder::new(TokioExecutor::new());
-                    // What a client breaks off is its own business.
+                    // A connection that the client breaks off is not an error.
                     let _ = connection.serve_connection(TokioIo::new(stream), service).await;
                 });
             }
@@ -53,8 +53,8 @@ impl Bucket {
         Ok(Self { endpoint, folder: folder.join(NAME), _server: server })
     }
 
-    /// Where an object lies.
-    pub fn file(&self, key: &str) -> PathBuf {
+    /// Returns the path of the file that holds an object.
+    pub fn object_path(&self, key: &str) -> PathBuf {
         self.folder.join(key)
     }
 }

@@ -1,4 +1,4 @@
-//! A collector of a test's own: it takes OTLP by gRPC and by HTTP on one port, and keeps what it was sent.
+//! OpenTelemetry collector for one test: it receives OTLP by gRPC and by HTTP on one port and records it.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -29,153 +29,153 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 
-use crate::LIMIT;
+use crate::WAIT_TIMEOUT;
 
-/// A running collector; it stops when this is dropped.
+/// A running collector; dropping it stops the server.
 pub struct Collector {
-    /// Where it answers, for both protocols.
+    /// Base URL for both protocols.
     pub endpoint: String,
-    seen: Seen,
+    recorder: Recorder,
     _server: JoinSet<()>,
 }
 
-/// What was sent.
+/// Shared record of everything that was received.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Sent>>);
+struct Recorder(Arc<Mutex<Received>>);
 
 #[derive(Default)]
-struct Sent {
+struct Received {
     spans: Vec<Span>,
-    metrics: Vec<String>,
-    lines: Vec<Line>,
+    metric_names: Vec<String>,
+    log_records: Vec<LogRecord>,
     headers: Vec<HeaderMap>,
 }
 
-/// A span as it was sent.
+/// A received span.
 #[derive(Debug, Clone)]
 pub struct Span {
-    /// As hex.
+    /// Trace id in hex.
     pub trace_id: String,
-    /// As hex.
+    /// Span id in hex.
     pub id: String,
-    /// As hex; empty where it has none.
-    pub parent: String,
-    /// Nanoseconds since 1970.
-    pub begun: u64,
-    /// As it is shown.
+    /// Span id of the parent in hex; empty for a root span.
+    pub parent_id: String,
+    /// Start time in nanoseconds since the Unix epoch.
+    pub start_unix_nanos: u64,
+    /// Span name.
     pub name: String,
-    /// `internal`, `client`, `producer`, `consumer`.
+    /// Span kind: `internal`, `client`, `producer`, `consumer` or `other`.
     pub kind: &'static str,
-    /// As text.
+    /// Attributes, with their values as text.
     pub attributes: BTreeMap<String, String>,
-    /// Where it failed: why.
-    pub failure: Option<String>,
-    /// Traces and spans that it points to, as hex.
+    /// Status message of a failed span.
+    pub error_message: Option<String>,
+    /// Trace id and span id of each link, in hex.
     pub links: Vec<(String, String)>,
-    /// Of whoever sent it.
+    /// Resource attributes of the sender.
     pub resource: BTreeMap<String, String>,
 }
 
-/// A log line as it was sent.
+/// A received log record.
 #[derive(Debug, Clone)]
-pub struct Line {
-    /// What it says.
+pub struct LogRecord {
+    /// Log message.
     pub body: String,
-    /// As hex; empty where it has none.
+    /// Trace id in hex; empty outside a trace.
     pub trace_id: String,
-    /// As text.
+    /// Attributes, with their values as text.
     pub attributes: BTreeMap<String, String>,
 }
 
 impl Collector {
-    /// Starts one.
+    /// Starts a collector on a free port.
     pub async fn start() -> Result<Self> {
-        let seen = Seen::default();
+        let seen = Recorder::default();
         let grpc = tonic::service::Routes::new(
             TraceServiceServer::new(seen.clone()).accept_compressed(tonic::codec::CompressionEncoding::Gzip),
         )
         .add_service(MetricsServiceServer::new(seen.clone()))
         .add_service(LogsServiceServer::new(seen.clone()));
         let http = Router::new()
-            .route("/v1/traces", post(traces))
-            .route("/v1/metrics", post(metrics))
-            .route("/v1/logs", post(lines))
+            .route("/v1/traces", post(receive_traces))
+            .route("/v1/metrics", post(receive_metrics))
+            .route("/v1/logs", post(receive_logs))
             .with_state(seen.clone());
         let router = grpc.into_axum_router().merge(http);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let mut server = JoinSet::new();
         server.spawn(async move {
-            // Ends with the task.
+            // The server runs until its task is aborted.
             let _ = axum::serve(listener, router).await;
         });
-        Ok(Self { endpoint, seen, _server: server })
+        Ok(Self { endpoint, recorder: seen, _server: server })
     }
 
-    /// Every span that was sent so far.
+    /// Returns all spans received so far.
     pub fn spans(&self) -> Vec<Span> {
-        self.seen.sent(|sent| sent.spans.clone())
+        self.recorder.with_received(|sent| sent.spans.clone())
     }
 
-    /// Waits for a span of this name, and for all that was sent with it.
-    pub async fn span(&self, name: &str) -> Result<Span> {
+    /// Waits for a span of this name; the spans exported with it are recorded by then.
+    pub async fn wait_for_span(&self, name: &str) -> Result<Span> {
         let sent = async || self.spans().into_iter().find(|span| span.name == name);
-        wait::until(&format!("a span {name:?}"), LIMIT, sent).await
+        wait::wait_until(&format!("a span {name:?}"), WAIT_TIMEOUT, sent).await
     }
 
-    /// The names of the metrics that were sent so far.
-    pub fn metrics(&self) -> Vec<String> {
-        self.seen.sent(|sent| sent.metrics.clone())
+    /// Returns the names of all metrics received so far.
+    pub fn metric_names(&self) -> Vec<String> {
+        self.recorder.with_received(|sent| sent.metric_names.clone())
     }
 
-    /// Every log line that was sent so far.
-    pub fn lines(&self) -> Vec<Line> {
-        self.seen.sent(|sent| sent.lines.clone())
+    /// Returns all log records received so far.
+    pub fn log_records(&self) -> Vec<LogRecord> {
+        self.recorder.with_received(|sent| sent.log_records.clone())
     }
 
-    /// The values of a header in all that was sent by HTTP or gRPC.
-    pub fn headers(&self, name: &str) -> Vec<String> {
-        self.seen.sent(|sent| {
+    /// Returns the values of a header in all trace exports received by HTTP or gRPC.
+    pub fn header_values(&self, name: &str) -> Vec<String> {
+        self.recorder.with_received(|sent| {
             let values = sent.headers.iter().filter_map(|headers| headers.get(name)?.to_str().ok().map(str::to_owned));
             values.collect()
         })
     }
 }
 
-impl Seen {
-    fn sent<T>(&self, tell: impl FnOnce(&mut Sent) -> T) -> T {
+impl Recorder {
+    fn with_received<T>(&self, tell: impl FnOnce(&mut Received) -> T) -> T {
         tell(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn take_spans(&self, request: ExportTraceServiceRequest) {
+    fn record_spans(&self, request: ExportTraceServiceRequest) {
         for of_resource in request.resource_spans {
-            let resource = of_resource.resource.map(|resource| texts(&resource.attributes)).unwrap_or_default();
+            let resource = of_resource.resource.map(|resource| attribute_map(&resource.attributes)).unwrap_or_default();
             let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            let spans: Vec<Span> = spans.map(|span| Span::read(span, &resource)).collect();
-            self.sent(|sent| sent.spans.extend(spans));
+            let spans: Vec<Span> = spans.map(|span| Span::from_proto(span, &resource)).collect();
+            self.with_received(|sent| sent.spans.extend(spans));
         }
     }
 
-    fn take_metrics(&self, request: ExportMetricsServiceRequest) {
+    fn record_metrics(&self, request: ExportMetricsServiceRequest) {
         let scopes = request.resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
         let names: Vec<String> = scopes.flat_map(|scope| scope.metrics).map(|metric| metric.name).collect();
-        self.sent(|sent| sent.metrics.extend(names));
+        self.with_received(|sent| sent.metric_names.extend(names));
     }
 
-    fn take_lines(&self, request: ExportLogsServiceRequest) {
+    fn record_log_records(&self, request: ExportLogsServiceRequest) {
         let scopes = request.resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
-        let lines = scopes.flat_map(|scope| scope.log_records).map(|record| Line {
-            body: record.body.as_ref().map(text).unwrap_or_default(),
-            trace_id: hex(&record.trace_id),
-            attributes: texts(&record.attributes),
+        let lines = scopes.flat_map(|scope| scope.log_records).map(|record| LogRecord {
+            body: record.body.as_ref().map(value_to_string).unwrap_or_default(),
+            trace_id: encode_hex(&record.trace_id),
+            attributes: attribute_map(&record.attributes),
         });
-        let lines: Vec<Line> = lines.collect();
-        self.sent(|sent| sent.lines.extend(lines));
+        let lines: Vec<LogRecord> = lines.collect();
+        self.with_received(|sent| sent.log_records.extend(lines));
     }
 }
 
 impl Span {
-    fn read(span: Proto, resource: &BTreeMap<String, String>) -> Self {
+    fn from_proto(span: Proto, resource: &BTreeMap<String, String>) -> Self {
         let kind = match span.kind() {
             SpanKind::Internal => "internal",
             SpanKind::Client => "client",
@@ -183,92 +183,93 @@ impl Span {
             SpanKind::Consumer => "consumer",
             SpanKind::Server | SpanKind::Unspecified => "other",
         };
-        let failure = span.status.filter(|status| status.code() == SpanStatus::Error).map(|status| status.message);
+        let error_message =
+            span.status.filter(|status| status.code() == SpanStatus::Error).map(|status| status.message);
         Self {
-            trace_id: hex(&span.trace_id),
-            id: hex(&span.span_id),
-            parent: hex(&span.parent_span_id),
-            begun: span.start_time_unix_nano,
+            trace_id: encode_hex(&span.trace_id),
+            id: encode_hex(&span.span_id),
+            parent_id: encode_hex(&span.parent_span_id),
+            start_unix_nanos: span.start_time_unix_nano,
             name: span.name,
             kind,
-            attributes: texts(&span.attributes),
-            failure,
-            links: span.links.iter().map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect(),
+            attributes: attribute_map(&span.attributes),
+            error_message,
+            links: span.links.iter().map(|link| (encode_hex(&link.trace_id), encode_hex(&link.span_id))).collect(),
             resource: resource.clone(),
         }
     }
 
-    /// An attribute, which must be there.
+    /// Returns an attribute; panics if it is missing.
     pub fn attribute(&self, name: &str) -> &str {
         self.attributes.get(name).unwrap_or_else(|| panic!("{name} is missing in {self:?}"))
     }
 }
 
 #[tonic::async_trait]
-impl TraceService for Seen {
+impl TraceService for Recorder {
     async fn export(
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let headers = request.metadata().clone().into_headers();
-        self.sent(|sent| sent.headers.push(headers));
-        self.take_spans(request.into_inner());
+        self.with_received(|sent| sent.headers.push(headers));
+        self.record_spans(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
 #[tonic::async_trait]
-impl MetricsService for Seen {
+impl MetricsService for Recorder {
     async fn export(
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        self.take_metrics(request.into_inner());
+        self.record_metrics(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
 #[tonic::async_trait]
-impl LogsService for Seen {
+impl LogsService for Recorder {
     async fn export(
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        self.take_lines(request.into_inner());
+        self.record_log_records(request.into_inner());
         Ok(Response::new(ExportLogsServiceResponse::default()))
     }
 }
 
-async fn traces(State(seen): State<Seen>, headers: HeaderMap, body: Bytes) -> Result<(), StatusCode> {
-    seen.sent(|sent| sent.headers.push(headers));
-    seen.take_spans(decoded(body)?);
+async fn receive_traces(State(seen): State<Recorder>, headers: HeaderMap, body: Bytes) -> Result<(), StatusCode> {
+    seen.with_received(|sent| sent.headers.push(headers));
+    seen.record_spans(decode(body)?);
     Ok(())
 }
 
-async fn metrics(State(seen): State<Seen>, body: Bytes) -> Result<(), StatusCode> {
-    seen.take_metrics(decoded(body)?);
+async fn receive_metrics(State(seen): State<Recorder>, body: Bytes) -> Result<(), StatusCode> {
+    seen.record_metrics(decode(body)?);
     Ok(())
 }
 
-async fn lines(State(seen): State<Seen>, body: Bytes) -> Result<(), StatusCode> {
-    seen.take_lines(decoded(body)?);
+async fn receive_logs(State(seen): State<Recorder>, body: Bytes) -> Result<(), StatusCode> {
+    seen.record_log_records(decode(body)?);
     Ok(())
 }
 
-fn decoded<M: Message + Default>(body: Bytes) -> Result<M, StatusCode> {
+fn decode<M: Message + Default>(body: Bytes) -> Result<M, StatusCode> {
     M::decode(body).map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn encode_hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
-    let text_of = |attribute: &KeyValue| attribute.value.as_ref().map(text).unwrap_or_default();
+fn attribute_map(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+    let text_of = |attribute: &KeyValue| attribute.value.as_ref().map(value_to_string).unwrap_or_default();
     attributes.iter().map(|attribute| (attribute.key.clone(), text_of(attribute))).collect()
 }
 
-fn text(value: &AnyValue) -> String {
+fn value_to_string(value: &AnyValue) -> String {
     match &value.value {
         Some(Any::StringValue(text)) => text.clone(),
         Some(Any::IntValue(number)) => number.to_string(),

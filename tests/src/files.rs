@@ -1,30 +1,33 @@
-//! Files that events speak of.
+//! Checks of the files that events refer to.
 
 use anyhow::Result;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::World;
+use crate::TestEnv;
 
-/// Every asset of a terminal event is a whole file of the right size, and the indices are these.
+/// Asserts that every asset of a terminal event is a complete 1920x1080 PNG file and that the indices match.
 ///
 /// # Errors
 ///
-/// Where a file cannot be read or is no picture.
-pub fn assert_files(world: &World, data: &Value, indices: &[u32]) -> Result<()> {
-    let assets = data["assets"].as_array().expect("a list");
+/// If a file cannot be read or decoded.
+pub fn assert_files(world: &TestEnv, data: &Value, indices: &[u32]) -> Result<()> {
+    let assets = data["assets"].as_array().expect("assets is an array");
     let found: Vec<_> = assets.iter().map(|asset| asset["index"].as_u64().unwrap_or_default()).collect();
     assert_eq!(found, indices.iter().map(|index| u64::from(*index)).collect::<Vec<_>>());
     for asset in assets {
-        let path = asset["file_path"].as_str().expect("a path");
-        let bytes = std::fs::read(world.file(path))?;
+        let path = asset["file_path"].as_str().expect("file_path is a string");
+        let bytes = std::fs::read(world.stored_path(path))?;
         let picture = image::load_from_memory(&bytes)?;
         assert_eq!((picture.width(), picture.height()), (1920, 1080), "{path}");
         assert_eq!(asset["size_bytes"], bytes.len());
         assert_eq!(asset["sha256"], format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&bytes))));
         assert_eq!(asset["format"], "png");
-        let uri = url::Url::parse(asset["uri"].as_str().expect("a URI"))?;
-        assert_eq!(uri.to_file_path().expect("a file").canonicalize()?, world.file(path).canonicalize()?);
+        let uri = url::Url::parse(asset["uri"].as_str().expect("uri is a string"))?;
+        assert_eq!(
+            uri.to_file_path().expect("uri is a file URL").canonicalize()?,
+            world.stored_path(path).canonicalize()?
+        );
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! What the tests of the whole share. They know the built programs only from the outside: messages, rows, files, exit codes.
+//! Shared code of the black-box tests. They observe the built programs only from the outside: messages, rows, files and
+//! exit codes.
 //!
-//! In reading order: a [`World`] is a virtual host, a database, a folder and a sandbox that no other test sees; in it a
-//! [`Worker`] runs, a [`Producer`] speaks to the broker, and [`Events`] hears what comes of it.
+//! Reading order: a [`TestEnv`] is a virtual host, a database, a folder and an API sandbox that no other test sees. A
+//! [`Worker`] runs in it, a [`BrokerClient`] publishes commands, and an [`EventStream`] receives the resulting events.
 
 mod broker;
 pub mod bucket;
@@ -14,19 +15,19 @@ mod world;
 
 use std::time::Duration;
 
-pub use broker::{Events, Message, Producer};
+pub use broker::{BrokerClient, EventStream, Message};
 pub use bucket::Bucket;
-pub use collector::{Collector, Line, Span};
+pub use collector::{Collector, LogRecord, Span};
 pub use files::assert_files;
-pub use prometheus::{Prometheus, promtool, views};
+pub use prometheus::{Prometheus, promtool, telemetry_folder};
 pub use proxy::Proxy;
-pub use samples::{Samples, page};
-pub use world::{Database, Done, Worker, World};
+pub use samples::{Samples, documented_metrics};
+pub use world::{Database, GenerateOutput, TestEnv, Worker};
 
-/// What takes longer than this does not happen. Tests never wait for it unless they fail.
-pub const LIMIT: Duration = Duration::from_secs(90);
+/// Upper bound of every wait. A test reaches it only when it fails.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// A command for these descriptions, with a new job id.
+/// Builds a command for these descriptions with a new job id.
 pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Value) -> serde_json::Value {
     serde_json::json!({
         "job_id": uuid::Uuid::now_v7(),
@@ -36,13 +37,13 @@ pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Valu
     })
 }
 
-/// The codes of a terminal event's failures, by index.
-pub fn codes(data: &serde_json::Value) -> Vec<String> {
+/// Returns the failure codes of a terminal event, ordered by image index.
+pub fn failure_codes(data: &serde_json::Value) -> Vec<String> {
     let failures = data["failures"].as_array().map(Vec::as_slice).unwrap_or_default();
     failures.iter().map(|failure| failure["code"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// What `metadata` of a row holds. SQLite keeps JSON as text.
+/// Parses the `metadata` column of a row; SQLite stores JSON as text.
 pub fn metadata(row: &serde_json::Value) -> serde_json::Value {
     match &row["metadata"] {
         serde_json::Value::String(text) => serde_json::from_str(text).unwrap_or_default(),

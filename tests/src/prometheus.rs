@@ -1,79 +1,81 @@
-//! A Prometheus of a test's own, with the deployed alert rules sixty times as fast.
+//! Prometheus server for one test, with the deployed alert rules sped up sixty times.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dev_services::process::{Process, bound_to_us, tail};
-use dev_services::services::PROMETHEUS;
+use dev_services::process::{Process, command_with_death_signal, log_tail};
+use dev_services::services::PROMETHEUS_VAR;
 use dev_services::{variable, wait};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::LIMIT;
+use crate::WAIT_TIMEOUT;
 
-/// The folder of what is deployed for telemetry.
-pub fn views() -> PathBuf {
+/// Folder of the deployed telemetry configuration.
+pub fn telemetry_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/telemetry")
 }
 
-/// A command of `promtool`.
+/// Builds a `promtool` command.
 pub fn promtool() -> Result<Command> {
-    Ok(bound_to_us(&programs()?.join("promtool"), "TERM"))
+    Ok(command_with_death_signal(&prometheus_folder()?.join("promtool"), "TERM"))
 }
 
-fn programs() -> Result<PathBuf> {
-    let given = variable(PROMETHEUS);
+fn prometheus_folder() -> Result<PathBuf> {
+    let given = variable(PROMETHEUS_VAR);
     Ok(given
-        .with_context(|| format!("{PROMETHEUS} is not set: run the tests with `make test`, which brings Prometheus"))?
+        .with_context(|| {
+            format!("{PROMETHEUS_VAR} is not set: run the tests with `make test`, which provides Prometheus")
+        })?
         .into())
 }
 
-/// A running Prometheus. Dropped, it is stopped.
+/// A running Prometheus; dropping it stops the process.
 pub struct Prometheus {
     url: String,
     _process: Process,
 }
 
 impl Prometheus {
-    /// Starts one that scrapes these addresses every second, and waits until it answers.
+    /// Starts a server that scrapes these addresses every second, and waits until it is ready.
     pub async fn start(folder: &Path, targets: &[String]) -> Result<Self> {
         let rules = folder.join("alerts.yaml");
-        std::fs::write(&rules, faster(&std::fs::read_to_string(views().join("alerts.yaml"))?))?;
+        std::fs::write(&rules, speed_up_rules(&std::fs::read_to_string(telemetry_folder().join("alerts.yaml"))?))?;
         let config = json!({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [rules],
             "scrape_configs": [{"job_name": "asset-worker", "static_configs": [{"targets": targets}]}],
         });
-        // JSON is YAML.
+        // Prometheus reads YAML, and JSON is valid YAML.
         let file = folder.join("prometheus.yaml");
         std::fs::write(&file, config.to_string())?;
         let [address] = wait::free_addresses()?;
-        let mut command = bound_to_us(&programs()?.join("prometheus"), "TERM");
+        let mut command = command_with_death_signal(&prometheus_folder()?.join("prometheus"), "TERM");
         command
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()))
             .arg(format!("--web.listen-address={address}"));
         let log = folder.join("prometheus.log");
-        let mut process = Process::logged("prometheus", command, &log)?;
+        let mut process = Process::start_logged("prometheus", command, &log)?;
         let url = format!("http://{address}");
-        let client = dev_services::http()?;
-        let ready = process.until("Prometheus to be ready", LIMIT, async || {
+        let client = dev_services::http_client()?;
+        let ready = process.wait_until("Prometheus to be ready", WAIT_TIMEOUT, async || {
             client.get(format!("{url}/-/ready")).send().await.ok().filter(|answer| answer.status() == 200)
         });
-        ready.await.with_context(|| tail(&log))?;
+        ready.await.with_context(|| log_tail(&log))?;
         Ok(Self { url, _process: process })
     }
 
-    /// What it answers at a path of its API.
+    /// Requests a path of the HTTP API and returns `data`; a status other than `success` is an error.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        let answer = dev_services::http()?.get(format!("{}/api/v1/{path}", self.url)).send().await?;
+        let answer = dev_services::http_client()?.get(format!("{}/api/v1/{path}", self.url)).send().await?;
         let answer: Value = serde_json::from_str(&answer.text().await?)?;
         anyhow::ensure!(answer["status"] == "success", "{path}: {answer}");
         Ok(answer["data"].clone())
     }
 
-    /// The series of a query at this moment: labels, and value.
+    /// Runs an instant query and returns the labels and the value of each series.
     pub async fn query(&self, query: &str) -> Result<Vec<(Value, f64)>> {
         let url = url::Url::parse_with_params("http://x/query", [("query", query)])?;
         let data = self.get(&format!("query?{}", url.query().unwrap_or_default())).await?;
@@ -85,8 +87,8 @@ impl Prometheus {
         Ok(series.into_iter().filter_map(read).collect())
     }
 
-    /// The values of a query over time, from its labels to pairs of seconds and value.
-    pub async fn range(
+    /// Runs a range query and returns the labels of each series with its pairs of Unix seconds and value.
+    pub async fn query_range(
         &self,
         query: &str,
         from: f64,
@@ -103,8 +105,8 @@ impl Prometheus {
         Ok(series.iter().map(|series| (series["metric"].clone(), points(series))).collect())
     }
 
-    /// The alerts that fire.
-    pub async fn firing(&self) -> Result<Vec<String>> {
+    /// Returns the names of the firing alerts, sorted and without duplicates.
+    pub async fn firing_alerts(&self) -> Result<Vec<String>> {
         let alerts = self.get("alerts").await?["alerts"].as_array().cloned().unwrap_or_default();
         let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
         let mut names: Vec<String> =
@@ -115,8 +117,8 @@ impl Prometheus {
     }
 }
 
-/// Rules whose minutes are seconds.
-fn faster(rules: &str) -> String {
+/// Turns the minutes of durations into seconds, and the evaluation interval of 15 s into 1 s.
+fn speed_up_rules(rules: &str) -> String {
     let lines = rules.lines().map(|line| {
         let times = line.trim_start().starts_with("for:") || line.contains('[');
         if !times {
@@ -137,8 +139,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn minutes_become_seconds_and_nothing_else_does() {
-        let check = |slow: &str, fast: &str| assert_eq!(faster(slow), fast);
+    fn only_minute_durations_become_seconds() {
+        let check = |slow: &str, fast: &str| assert_eq!(speed_up_rules(slow), fast);
         check("  for: 10m", "  for: 10s");
         check("  sum(increase(some_30m_total[30m])) > 5", "  sum(increase(some_30s_total[30s])) > 5");
         check("  description: of 10m", "  description: of 10m");

@@ -1,4 +1,4 @@
-//! A TCP forwarder, so that a test can have its own broker come late and its own connections cut or stalled.
+//! TCP proxy with which a test makes a service unreachable, or cuts or stalls connections to it.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
 
-/// Forwards connections while it is open.
+/// TCP proxy that forwards connections while it is open.
 pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<State>,
@@ -21,20 +21,21 @@ pub struct Proxy {
 enum State {
     /// Bytes are forwarded.
     Open,
-    /// Connections stay, and no byte is forwarded.
+    /// Connections stay open, but no bytes are forwarded.
     Stalled,
-    /// Connections are cut, and new ones are cut at once.
+    /// Connections are closed, and new ones are closed at once.
     Closed,
 }
 
 impl Proxy {
-    /// An open proxy before what this URL names, and the URL by way of it.
-    pub async fn before(url: &str, usual_port: u16) -> Result<(Self, String)> {
+    /// Starts an open proxy in front of the host of this URL; returns it with the URL that leads through it.
+    pub async fn in_front_of(url: &str, usual_port: u16) -> Result<(Self, String)> {
         let mut url = Url::parse(url)?;
-        let upstream = format!("{}:{}", url.host_str().context("a host")?, url.port().unwrap_or(usual_port));
+        let upstream =
+            format!("{}:{}", url.host_str().context("the URL has no host")?, url.port().unwrap_or(usual_port));
         let proxy = Self::start(upstream).await?;
         url.set_host(Some("127.0.0.1"))?;
-        url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL takes no port"))?;
+        url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL cannot have a port"))?;
         Ok((proxy, url.into()))
     }
 
@@ -47,23 +48,23 @@ impl Proxy {
         Ok(Self { address, state, _acceptor: acceptor })
     }
 
-    /// Forwards bytes, and lets new connections through.
+    /// Forwards bytes and lets new connections through.
     pub fn open(&self) {
         self.state.send_replace(State::Open);
     }
 
-    /// Keeps every connection, and forwards nothing until it is opened again.
+    /// Keeps all connections, but forwards nothing until the proxy is opened again.
     pub fn stall(&self) {
         self.state.send_replace(State::Stalled);
     }
 
-    /// Cuts every connection, and lets none through.
+    /// Closes all connections, and new ones at once.
     pub fn close(&self) {
         self.state.send_replace(State::Closed);
     }
 
-    /// Cuts every connection, and lets new ones through.
-    pub fn cut(&self) {
+    /// Closes all connections, but lets new ones through.
+    pub fn drop_connections(&self) {
         self.close();
         self.open();
     }
@@ -89,7 +90,7 @@ async fn accept(listener: TcpListener, upstream: Arc<String>, state: watch::Rece
     }
 }
 
-/// Copies bytes from one side to the other while the proxy is open; ends with either side.
+/// Copies bytes in one direction while the proxy is open; ends at the end of the input or with an error.
 async fn forward(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

@@ -1,14 +1,14 @@
-//! Metrics in the text format of Prometheus, as a scrape reads them.
+//! Metrics in Prometheus' text format, as returned by a scrape.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
 
-/// What one scrape has found.
+/// Samples of one scrape.
 #[derive(Debug, Default)]
 pub struct Samples {
-    /// By the name that stands in `# TYPE`: the kind.
+    /// Metric kind by the name in `# TYPE`.
     kinds: BTreeMap<String, String>,
     samples: Vec<Sample>,
 }
@@ -21,14 +21,14 @@ struct Sample {
 }
 
 impl Samples {
-    /// Reads a scrape; what is no sample is left out.
-    pub fn read(text: &str) -> Self {
+    /// Parses a scrape; lines that are not samples are skipped.
+    pub fn parse(text: &str) -> Self {
         let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let kinds = kinds.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect();
-        Self { kinds, samples: text.lines().filter_map(Sample::read).collect() }
+        Self { kinds, samples: text.lines().filter_map(Sample::parse).collect() }
     }
 
-    /// The sum of the samples of this name that have these labels; `None` where there is none.
+    /// Returns the sum of all samples with this name and these labels; `None` if there is none.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |sample: &&Sample| {
             let label = |(label, value): &(&str, &str)| sample.labels.get(*label).map(String::as_str) == Some(*value);
@@ -38,12 +38,12 @@ impl Samples {
         (!found.is_empty()).then(|| found.iter().sum())
     }
 
-    /// The names of all metrics.
+    /// Returns the names of all metrics.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.kinds.keys().cloned()
     }
 
-    /// The labels that each metric has, by its name; a histogram's own left out.
+    /// Returns the labels of each metric by its name, without the label `le` of histograms.
     pub fn labels(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for sample in &self.samples {
@@ -54,7 +54,7 @@ impl Samples {
         labels
     }
 
-    /// The metric that a sample is of.
+    /// Name of the metric that a sample belongs to; the samples of a histogram have suffixes.
     fn family(&self, sample: &str) -> String {
         let parts = ["_bucket", "_sum", "_count"].iter().filter_map(|part| sample.strip_suffix(part));
         let histogram = parts.into_iter().find(|name| self.kinds.get(*name).is_some_and(|kind| kind == "histogram"));
@@ -63,18 +63,18 @@ impl Samples {
 }
 
 impl Sample {
-    fn read(line: &str) -> Option<Self> {
+    fn parse(line: &str) -> Option<Self> {
         let (series, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
         let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-        // Values here hold neither commas nor quotation marks.
+        // Label values here contain neither commas nor quotation marks.
         let labels = labels.trim_end_matches('}').split("\",").filter_map(|label| label.split_once("=\""));
         let labels = labels.map(|(name, value)| (name.to_owned(), value.trim_end_matches('"').to_owned())).collect();
         Some(Self { name: name.to_owned(), labels, value: value.parse().ok()? })
     }
 }
 
-/// What `docs/telemetry.md` says there is: each metric's name in Prometheus, with its labels.
-pub fn page() -> Result<BTreeMap<String, BTreeSet<String>>> {
+/// Parses `docs/telemetry.md` and returns the Prometheus name of each documented metric with its labels.
+pub fn documented_metrics() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/telemetry.md"))?;
     let rows = page.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 5);
     let read = |row: &str| {

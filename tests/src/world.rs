@@ -1,68 +1,68 @@
-//! A virtual host, a database, a folder and a sandbox of a test's own.
+//! Test environment: a virtual host, a database, a folder and an API sandbox of one test's own.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dev_services::process::{Process, Signal, bound_to_us, tail};
-use dev_services::services::{Addresses, Vhost};
+use dev_services::process::{Process, Signal, command_with_death_signal, log_tail};
+use dev_services::services::{ServiceUrls, Vhost};
 use dev_services::{programs, variable, wait};
 use sea_orm::{ConnectionTrait, Database as Connect, FromQueryResult, JsonValue, Statement};
 use serde_json::Value;
-use stability_sandbox::faults::FaultOrder;
+use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 use tempfile::TempDir;
 use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{Bucket, LIMIT, Producer, Proxy, Samples, bucket};
+use crate::{BrokerClient, Bucket, Proxy, Samples, WAIT_TIMEOUT, bucket};
 
-/// Which database a world has.
+/// Database of a test environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Database {
-    /// The embedded default.
+    /// SQLite, the embedded default.
     Sqlite,
-    /// Production's.
+    /// PostgreSQL, as in production.
     Postgres,
 }
 
-/// Everything a worker needs, shared with no other test.
-pub struct World {
+/// Everything that a worker needs, shared with no other test.
+pub struct TestEnv {
     folder: TempDir,
-    /// The test's virtual host.
+    /// AMQP URL of the test's own virtual host.
     pub amqp_url: String,
-    /// Where the test finds the worker's database.
+    /// URL by which the test reaches the worker's database.
     database_url: String,
-    /// Stability's API.
+    /// Sandbox of Stability's API.
     pub sandbox: Sandbox,
-    given: Vec<(&'static str, String)>,
+    env_vars: Vec<(&'static str, String)>,
     quiet: bool,
     vhost: Vhost,
     _database: Option<PostgresDatabase>,
 }
 
-impl World {
-    /// A world on the worker's embedded defaults.
+impl TestEnv {
+    /// Creates an environment with the worker's default database, SQLite.
     pub async fn new() -> Result<Self> {
-        Self::with(Database::Sqlite).await
+        Self::with_database(Database::Sqlite).await
     }
 
-    /// A world with this database, on the services that `make test` has brought.
-    pub async fn with(database: Database) -> Result<Self> {
-        Self::on(&Addresses::given()?, database).await
+    /// Creates an environment with this database on the services that `make test` provides.
+    pub async fn with_database(database: Database) -> Result<Self> {
+        Self::with_services(&ServiceUrls::from_env()?, database).await
     }
 
-    /// A world with this database, on these services.
-    pub async fn on(services: &Addresses, database: Database) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("world-").tempdir_in(programs::target()?)?;
-        let vhost = Vhost::make(&services.amqp_url, &services.rabbitmq_api_url).await?;
+    /// Creates an environment with this database on these services.
+    pub async fn with_services(services: &ServiceUrls, database: Database) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("world-").tempdir_in(programs::target_folder()?)?;
+        let vhost = Vhost::create(&services.amqp_url, &services.rabbitmq_api_url).await?;
         let sandbox = Sandbox::start(Settings { limit: 10_000, ..Settings::default() }).await?;
         let sqlite = format!("sqlite://{}/data/asset-worker.db", folder.path().display());
         let postgres = match database {
             Database::Sqlite => None,
-            Database::Postgres => Some(PostgresDatabase::make(&services.database_url).await?),
+            Database::Postgres => Some(PostgresDatabase::create(&services.database_url).await?),
         };
         let given = postgres.iter().map(|database| ("DATABASE_URL", database.url.clone())).collect();
         Ok(Self {
@@ -70,32 +70,32 @@ impl World {
             database_url: postgres.as_ref().map_or(sqlite, |database| database.url.clone()),
             folder,
             sandbox,
-            given,
+            env_vars: given,
             quiet: false,
             vhost,
             _database: postgres,
         })
     }
 
-    /// Sets an environment variable for every program of this world that is started from now on.
+    /// Sets an environment variable for every program of this environment that is started from now on.
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
-        self.given.retain(|(given, _)| *given != name);
-        self.given.push((name, value.into()));
+        self.env_vars.retain(|(given, _)| *given != name);
+        self.env_vars.push((name, value.into()));
     }
 
-    /// Lets workers that are started from now on say nothing when they are dropped.
-    pub fn be_quiet(&mut self) {
+    /// Makes workers that are started from now on print no log tail when they are dropped.
+    pub fn disable_log_output(&mut self) {
         self.quiet = true;
     }
 
-    /// Keeps its folder for whoever wants to know what went wrong.
+    /// Keeps the folder after the test, so that a failure can be investigated, and returns its path.
     pub fn keep_folder(&mut self) -> PathBuf {
         self.folder.disable_cleanup(true);
         self.folder.path().to_owned()
     }
 
-    /// Starts a translator of this world's own, for every program that is started from now on.
-    pub async fn gemini(&mut self) -> Result<gemini_sandbox::Sandbox> {
+    /// Starts a Gemini sandbox for every program that is started from now on.
+    pub async fn start_gemini(&mut self) -> Result<gemini_sandbox::Sandbox> {
         let gemini = gemini_sandbox::Sandbox::start(gemini_sandbox::Settings::default()).await?;
         self.set("GEMINI_API_KEY", "gm-sandbox");
         self.set("GEMINI_BASE_URL", gemini.base_url());
@@ -103,8 +103,8 @@ impl World {
         Ok(gemini)
     }
 
-    /// Lets files go to a bucket, below a prefix, for every program that is started from now on.
-    pub async fn bucket(&mut self) -> Result<Bucket> {
+    /// Starts an S3 bucket in which every program started from now on stores its files, below a prefix.
+    pub async fn start_bucket(&mut self) -> Result<Bucket> {
         let bucket = Bucket::start(self.folder.path()).await?;
         self.set("ASSET_STORAGE_URL", format!("s3://{}/renders/final", bucket::NAME));
         self.set("AWS_ACCESS_KEY_ID", bucket::ACCESS_KEY);
@@ -114,63 +114,67 @@ impl World {
         Ok(bucket)
     }
 
-    /// Lets every worker that is started from now on reach the broker through a proxy, which is open.
-    pub async fn broker_proxy(&mut self) -> Result<Proxy> {
-        let (proxy, url) = Proxy::before(&self.amqp_url, 5672).await?;
+    /// Starts an open proxy through which every worker started from now on reaches the broker.
+    pub async fn start_broker_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::in_front_of(&self.amqp_url, 5672).await?;
         self.set("AMQP_URL", url);
         Ok(proxy)
     }
 
-    /// Lets every worker that is started from now on reach its PostgreSQL through a proxy, which is open.
-    pub async fn database_proxy(&mut self) -> Result<Proxy> {
-        let (proxy, url) = Proxy::before(&self.database_url, 5432).await?;
+    /// Starts an open proxy through which every worker started from now on reaches PostgreSQL.
+    pub async fn start_database_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::in_front_of(&self.database_url, 5432).await?;
         self.set("DATABASE_URL", url);
         Ok(proxy)
     }
 
-    /// Writes a phrase book, and sets it.
-    pub fn phrase_book(&mut self, phrases: &Value) -> Result<()> {
+    /// Writes a phrase book and configures it for every program that is started from now on.
+    pub fn write_phrase_book(&mut self, phrases: &Value) -> Result<()> {
         let file = self.folder.path().join("phrase-book.json");
         std::fs::write(&file, phrases.to_string())?;
         self.set("TRANSLATION_PHRASE_BOOK", file.display().to_string());
         Ok(())
     }
 
-    /// Lets the API's requests of prompts that hold this text meet a fault.
-    pub fn order(&self, fault: &str, prompt_contains: Option<&str>) -> Result<()> {
-        self.order_times(fault, None, prompt_contains)
+    /// Injects a fault into all API requests, or only into those whose prompt contains this text.
+    pub fn inject_fault(&self, fault: &str, prompt_contains: Option<&str>) -> Result<()> {
+        self.inject_fault_times(fault, None, prompt_contains)
     }
 
-    /// The same for so many requests.
-    pub fn order_times(&self, fault: &str, times: Option<u32>, prompt_contains: Option<&str>) -> Result<()> {
+    /// Injects a fault like [`inject_fault`](Self::inject_fault), but into at most this number of requests.
+    pub fn inject_fault_times(&self, fault: &str, times: Option<u32>, prompt_contains: Option<&str>) -> Result<()> {
         let prompt_contains = prompt_contains.map(str::to_owned);
-        let order = FaultOrder { fault: fault.to_owned(), times, prompt_contains };
-        self.sandbox.order(order).map_err(anyhow::Error::msg)
+        let order = FaultSpec { fault: fault.to_owned(), times, prompt_contains };
+        self.sandbox.inject_fault(order).map_err(anyhow::Error::msg)
     }
 
-    /// Does a job by `generate`: its terminal event, and what was logged.
-    pub async fn generate(&self, command: &Value) -> Result<Done> {
+    /// Runs a job with `generate` and returns its terminal event and its log.
+    pub async fn generate(&self, command: &Value) -> Result<GenerateOutput> {
         let file = self.folder.path().join(format!("{}.json", Uuid::now_v7()));
         std::fs::write(&file, command.to_string())?;
         let output = self.run(&["generate", "--json", "--file", &file.display().to_string()]).await?;
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         let event: Value = serde_json::from_slice(&output.stdout).with_context(|| log.clone())?;
-        Ok(Done { kind: event["type"].as_str().unwrap_or_default().to_owned(), data: event["data"].clone(), log })
+        Ok(GenerateOutput {
+            event_type: event["type"].as_str().unwrap_or_default().to_owned(),
+            data: event["data"].clone(),
+            log,
+        })
     }
 
-    /// Where the worker's `data` folder is.
+    /// Folder that contains the worker's `data` folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// A stored file.
-    pub fn file(&self, path: &str) -> PathBuf {
+    /// Path of a stored file.
+    pub fn stored_path(&self, path: &str) -> PathBuf {
         self.folder.path().join("data/assets").join(path)
     }
 
-    /// `asset-worker` with this world's settings: short delays, so that what is retried is retried at once.
-    pub fn asset_worker(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = bound_to_us(&programs::built("asset-worker")?, "TERM");
+    /// Builds an `asset-worker` command with the settings of this environment; short delays make retries immediate.
+    pub fn asset_worker_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = command_with_death_signal(&programs::find("asset-worker")?, "TERM");
         command
             .args(arguments)
             .env_clear()
@@ -185,58 +189,58 @@ impl World {
             .env("WORKER_LEASE", "3s")
             .env("HTTP_ADDR", "127.0.0.1:0")
             .env("LOG_FORMAT", "json");
-        // Where coverage is measured, the program must write it where it is looked for.
+        // A coverage run collects the profiles from the path in this variable.
         if let Some(profile) = variable("LLVM_PROFILE_FILE") {
             command.env("LLVM_PROFILE_FILE", profile);
         }
-        for (name, value) in &self.given {
+        for (name, value) in &self.env_vars {
             command.env(name, value);
         }
         Ok(command)
     }
 
-    /// Runs a command of `asset-worker` to its end.
+    /// Runs an `asset-worker` command to its end.
     pub async fn run(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = self.asset_worker(arguments)?;
+        let mut command = self.asset_worker_command(arguments)?;
         command.stdin(Stdio::null()).kill_on_drop(true);
-        tokio::time::timeout(LIMIT, command.output())
+        tokio::time::timeout(WAIT_TIMEOUT, command.output())
             .await
-            .with_context(|| format!("{arguments:?} does not end"))?
+            .with_context(|| format!("{arguments:?} did not exit in time"))?
             .map_err(Into::into)
     }
 
-    /// Starts a worker, and waits for nothing.
+    /// Starts a worker without waiting until it is ready.
     pub fn start_worker(&self) -> Result<Worker> {
-        let command = self.asset_worker(&["run"])?;
+        let command = self.asset_worker_command(&["run"])?;
         let log = self.folder.path().join(format!("worker-{}.log", Uuid::now_v7().simple()));
-        let process = Process::logged("asset-worker run", command, &log)?;
+        let process = Process::start_logged("asset-worker run", command, &log)?;
         Ok(Worker { process, log, quiet: self.quiet })
     }
 
-    /// Starts a worker that takes commands.
-    pub async fn worker(&self) -> Result<Worker> {
+    /// Starts a worker and waits until it is ready.
+    pub async fn start_ready_worker(&self) -> Result<Worker> {
         let mut worker = self.start_worker()?;
-        worker.ready().await?;
+        worker.wait_until_ready().await?;
         Ok(worker)
     }
 
-    /// Connects to the broker.
-    pub async fn producer(&self) -> Result<Producer> {
-        Producer::connect(&self.amqp_url).await
+    /// Connects to the broker directly, not through a proxy.
+    pub async fn connect_broker(&self) -> Result<BrokerClient> {
+        BrokerClient::connect(&self.amqp_url).await
     }
 
-    /// The names of all queues that are there.
-    pub async fn queues(&self) -> Result<Vec<String>> {
-        self.vhost.queues().await
+    /// Returns the names of all existing queues.
+    pub async fn queue_names(&self) -> Result<Vec<String>> {
+        self.vhost.queue_names().await
     }
 
-    /// Its database, for whoever comes by another way.
+    /// URL of the worker's database, for direct connections.
     pub fn database_url(&self) -> &str {
         &self.database_url
     }
 
-    /// Rows of the worker's database.
-    pub async fn rows(&self, sql: &str) -> Result<Vec<Value>> {
+    /// Queries rows of the worker's database.
+    pub async fn query_rows(&self, sql: &str) -> Result<Vec<Value>> {
         let database = Connect::connect(&self.database_url).await?;
         let statement = Statement::from_string(database.get_database_backend(), sql);
         let rows = JsonValue::find_by_statement(statement).all(&database).await;
@@ -245,24 +249,30 @@ impl World {
     }
 }
 
-/// What a job came to.
-pub struct Done {
-    kind: String,
-    /// The `data` of its terminal event.
+/// Result of a `generate` run.
+pub struct GenerateOutput {
+    event_type: String,
+    /// `data` of the terminal event.
     pub data: Value,
-    /// What was logged.
+    /// Log output.
     pub log: String,
 }
 
-impl Done {
-    /// The outcome, which must be this one: `completed` or `failed`.
-    pub fn data_of(self, kind: &str) -> Result<Value> {
-        anyhow::ensure!(self.kind == format!("assets.generation.{kind}"), "{}: {}\n{}", self.kind, self.data, self.log);
+impl GenerateOutput {
+    /// Checks that the job has this outcome (`completed` or `failed`) and returns its `data`.
+    pub fn expect_data(self, kind: &str) -> Result<Value> {
+        anyhow::ensure!(
+            self.event_type == format!("assets.generation.{kind}"),
+            "{}: {}\n{}",
+            self.event_type,
+            self.data,
+            self.log
+        );
         Ok(self.data)
     }
 }
 
-/// A running `asset-worker run`. Dropped, it is stopped.
+/// A running `asset-worker run`; dropping it stops the process.
 pub struct Worker {
     process: Process,
     log: PathBuf,
@@ -270,34 +280,34 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Waits until it takes commands.
-    pub async fn ready(&mut self) -> Result<()> {
+    /// Waits until `/readyz` answers 200.
+    pub async fn wait_until_ready(&mut self) -> Result<()> {
         let log = self.log.clone();
-        let ready = self.process.until("the worker to be ready", LIMIT, async || {
+        let ready = self.process.wait_until("the worker to be ready", WAIT_TIMEOUT, async || {
             probe(&log, "readyz").await.ok().filter(|(status, _)| *status == 200)
         });
-        ready.await.map(drop).with_context(|| tail(&log))
+        ready.await.map(drop).with_context(|| log_tail(&log))
     }
 
-    /// Asks a probe: status and body.
+    /// Requests a health endpoint; returns status and JSON body.
     pub async fn probe(&self, path: &str) -> Result<(u16, Value)> {
         probe(&self.log, path).await
     }
 
-    /// Asks for any path: status and text.
+    /// Requests any path; returns status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
-        let answer = dev_services::http()?.get(format!("http://{}/{path}", self.address()?)).send().await?;
+        let answer = dev_services::http_client()?.get(format!("http://{}/{path}", self.address()?)).send().await?;
         Ok((answer.status().as_u16(), answer.text().await?))
     }
 
-    /// Reads its metrics.
+    /// Scrapes the worker's metrics.
     pub async fn metrics(&self) -> Result<Samples> {
-        Ok(Samples::read(&self.get("metrics").await?.1))
+        Ok(Samples::parse(&self.get("metrics").await?.1))
     }
 
-    /// Where its probes are.
+    /// Address of the health endpoints.
     pub fn address(&self) -> Result<String> {
-        address(&self.log)
+        logged_address(&self.log)
     }
 
     /// Sends a signal.
@@ -305,59 +315,63 @@ impl Worker {
         self.process.signal(signal);
     }
 
-    /// Waits for its end.
-    pub async fn ended(&mut self) -> Result<ExitStatus> {
-        tokio::time::timeout(LIMIT, self.process.wait()).await.context("the worker does not end")?
+    /// Waits until the process exits.
+    pub async fn wait_for_exit(&mut self) -> Result<ExitStatus> {
+        tokio::time::timeout(WAIT_TIMEOUT, self.process.wait()).await.context("the worker did not exit in time")?
     }
 
-    /// The CPU time that it has used, where the system says so.
-    pub fn cpu(&self) -> Option<Duration> {
+    /// Returns the CPU time used so far; `None` if the system does not report it.
+    pub fn cpu_time(&self) -> Option<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()?)).ok()?;
-        // The fields after the name, which may hold anything: user and system time are the 14th and 15th of all, in hundredths of a second.
+        // Fields after the process name, which may contain anything. User and system time are fields 14 and 15 of the
+        // line, in hundredths of a second.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
         Some(Duration::from_millis(ticks * 10))
     }
 
-    /// Whether it is still there.
+    /// Returns whether the process is still running.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()
     }
 
-    /// What it has logged so far.
+    /// Log output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits for a log line that holds this text.
-    pub async fn has_logged(&self, text: &str) -> Result<()> {
-        wait::until(&format!("a log line with {text:?}"), LIMIT, async || self.log().contains(text).then_some(())).await
+    /// Waits for a log line that contains this text.
+    pub async fn wait_for_log(&self, text: &str) -> Result<()> {
+        wait::wait_until(&format!("a log line with {text:?}"), WAIT_TIMEOUT, async || {
+            self.log().contains(text).then_some(())
+        })
+        .await
     }
 }
 
 impl Drop for Worker {
-    #[expect(clippy::print_stderr, reason = "shown by the test harness where the test fails")]
+    #[expect(clippy::print_stderr, reason = "the test harness shows it when the test fails")]
     fn drop(&mut self) {
         if !self.quiet {
-            eprintln!("the end of {}:\n{}", self.log.display(), tail(&self.log));
+            eprintln!("last lines of {}:\n{}", self.log.display(), log_tail(&self.log));
         }
-        // In order, so that what it measured of itself (its coverage) is written.
+        // SIGTERM lets the process write its coverage profile.
         self.process.stop_blocking(Signal::TERM, Duration::from_secs(5));
     }
 }
 
-/// The address of the probes, as it was logged.
-fn address(log: &Path) -> Result<String> {
+/// Reads the address of the health endpoints from the log.
+fn logged_address(log: &Path) -> Result<String> {
     let text = std::fs::read_to_string(log)?;
     let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let address = lines.find_map(|line| Some(line["address"].as_str()?.to_owned()));
-    address.context("the worker has not said where its probes are")
+    address.context("the worker has not logged the address of its health endpoints")
 }
 
-/// Asks a probe at the address that the worker has logged.
+/// Requests a health endpoint at the address in the log.
 async fn probe(log: &Path, path: &str) -> Result<(u16, Value)> {
-    let address = address(log)?;
-    let answer = dev_services::http()?.get(format!("http://{address}/{path}")).send().await?;
+    let address = logged_address(log)?;
+    let answer = dev_services::http_client()?.get(format!("http://{address}/{path}")).send().await?;
     let status = answer.status().as_u16();
     Ok((status, serde_json::from_str(&answer.text().await?)?))
 }
@@ -369,7 +383,7 @@ struct PostgresDatabase {
 }
 
 impl PostgresDatabase {
-    async fn make(server_url: &str) -> Result<Self> {
+    async fn create(server_url: &str) -> Result<Self> {
         let name = format!("test_{}", Uuid::now_v7().simple());
         let mut url = Url::parse(server_url)?;
         url.set_path(&name);
@@ -383,7 +397,7 @@ impl PostgresDatabase {
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let (server_url, name) = (self.server_url.clone(), self.name.clone());
-        dev_services::at_last(async move {
+        dev_services::run_cleanup_blocking(async move {
             let server = Connect::connect(&server_url).await?;
             server.execute_unprepared(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
             Ok(server.close().await?)

@@ -1,4 +1,4 @@
-//! Taking commands from their queue.
+//! Consuming messages from a queue.
 
 use futures_util::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
@@ -6,44 +6,48 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
 use super::delivery::Message;
-use super::{BrokerError, answered};
+use super::{BrokerError, with_timeout};
 
-/// The stream of commands ended unasked: broker or queue went away.
+/// A consumer stream ended unexpectedly: the connection was lost or the queue was deleted.
 #[derive(Debug, thiserror::Error)]
-#[error("the broker was lost: {0}")]
-pub struct Lost(pub String);
+#[error("broker: connection lost: {0}")]
+pub struct ConnectionLost(pub String);
 
-/// The commands of one connection.
-pub struct Commands {
+/// A stream of messages from one consumer.
+pub struct CommandStream {
     channel: Channel,
     consumer: Consumer,
 }
 
-impl Commands {
-    pub(super) async fn consume(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, BrokerError> {
-        answered("bound what it delivers", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+impl CommandStream {
+    pub(super) async fn start(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, BrokerError> {
+        with_timeout("set the prefetch count", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let consumer =
             channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = answered("deliver commands", consumer).await?;
+        let consumer = with_timeout("consume commands", consumer).await?;
         Ok(Self { channel, consumer })
     }
 
-    /// The next command. Cancel-safe.
+    /// Waits for the next message. Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`Lost`] where there will be none.
-    pub async fn next(&mut self) -> Result<Message, Lost> {
+    /// [`ConnectionLost`] if the stream has ended.
+    pub async fn next(&mut self) -> Result<Message, ConnectionLost> {
         match self.consumer.next().await {
             Some(Ok(delivery)) => Ok(Message::new(delivery)),
-            Some(Err(error)) => Err(Lost(error.to_string())),
-            None => Err(Lost("the consumer was cancelled".to_owned())),
+            Some(Err(error)) => Err(ConnectionLost(error.to_string())),
+            None => Err(ConnectionLost("consumer cancelled".to_owned())),
         }
     }
 
-    /// Takes no further command. What was delivered can still be settled.
+    /// Cancels the consumer. Messages that were already delivered can still be settled.
     pub async fn stop(&self) {
-        // A broker that is gone delivers nothing more either.
-        let _ = answered("stop", self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default())).await;
+        // An error is ignored: a lost connection delivers no further message either.
+        let _ = with_timeout(
+            "cancel the consumer",
+            self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()),
+        )
+        .await;
     }
 }

@@ -1,4 +1,4 @@
-//! The dead letters: looked at, put back on their way, or thrown away.
+//! Dead letters: inspect, replay, discard.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,118 +11,125 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::delivery::{REASON_HEADER, REJECTED_AT_HEADER, now, reason, text_header};
-use super::publisher::{Publisher, carried};
-use super::topology::DEAD_QUEUE;
-use super::{BrokerError, answered};
+use super::delivery::{REASON_HEADER, REJECTED_AT_HEADER, now_rfc3339, rejection_reason, text_header};
+use super::publisher::{Publisher, forwarded_properties};
+use super::topology::DEAD_LETTER_QUEUE;
+use super::{BrokerError, with_timeout};
 
-/// How many hex digits of its digest name a dead letter.
+/// Hex digits of the digest that form the id of a dead letter.
 const ID_DIGITS: usize = 12;
-/// The most that is held at once, in bytes.
+/// No further dead letter is fetched once this many bytes are held.
 const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
-/// What a message takes besides its body, roughly.
-const MESSAGE_BYTES: usize = 2_000;
-/// How often, and how often in a second, it is looked whether letters that were let go are there again.
-const LOOKS: u32 = 40;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
-/// Headers of a replay: why and when it had been rejected is kept under these names.
+/// Approximate memory of a message besides its body, in bytes.
+const MESSAGE_OVERHEAD_BYTES: usize = 2_000;
+/// Maximum number of times that a release polls the queue until the requeued messages are visible.
+const MAX_RELEASE_POLLS: u32 = 40;
+/// Time between two polls.
+const RELEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Header of a replayed command: why it had been rejected.
 const REPLAYED_REASON_HEADER: &str = "x-replayed-reason";
+/// Header of a replayed command: the time of the replay.
 const REPLAYED_AT_HEADER: &str = "x-replayed-at";
 
-/// Dead letters that are held from everybody else until this is dropped; what was neither replayed nor discarded is on its queue again then.
+/// Dead letters fetched but not acknowledged, so that no other client receives them.
+///
+/// Those neither replayed nor discarded return to the queue on [`DeadLetters::release`] or when the connection closes.
 pub struct DeadLetters {
     channel: Channel,
     publisher: Publisher,
     letters: Vec<DeadLetter>,
-    more: bool,
+    has_more: bool,
 }
 
-/// A message that nobody could deal with.
+/// A dead-lettered message.
 pub struct DeadLetter {
-    /// What it is called: the beginning of a digest over reason, time and body.
+    /// The first 12 hex digits of the SHA-256 of reason, time of rejection and body.
     pub id: String,
-    /// The job it speaks of, where that can be read.
+    /// The body's `job_id`, if it can be parsed.
     pub job_id: Option<Uuid>,
-    /// Why it is here.
+    /// Why it was dead-lettered; `delivery_limit` if it has no reason header, as the broker's own dead letters.
     pub reason: String,
-    /// Since when, as it was noted: RFC 3339 in UTC.
+    /// When it was rejected, from its header: RFC 3339 in UTC.
     pub rejected_at: Option<String>,
-    /// As it came.
+    /// The body as received.
     pub body: Vec<u8>,
     message: BasicGetMessage,
-    /// Replayed or discarded.
-    gone: AtomicBool,
+    /// Whether it was replayed or discarded.
+    removed: AtomicBool,
 }
 
 impl DeadLetters {
-    /// Takes hold of what lies there, the oldest first, as much as memory is meant for.
+    /// Fetches dead letters, the oldest first, until the queue is empty or [`MAX_HELD_BYTES`] are held.
     pub(super) async fn hold(channel: Channel, publisher: Publisher) -> Result<Self, BrokerError> {
         let mut letters = Vec::new();
         let mut bytes = 0;
         while bytes < MAX_HELD_BYTES {
-            let got = channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default());
-            let Some(message) = answered("give a dead letter", got).await? else {
-                return Ok(Self { channel, publisher, letters, more: false });
+            let got = channel.basic_get(DEAD_LETTER_QUEUE.into(), BasicGetOptions::default());
+            let Some(message) = with_timeout("get a dead letter", got).await? else {
+                return Ok(Self { channel, publisher, letters, has_more: false });
             };
-            bytes += message.delivery.data.len() + MESSAGE_BYTES;
+            bytes += message.delivery.data.len() + MESSAGE_OVERHEAD_BYTES;
             letters.push(DeadLetter::new(message));
         }
-        Ok(Self { channel, publisher, letters, more: true })
+        Ok(Self { channel, publisher, letters, has_more: true })
     }
 
-    /// Whether more lie there than are held at once.
-    pub fn more(&self) -> bool {
-        self.more
+    /// Whether the queue may hold more than these, because the limit of 256 MiB was reached.
+    pub fn has_more(&self) -> bool {
+        self.has_more
     }
 
-    /// Lets go of what is left, and waits until others can see it, so that the next look finds it. Where that fails, the end of the connection lets
-    /// go of it.
+    /// Requeues the remaining dead letters and waits until the queue shows them, so that the next client finds them.
+    ///
+    /// The wait is about 2 s at most. If the requeue fails, they return to the queue when the connection closes.
     pub async fn release(self) {
         let requeue = BasicNackOptions { multiple: true, requeue: true };
-        let held = self.letters.iter().filter(|letter| !letter.gone.load(Ordering::Relaxed)).count();
+        let held = self.letters.iter().filter(|letter| !letter.removed.load(Ordering::Relaxed)).count();
         if held == 0 || self.channel.basic_nack(0, requeue).await.is_err() {
             return;
         }
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_RELEASE_POLLS {
             let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-            match self.channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default()).await {
-                Ok(queue) if (queue.message_count() as usize) < held => tokio::time::sleep(BETWEEN_LOOKS).await,
+            match self.channel.queue_declare(DEAD_LETTER_QUEUE.into(), options, FieldTable::default()).await {
+                Ok(queue) if (queue.message_count() as usize) < held => tokio::time::sleep(RELEASE_POLL_INTERVAL).await,
                 Ok(_) | Err(_) => return,
             }
         }
     }
 
-    /// Those that are held.
+    /// The dead letters, in the order in which they were fetched.
     pub fn letters(&self) -> &[DeadLetter] {
         &self.letters
     }
 
-    /// Puts the letters that are chosen back on the queue of commands, and counts them. Each is there, confirmed, before it leaves here; one that is
-    /// interrupted in between is in both places, which its job's id makes harmless.
+    /// Publishes the dead letters that match `filter` to the command queue again and returns their number.
+    ///
+    /// Each is published with a confirm before it is acknowledged on the dead-letter queue. An interruption in between
+    /// leaves it on both queues, which is harmless: `job_id` is the idempotency key.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`]; those not counted are still here.
+    /// [`BrokerError`]; the dead letters not yet replayed are kept.
     pub async fn replay(&self, chosen: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
         let mut replayed = 0;
         for letter in self.letters.iter().filter(|letter| chosen(letter)) {
-            let properties = carried(&letter.message.delivery.properties);
+            let properties = forwarded_properties(&letter.message.delivery.properties);
             let mut headers = properties.headers().clone().unwrap_or_default();
-            headers = without(&headers, &[REASON_HEADER, REJECTED_AT_HEADER]);
-            headers.insert(REPLAYED_REASON_HEADER.into(), text(&letter.reason));
-            headers.insert(REPLAYED_AT_HEADER.into(), text(&now()));
-            self.publisher.submit_with(&letter.body, properties.with_headers(headers)).await?;
+            headers = remove_headers(&headers, &[REASON_HEADER, REJECTED_AT_HEADER]);
+            headers.insert(REPLAYED_REASON_HEADER.into(), long_string(&letter.reason));
+            headers.insert(REPLAYED_AT_HEADER.into(), long_string(&now_rfc3339()));
+            self.publisher.submit_with_properties(&letter.body, properties.with_headers(headers)).await?;
             letter.remove().await?;
             replayed += 1;
         }
         Ok(replayed)
     }
 
-    /// Throws the letters that are chosen away, and counts them.
+    /// Deletes the dead letters that match `filter` and returns their number.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`]; those not counted are still here.
+    /// [`BrokerError`]; the dead letters not yet deleted are kept.
     pub async fn discard(&self, chosen: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
         let mut discarded = 0;
         for letter in self.letters.iter().filter(|letter| chosen(letter)) {
@@ -137,30 +144,30 @@ impl DeadLetter {
     fn new(mut message: BasicGetMessage) -> Self {
         let body = std::mem::take(&mut message.delivery.data);
         let properties = &message.delivery.properties;
-        // The broker's own dead letters say it in a header of its own.
-        let reason = reason(properties).unwrap_or_else(|| "delivery_limit".to_owned());
+        // Messages that the broker itself dead-lettered have no such header, only the broker's own.
+        let reason = rejection_reason(properties).unwrap_or_else(|| "delivery_limit".to_owned());
         let rejected_at = text_header(properties, REJECTED_AT_HEADER);
         let said = [reason.as_bytes(), rejected_at.as_deref().unwrap_or_default().as_bytes(), &body].concat();
         let id = digest::sha256(said)[..ID_DIGITS].to_owned();
         let job_id = serde_json::from_slice::<Value>(&body).ok();
         let job_id = job_id.and_then(|body| Uuid::try_parse(body["job_id"].as_str()?).ok());
-        Self { id, job_id, reason, rejected_at, body, message, gone: AtomicBool::new(false) }
+        Self { id, job_id, reason, rejected_at, body, message, removed: AtomicBool::new(false) }
     }
 
-    /// Every header, as text.
+    /// All headers as name and value, formatted as text.
     pub fn headers(&self) -> Vec<(String, String)> {
         let headers = self.message.delivery.properties.headers().clone().unwrap_or_default();
-        headers.inner().iter().map(|(name, value)| (name.to_string(), shown(value))).collect()
+        headers.inner().iter().map(|(name, value)| (name.to_string(), format_value(value))).collect()
     }
 
     async fn remove(&self) -> Result<(), BrokerError> {
-        answered("let a dead letter go", self.message.delivery.ack(BasicAckOptions::default())).await?;
-        self.gone.store(true, Ordering::Relaxed);
+        with_timeout("acknowledge a dead letter", self.message.delivery.ack(BasicAckOptions::default())).await?;
+        self.removed.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn shown(value: &AMQPValue) -> String {
+fn format_value(value: &AMQPValue) -> String {
     match value {
         AMQPValue::LongString(text) => text.to_string(),
         AMQPValue::ShortString(text) => text.to_string(),
@@ -168,11 +175,11 @@ fn shown(value: &AMQPValue) -> String {
     }
 }
 
-fn without(headers: &FieldTable, names: &[&str]) -> FieldTable {
+fn remove_headers(headers: &FieldTable, names: &[&str]) -> FieldTable {
     let kept = headers.inner().iter().filter(|(name, _)| !names.contains(&name.as_str()));
     kept.map(|(name, value)| (name.clone(), value.clone())).collect::<std::collections::BTreeMap<_, _>>().into()
 }
 
-fn text(value: &str) -> AMQPValue {
+fn long_string(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }

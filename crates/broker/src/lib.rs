@@ -1,4 +1,6 @@
-//! RabbitMQ: connection, topology, publishing. The only crate that names `lapin`; no type of it leaves.
+//! RabbitMQ client of the worker: connection, topology, consuming, publishing and dead letters.
+//!
+//! The only crate that uses `lapin`; its public API contains no lapin type.
 
 mod consumer;
 mod dead_letters;
@@ -14,51 +16,51 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use topology::{DEAD_QUEUE, GENERATE_QUEUE};
+use topology::{DEAD_LETTER_QUEUE, GENERATE_QUEUE};
 
-pub use consumer::{Commands, Lost};
+pub use consumer::{CommandStream, ConnectionLost};
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use delivery::{AckHandle, Message, Settlement};
-pub use publisher::{Publisher, Routed};
-pub use topology::{CONSUMED, GENERATE_KEY, QueueMatch, QueueState, Topology};
-pub use watch::{Watch, Watched};
+pub use publisher::{PublishOutcome, Publisher};
+pub use topology::{CONSUME_DESTINATION, GENERATE_KEY, QueueMatch, QueueState, Topology};
+pub use watch::{EventWatcher, WatchedMessage};
 
-/// The bound on connecting, and on any single answer of the broker: it answers within milliseconds, or it is in trouble.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Timeout for connecting and for each response of the broker, which normally takes milliseconds.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The broker failed, while doing what.
+/// An operation on the broker failed or timed out.
 #[derive(Debug, thiserror::Error)]
-#[error("the broker cannot {doing}: {cause}")]
+#[error("broker: cannot {operation}: {cause}")]
 pub struct BrokerError {
-    doing: &'static str,
+    operation: &'static str,
     cause: String,
 }
 
-/// Bounds a wait for the broker, and names what was waited for.
-async fn answered<T>(doing: &'static str, wait: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, wait).await {
-        Ok(result) => result.map_err(|error| BrokerError { doing, cause: error.to_string() }),
-        Err(_) => Err(BrokerError { doing, cause: format!("no answer within {ANSWER_TIMEOUT:?}") }),
+/// Awaits an operation for at most [`RESPONSE_TIMEOUT`] and names it in the error.
+async fn with_timeout<T>(doing: &'static str, wait: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    match tokio::time::timeout(RESPONSE_TIMEOUT, wait).await {
+        Ok(result) => result.map_err(|error| BrokerError { operation: doing, cause: error.to_string() }),
+        Err(_) => Err(BrokerError { operation: doing, cause: format!("no response within {RESPONSE_TIMEOUT:?}") }),
     }
 }
 
-/// A connection to the broker with its exchanges and queues in place.
+/// A connection to RabbitMQ.
 pub struct Broker {
     connection: Connection,
-    /// Kept until the connection is closed: a channel that is dropped in the same moment makes lapin log an error.
+    /// Kept until the connection is closed: lapin logs an error if a channel is dropped at the same moment.
     channels: Mutex<Vec<Channel>>,
-    server: Server,
+    server: ServerAddress,
 }
 
-/// Where the broker is, for spans.
+/// Host and port of the broker, for span attributes.
 #[derive(Debug, Clone, Default)]
-struct Server {
+struct ServerAddress {
     host: Option<String>,
     port: Option<u16>,
 }
 
-impl Server {
-    fn of(url: &str) -> Self {
+impl ServerAddress {
+    fn from_url(url: &str) -> Self {
         let Ok(url) = Url::parse(url) else { return Self::default() };
         let usual = if url.scheme() == "amqps" { 5671 } else { 5672 };
         Self { host: url.host_str().map(str::to_owned), port: Some(url.port().unwrap_or(usual)) }
@@ -66,104 +68,109 @@ impl Server {
 }
 
 impl Broker {
-    /// Connects, and declares the topology.
+    /// Connects and declares the topology.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where the broker cannot be reached, or has queues of other arguments.
+    /// [`BrokerError`] if the broker cannot be reached, or a queue exists with other arguments.
     pub async fn connect(url: &SecretString, topology: &Topology) -> Result<Self, BrokerError> {
-        let broker = Self::reach(url).await?;
-        topology.declare(&broker.channel().await?).await?;
+        let broker = Self::connect_without_topology(url).await?;
+        topology.declare(&broker.create_channel().await?).await?;
         Ok(broker)
     }
 
-    /// Connects, and declares nothing.
+    /// Connects without declaring anything.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where the broker cannot be reached.
-    pub async fn reach(url: &SecretString) -> Result<Self, BrokerError> {
+    /// [`BrokerError`] if the broker cannot be reached.
+    pub async fn connect_without_topology(url: &SecretString) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
-        let connection = answered("be reached", Connection::connect(url.expose_secret(), properties)).await?;
-        Ok(Self { connection, channels: Mutex::default(), server: Server::of(url.expose_secret()) })
+        let connection = with_timeout("connect", Connection::connect(url.expose_secret(), properties)).await?;
+        Ok(Self { connection, channels: Mutex::default(), server: ServerAddress::from_url(url.expose_secret()) })
     }
 
-    /// What is known of the queue of commands, without making it.
+    /// The state of the command queue. Does not declare it.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it may not be looked at.
-    pub async fn generate_queue(&self) -> Result<QueueState, BrokerError> {
-        topology::queue_state(&self.channel().await?, GENERATE_QUEUE).await
+    /// [`BrokerError`] if the queue cannot be inspected; a missing queue is [`QueueState::Missing`].
+    pub async fn generate_queue_state(&self) -> Result<QueueState, BrokerError> {
+        topology::queue_state(&self.create_channel().await?, GENERATE_QUEUE).await
     }
 
-    /// How each queue that is declared at a start compares with what is there. Makes none.
+    /// Compares each queue of the topology with the existing one. Creates none.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where one may not be looked at.
-    pub async fn compared(&self, topology: &Topology) -> Result<Vec<(String, QueueMatch)>, BrokerError> {
+    /// [`BrokerError`] if a queue cannot be inspected.
+    pub async fn compare_topology(&self, topology: &Topology) -> Result<Vec<(String, QueueMatch)>, BrokerError> {
         let mut compared = Vec::new();
         for (name, arguments) in topology.queues() {
-            let found = topology::compared(&self.channel().await?, &name, &arguments).await?;
+            let found = topology::compare_queue(&self.create_channel().await?, &name, &arguments).await?;
             compared.push((name, found));
         }
         Ok(compared)
     }
 
-    /// A way to look at the queues of commands and of dead letters again and again.
-    pub async fn gauge(&self) -> Result<Gauge, BrokerError> {
-        Ok(Gauge(self.channel().await?))
+    /// Creates a monitor that reads the state of the command queue and the dead-letter queue repeatedly.
+    pub async fn queue_monitor(&self) -> Result<QueueMonitor, BrokerError> {
+        Ok(QueueMonitor(self.create_channel().await?))
     }
 
-    async fn channel(&self) -> Result<Channel, BrokerError> {
-        let channel = answered("open a channel", self.connection.create_channel()).await?;
+    async fn create_channel(&self) -> Result<Channel, BrokerError> {
+        let channel = with_timeout("open a channel", self.connection.create_channel()).await?;
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
         Ok(channel)
     }
 
-    /// A publisher with channels of its own.
-    pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
-        Publisher::open(self.channel().await?, self.channel().await?, self.server.clone()).await
+    /// Creates a publisher with channels of its own.
+    pub async fn create_publisher(&self) -> Result<Publisher, BrokerError> {
+        Publisher::open(self.create_channel().await?, self.create_channel().await?, self.server.clone()).await
     }
 
-    /// Starts to take commands, at most `prefetch` unsettled ones at once.
-    pub async fn commands(&self, prefetch: u16) -> Result<Commands, BrokerError> {
-        Commands::consume(self.channel().await?, GENERATE_QUEUE, prefetch).await
+    /// Starts to consume commands; at most `prefetch` of them are unacknowledged at any time.
+    pub async fn consume_commands(&self, prefetch: u16) -> Result<CommandStream, BrokerError> {
+        CommandStream::start(self.create_channel().await?, GENERATE_QUEUE, prefetch).await
     }
 
-    /// Starts to read, one by one, the messages that were dead-lettered.
-    pub async fn dead_lettered(&self) -> Result<Commands, BrokerError> {
-        Commands::consume(self.channel().await?, topology::FALLEN_QUEUE, 1).await
+    /// Starts to consume copies of all dead-lettered messages, with a prefetch count of one.
+    ///
+    /// [`Message::exceeded_delivery_limit`] tells which of them the broker itself dead-lettered.
+    pub async fn consume_delivery_limit_queue(&self) -> Result<CommandStream, BrokerError> {
+        CommandStream::start(self.create_channel().await?, topology::DELIVERY_LIMIT_QUEUE, 1).await
     }
 
-    /// Takes hold of the dead letters.
-    pub async fn dead_letters(&self) -> Result<DeadLetters, BrokerError> {
-        DeadLetters::hold(self.channel().await?, self.publisher().await?).await
+    /// Fetches the dead letters and holds them unacknowledged, see [`DeadLetters`].
+    pub async fn hold_dead_letters(&self) -> Result<DeadLetters, BrokerError> {
+        DeadLetters::hold(self.create_channel().await?, self.create_publisher().await?).await
     }
 
-    /// Starts to watch the events of every job.
-    pub async fn watch(&self) -> Result<Watch, BrokerError> {
-        Watch::start(self.channel().await?).await
+    /// Starts to watch the events of all jobs and the dead-lettered commands.
+    pub async fn watch_events(&self) -> Result<EventWatcher, BrokerError> {
+        EventWatcher::start(self.create_channel().await?).await
     }
 
-    /// Closes the connection in order.
+    /// Closes the connection, waiting at most 2 s for the broker.
     pub async fn close(self) {
-        // It is closed either way; a broker that does not answer is not waited for.
+        // The result is ignored: the connection ends either way.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
     }
 }
 
-/// Looks at queues, on a channel of its own.
-pub struct Gauge(Channel);
+/// Reads the state of queues on a channel of its own.
+pub struct QueueMonitor(Channel);
 
-impl Gauge {
-    /// The queues of commands and of dead letters.
+impl QueueMonitor {
+    /// Reads the state of the command queue and of the dead-letter queue.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`]; the gauge is of no use any more.
+    /// [`BrokerError`]; the monitor cannot be used afterwards.
     pub async fn read(&self) -> Result<(QueueState, QueueState), BrokerError> {
-        Ok((topology::queue_state(&self.0, GENERATE_QUEUE).await?, topology::queue_state(&self.0, DEAD_QUEUE).await?))
+        Ok((
+            topology::queue_state(&self.0, GENERATE_QUEUE).await?,
+            topology::queue_state(&self.0, DEAD_LETTER_QUEUE).await?,
+        ))
     }
 }

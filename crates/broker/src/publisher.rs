@@ -1,4 +1,4 @@
-//! Publishing, always with a confirm: what returns `Ok` is on the broker's disk.
+//! Publishing, always with publisher confirms: after `Ok` the message is on the broker's disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,52 +14,52 @@ use tokio::sync::Mutex;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
-use super::delivery::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_the_brokers, now};
-use super::topology::{COMMANDS, DEAD_LETTER, EVENTS, GENERATE_KEY, retry_queue};
-use super::{BrokerError, Server, answered};
+use super::delivery::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_header, now_rfc3339};
+use super::topology::{COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name};
+use super::{BrokerError, ServerAddress, with_timeout};
 
-/// The longest description of a failure in a span.
+/// Maximum length of `otel.status_description`.
 const MAX_DESCRIPTION_CHARS: usize = 300;
-/// Survives a restart of the broker.
+/// Delivery mode of messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// A reason is for people; a list of every broken rule of a large command is not.
+/// Maximum length of a rejection reason: one that lists every violation of a large command would be unreadable.
 const MAX_REASON_CHARS: usize = 2_000;
 
-/// Whether any queue took a message.
+/// Whether a published message was routed to a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routed {
-    /// At least one did.
-    Taken,
-    /// None is bound for it.
+pub enum PublishOutcome {
+    /// At least one queue received it.
+    Routed,
+    /// No queue is bound for its routing key.
     Unrouted,
 }
 
 /// Publishes on channels of its own. Clones share them.
 #[derive(Clone)]
 pub struct Publisher {
-    /// For what must be known to be on a queue. lapin gives a returned message to whichever confirm comes next, so that on this
-    /// channel one message at a time is published.
-    certain: Arc<Mutex<Channel>>,
-    /// For events that are for watching only.
-    watching: Channel,
-    server: Server,
+    /// For messages that must reach a queue. lapin attaches a returned message to the next confirm of the channel,
+    /// whichever message that is for, so only one message at a time is published on this channel.
+    mandatory_channel: Arc<Mutex<Channel>>,
+    /// For `started` and `progress` events, which may be lost.
+    progress_channel: Channel,
+    server: ServerAddress,
 }
 
 impl Publisher {
-    pub(super) async fn open(certain: Channel, watching: Channel, server: Server) -> Result<Self, BrokerError> {
+    pub(super) async fn open(certain: Channel, watching: Channel, server: ServerAddress) -> Result<Self, BrokerError> {
         for channel in [&certain, &watching] {
-            answered("confirm what it takes", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+            with_timeout("enable publisher confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         }
-        Ok(Self { certain: Arc::new(Mutex::new(certain)), watching, server })
+        Ok(Self { mandatory_channel: Arc::new(Mutex::new(certain)), progress_channel: watching, server })
     }
 
     /// Host and port of the broker, for spans.
-    pub fn server(&self) -> (Option<&str>, Option<u16>) {
+    pub fn server_address(&self) -> (Option<&str>, Option<u16>) {
         (self.server.host.as_deref(), self.server.port)
     }
 
-    /// A producer's span, by OpenTelemetry's conventions for RabbitMQ.
-    fn span(&self, exchange: &str, key: &str, operation: &'static str) -> Span {
+    /// A producer span by OpenTelemetry's semantic conventions for RabbitMQ.
+    fn publish_span(&self, exchange: &str, key: &str, operation: &'static str) -> Span {
         let destination = if exchange.is_empty() { key.to_owned() } else { format!("{exchange}:{key}") };
         info_span!(
             "publish",
@@ -79,112 +79,136 @@ impl Publisher {
         )
     }
 
-    /// Publishes a message, and says whether a queue took it.
+    /// Publishes a message as mandatory and reports whether a queue received it.
     async fn publish(
         &self,
         exchange: &str,
         key: &str,
         body: &[u8],
         properties: BasicProperties,
-    ) -> Result<Routed, BrokerError> {
-        let channel = self.certain.lock().await;
+    ) -> Result<PublishOutcome, BrokerError> {
+        let channel = self.mandatory_channel.lock().await;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        confirmed(&channel, exchange, key, options, body, properties).await
+        publish_confirmed(&channel, exchange, key, options, body, properties).await
     }
 
-    /// Puts a command on its queue. `trace` is called in the span of this; the command carries what it returns.
+    /// Publishes a command. `trace` is called in the producer span; its result goes into the command's headers.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it is not known to be there.
+    /// [`BrokerError`] if it is not confirmed that the command is on its queue.
     pub async fn submit(&self, body: &[u8], trace: impl FnOnce() -> Option<TraceContext>) -> Result<(), BrokerError> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let properties =
             BasicProperties::default().with_content_type("application/json".into()).with_timestamp(now.as_secs());
-        let span = self.span(COMMANDS, GENERATE_KEY, "send");
-        let properties = properties.with_headers(traced(span.in_scope(trace).as_ref()));
-        noted(self.queued(body, properties), span).await
+        let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
+        let properties = properties.with_headers(trace_headers(span.in_scope(trace).as_ref()));
+        publish_in_span(self.enqueue(body, properties), span).await
     }
 
-    /// The same with these properties.
+    /// Publishes a command with the given properties.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it is not known to be there.
-    pub(super) async fn submit_with(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
-        let span = self.span(COMMANDS, GENERATE_KEY, "send");
-        noted(self.queued(body, properties), span).await
+    /// [`BrokerError`] if it is not confirmed that the command is on its queue.
+    pub(super) async fn submit_with_properties(
+        &self,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<(), BrokerError> {
+        let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
+        publish_in_span(self.enqueue(body, properties), span).await
     }
 
-    async fn queued(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
-        routed(self.publish(COMMANDS, GENERATE_KEY, body, properties).await?)
+    async fn enqueue(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
+        require_routed(self.publish(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties).await?)
     }
 
-    /// Lets a command come back after a delay, as it is.
+    /// Publishes a command unchanged to the retry queue with this delay.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
+    /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
     pub async fn retry_later(&self, message: &Message, delay: Duration) -> Result<(), BrokerError> {
-        let properties = carried(&message.properties);
-        let queue = retry_queue(delay);
-        let span = self.span("", &queue, "send");
-        noted(async { routed(self.publish("", &queue, &message.body, properties).await?) }, span).await
+        let properties = forwarded_properties(&message.properties);
+        let queue = retry_queue_name(delay);
+        let span = self.publish_span("", &queue, "send");
+        publish_in_span(async { require_routed(self.publish("", &queue, &message.body, properties).await?) }, span)
+            .await
     }
 
-    /// Puts a command at the end of its queue, as it is.
+    /// Publishes a command unchanged to the end of its queue.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
-    pub async fn hand_back(&self, message: &Message) -> Result<(), BrokerError> {
-        self.submit_with(&message.body, carried(&message.properties)).await
+    /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
+    pub async fn requeue_at_end(&self, message: &Message) -> Result<(), BrokerError> {
+        self.submit_with_properties(&message.body, forwarded_properties(&message.properties)).await
     }
 
-    /// Gives a command to the dead letters with a reason.
+    /// Publishes a command to the dead-letter exchange with a reason in its headers.
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it is not known to be safe; then it must not be acknowledged.
+    /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
     pub async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), BrokerError> {
-        let carried = carried(&message.properties);
+        let carried = forwarded_properties(&message.properties);
         let mut headers = carried.headers().clone().unwrap_or_default();
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
-        headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now().into()));
+        headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now_rfc3339().into()));
         let properties = carried.with_headers(headers);
-        let span = self.span(DEAD_LETTER, GENERATE_KEY, "send");
-        noted(async { routed(self.publish(DEAD_LETTER, GENERATE_KEY, &message.body, properties).await?) }, span).await
+        let span = self.publish_span(DEAD_LETTER_EXCHANGE, GENERATE_KEY, "send");
+        publish_in_span(
+            async {
+                require_routed(self.publish(DEAD_LETTER_EXCHANGE, GENERATE_KEY, &message.body, properties).await?)
+            },
+            span,
+        )
+        .await
     }
 
-    /// Publishes an event, and says whether a queue took it. Of `started` and `progress` events that is not known: they count as taken.
+    /// Publishes an event and reports whether a queue received it.
+    ///
+    /// For `started` and `progress` events this is not known: the result is always [`PublishOutcome::Routed`].
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] where it is not known to be safe.
-    pub async fn publish_event(&self, event: &Event) -> Result<Routed, BrokerError> {
+    /// [`BrokerError`] if the broker has not confirmed the event.
+    pub async fn publish_event(&self, event: &Event) -> Result<PublishOutcome, BrokerError> {
         let properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
             .with_message_id(event.id.to_string().into())
             .with_type(event.kind.as_str().into())
-            .with_headers(traced(event.trace.as_ref()));
+            .with_headers(trace_headers(event.trace.as_ref()));
         let (key, body) = (event.routing_key(), event.body.as_bytes());
-        let span = self.span(EVENTS, key, "send");
+        let span = self.publish_span(EVENTS_EXCHANGE, key, "send");
         span.record("messaging.message.id", event.id.to_string());
         let published = async {
             match event.kind {
                 EventKind::Started | EventKind::Progress => {
-                    confirmed(&self.watching, EVENTS, key, BasicPublishOptions::default(), body, properties).await
+                    publish_confirmed(
+                        &self.progress_channel,
+                        EVENTS_EXCHANGE,
+                        key,
+                        BasicPublishOptions::default(),
+                        body,
+                        properties,
+                    )
+                    .await
                 }
-                EventKind::Completed | EventKind::Failed => self.publish(EVENTS, key, body, properties).await,
+                EventKind::Completed | EventKind::Failed => self.publish(EVENTS_EXCHANGE, key, body, properties).await,
             }
         };
-        noted(published, span).await
+        publish_in_span(published, span).await
     }
 }
 
-/// Publishes in a span.
-async fn noted<T>(publishing: impl Future<Output = Result<T, BrokerError>>, span: Span) -> Result<T, BrokerError> {
+/// Publishes in a span and records an error on it.
+async fn publish_in_span<T>(
+    publishing: impl Future<Output = Result<T, BrokerError>>,
+    span: Span,
+) -> Result<T, BrokerError> {
     async {
         let published = publishing.await;
         if let Err(error) = &published {
@@ -199,8 +223,8 @@ async fn noted<T>(publishing: impl Future<Output = Result<T, BrokerError>>, span
     .await
 }
 
-/// The headers of W3C Trace Context.
-fn traced(trace: Option<&TraceContext>) -> FieldTable {
+/// Headers of W3C Trace Context.
+fn trace_headers(trace: Option<&TraceContext>) -> FieldTable {
     let mut headers = FieldTable::default();
     if let Some(TraceContext { parent, state }) = trace {
         headers.insert("traceparent".into(), AMQPValue::LongString(parent.as_str().into()));
@@ -211,32 +235,35 @@ fn traced(trace: Option<&TraceContext>) -> FieldTable {
     headers
 }
 
-async fn confirmed(
+async fn publish_confirmed(
     channel: &Channel,
     exchange: &str,
     key: &str,
     options: BasicPublishOptions,
     body: &[u8],
     properties: BasicProperties,
-) -> Result<Routed, BrokerError> {
-    let doing = "take a message";
+) -> Result<PublishOutcome, BrokerError> {
+    let doing = "publish a message";
     let properties = properties.with_delivery_mode(PERSISTENT);
-    let confirmation = answered(doing, async {
+    let confirmation = with_timeout(doing, async {
         channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await
     })
     .await?;
     match confirmation {
-        Confirmation::Ack(None) => Ok(Routed::Taken),
-        Confirmation::Ack(Some(_)) => Ok(Routed::Unrouted),
-        Confirmation::Nack(_) => Err(BrokerError { doing, cause: "it was nacked".to_owned() }),
-        Confirmation::NotRequested => Err(BrokerError { doing, cause: "confirms are off".to_owned() }),
+        Confirmation::Ack(None) => Ok(PublishOutcome::Routed),
+        Confirmation::Ack(Some(_)) => Ok(PublishOutcome::Unrouted),
+        Confirmation::Nack(_) => Err(BrokerError { operation: doing, cause: "nacked by the broker".to_owned() }),
+        Confirmation::NotRequested => {
+            Err(BrokerError { operation: doing, cause: "publisher confirms are off".to_owned() })
+        }
     }
 }
 
-/// What of a producer's properties goes along when its command is moved to another queue. Not its `expiration`, which would let it
-/// vanish there; not its `user_id`, which the broker lets nobody else use; not the headers by which it asked for copies, nor the broker's
-/// own.
-pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
+/// The producer's properties that are kept when a command is published to another queue.
+///
+/// Left out are `expiration`, with which the message could expire there; `user_id`, which the broker accepts only from
+/// that user; the headers `CC` and `BCC`, which would send further copies; and the broker's own headers.
+pub(super) fn forwarded_properties(properties: &BasicProperties) -> BasicProperties {
     let mut carried = BasicProperties::default();
     if let Some(content_type) = properties.content_type() {
         carried = carried.with_content_type(content_type.clone());
@@ -265,7 +292,7 @@ pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
     if let Some(headers) = properties.headers() {
         let kept = headers.inner().iter().filter(|(name, _)| {
             let name = name.as_str();
-            !matches!(name, "CC" | "BCC") && !is_the_brokers(name)
+            !matches!(name, "CC" | "BCC") && !is_broker_header(name)
         });
         carried = carried
             .with_headers(kept.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>().into());
@@ -273,10 +300,15 @@ pub(super) fn carried(properties: &BasicProperties) -> BasicProperties {
     carried
 }
 
-/// Our own queues are bound when we connect; where one is gone, the message must stay where it is.
-fn routed(routed: Routed) -> Result<(), BrokerError> {
+/// Turns an unrouted message into an error.
+///
+/// The queues are bound when the worker connects. If one is missing, the original message must not be acknowledged.
+fn require_routed(routed: PublishOutcome) -> Result<(), BrokerError> {
     match routed {
-        Routed::Taken => Ok(()),
-        Routed::Unrouted => Err(BrokerError { doing: "take a message", cause: "no queue is bound for it".to_owned() }),
+        PublishOutcome::Routed => Ok(()),
+        PublishOutcome::Unrouted => Err(BrokerError {
+            operation: "publish a message",
+            cause: "no queue is bound for its routing key".to_owned(),
+        }),
     }
 }

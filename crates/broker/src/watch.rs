@@ -1,67 +1,71 @@
-//! Watching the events of jobs, for `submit --wait`.
+//! Watching events and dead letters, for `submit --wait`.
 
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
-use super::consumer::Lost;
+use super::consumer::ConnectionLost;
 use super::delivery;
-use super::topology::{DEAD_LETTER, EVENTS};
-use super::{BrokerError, answered};
+use super::topology::{DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE};
+use super::{BrokerError, with_timeout};
 
-/// What comes of commands from now on. The broker removes its queue when this connection ends.
-pub struct Watch {
-    /// Kept open for the consumer.
+/// Receives the events of all jobs and all dead-lettered commands from now on.
+///
+/// Its queue is exclusive: the broker deletes it when the connection closes.
+pub struct EventWatcher {
+    /// Kept open because the consumer needs it.
     _channel: Channel,
     consumer: Consumer,
 }
 
-/// Something that became of a command.
+/// A message received by [`EventWatcher`].
 #[derive(Debug)]
-pub enum Watched {
-    /// An event's body.
+pub enum WatchedMessage {
+    /// The body of an event.
     Event(Vec<u8>),
-    /// A command went to the dead letters.
+    /// A command was dead-lettered.
     DeadLetter {
         /// The command's body.
         body: Vec<u8>,
-        /// Why.
+        /// Why it was dead-lettered.
         reason: String,
     },
 }
 
-impl Watch {
+impl EventWatcher {
     pub(super) async fn start(channel: Channel) -> Result<Self, BrokerError> {
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue =
-            answered("declare a queue", channel.queue_declare("".into(), options, FieldTable::default())).await?;
+            with_timeout("declare a queue", channel.queue_declare("".into(), options, FieldTable::default())).await?;
         let name = queue.name().clone();
-        for (exchange, key) in [(EVENTS, "assets.generation.*"), (DEAD_LETTER, "")] {
+        for (exchange, key) in [(EVENTS_EXCHANGE, "assets.generation.*"), (DEAD_LETTER_EXCHANGE, "")] {
             let options = QueueBindOptions::default();
             let bound = channel.queue_bind(name.clone(), exchange.into(), key.into(), options, FieldTable::default());
-            answered("bind a queue", bound).await?;
+            with_timeout("bind a queue", bound).await?;
         }
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consumer =
-            answered("deliver events", channel.basic_consume(name, "".into(), options, FieldTable::default())).await?;
+            with_timeout("consume events", channel.basic_consume(name, "".into(), options, FieldTable::default()))
+                .await?;
         Ok(Self { _channel: channel, consumer })
     }
 
-    /// What comes next.
+    /// Waits for the next message.
     ///
     /// # Errors
     ///
-    /// [`Lost`] where there will be nothing more.
-    pub async fn next(&mut self) -> Result<Watched, Lost> {
+    /// [`ConnectionLost`] if the stream has ended.
+    pub async fn next(&mut self) -> Result<WatchedMessage, ConnectionLost> {
         match self.consumer.next().await {
-            Some(Ok(delivery)) if delivery.exchange.as_str() == DEAD_LETTER => {
-                let reason = delivery::reason(&delivery.properties).unwrap_or_else(|| "for no given reason".to_owned());
-                Ok(Watched::DeadLetter { body: delivery.data, reason })
+            Some(Ok(delivery)) if delivery.exchange.as_str() == DEAD_LETTER_EXCHANGE => {
+                let reason =
+                    delivery::rejection_reason(&delivery.properties).unwrap_or_else(|| "no reason given".to_owned());
+                Ok(WatchedMessage::DeadLetter { body: delivery.data, reason })
             }
-            Some(Ok(delivery)) => Ok(Watched::Event(delivery.data)),
-            Some(Err(error)) => Err(Lost(error.to_string())),
-            None => Err(Lost("the consumer was cancelled".to_owned())),
+            Some(Ok(delivery)) => Ok(WatchedMessage::Event(delivery.data)),
+            Some(Err(error)) => Err(ConnectionLost(error.to_string())),
+            None => Err(ConnectionLost("consumer cancelled".to_owned())),
         }
     }
 }

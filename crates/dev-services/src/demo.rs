@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::process::Command;
 use uuid::Uuid;
 
-use crate::process::{Process, Signal, bound_to_us, tail};
-use crate::services::{Supply, Vhost};
+use crate::process::{Process, Signal, command_with_death_signal, log_tail};
+use crate::services::{ServiceProvider, Vhost};
 use crate::wait::free_addresses;
 use crate::{programs, variable};
 use api::Api;
@@ -30,47 +30,47 @@ const DESCRIPTIONS: [&str; 6] = [
 /// The phrase book that comes with the program, so that the demo needs no translator.
 const PHRASE_BOOK: &str = include_str!("../../../deploy/phrase-book.json");
 const PHRASE_BOOK_FILE: &str = "phrase-book.json";
-const PROJECT: u32 = 42;
+const PROJECT_ID: u32 = 42;
 /// The worker opens its database and its broker within this time.
-const READY_LIMIT: Duration = Duration::from_mins(1);
-const GRACE: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
 /// Plays the demo: services up, one job, a contact sheet, services down.
 ///
 /// # Errors
 ///
 /// Where a service cannot be had, or the job does not end as it should. What was started is stopped all the same.
-pub async fn play() -> Result<()> {
-    let folder = fresh_folder()?;
-    print("The main job: six descriptions become finished 1920x1080 images.");
+pub async fn run() -> Result<()> {
+    let folder = create_empty_folder()?;
+    print_line("The main job: six descriptions become finished 1920x1080 images.");
     let api = Api::chosen(DESCRIPTIONS.len());
-    print("\nstarting");
-    let supply = Supply::new()?;
+    print_line("\nstarting");
+    let supply = ServiceProvider::new()?;
     let rabbitmq = supply.rabbitmq().await?;
-    step("RabbitMQ", &rabbitmq.origin);
+    print_step("RabbitMQ", &rabbitmq.origin);
     // Where the broker is the user's own, its default virtual host is none of our business either.
-    let vhost = Vhost::make(&rabbitmq.amqp_url, &rabbitmq.api_url).await?;
+    let vhost = Vhost::create(&rabbitmq.amqp_url, &rabbitmq.api_url).await?;
     let (api, sandbox) = api.start(&folder).await?;
-    step("API", api.name());
+    print_step("API", api.name());
     std::fs::write(folder.join(PHRASE_BOOK_FILE), PHRASE_BOOK)?;
-    step("words", "Chinese becomes English by a phrase book; GEMINI_API_KEY would translate the rest");
-    let stage = Stage { folder, amqp_url: vhost.amqp_url.clone(), api };
-    let worker = stage.worker().await?;
-    step("worker", "on its embedded defaults: SQLite, local files");
-    let outcome = stage.job().await;
-    worker.stop(Signal::TERM, GRACE).await;
+    print_step("words", "Chinese becomes English by a phrase book; GEMINI_API_KEY would translate the rest");
+    let stage = Demo { folder, amqp_url: vhost.amqp_url.clone(), api };
+    let worker = stage.start_worker().await?;
+    print_step("worker", "on its embedded defaults: SQLite, local files");
+    let outcome = stage.run_job().await;
+    worker.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     if let Some(sandbox) = sandbox {
-        sandbox.stop(Signal::TERM, GRACE).await;
+        sandbox.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     }
     drop(vhost);
     rabbitmq.stop().await;
-    stage.farewell(&outcome?);
+    stage.print_summary(&outcome?);
     Ok(())
 }
 
 /// An empty folder for this run; the last run's pictures go.
-fn fresh_folder() -> Result<PathBuf> {
-    let folder = programs::target()?.join("demo");
+fn create_empty_folder() -> Result<PathBuf> {
+    let folder = programs::target_folder()?.join("demo");
     if folder.exists() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("cannot clear {}", folder.display()))?;
     }
@@ -79,20 +79,20 @@ fn fresh_folder() -> Result<PathBuf> {
 }
 
 /// A job's outcome, as the demo shows it.
-struct Outcome {
+struct DemoOutput {
     job_id: Uuid,
-    sheet: PathBuf,
+    contact_sheet: PathBuf,
 }
 
-struct Stage {
+struct Demo {
     folder: PathBuf,
     amqp_url: String,
     api: Api,
 }
 
-impl Stage {
+impl Demo {
     /// One of our programs, with the demo's settings and none of the user's: their database is none of our business.
-    fn command(&self, mut command: Command) -> Command {
+    fn with_demo_env(&self, mut command: Command) -> Command {
         command.env_clear().current_dir(&self.folder).env("AMQP_URL", &self.amqp_url);
         for kept in [
             "PATH",
@@ -113,32 +113,32 @@ impl Stage {
             }
         }
         command.env("TRANSLATION_PHRASE_BOOK", self.folder.join(PHRASE_BOOK_FILE));
-        for (name, value) in self.api.settings() {
+        for (name, value) in self.api.env_vars() {
             command.env(name, value);
         }
         command
     }
 
-    async fn worker(&self) -> Result<Process> {
+    async fn start_worker(&self) -> Result<Process> {
         let [http_addr] = free_addresses()?;
         let log = self.folder.join("worker.log");
-        let mut command = self.command(bound_to_us(&programs::built("asset-worker")?, "TERM"));
+        let mut command = self.with_demo_env(command_with_death_signal(&programs::find("asset-worker")?, "TERM"));
         command.arg("run").env("HTTP_ADDR", http_addr.to_string()).env("LOG_FORMAT", "text");
-        let mut process = Process::logged("the worker", command, &log)?;
-        let ready = ready(&mut process, http_addr).await;
-        ready.with_context(|| format!("the worker did not get ready; the end of its log:\n{}", tail(&log)))?;
+        let mut process = Process::start_logged("the worker", command, &log)?;
+        let ready = wait_until_ready(&mut process, http_addr).await;
+        ready.with_context(|| format!("the worker did not get ready; the end of its log:\n{}", log_tail(&log)))?;
         Ok(process)
     }
 
     /// Submits the job, shows how it comes along and what it came to, and makes the contact sheet.
-    async fn job(&self) -> Result<Outcome> {
+    async fn run_job(&self) -> Result<DemoOutput> {
         let job_id = Uuid::now_v7();
-        let command = json!({"job_id": job_id, "project_id": PROJECT, "image_descriptions": DESCRIPTIONS});
+        let command = json!({"job_id": job_id, "project_id": PROJECT_ID, "image_descriptions": DESCRIPTIONS});
         let file = self.folder.join("job.json");
         std::fs::write(&file, serde_json::to_string_pretty(&command)?)?;
-        let asset_worker = programs::built("asset-worker")?;
-        print(&format!("\nasset-worker submit --wait --file {}", file.display()));
-        let mut submit = self.command(Command::new(&asset_worker));
+        let asset_worker = programs::find("asset-worker")?;
+        print_line(&format!("\nasset-worker submit --wait --file {}", file.display()));
+        let mut submit = self.with_demo_env(Command::new(&asset_worker));
         submit.args(["submit", "--wait", "--file"]).arg(&file);
         let status = Process::start("asset-worker submit", submit)?.wait().await?;
         ensure!(
@@ -146,49 +146,51 @@ impl Stage {
             "the job did not complete ({status}); see {}",
             self.folder.join("worker.log").display()
         );
-        let mut show = self.command(Command::new(&asset_worker));
+        let mut show = self.with_demo_env(Command::new(&asset_worker));
         let shown = show.args(["jobs", "show", "--json", &job_id.to_string()]).kill_on_drop(true).output().await?;
         if !shown.status.success() {
             bail!("asset-worker jobs show: {}", String::from_utf8_lossy(&shown.stderr));
         }
         let job = serde_json::from_slice(&shown.stdout).context("asset-worker jobs show printed no JSON")?;
         let sheet = self.folder.join("contact-sheet.html");
-        std::fs::write(&sheet, sheet::page(&job))?;
-        Ok(Outcome { job_id, sheet })
+        std::fs::write(&sheet, sheet::render_page(&job))?;
+        Ok(DemoOutput { job_id, contact_sheet: sheet })
     }
 
-    fn farewell(&self, outcome: &Outcome) {
-        let asset_worker = programs::built("asset-worker").unwrap_or_default();
+    fn print_summary(&self, outcome: &DemoOutput) {
+        let asset_worker = programs::find("asset-worker").unwrap_or_default();
         let (folder, asset_worker) = (self.folder.display(), asset_worker.display());
-        print(&format!("\nthe pictures   {folder}/data/assets/projects/{PROJECT}/assets/"));
-        print(&format!("contact sheet  {}", outcome.sheet.display()));
-        print(&format!("worker's log   {folder}/worker.log"));
-        print(&format!("phrase book    {folder}/{PHRASE_BOOK_FILE}"));
-        print("\nWhat to try next:");
-        print(&format!("  cd '{folder}' && '{asset_worker}' jobs show {}", outcome.job_id));
-        print(&format!("  '{asset_worker}' inspect '{folder}/data/assets/projects/{PROJECT}/assets/image_003.png'"));
-        print(&format!("  '{asset_worker}' --help"));
-        print("  make test                                        every test, against real services");
-        print("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   the same with real pictures");
+        print_line(&format!("\nthe pictures   {folder}/data/assets/projects/{PROJECT_ID}/assets/"));
+        print_line(&format!("contact sheet  {}", outcome.contact_sheet.display()));
+        print_line(&format!("worker's log   {folder}/worker.log"));
+        print_line(&format!("phrase book    {folder}/{PHRASE_BOOK_FILE}"));
+        print_line("\nWhat to try next:");
+        print_line(&format!("  cd '{folder}' && '{asset_worker}' jobs show {}", outcome.job_id));
+        print_line(&format!(
+            "  '{asset_worker}' inspect '{folder}/data/assets/projects/{PROJECT_ID}/assets/image_003.png'"
+        ));
+        print_line(&format!("  '{asset_worker}' --help"));
+        print_line("  make test                                        every test, against real services");
+        print_line("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   the same with real pictures");
     }
 }
 
-async fn ready(process: &mut Process, http_addr: SocketAddr) -> Result<()> {
-    let http = crate::http()?;
+async fn wait_until_ready(process: &mut Process, http_addr: SocketAddr) -> Result<()> {
+    let http = crate::http_client()?;
     let url = format!("http://{http_addr}/readyz");
     process
-        .until("the worker to be ready", READY_LIMIT, async || {
+        .wait_until("the worker to be ready", READY_TIMEOUT, async || {
             http.get(&url).send().await.ok().filter(|answer| answer.status().is_success())
         })
         .await
         .map(drop)
 }
 
-fn step(name: &str, what: &str) {
-    print(&format!("  {name:<10}{what}"));
+fn print_step(name: &str, what: &str) {
+    print_line(&format!("  {name:<10}{what}"));
 }
 
 #[expect(clippy::print_stdout, reason = "the demo speaks to people")]
-fn print(text: &str) {
+fn print_line(text: &str) {
     println!("{text}");
 }

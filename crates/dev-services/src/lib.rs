@@ -13,7 +13,7 @@ pub mod wait;
 
 /// Says something by the way.
 #[expect(clippy::print_stderr, reason = "programs for developers speak to them")]
-pub fn say(text: &str) {
+pub fn print_status(text: &str) {
     eprintln!("dev-services: {text}");
 }
 
@@ -22,7 +22,7 @@ pub fn say(text: &str) {
 /// # Errors
 ///
 /// Where TLS cannot be set up.
-pub fn http() -> anyhow::Result<reqwest::Client> {
+pub fn http_client() -> anyhow::Result<reqwest::Client> {
     // Fails only where a provider was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // All it talks to is on this machine.
@@ -30,7 +30,7 @@ pub fn http() -> anyhow::Result<reqwest::Client> {
 }
 
 /// Cleans up in a place where nothing can be awaited. What cannot be removed is in nobody's way.
-pub fn at_last(work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+pub fn run_cleanup_blocking(work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(10), work).await? })

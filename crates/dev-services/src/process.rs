@@ -10,7 +10,7 @@ use rustix::process::{Pid, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::wait::until;
+use crate::wait::wait_until;
 
 pub use rustix::process::Signal;
 
@@ -21,7 +21,7 @@ const SETPRIV: &str = "/usr/bin/setpriv";
 pub struct Process {
     name: String,
     child: Child,
-    group: Option<Pid>,
+    process_group: Option<Pid>,
 }
 
 impl Process {
@@ -34,7 +34,7 @@ impl Process {
         let child =
             command.process_group(0).kill_on_drop(true).spawn().with_context(|| format!("cannot start {name}"))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        Ok(Self { name: name.to_owned(), child, group })
+        Ok(Self { name: name.to_owned(), child, process_group: group })
     }
 
     /// Starts a program whose output goes to a file.
@@ -42,7 +42,7 @@ impl Process {
     /// # Errors
     ///
     /// Where it cannot be started, or the file cannot be made.
-    pub fn logged(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    pub fn start_logged(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         // Behind what an earlier life of the same server has said.
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot write {}", log.display()))?;
@@ -65,13 +65,13 @@ impl Process {
     /// # Errors
     ///
     /// Where it has given none within `limit`, or the process has ended.
-    pub async fn until<T>(
+    pub async fn wait_until<T>(
         &mut self,
         what: &str,
         limit: Duration,
         mut look: impl AsyncFnMut() -> Option<T>,
     ) -> Result<T> {
-        until(what, limit, async || match look().await {
+        wait_until(what, limit, async || match look().await {
             Some(value) => Some(Ok(value)),
             None if self.is_running() => None,
             None => Some(Err(anyhow!("{} has ended before {what}", self.name))),
@@ -81,7 +81,7 @@ impl Process {
 
     /// Sends a signal to the whole group.
     pub fn signal(&self, signal: Signal) {
-        if let Some(group) = self.group {
+        if let Some(group) = self.process_group {
             // It fails only where the group is gone.
             let _ = kill_process_group(group, signal);
         }
@@ -122,7 +122,7 @@ impl Drop for Process {
 
 /// A command that gets this signal (its name without `SIG`) when we die, however we die. Where the system has no `setpriv`, it is a plain command, and
 /// outlives a SIGKILL of ours.
-pub fn bound_to_us(program: &Path, signal: &str) -> Command {
+pub fn command_with_death_signal(program: &Path, signal: &str) -> Command {
     match find(&[SETPRIV]) {
         None => Command::new(program),
         Some(setpriv) => {
@@ -138,7 +138,7 @@ pub fn bound_to_us(program: &Path, signal: &str) -> Command {
 /// # Errors
 ///
 /// Where the system has no `setpriv`.
-pub fn as_user(user: &str, program: &Path, signal: &str) -> Result<Command> {
+pub fn command_as_user(user: &str, program: &Path, signal: &str) -> Result<Command> {
     let setpriv = find(&[SETPRIV]).with_context(|| format!("{SETPRIV} is needed to start {}", program.display()))?;
     let mut command = Command::new(setpriv);
     command.args(["--reuid", user, "--regid", user, "--init-groups"]);
@@ -152,7 +152,7 @@ pub fn find(candidates: &[&str]) -> Option<PathBuf> {
 }
 
 /// The end of a log, to be shown with a failure.
-pub fn tail(log: &Path) -> String {
+pub fn log_tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")

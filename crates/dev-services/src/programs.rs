@@ -22,7 +22,7 @@ pub fn folder() -> Result<PathBuf> {
 /// # Errors
 ///
 /// Where it has not been built.
-pub fn built(name: &str) -> Result<PathBuf> {
+pub fn find(name: &str) -> Result<PathBuf> {
     let program = folder()?.join(name);
     if !program.is_file() {
         bail!("{} is missing; build it with: make build", program.display());
@@ -35,7 +35,7 @@ pub fn built(name: &str) -> Result<PathBuf> {
 /// # Errors
 ///
 /// As [`folder`].
-pub fn target() -> Result<PathBuf> {
+pub fn target_folder() -> Result<PathBuf> {
     let folder = folder()?;
     Ok(folder.parent().map_or(folder.clone(), Path::to_owned))
 }

@@ -22,17 +22,17 @@ use tokio::sync::Mutex;
 pub use prometheus::programs as prometheus_programs;
 pub use vhost::Vhost;
 
-use crate::{programs, say, variable};
+use crate::{print_status, programs, variable};
 
 /// Where tests find RabbitMQ.
 pub const AMQP_URL: &str = "TEST_AMQP_URL";
 /// Where they find its management API, with user and password.
-pub const RABBITMQ_API_URL: &str = "TEST_RABBITMQ_API_URL";
+pub const RABBITMQ_API_URL_VAR: &str = "TEST_RABBITMQ_API_URL";
 /// Where they find PostgreSQL, as a user who may create databases.
 pub const DATABASE_URL: &str = "TEST_DATABASE_URL";
 
 /// Where they find the programs of Prometheus: a folder.
-pub const PROMETHEUS: &str = "TEST_PROMETHEUS";
+pub const PROMETHEUS_VAR: &str = "TEST_PROMETHEUS";
 
 /// A running RabbitMQ.
 pub struct RabbitMq {
@@ -58,8 +58,8 @@ pub struct Postgres {
 enum Kept {
     Nothing,
     Container(Box<docker::Container>),
-    RabbitMq(Box<rabbitmq::Private>),
-    Postgres(Box<postgres::Private>),
+    RabbitMq(Box<rabbitmq::PrivateServer>),
+    Postgres(Box<postgres::PrivateServer>),
 }
 
 impl Kept {
@@ -74,13 +74,13 @@ impl Kept {
     }
 
     /// Stops it for this long, and starts it again where it was, with its data.
-    async fn be_away(&mut self, away: Duration) -> Result<()> {
+    async fn restart_after(&mut self, away: Duration) -> Result<()> {
         match self {
             Self::Nothing => bail!("what was given by its URL is not ours to stop"),
             Self::Container(container) => {
-                container.halt().await?;
+                container.stop().await?;
                 tokio::time::sleep(away).await;
-                container.start_again().await
+                container.restart().await
             }
             Self::RabbitMq(server) => {
                 server.stop().await;
@@ -98,7 +98,7 @@ impl Kept {
 
 /// Where services are found.
 #[derive(Debug, Clone)]
-pub struct Addresses {
+pub struct ServiceUrls {
     /// RabbitMQ, as a user who may make virtual hosts.
     pub amqp_url: String,
     /// Its management API, with user and password.
@@ -107,13 +107,13 @@ pub struct Addresses {
     pub database_url: String,
 }
 
-impl Addresses {
+impl ServiceUrls {
     /// What `dev-services run` has set.
     ///
     /// # Errors
     ///
     /// A sentence that names what is not set, and says how to get it.
-    pub fn given() -> Result<Self> {
+    pub fn from_env() -> Result<Self> {
         let needed = |name: &str| {
             variable(name).with_context(|| {
                 format!("{name} is not set: run the tests with `make test`, which brings the services")
@@ -121,13 +121,13 @@ impl Addresses {
         };
         Ok(Self {
             amqp_url: needed(AMQP_URL)?,
-            rabbitmq_api_url: needed(RABBITMQ_API_URL)?,
+            rabbitmq_api_url: needed(RABBITMQ_API_URL_VAR)?,
             database_url: needed(DATABASE_URL)?,
         })
     }
 
     /// Those of services that were obtained.
-    pub fn of(rabbitmq: &RabbitMq, postgres: &Postgres) -> Self {
+    pub fn from_services(rabbitmq: &RabbitMq, postgres: &Postgres) -> Self {
         Self {
             amqp_url: rabbitmq.amqp_url.clone(),
             rabbitmq_api_url: rabbitmq.api_url.clone(),
@@ -137,13 +137,13 @@ impl Addresses {
 }
 
 /// Obtains services, and keeps their files until it is dropped, which must be after them.
-pub struct Supply {
+pub struct ServiceProvider {
     folder: TempDir,
-    installing: Mutex<()>,
+    install_lock: Mutex<()>,
     containers_only: bool,
 }
 
-impl Supply {
+impl ServiceProvider {
     /// A supply with a folder of its own below `target`; below the system's temporary folder where servers that root starts as
     /// another user cannot reach `target`.
     ///
@@ -151,12 +151,15 @@ impl Supply {
     ///
     /// Where the folder cannot be made.
     pub fn new() -> Result<Self> {
-        let target = programs::target()?;
-        let elsewhere = rustix::process::geteuid().is_root() && !reachable_by_others(&target);
+        let target = programs::target_folder()?;
+        let elsewhere = rustix::process::geteuid().is_root() && !is_accessible_to_others(&target);
         let parent = if elsewhere { std::env::temp_dir() } else { target };
-        let folder = tempfile::Builder::new().prefix("dev-services-").permissions(open_to_others()).tempdir_in(&parent);
+        let folder = tempfile::Builder::new()
+            .prefix("dev-services-")
+            .permissions(public_folder_permissions())
+            .tempdir_in(&parent);
         let folder = folder.with_context(|| format!("cannot make a folder in {}", parent.display()))?;
-        Ok(Self { folder, installing: Mutex::new(()), containers_only: false })
+        Ok(Self { folder, install_lock: Mutex::new(()), containers_only: false })
     }
 
     /// The same, from a Docker engine and from nowhere else.
@@ -164,7 +167,7 @@ impl Supply {
     /// # Errors
     ///
     /// As [`Supply::new`].
-    pub fn of_containers() -> Result<Self> {
+    pub fn with_containers_only() -> Result<Self> {
         Ok(Self { containers_only: true, ..Self::new()? })
     }
 
@@ -173,7 +176,7 @@ impl Supply {
     /// # Errors
     ///
     /// A sentence for each that cannot be had.
-    pub async fn both(&self) -> Result<(RabbitMq, Postgres)> {
+    pub async fn obtain_all(&self) -> Result<(RabbitMq, Postgres)> {
         match tokio::join!(self.rabbitmq(), self.postgres()) {
             (Ok(rabbitmq), Ok(postgres)) => Ok((rabbitmq, postgres)),
             (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
@@ -243,8 +246,9 @@ impl Supply {
         if let Some(found) = find() {
             return Ok(found);
         }
-        let _one_at_a_time = self.installing.lock().await;
-        let installed = install::package(package).and_then(|()| find().context("it is not where it was looked for"));
+        let _one_at_a_time = self.install_lock.lock().await;
+        let installed =
+            install::install_package(package).and_then(|()| find().context("it is not where it was looked for"));
         installed.map_err(|not_installed| {
             anyhow!(
                 "{name} is needed: set {variable}, or start a Docker engine ({no_container:#}), or install the package \
@@ -265,8 +269,8 @@ impl RabbitMq {
     /// # Errors
     ///
     /// Where it was given by its URL, or does not come back.
-    pub async fn be_away(&mut self, away: Duration) -> Result<()> {
-        self.kept.be_away(away).await
+    pub async fn restart_after(&mut self, away: Duration) -> Result<()> {
+        self.kept.restart_after(away).await
     }
 }
 
@@ -281,22 +285,23 @@ impl Postgres {
     /// # Errors
     ///
     /// Where it was given by its URL, or does not come back.
-    pub async fn be_away(&mut self, away: Duration) -> Result<()> {
-        self.kept.be_away(away).await
+    pub async fn restart_after(&mut self, away: Duration) -> Result<()> {
+        self.kept.restart_after(away).await
     }
 }
 
 fn given_rabbitmq() -> Result<Option<RabbitMq>> {
     let Some(amqp_url) = variable(AMQP_URL) else { return Ok(None) };
-    let api_url = match variable(RABBITMQ_API_URL) {
+    let api_url = match variable(RABBITMQ_API_URL_VAR) {
         Some(api_url) => api_url,
-        None => usual_api_url(&amqp_url).with_context(|| format!("{AMQP_URL} is no URL; or set {RABBITMQ_API_URL}"))?,
+        None => default_api_url(&amqp_url)
+            .with_context(|| format!("{AMQP_URL} is no URL; or set {RABBITMQ_API_URL_VAR}"))?,
     };
     Ok(Some(RabbitMq { amqp_url, api_url, origin: format!("given by {AMQP_URL}"), kept: Kept::Nothing }))
 }
 
 /// The management API at its usual port.
-fn usual_api_url(amqp_url: &str) -> Result<String> {
+fn default_api_url(amqp_url: &str) -> Result<String> {
     let amqp = url::Url::parse(amqp_url)?;
     let user = if amqp.username().is_empty() { "guest" } else { amqp.username() };
     let password = amqp.password().unwrap_or("guest");
@@ -309,19 +314,19 @@ async fn twice<T>(folder: &Path, start: impl AsyncFn(&Path) -> Result<T>) -> Res
     match start(&folder.join("1")).await {
         Ok(server) => Ok(server),
         Err(why) => {
-            say(&format!("{why:#}\ndev-services: it is tried once more with other ports"));
+            print_status(&format!("{why:#}\ndev-services: it is tried once more with other ports"));
             start(&folder.join("2")).await
         }
     }
 }
 
 /// The servers' own folders below it are theirs alone.
-fn open_to_others() -> std::fs::Permissions {
+fn public_folder_permissions() -> std::fs::Permissions {
     std::fs::Permissions::from_mode(0o755)
 }
 
 /// Whether every folder above lets other users through.
-fn reachable_by_others(path: &Path) -> bool {
+fn is_accessible_to_others(path: &Path) -> bool {
     path.ancestors()
         .filter_map(|folder| folder.metadata().ok())
         .all(|metadata| metadata.permissions().mode() & 0o001 == 0o001)

@@ -7,14 +7,14 @@ use anyhow::{Context, Result, bail};
 use tokio::time::{Instant, sleep};
 
 /// How often a condition is looked at.
-const INTERVAL: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Looks at a condition until it gives a value.
 ///
 /// # Errors
 ///
 /// Where it has given none within `limit`; the message says `what` was waited for.
-pub async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
+pub async fn wait_until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = look().await {
@@ -23,7 +23,7 @@ pub async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -
         if Instant::now() >= deadline {
             bail!("waited {limit:?} in vain for {what}");
         }
-        sleep(INTERVAL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

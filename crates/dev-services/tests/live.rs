@@ -5,7 +5,7 @@ use std::process::Output;
 use stability_sandbox::{Sandbox, Settings};
 use tokio::process::Command;
 
-async fn live(sandbox: &Sandbox, key: &str) -> Output {
+async fn run_live(sandbox: &Sandbox, key: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dev-services"))
         .arg("live")
         .env("STABILITY_API_KEY", key)
@@ -20,16 +20,16 @@ async fn live(sandbox: &Sandbox, key: &str) -> Output {
 
 /// Test 9 is `make test-live`; here it meets the sandbox.
 #[tokio::test]
-async fn test_9_three_images_are_made_where_there_is_a_key_and_none_where_there_is_none() {
+async fn test_9_images_are_generated_only_with_an_api_key() {
     let sandbox = Sandbox::start(Settings::default()).await.expect("a free port");
     let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
-    let without = live(&sandbox, "").await;
+    let without = run_live(&sandbox, "").await;
     assert!(without.status.success(), "{}", said(&without));
     assert!(said(&without).contains("STABILITY_API_KEY is not set: nothing was run"), "{}", said(&without));
     assert_eq!(sandbox.ledger().requests, 0);
-    let with = live(&sandbox, "sk-sandbox").await;
+    let with = run_live(&sandbox, "sk-sandbox").await;
     assert!(with.status.success(), "{}", said(&with));
     assert!(said(&with).contains("3 images of 1920x1080 were made"), "{}", said(&with));
     assert_eq!(sandbox.ledger().charged, 3);
-    assert_eq!(live(&sandbox, "sk-wrong").await.status.code(), Some(1));
+    assert_eq!(run_live(&sandbox, "sk-wrong").await.status.code(), Some(1));
 }

@@ -14,13 +14,13 @@ mod trouble;
 use std::time::Duration;
 
 use anyhow::Result;
-use dev_services::services::{Addresses, Postgres, RabbitMq};
-use dev_services::wait::until;
+use dev_services::services::{Postgres, RabbitMq, ServiceUrls};
+use dev_services::wait::wait_until;
 
-use integration_tests::LIMIT;
+use integration_tests::WAIT_TIMEOUT;
 pub use report::Report;
-use stage::Stage;
-pub use trouble::Trouble;
+use stage::Cluster;
+pub use trouble::Disturbance;
 
 /// How much is done, and to how many.
 #[derive(Debug, Clone)]
@@ -30,52 +30,52 @@ pub struct Plan {
     /// Commands.
     pub jobs: usize,
     /// The most images that a job asks for.
-    pub images: usize,
+    pub max_images: usize,
     /// Workers side by side.
     pub workers: usize,
     /// So many more requests come to the sandbox between two disturbances: at least, and less than.
-    pub every: (u32, u32),
+    pub requests_between_disturbances: (u32, u32),
     /// A worker that is not heard of for this long is lost.
     pub lease: Duration,
     /// How long broker and database are away the first time. The other times it is some seconds.
-    pub long_absence: Duration,
+    pub first_outage: Duration,
 }
 
 /// Where it happens.
-pub enum Ground {
+pub enum Services {
     /// Services that others use too: their connections are cut, and nothing else is done to them.
-    Shared(Addresses),
+    Shared(ServiceUrls),
     /// Services of its own, which are stopped and started.
-    Own(Box<(RabbitMq, Postgres)>),
+    Owned(Box<(RabbitMq, Postgres)>),
 }
 
-impl Ground {
-    fn addresses(&self) -> Addresses {
+impl Services {
+    fn urls(&self) -> ServiceUrls {
         match self {
             Self::Shared(addresses) => addresses.clone(),
-            Self::Own(services) => Addresses::of(&services.0, &services.1),
+            Self::Owned(services) => ServiceUrls::from_services(&services.0, &services.1),
         }
     }
 
     /// Stops what is its own.
     pub async fn stop(self) {
-        if let Self::Own(services) = self {
+        if let Self::Owned(services) = self {
             let (rabbitmq, postgres) = *services;
             tokio::join!(rabbitmq.stop(), postgres.stop());
         }
     }
 
-    async fn broker_away(&mut self, away: Duration) -> Result<()> {
+    async fn restart_broker(&mut self, away: Duration) -> Result<()> {
         match self {
             Self::Shared(_) => Ok(()),
-            Self::Own(services) => services.0.be_away(away).await,
+            Self::Owned(services) => services.0.restart_after(away).await,
         }
     }
 
-    async fn database_away(&mut self, away: Duration) -> Result<()> {
+    async fn restart_database(&mut self, away: Duration) -> Result<()> {
         match self {
             Self::Shared(_) => Ok(()),
-            Self::Own(services) => services.1.be_away(away).await,
+            Self::Owned(services) => services.1.restart_after(away).await,
         }
     }
 }
@@ -85,43 +85,49 @@ impl Ground {
 /// # Errors
 ///
 /// Where it could not even be begun.
-pub async fn play(plan: &Plan, ground: &mut Ground) -> Result<Report> {
+pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
     let begun = std::time::Instant::now();
     let mut dice = fastrand::Rng::with_seed(plan.seed);
-    let orders = orders::drawn(&mut dice, plan);
-    let mut stage = Stage::set(plan, ground, orders).await?;
-    let broken = disturbed(plan, &mut stage, &mut dice, ground).await;
-    let broken = broken.and(stage.settle().await);
+    let orders = orders::generate(&mut dice, plan);
+    let mut stage = Cluster::start(plan, ground, orders).await?;
+    let broken = disturb_until_done(plan, &mut stage, &mut dice, ground).await;
+    let broken = broken.and(stage.drain_and_stop().await);
     let mut report = Report::new(plan, &stage);
-    if let Err(broken) = broken.and(findings::look(&stage, &mut report).await) {
+    if let Err(broken) = broken.and(findings::verify(&stage, &mut report).await) {
         // Jobs that never end are such a case.
-        report.violated(format!("the run came to no end: {broken:#}"));
+        report.add_violation(format!("the run came to no end: {broken:#}"));
     }
-    report.took = begun.elapsed();
+    report.elapsed = begun.elapsed();
     if !report.violations.is_empty() {
-        report.folder = Some(stage.world.keep_folder());
+        report.folder = Some(stage.env.keep_folder());
     }
     Ok(report)
 }
 
 /// Does things to the system until every job has had its end.
-async fn disturbed(plan: &Plan, stage: &mut Stage, dice: &mut fastrand::Rng, ground: &mut Ground) -> Result<()> {
+async fn disturb_until_done(
+    plan: &Plan,
+    stage: &mut Cluster,
+    dice: &mut fastrand::Rng,
+    ground: &mut Services,
+) -> Result<()> {
     let mut troubles = Vec::new();
-    let mut next = dice.u32(plan.every.0..plan.every.1);
+    let mut next = dice.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
     loop {
         let moved = async || {
-            let ended = stage.feed().await.unwrap_or(false);
-            (ended || stage.world.sandbox.ledger().requests >= next).then_some(ended)
+            let ended = stage.publish_next_jobs().await.unwrap_or(false);
+            (ended || stage.env.sandbox.ledger().requests >= next).then_some(ended)
         };
-        if until("further requests, or the end of all jobs", LIMIT, moved).await? {
+        if wait_until("further requests, or the end of all jobs", WAIT_TIMEOUT, moved).await? {
             return Ok(());
         }
         if troubles.is_empty() {
-            troubles = trouble::all(ground);
+            troubles = trouble::available(ground);
             dice.shuffle(&mut troubles);
         }
-        let trouble = troubles.pop().unwrap_or(Trouble::Kill);
-        stage.make(trouble, dice, ground).await?;
-        next = stage.world.sandbox.ledger().requests + dice.u32(plan.every.0..plan.every.1);
+        let trouble = troubles.pop().unwrap_or(Disturbance::Kill);
+        stage.apply(trouble, dice, ground).await?;
+        next = stage.env.sandbox.ledger().requests
+            + dice.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
     }
 }

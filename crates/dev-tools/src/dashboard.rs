@@ -6,15 +6,15 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use dev_services::wait::until;
+use dev_services::wait::wait_until;
 use serde_json::{Value, json};
 use stability_sandbox::{Sandbox, Settings};
 
-use drawing::{Line, Panel};
-use integration_tests::{Database, Prometheus, World, command, views};
+use drawing::{Panel, Series};
+use integration_tests::{Database, Prometheus, TestEnv, command, telemetry_folder};
 
 /// Longer than any of this takes.
-const LIMIT: Duration = Duration::from_mins(5);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(5);
 /// Between two points of a line.
 const STEP: Duration = Duration::from_secs(1);
 /// What `$__rate_interval` stands for: scrapes come every second.
@@ -26,8 +26,8 @@ const RATE_INTERVAL: &str = "10s";
 ///
 /// Where it cannot be played to its end, or the file not be written.
 pub async fn draw(file: &Path) -> Result<()> {
-    let mut world = World::with(Database::Postgres).await?;
-    world.be_quiet();
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
+    world.disable_log_output();
     let sandbox = Settings {
         limit: 240,
         window: Duration::from_mins(1),
@@ -40,15 +40,17 @@ pub async fn draw(file: &Path) -> Result<()> {
     world.set("STABILITY_RETRY_DELAYS", "1s,2s,3s");
     world.set("WORKER_DAILY_BUDGET_USD", "6");
     world.set("WORKER_JOB_RETRY_DELAYS", "5s");
-    let proxy = world.broker_proxy().await?;
-    let (mut one, mut other) = (world.worker().await?, world.worker().await?);
+    let proxy = world.start_broker_proxy().await?;
+    let (mut one, mut other) = (world.start_ready_worker().await?, world.start_ready_worker().await?);
     let prometheus = Prometheus::start(world.folder(), &[one.address()?, other.address()?]).await?;
-    let from = now();
-    until("first scrapes", LIMIT, async || prometheus.query("sum(up) > 1").await.ok().filter(|up| !up.is_empty()))
-        .await?;
-    let producer = world.producer().await?;
+    let from = unix_seconds();
+    wait_until("first scrapes", WAIT_TIMEOUT, async || {
+        prometheus.query("sum(up) > 1").await.ok().filter(|up| !up.is_empty())
+    })
+    .await?;
+    let producer = world.connect_broker().await?;
     // Somebody hears of the jobs.
-    let _events = producer.events().await?;
+    let _events = producer.subscribe_to_events().await?;
     let sent = async |jobs: u32, config: Value| -> Result<()> {
         for job in 0..jobs {
             let scenes: Vec<String> = (0..10).map(|scene| format!("Scene {scene} of {job}")).collect();
@@ -58,42 +60,43 @@ pub async fn draw(file: &Path) -> Result<()> {
         Ok(())
     };
     sent(8, json!({})).await?;
-    until("half of it", LIMIT, async || (world.sandbox.ledger().requests > 40).then_some(())).await?;
-    world.order_times("status=500", Some(12), None)?;
+    wait_until("half of it", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 40).then_some(())).await?;
+    world.inject_fault_times("status=500", Some(12), None)?;
     producer.publish(&command(50, &["A gory battle", "A gory field"], &json!({}))).await?;
     producer.publish_bytes(b"{}", None).await?;
-    until("more of it", LIMIT, async || (world.sandbox.ledger().requests > 75).then_some(())).await?;
-    world.order_times("status=429", Some(1), None)?;
-    ended(&world, 8).await?;
+    wait_until("more of it", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 75).then_some(())).await?;
+    world.inject_fault_times("status=429", Some(1), None)?;
+    wait_for_jobs(&world, 8).await?;
     proxy.close();
-    until("the loss", LIMIT, async || one.probe("readyz").await.ok().filter(|(status, _)| *status == 503)).await?;
+    wait_until("the loss", WAIT_TIMEOUT, async || one.probe("readyz").await.ok().filter(|(status, _)| *status == 503))
+        .await?;
     proxy.open();
-    one.ready().await?;
-    other.ready().await?;
+    one.wait_until_ready().await?;
+    other.wait_until_ready().await?;
     // Made before: from the cache, where the API fails.
-    world.order("status=503", None)?;
+    world.inject_fault("status=503", None)?;
     sent(2, json!({"cache": "prefer"})).await?;
-    ended(&world, 10).await?;
+    wait_for_jobs(&world, 10).await?;
     let scraped = async || {
         let waiting = prometheus.query("sum(asset_worker_jobs_in_flight)").await.ok()?;
         waiting.first().filter(|(_, value)| *value < 0.5).map(drop)
     };
-    until("the last scrape", LIMIT, scraped).await?;
-    let panels = panels(&prometheus, from, now()).await?;
-    std::fs::write(file, drawing::svg(&panels, from, now())).with_context(|| file.display().to_string())
+    wait_until("the last scrape", WAIT_TIMEOUT, scraped).await?;
+    let panels = load_panels(&prometheus, from, unix_seconds()).await?;
+    std::fs::write(file, drawing::render_svg(&panels, from, unix_seconds())).with_context(|| file.display().to_string())
 }
 
-async fn ended(world: &World, jobs: u64) -> Result<()> {
+async fn wait_for_jobs(world: &TestEnv, jobs: u64) -> Result<()> {
     let all = async || {
-        let rows = world.rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
+        let rows = world.query_rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
         (rows[0]["ended"].as_u64()? >= jobs).then_some(())
     };
-    until("the end of the jobs", LIMIT, all).await
+    wait_until("the end of the jobs", WAIT_TIMEOUT, all).await
 }
 
 /// Each panel of the dashboard with what its queries give.
-async fn panels(prometheus: &Prometheus, from: f64, to: f64) -> Result<Vec<Panel>> {
-    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(views().join("dashboard.json"))?)?;
+async fn load_panels(prometheus: &Prometheus, from: f64, to: f64) -> Result<Vec<Panel>> {
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(telemetry_folder().join("dashboard.json"))?)?;
     let range = format!("{:.0}s", to - from);
     let mut panels = Vec::new();
     for panel in dashboard["panels"].as_array().context("panels")? {
@@ -103,20 +106,20 @@ async fn panels(prometheus: &Prometheus, from: f64, to: f64) -> Result<Vec<Panel
             let query = target["expr"].as_str().context("a query")?;
             let query = query.replace("$__rate_interval", RATE_INTERVAL).replace("$__range", &range);
             let legend = target["legendFormat"].as_str().unwrap_or_default();
-            for (labels, points) in prometheus.range(&query, from, to, STEP).await? {
+            for (labels, points) in prometheus.query_range(&query, from, to, STEP).await? {
                 let points = points.into_iter().filter(|(_, value)| value.is_finite()).collect();
-                lines.push(Line { legend: filled(legend, &labels), points });
+                lines.push(Series { legend: fill_legend(legend, &labels), points });
             }
         }
         let place = ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().unwrap_or_default());
         let unit = panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap_or_default().to_owned();
-        panels.push(Panel { kind: text("type"), title: text("title"), unit, place, lines });
+        panels.push(Panel { kind: text("type"), title: text("title"), unit, grid_position: place, series: lines });
     }
     Ok(panels)
 }
 
 /// `{{outcome}}` is the label's value.
-fn filled(legend: &str, labels: &Value) -> String {
+fn fill_legend(legend: &str, labels: &Value) -> String {
     let mut filled = String::new();
     let mut rest = legend;
     while let Some((before, after)) = rest.split_once("{{") {
@@ -128,6 +131,6 @@ fn filled(legend: &str, labels: &Value) -> String {
     filled + rest
 }
 
-fn now() -> f64 {
+fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -3,27 +3,27 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Collector, Database, World};
+use integration_tests::{Collector, Database, TestEnv};
 use stability_sandbox::{Sandbox, Settings};
 use tokio::net::TcpListener;
 
-use crate::measured::{LIMIT, Measured, all_ended, publish};
+use crate::measured::{MEASUREMENT_TIMEOUT, MeasurementResult, publish_jobs, wait_for_jobs};
 
 /// Pairs of runs; each begins with the other one.
 const PAIRS: usize = 10;
 const JOBS: usize = 8;
-const IMAGES: usize = 20;
+const IMAGES_PER_JOB: usize = 20;
 /// Before what is measured, so that connections are open and caches warm.
-const WARM_UP: usize = 2;
+const WARM_UP_JOBS: usize = 2;
 const NO_QUOTA: u32 = 100_000;
 /// What the API takes where throughput is measured; where CPU time is, it answers at once.
 const LATENCY: Duration = Duration::from_millis(400);
 
 /// Where a worker sends its telemetry.
 #[derive(Debug, Clone)]
-enum Sent {
-    Nowhere,
-    To(String),
+enum TelemetryExport {
+    Disabled,
+    ToEndpoint(String),
 }
 
 /// What one run took.
@@ -33,39 +33,39 @@ struct Run {
 }
 
 /// How much more CPU an image takes where spans, metrics and log lines are exported to a collector that takes them.
-pub(crate) async fn cpu() -> Result<Measured> {
+pub(crate) async fn measure_cpu_overhead() -> Result<MeasurementResult> {
     let collector = Collector::start().await?;
-    let (off, on) = pairs(&Sent::To(collector.endpoint.clone()), Duration::ZERO).await?;
-    ensure!(!collector.spans().is_empty() && !collector.lines().is_empty(), "nothing was exported");
-    let mut measured = Measured::default();
-    measured.line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES));
-    measured.line("spans an image", format!("{:.1}", per_image(collector.spans().len())));
+    let (off, on) = run_pairs(&TelemetryExport::ToEndpoint(collector.endpoint.clone()), Duration::ZERO).await?;
+    ensure!(!collector.spans().is_empty() && !collector.log_records().is_empty(), "nothing was exported");
+    let mut measured = MeasurementResult::default();
+    measured.add_line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES_PER_JOB));
+    measured.add_line("spans an image", format!("{:.1}", spans_per_image(collector.spans().len())));
     let (off, on) = (off.iter().map(|run| run.cpu_ms_per_image), on.iter().map(|run| run.cpu_ms_per_image));
-    let ratio = compared(&mut measured, "CPU milliseconds an image", off.collect(), on.collect());
-    measured.well = ratio < 1.03;
+    let ratio = compare(&mut measured, "CPU milliseconds an image", off.collect(), on.collect());
+    measured.passed = ratio < 1.03;
     Ok(measured)
 }
 
 /// How much slower images come where the collector takes connections and never answers.
-pub(crate) async fn deaf() -> Result<Measured> {
+pub(crate) async fn measure_unresponsive_collector() -> Result<MeasurementResult> {
     let deaf = TcpListener::bind("127.0.0.1:0").await?;
-    let (off, on) = pairs(&Sent::To(format!("http://{}", deaf.local_addr()?)), LATENCY).await?;
-    let mut measured = Measured::default();
-    measured.line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES));
+    let (off, on) = run_pairs(&TelemetryExport::ToEndpoint(format!("http://{}", deaf.local_addr()?)), LATENCY).await?;
+    let mut measured = MeasurementResult::default();
+    measured.add_line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES_PER_JOB));
     let (off, on) = (off.iter().map(|run| run.images_per_s), on.iter().map(|run| run.images_per_s));
-    let ratio = compared(&mut measured, "images a second", off.collect(), on.collect());
-    measured.well = ratio > 0.98;
+    let ratio = compare(&mut measured, "images a second", off.collect(), on.collect());
+    measured.passed = ratio > 0.98;
     Ok(measured)
 }
 
 /// The median of the pairs' ratios, with and without.
-fn compared(measured: &mut Measured, what: &'static str, off: Vec<f64>, on: Vec<f64>) -> f64 {
+fn compare(measured: &mut MeasurementResult, what: &'static str, off: Vec<f64>, on: Vec<f64>) -> f64 {
     let ratios: Vec<f64> = on.iter().zip(&off).map(|(on, off)| on / off).collect();
-    measured.line(what, format!("{:.2} without, {:.2} with", median(off), median(on)));
+    measured.add_line(what, format!("{:.2} without, {:.2} with", median(off), median(on)));
     let (least, most) =
         ratios.iter().fold((f64::MAX, f64::MIN), |(least, most), ratio| (ratio.min(least), ratio.max(most)));
     let ratio = median(ratios);
-    measured.line("ratio, median of the pairs", format!("{ratio:.3} ({least:.3} to {most:.3})"));
+    measured.add_line("ratio, median of the pairs", format!("{ratio:.3} ({least:.3} to {most:.3})"));
     ratio
 }
 
@@ -76,19 +76,19 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-fn per_image(count: usize) -> f64 {
-    count as f64 / (PAIRS * (JOBS + WARM_UP) * IMAGES) as f64
+fn spans_per_image(count: usize) -> f64 {
+    count as f64 / (PAIRS * (JOBS + WARM_UP_JOBS) * IMAGES_PER_JOB) as f64
 }
 
-async fn pairs(sent: &Sent, latency: Duration) -> Result<(Vec<Run>, Vec<Run>)> {
+async fn run_pairs(sent: &TelemetryExport, latency: Duration) -> Result<(Vec<Run>, Vec<Run>)> {
     let (mut off, mut on) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         if pair % 2 == 0 {
-            off.push(run(&Sent::Nowhere, latency).await?);
+            off.push(run(&TelemetryExport::Disabled, latency).await?);
             on.push(run(sent, latency).await?);
         } else {
             on.push(run(sent, latency).await?);
-            off.push(run(&Sent::Nowhere, latency).await?);
+            off.push(run(&TelemetryExport::Disabled, latency).await?);
         }
     }
     Ok((off, on))
@@ -96,24 +96,24 @@ async fn pairs(sent: &Sent, latency: Duration) -> Result<(Vec<Run>, Vec<Run>)> {
 
 /// One worker, and an API that answers after this time.
 #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
-async fn run(sent: &Sent, latency: Duration) -> Result<Run> {
-    let mut world = World::with(Database::Postgres).await?;
-    world.be_quiet();
+async fn run(sent: &TelemetryExport, latency: Duration) -> Result<Run> {
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
+    world.disable_log_output();
     world.sandbox = Sandbox::start(Settings { limit: NO_QUOTA, sketch: true, latency, ..Settings::default() }).await?;
     world.set("STABILITY_RATE_LIMIT", NO_QUOTA.to_string());
-    if let Sent::To(endpoint) = sent {
+    if let TelemetryExport::ToEndpoint(endpoint) = sent {
         world.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());
         world.set("OTEL_LOGS_EXPORTER", "otlp");
     }
-    let worker = world.worker().await?;
-    publish(&world, WARM_UP, IMAGES).await?;
-    all_ended(&world, WARM_UP).await?;
-    let (begun, cpu) = (Instant::now(), worker.cpu().context("the worker's CPU time")?);
-    publish(&world, JOBS, IMAGES).await?;
-    all_ended(&world, WARM_UP + JOBS).await?;
+    let worker = world.start_ready_worker().await?;
+    publish_jobs(&world, WARM_UP_JOBS, IMAGES_PER_JOB).await?;
+    wait_for_jobs(&world, WARM_UP_JOBS).await?;
+    let (begun, cpu) = (Instant::now(), worker.cpu_time().context("the worker's CPU time")?);
+    publish_jobs(&world, JOBS, IMAGES_PER_JOB).await?;
+    wait_for_jobs(&world, WARM_UP_JOBS + JOBS).await?;
     let took = begun.elapsed();
-    ensure!(took < LIMIT, "it took {took:?}");
-    let images = (JOBS * IMAGES) as f64;
-    let used: Duration = worker.cpu().context("the worker's CPU time")?.saturating_sub(cpu);
+    ensure!(took < MEASUREMENT_TIMEOUT, "it took {took:?}");
+    let images = (JOBS * IMAGES_PER_JOB) as f64;
+    let used: Duration = worker.cpu_time().context("the worker's CPU time")?.saturating_sub(cpu);
     Ok(Run { images_per_s: images / took.as_secs_f64(), cpu_ms_per_image: used.as_secs_f64() * 1e3 / images })
 }

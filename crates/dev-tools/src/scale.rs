@@ -3,25 +3,25 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dev_services::wait::until;
-use integration_tests::{Database, Worker, World};
-use stability_sandbox::faults::FaultOrder;
+use dev_services::wait::wait_until;
+use integration_tests::{Database, TestEnv, Worker};
+use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
-use crate::measured::{LIMIT, all_ended, publish};
+use crate::measured::{MEASUREMENT_TIMEOUT, publish_jobs, wait_for_jobs};
 use crate::overhead;
 
-pub use crate::measured::Measured;
+pub use crate::measured::MeasurementResult;
 
 /// What the account may send in a minute.
-const PER_MINUTE: u32 = 300;
+const RATE_LIMIT_PER_MINUTE: u32 = 300;
 /// What waits at once.
 const JOBS: usize = 40;
-const IMAGES: usize = 20;
+const IMAGES_PER_JOB: usize = 20;
 /// How long the forced lock-out lasts.
 const LOCKOUT: Duration = Duration::from_secs(15);
 /// A request that was on its way when the lock-out was met arrives within this.
-const ON_ITS_WAY: Duration = Duration::from_millis(500);
+const IN_FLIGHT_WINDOW: Duration = Duration::from_millis(500);
 
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +35,7 @@ pub enum Measurement {
     /// One worker with telemetry and without: the CPU time of an image.
     Telemetry,
     /// One worker with a collector that never answers and without: images a second.
-    Deaf,
+    UnresponsiveCollector,
 }
 
 /// Measures, on the services that `dev-services run` has brought.
@@ -43,109 +43,119 @@ pub enum Measurement {
 /// # Errors
 ///
 /// Where it cannot be played to its end.
-pub async fn measure(measurement: Measurement) -> Result<Measured> {
+pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
     match measurement {
-        Measurement::Quota => quota(None).await,
-        Measurement::Lockout => quota(Some(LOCKOUT)).await,
-        Measurement::Workers => workers().await,
-        Measurement::Telemetry => overhead::cpu().await,
-        Measurement::Deaf => overhead::deaf().await,
+        Measurement::Quota => measure_quota(None).await,
+        Measurement::Lockout => measure_quota(Some(LOCKOUT)).await,
+        Measurement::Workers => measure_scaling().await,
+        Measurement::Telemetry => overhead::measure_cpu_overhead().await,
+        Measurement::UnresponsiveCollector => overhead::measure_unresponsive_collector().await,
     }
 }
 
 /// A world whose workers share PostgreSQL, and draw no scenes.
-async fn world(sandbox: Settings, workers: usize) -> Result<(World, Vec<Worker>)> {
-    let mut world = World::with(Database::Postgres).await?;
-    world.be_quiet();
+async fn start_workers(sandbox: Settings, workers: usize) -> Result<(TestEnv, Vec<Worker>)> {
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
+    world.disable_log_output();
     world.sandbox = Sandbox::start(Settings { sketch: true, ..sandbox }).await?;
-    world.set("STABILITY_RATE_LIMIT", PER_MINUTE.to_string());
+    world.set("STABILITY_RATE_LIMIT", RATE_LIMIT_PER_MINUTE.to_string());
     world.set("STABILITY_LOCKOUT", format!("{}s", LOCKOUT.as_secs()));
     let mut running = Vec::new();
     for _ in 0..workers {
-        running.push(world.worker().await?);
+        running.push(world.start_ready_worker().await?);
     }
     Ok((world, running))
 }
 
-async fn quota(lockout: Option<Duration>) -> Result<Measured> {
+async fn measure_quota(lockout: Option<Duration>) -> Result<MeasurementResult> {
     let minute = Duration::from_mins(1);
-    let sandbox = Settings { limit: PER_MINUTE, window: minute, lockout: minute, ..Settings::default() };
-    let (world, _workers) = world(sandbox, 4).await?;
-    publish(&world, JOBS, IMAGES).await?;
+    let sandbox = Settings { limit: RATE_LIMIT_PER_MINUTE, window: minute, lockout: minute, ..Settings::default() };
+    let (world, _workers) = start_workers(sandbox, 4).await?;
+    publish_jobs(&world, JOBS, IMAGES_PER_JOB).await?;
     if lockout.is_some() {
         let middle = async || (world.sandbox.ledger().requests > 100).then_some(());
-        until("the middle", LIMIT, middle).await?;
-        let order = FaultOrder { fault: "status=429".into(), times: Some(1), prompt_contains: None };
-        world.sandbox.order(order).map_err(anyhow::Error::msg)?;
+        wait_until("the middle", MEASUREMENT_TIMEOUT, middle).await?;
+        let order = FaultSpec { fault: "status=429".into(), times: Some(1), prompt_contains: None };
+        world.sandbox.inject_fault(order).map_err(anyhow::Error::msg)?;
     }
-    all_ended(&world, JOBS).await?;
-    let arrivals = world.sandbox.arrivals();
+    wait_for_jobs(&world, JOBS).await?;
+    let arrivals = world.sandbox.request_log();
     let refused = arrivals.iter().filter(|arrival| arrival.status == Some(429)).count();
-    let mut measured = Measured::default();
-    measured.line("workers, jobs, images", format!("4, {JOBS}, {}", JOBS * IMAGES));
-    measured.line("permitted requests a minute", PER_MINUTE);
-    measured.line("requests", arrivals.len());
-    measured.line("answers of 429", refused);
+    let mut measured = MeasurementResult::default();
+    measured.add_line("workers, jobs, images", format!("4, {JOBS}, {}", JOBS * IMAGES_PER_JOB));
+    measured.add_line("permitted requests a minute", RATE_LIMIT_PER_MINUTE);
+    measured.add_line("requests", arrivals.len());
+    measured.add_line("answers of 429", refused);
     if let Some(lockout) = lockout {
-        let met = arrivals.iter().find(|arrival| arrival.status == Some(429)).context("nobody met the lock-out")?.at;
+        let met =
+            arrivals.iter().find(|arrival| arrival.status == Some(429)).context("nobody met the lock-out")?.received_at;
         let during = arrivals.iter().filter(|arrival| {
-            let after = arrival.at.saturating_duration_since(met);
-            after > ON_ITS_WAY && after < lockout
+            let after = arrival.received_at.saturating_duration_since(met);
+            after > IN_FLIGHT_WINDOW && after < lockout
         });
         let during = during.count();
-        let before = arrivals.iter().filter(|arrival| arrival.at > met && arrival.at <= met + ON_ITS_WAY).count();
-        measured.line("lock-out", format!("{lockout:?}"));
-        measured.line("requests during it", during);
-        measured.line("requests that were on their way when it was met", before);
-        let first = arrivals.iter().find(|arrival| arrival.at >= met + lockout).context("none came after it")?.at;
-        let within =
-            arrivals.iter().filter(|arrival| arrival.at >= first && arrival.at < first + Duration::from_secs(1));
-        measured.line("requests in the first second after it", within.count());
-        measured.well = during == 0 && refused == 1;
+        let before = arrivals
+            .iter()
+            .filter(|arrival| arrival.received_at > met && arrival.received_at <= met + IN_FLIGHT_WINDOW)
+            .count();
+        measured.add_line("lock-out", format!("{lockout:?}"));
+        measured.add_line("requests during it", during);
+        measured.add_line("requests that were on their way when it was met", before);
+        let first = arrivals
+            .iter()
+            .find(|arrival| arrival.received_at >= met + lockout)
+            .context("none came after it")?
+            .received_at;
+        let within = arrivals
+            .iter()
+            .filter(|arrival| arrival.received_at >= first && arrival.received_at < first + Duration::from_secs(1));
+        measured.add_line("requests in the first second after it", within.count());
+        measured.passed = during == 0 && refused == 1;
     } else {
         // What is left in the end is too little to use the whole rate.
         let count = arrivals.len() * 95 / 100;
-        let used = rate(arrivals[0].at, arrivals[count - 1].at, count - 1) / f64::from(PER_MINUTE);
-        measured.line("of the permitted rate used, in percent", format!("{:.1}", used * 100.0));
-        measured.well = used >= 0.97 && refused == 0;
+        let used = rate_per_minute(arrivals[0].received_at, arrivals[count - 1].received_at, count - 1)
+            / f64::from(RATE_LIMIT_PER_MINUTE);
+        measured.add_line("of the permitted rate used, in percent", format!("{:.1}", used * 100.0));
+        measured.passed = used >= 0.97 && refused == 0;
     }
     Ok(measured)
 }
 
 /// Events a minute.
 #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-fn rate(first: Instant, last: Instant, count: usize) -> f64 {
+fn rate_per_minute(first: Instant, last: Instant, count: usize) -> f64 {
     count as f64 * 60.0 / last.duration_since(first).as_secs_f64()
 }
 
-async fn workers() -> Result<Measured> {
-    let mut measured = Measured::default();
+async fn measure_scaling() -> Result<MeasurementResult> {
+    let mut measured = MeasurementResult::default();
     let mut rates = Vec::new();
     for (workers, jobs, line) in [(1, 4, "images a minute of one worker"), (4, 16, "images a minute of four workers")] {
-        let rate = throughput(workers, jobs).await?;
-        measured.line(line, format!("{rate:.0}"));
+        let rate = measure_throughput(workers, jobs).await?;
+        measured.add_line(line, format!("{rate:.0}"));
         rates.push(rate);
     }
     let ratio = rates[1] / rates[0];
-    measured.line("ratio", format!("{ratio:.2}"));
-    measured.well = ratio >= 3.5;
+    measured.add_line("ratio", format!("{ratio:.2}"));
+    measured.passed = ratio >= 3.5;
     Ok(measured)
 }
 
-async fn throughput(workers: usize, jobs: usize) -> Result<f64> {
+async fn measure_throughput(workers: usize, jobs: usize) -> Result<f64> {
     let no_quota = 100_000;
     let sandbox = Settings { limit: no_quota, latency: Duration::from_secs(2), ..Settings::default() };
-    let mut world = World::with(Database::Postgres).await?;
-    world.be_quiet();
+    let mut world = TestEnv::with_database(Database::Postgres).await?;
+    world.disable_log_output();
     world.sandbox = Sandbox::start(Settings { sketch: true, ..sandbox }).await?;
     world.set("STABILITY_RATE_LIMIT", no_quota.to_string());
     let mut running = Vec::new();
     for _ in 0..workers {
-        running.push(world.worker().await?);
+        running.push(world.start_ready_worker().await?);
     }
     let begun = Instant::now();
-    publish(&world, jobs, IMAGES).await?;
-    all_ended(&world, jobs).await?;
-    ensure!(world.sandbox.ledger().requests as usize == jobs * IMAGES, "a picture was asked for twice");
-    Ok(rate(begun, Instant::now(), jobs * IMAGES))
+    publish_jobs(&world, jobs, IMAGES_PER_JOB).await?;
+    wait_for_jobs(&world, jobs).await?;
+    ensure!(world.sandbox.ledger().requests as usize == jobs * IMAGES_PER_JOB, "a picture was asked for twice");
+    Ok(rate_per_minute(begun, Instant::now(), jobs * IMAGES_PER_JOB))
 }

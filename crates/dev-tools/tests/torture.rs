@@ -3,17 +3,25 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use dev_services::services::Addresses;
-use dev_tools::chaos::{self, Ground, Plan};
+use dev_services::services::ServiceUrls;
+use dev_tools::chaos::{self, Plan, Services};
 
 #[tokio::test]
-async fn whatever_is_done_to_its_workers_each_job_ends_once_and_nothing_is_lost() -> Result<()> {
+async fn every_job_ends_once_despite_disturbances() -> Result<()> {
     // Another seed does other things in another order.
     let seed = dev_services::variable("TORTURE_SEED").map_or(Ok(20_261_124), |seed| seed.parse())?;
     // A lease that holds while other tests take the processor.
     let lease = Duration::from_secs(5);
-    let plan = Plan { seed, jobs: 12, images: 5, workers: 2, every: (3, 6), lease, long_absence: Duration::ZERO };
-    let report = Box::pin(chaos::play(&plan, &mut Ground::Shared(Addresses::given()?))).await?;
+    let plan = Plan {
+        seed,
+        jobs: 12,
+        max_images: 5,
+        workers: 2,
+        requests_between_disturbances: (3, 6),
+        lease,
+        first_outage: Duration::ZERO,
+    };
+    let report = Box::pin(chaos::run(&plan, &mut Services::Shared(ServiceUrls::from_env()?))).await?;
     assert!(report.violations.is_empty(), "{report}");
     Ok(())
 }

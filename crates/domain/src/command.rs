@@ -1,44 +1,44 @@
-//! The "generate assets" command: what a producer may ask for, and how a body is read.
+//! The "generate assets" command, and how it is parsed from a message body.
 //!
-//! Reading is strict. Every rule that is broken is reported, each with the field, the value and what is allowed, so that a
-//! producer mends its message once and not key by key.
+//! Parsing is strict. All violations are reported at once, each with the field, the value and the allowed values, so
+//! that a producer can fix its message in one step.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::digest;
-use crate::fields::{self, Fields, first_ones};
+use crate::fields::{self, Fields, truncate_violations};
 use crate::rules::{MAX_BODY_BYTES, MAX_CONCURRENT, MAX_DESCRIPTION_CHARS, MAX_IMAGES, Rules};
 use crate::strict_json;
 use crate::style::Style;
 
 /// A request for the images of one job.
 ///
-/// Two commands are equal when they ask for the same thing, whatever the order of keys and the white space of their bodies.
+/// Two commands are equal if they are equal after parsing: key order and white space of the bodies do not matter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Command {
-    /// The idempotency key: the same job delivered twice has the effect of once.
+    /// The idempotency key: a job that is delivered twice is executed once.
     pub job_id: Uuid,
     /// The project the images belong to, above 0.
     pub project_id: i64,
-    /// One description an image, 1 to 200, trimmed, each 1 to 2,000 characters.
+    /// One description for each image: 1 to 200 texts, trimmed, each 1 to 2,000 characters.
     pub image_descriptions: Vec<String>,
-    /// What differs from the defaults.
+    /// Settings that override the defaults.
     #[serde(default)]
     pub config: JobConfig,
 }
 
-/// The optional part of a command. An absent key means the default, which may differ between processes.
+/// The optional part of a command. An absent key means the default, which may differ between projects and workers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobConfig {
     /// Appended to every description; an empty list means none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub style_modifiers: Option<Vec<String>>,
-    /// What the pictures must not show; an empty text means nothing is excluded.
+    /// Content that the images must not show; an empty text excludes nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
-    /// Requests in flight for this job, 1 to 6.
+    /// Maximum number of requests in flight for this job, 1 to 6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u8>,
     /// One of [`Rules::engines`].
@@ -47,31 +47,31 @@ pub struct JobConfig {
     /// One of [`Rules::style_presets`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub style_preset: Option<String>,
-    /// How closely the picture follows the prompt, within [`Rules::cfg_scale`].
+    /// How closely the image follows the prompt, within [`Rules::cfg_scale`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cfg_scale: Option<f64>,
     /// Diffusion steps, within [`Rules::steps`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u8>,
-    /// 0 lets the API choose.
+    /// Seed of the first image; 0 lets the API choose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,
-    /// Whether an image made before may stand in.
+    /// Whether a cached image may be used instead of a new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheMode>,
     /// The share of images that must succeed, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_success_rate: Option<f64>,
-    /// The most this job may cost, in USD.
+    /// Cost limit of this job, in USD, 0 to 1,000,000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cost_usd: Option<f64>,
 }
 
-/// The share of images that must succeed when the command does not say.
+/// The share of images that must succeed if the command does not set one.
 pub const DEFAULT_MIN_SUCCESS_RATE: f64 = 0.8;
 
 impl JobConfig {
-    /// The part of it that decides how the images look.
+    /// The part of the configuration that determines the style of the images.
     pub fn style(&self) -> Style {
         Style {
             style_modifiers: self.style_modifiers.clone(),
@@ -88,76 +88,80 @@ impl JobConfig {
     }
 }
 
-/// When an image made before from the same prompt and parameters may be used.
+/// When an earlier image of the same prompt and generation parameters may be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheMode {
-    /// Never.
+    /// A cached image is never used.
     Never,
-    /// When the API fails.
+    /// A cached image is used if the API fails (cache fallback).
     #[default]
     OnFailure,
-    /// Always; the API is not called where one exists.
+    /// A cached image is used if there is one; then the API is not called.
     Prefer,
 }
 
-/// Who a command that cannot be followed came from, where that much could be read.
+/// The ids of a job and of its project; known for an invalid command too if both could be parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobKey {
-    /// The job.
+    /// The job's id.
     pub job_id: Uuid,
-    /// Its project, above 0.
+    /// The project's id, above 0.
     pub project_id: i64,
 }
 
-/// A body that is not a command, with every rule it breaks.
+/// A message body that is not a valid command, with its violations.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{}", .violations.join("; "))]
 pub struct InvalidCommand {
-    /// One sentence a rule: field, value, what is allowed. Never empty.
+    /// One sentence for each violation: field, value, allowed values. Never empty.
+    ///
+    /// The first 20 violations are listed; a last entry gives the number of the others.
     pub violations: Vec<String>,
-    /// Whose job it was, where both ids could be read.
+    /// The job's ids, if both could be parsed.
     pub key: Option<JobKey>,
 }
 
 impl InvalidCommand {
-    fn unreadable(violation: String) -> Self {
+    fn without_key(violation: String) -> Self {
         Self { violations: vec![violation], key: None }
     }
 }
 
 impl Command {
-    /// Whose job it is.
+    /// The ids of the job and of its project.
     pub fn key(&self) -> JobKey {
         JobKey { job_id: self.job_id, project_id: self.project_id }
     }
 
-    /// What tells it from every other command: SHA-256 in lower-case hex. The same after parsing is the same, whatever the order of keys.
+    /// The SHA-256 of the command, in lower-case hex.
+    ///
+    /// Commands that are equal after parsing have the same digest: key order does not matter.
     pub fn digest(&self) -> String {
         digest::sha256(serde_json::to_vec(self).expect("a command serialises"))
     }
 
-    /// Reads a command from the body of a message.
+    /// Parses a command from the body of a message.
     ///
     /// # Errors
     ///
-    /// [`InvalidCommand`] names every field that is missing, unknown or out of range.
+    /// [`InvalidCommand`] names each field that is missing, unknown or out of range.
     pub fn parse(body: &[u8], rules: &Rules) -> Result<Self, InvalidCommand> {
         if body.len() > MAX_BODY_BYTES {
-            return Err(InvalidCommand::unreadable(format!(
+            return Err(InvalidCommand::without_key(format!(
                 "body: {} bytes is not allowed; at most {MAX_BODY_BYTES} bytes",
                 body.len()
             )));
         }
         let value = strict_json::parse(body)
-            .map_err(|error| InvalidCommand::unreadable(format!("body: not JSON in UTF-8 ({error})")))?;
+            .map_err(|error| InvalidCommand::without_key(format!("body: not JSON in UTF-8 ({error})")))?;
         let Value::Object(object) = value else {
-            return Err(InvalidCommand::unreadable(format!(
+            return Err(InvalidCommand::without_key(format!(
                 "body: {} is not allowed; a JSON object",
-                fields::shown(&value)
+                fields::describe_value(&value)
             )));
         };
-        Self::from_fields(Fields::root(object), rules)
+        Self::from_fields(Fields::new(object), rules)
     }
 
     fn from_fields(mut fields: Fields, rules: &Rules) -> Result<Self, InvalidCommand> {
@@ -168,10 +172,10 @@ impl Command {
         });
         let image_descriptions = fields.texts("image_descriptions", 1..=MAX_IMAGES, 1..=MAX_DESCRIPTION_CHARS);
         if image_descriptions.is_none() {
-            fields.missing("image_descriptions", "a list of 1 to 200 texts");
+            fields.report_missing("image_descriptions", "a list of 1 to 200 texts");
         }
         let config = fields.object("config").map(|config| JobConfig::from_fields(config, rules));
-        let mut violations = fields.finish();
+        let mut violations = fields.into_violations();
         let config = match config {
             None => JobConfig::default(),
             Some((config, more)) => {
@@ -184,7 +188,7 @@ impl Command {
             (Some(JobKey { job_id, project_id }), Some(image_descriptions)) if violations.is_empty() => {
                 Ok(Self { job_id, project_id, image_descriptions, config })
             }
-            (key, _) => Err(InvalidCommand { violations: first_ones(violations), key }),
+            (key, _) => Err(InvalidCommand { violations: truncate_violations(violations), key }),
         }
     }
 }
@@ -206,7 +210,7 @@ impl JobConfig {
             min_success_rate: fields.number("min_success_rate", 0.0..=1.0),
             max_cost_usd: fields.number("max_cost_usd", 0.0..=1_000_000.0),
         };
-        (config, fields.finish())
+        (config, fields.into_violations())
     }
 }
 

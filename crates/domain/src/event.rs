@@ -1,4 +1,4 @@
-//! What the world is told: CloudEvents 1.0 in JSON.
+//! The events that the worker publishes: CloudEvents 1.0 in JSON.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -15,7 +15,7 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// The `source` of every event.
 pub const SOURCE: &str = "/asset-worker";
 
-/// The namespace of event ids: an id follows from job, type and (for progress) index.
+/// The namespace of event ids: an id is derived from job id, type and (for progress) index.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_92d1_5f0e_5d3b_9a51_0e2b_7c44_a9e1);
 
 /// The kinds of events.
@@ -23,16 +23,16 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_92d1_5f0e_5d3b_9a51_0e2b_7c44_a9e
 pub enum EventKind {
     /// The job is claimed for the first time.
     Started,
-    /// An image reached its end.
+    /// An image completed or failed.
     Progress,
-    /// The job is done.
+    /// The job completed.
     Completed,
-    /// The job has failed.
+    /// The job failed.
     Failed,
 }
 
 impl EventKind {
-    /// The CloudEvents `type`, which is the routing key too.
+    /// The CloudEvents `type`, which is also the routing key.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Started => "assets.generation.started",
@@ -42,51 +42,51 @@ impl EventKind {
         }
     }
 
-    /// Reads a `type`.
+    /// Parses a CloudEvents `type`.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Started, Self::Progress, Self::Completed, Self::Failed].into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
-/// An event, ready to be published: its body never changes any more.
+/// An event that is ready to be published: its body is final.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// What kind it is.
+    /// The kind of the event.
     pub kind: EventKind,
-    /// The CloudEvents `id`: a consumer drops what it has seen.
+    /// The CloudEvents `id`, by which consumers recognise duplicates.
     pub id: Uuid,
-    /// The trace it belongs to, as its envelope says too.
+    /// The trace it belongs to; the envelope contains it too.
     pub trace: Option<TraceContext>,
     /// The JSON envelope.
     pub body: String,
 }
 
-/// When and about which job an event is.
+/// The job, trace and time of an event.
 #[derive(Debug, Clone)]
-pub struct Context {
-    /// The job.
+pub struct EventContext {
+    /// The ids of the job and of its project.
     pub key: JobKey,
-    /// The trace that it belongs to.
+    /// The trace that the job belongs to.
     pub trace: Option<TraceContext>,
     /// When it happened.
     pub time: OffsetDateTime,
 }
 
-/// The numbers that a terminal event adds to its images.
+/// Cost and duration of a job, for its terminal event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Totals {
-    /// What the job's requests cost, in USD.
+    /// The cost of the job's requests, in USD.
     pub cost_usd: f64,
-    /// From the first claim to the end.
+    /// Time from the first claim to the end of the job, in milliseconds.
     pub duration_ms: u64,
 }
 
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobError {
-    /// Of the closed set.
+    /// The failure code, from the closed set.
     pub code: JobFailureCode,
-    /// In a sentence.
+    /// The cause in one sentence.
     pub message: String,
 }
 
@@ -105,9 +105,9 @@ struct Envelope<'a, D> {
     data: D,
 }
 
-/// What an envelope says of its trace.
+/// The trace attributes of an envelope.
 #[derive(Deserialize)]
-struct Traced {
+struct TraceFields {
     traceparent: Option<String>,
     tracestate: Option<String>,
 }
@@ -141,11 +141,11 @@ struct AssetData<'a> {
     kind: &'static str,
     status: &'static str,
     #[serde(flatten)]
-    asset: AssetRest<'a>,
+    details: AssetDetails<'a>,
 }
 
 #[derive(Serialize)]
-struct AssetRest<'a> {
+struct AssetDetails<'a> {
     file_path: &'a str,
     uri: &'a str,
     width: u32,
@@ -166,7 +166,7 @@ impl<'a> From<&'a Asset> for AssetData<'a> {
             index: asset.index,
             kind: "image",
             status: "completed",
-            asset: AssetRest {
+            details: AssetDetails {
                 file_path: &asset.file_path,
                 uri: &asset.uri,
                 width: asset.width,
@@ -175,7 +175,7 @@ impl<'a> From<&'a Asset> for AssetData<'a> {
                 size_bytes: asset.size_bytes,
                 sha256: &asset.sha256,
                 description: &asset.description,
-                prompt: &asset.recipe.prompt,
+                prompt: &asset.params.prompt,
                 seed: asset.seed,
                 origin: asset.origin.as_str(),
             },
@@ -201,14 +201,14 @@ struct TerminalData<'a> {
 }
 
 impl Event {
-    /// The job is claimed for the first time.
-    pub fn started(context: &Context, total: u32) -> Self {
+    /// The event for the first claim of a job with `total` images.
+    pub fn started(context: &EventContext, total: u32) -> Self {
         let JobKey { job_id, project_id } = context.key;
         Self::new(context, EventKind::Started, None, StartedData { job_id, project_id, total })
     }
 
-    /// One image reached its end; `tally` counts the job's images with it.
-    pub fn progress(context: &Context, index: u32, failure: Option<ImageFailureCode>, tally: &Tally) -> Self {
+    /// The event for one image that completed or failed; `tally` counts the job's images, including this one.
+    pub fn progress(context: &EventContext, index: u32, failure: Option<ImageFailureCode>, tally: &Tally) -> Self {
         let JobKey { job_id, project_id } = context.key;
         let data = ProgressData {
             job_id,
@@ -224,10 +224,10 @@ impl Event {
         Self::new(context, EventKind::Progress, Some(index), data)
     }
 
-    /// The terminal event: `completed` without an error, `failed` with one. Images are listed as they are given.
-    pub fn terminal(context: &Context, images: &[ImageState], totals: Totals, error: Option<&JobError>) -> Self {
+    /// The terminal event: `completed` without an error, `failed` with one. Images are listed in the given order.
+    pub fn terminal(context: &EventContext, images: &[ImageState], totals: Totals, error: Option<&JobError>) -> Self {
         let JobKey { job_id, project_id } = context.key;
-        let tally = Tally::of(images);
+        let tally = Tally::from_images(images);
         let data = TerminalData {
             job_id,
             project_id,
@@ -235,7 +235,7 @@ impl Event {
             succeeded: tally.completed,
             failed: tally.failed(),
             from_cache: tally.from_cache,
-            success_rate: round(tally.success_rate(), 4),
+            success_rate: round_to_digits(tally.success_rate(), 4),
             assets: images
                 .iter()
                 .filter_map(|image| match image {
@@ -250,7 +250,7 @@ impl Event {
                     ImageState::Untried | ImageState::Completed(_) => None,
                 })
                 .collect(),
-            cost_usd: round(totals.cost_usd, 6),
+            cost_usd: round_to_digits(totals.cost_usd, 6),
             duration_ms: totals.duration_ms,
             error,
         };
@@ -258,9 +258,9 @@ impl Event {
         Self::new(context, kind, None, data)
     }
 
-    /// An event that was published or stored before.
-    pub fn stored(kind: EventKind, id: Uuid, body: String) -> Self {
-        let trace = serde_json::from_str::<Traced>(&body).ok();
+    /// Restores an event from its stored body; the trace is read from the body.
+    pub fn from_stored(kind: EventKind, id: Uuid, body: String) -> Self {
+        let trace = serde_json::from_str::<TraceFields>(&body).ok();
         let trace =
             trace.and_then(|trace| TraceContext::parse(trace.traceparent.as_deref(), trace.tracestate.as_deref()));
         Self { kind, id, trace, body }
@@ -271,7 +271,7 @@ impl Event {
         self.kind.as_str()
     }
 
-    fn new(context: &Context, kind: EventKind, index: Option<u32>, data: impl Serialize) -> Self {
+    fn new(context: &EventContext, kind: EventKind, index: Option<u32>, data: impl Serialize) -> Self {
         let JobKey { job_id, project_id } = context.key;
         let id = event_id(job_id, kind, index);
         let envelope = Envelope {
@@ -280,17 +280,17 @@ impl Event {
             source: SOURCE,
             kind: kind.as_str(),
             subject: format!("projects/{project_id}/jobs/{job_id}"),
-            time: context.time.format(&Rfc3339).expect("a UTC time has an RFC 3339 form"),
+            time: context.time.format(&Rfc3339).expect("a UTC time can be formatted as RFC 3339"),
             datacontenttype: "application/json",
             trace: context.trace.as_ref(),
             data,
         };
-        let body = serde_json::to_string(&envelope).expect("an envelope of plain data serialises");
+        let body = serde_json::to_string(&envelope).expect("an envelope is serialisable");
         Self { kind, id, trace: context.trace.clone(), body }
     }
 }
 
-/// The id of an event: the same job, kind and index always have the same one.
+/// The id of an event, derived from job id, kind and index: the same input always gives the same id.
 pub fn event_id(job_id: Uuid, kind: EventKind, index: Option<u32>) -> Uuid {
     let name = match index {
         None => format!("{job_id}/{}", kind.as_str()),
@@ -299,7 +299,7 @@ pub fn event_id(job_id: Uuid, kind: EventKind, index: Option<u32>) -> Uuid {
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
 }
 
-fn round(value: f64, digits: i32) -> f64 {
+fn round_to_digits(value: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
     (value * scale).round() / scale
 }

@@ -1,4 +1,4 @@
-//! The closed sets of failure codes of events and rows.
+//! The closed sets of failure codes used in events and rows.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,10 +14,10 @@ macro_rules! codes {
         }
 
         impl $name {
-            /// Every code of the set.
+            /// All codes of the set.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The code as events and rows have it.
+            /// The code as written in events and rows.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
             }
@@ -42,39 +42,41 @@ macro_rules! codes {
     };
 }
 
-/// A code that is not of the closed set.
+/// A failure code that is not in the closed set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown failure code {0:?}")]
 pub struct UnknownCode(String);
 
 codes! {
-    /// Why an image was not made.
+    /// Why an image failed.
     ImageFailureCode {
-        /// The API refuses the prompt or filtered the picture.
+        /// The API rejected the prompt or filtered the image.
         ContentPolicy => "content_policy",
-        /// What the API sent is not an image that can be used.
+        /// The API returned an image that is unusable.
         InvalidImage => "invalid_image",
-        /// The account's quota was used up for longer than a request may wait.
+        /// The account's quota was exhausted for longer than a request may wait.
         RateLimited => "rate_limited",
-        /// The API answers with server errors or cannot be reached.
+        /// The API returned server errors or could not be reached.
         ProviderUnavailable => "provider_unavailable",
-        /// The API did not answer in time.
+        /// The API did not respond in time.
         Timeout => "timeout",
-        /// The text is not English and could not be translated.
+        /// The description is not in English and could not be translated.
         TranslationUnavailable => "translation_unavailable",
-        /// The API refuses the request itself.
+        /// The API rejected the request itself.
         RejectedRequest => "rejected_request",
         /// The file could not be stored.
         Storage => "storage",
-        /// The job ended before this image's turn.
+        /// The job ended before this image was attempted.
         NotAttempted => "not_attempted",
     }
 }
 
 impl ImageFailureCode {
-    /// Whether the same image may succeed later. Of [`Self::TranslationUnavailable`] the code alone does not tell: it passes where the
-    /// translator could not be reached.
-    pub fn may_pass(self) -> bool {
+    /// Whether the image may succeed if it is retried later.
+    ///
+    /// [`Self::TranslationUnavailable`] is retryable only if the translator could not be reached, which the code alone
+    /// does not tell; this function returns `false` for it.
+    pub fn is_retryable(self) -> bool {
         match self {
             Self::RateLimited | Self::ProviderUnavailable | Self::Timeout | Self::Storage => true,
             Self::ContentPolicy
@@ -89,26 +91,26 @@ impl ImageFailureCode {
 codes! {
     /// Why a job failed.
     JobFailureCode {
-        /// Too few images could be made.
+        /// The share of completed images is below the required success rate.
         SuccessRateTooLow => "success_rate_too_low",
-        /// The command cannot be followed.
+        /// The command is invalid.
         InvalidRequest => "invalid_request",
-        /// The API does not accept the key.
+        /// The API rejected the API key.
         Unauthorized => "unauthorized",
         /// The account has no credits left.
         InsufficientCredits => "insufficient_credits",
         /// The engine does not exist or was retired.
         UnknownEngine => "unknown_engine",
-        /// The job would cost more than it may.
+        /// The job would exceed its cost limit.
         BudgetExceeded => "budget_exceeded",
-        /// Infrastructure failed at every try.
+        /// Files could not be stored in the last attempt, or the worker was lost repeatedly.
         AttemptsExhausted => "attempts_exhausted",
     }
 }
 
 impl JobFailureCode {
-    /// Whether another try of the job may not meet this cause: somebody may mend the key, buy credits, bring the engine back.
-    pub fn may_pass(self) -> bool {
+    /// Whether another attempt at the job may succeed: the key, the credits or the engine may be restored meanwhile.
+    pub fn is_retryable(self) -> bool {
         match self {
             Self::Unauthorized | Self::InsufficientCredits | Self::UnknownEngine => true,
             Self::SuccessRateTooLow | Self::InvalidRequest | Self::BudgetExceeded | Self::AttemptsExhausted => false,
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_is_written_and_read_alike() {
+    fn every_code_round_trips() {
         for code in ImageFailureCode::ALL {
             assert_eq!(code.as_str().parse(), Ok(*code));
             assert_eq!(serde_json::to_value(code).ok(), Some(serde_json::Value::from(code.as_str())));
@@ -137,8 +139,9 @@ mod tests {
     }
 
     #[test]
-    fn the_codes_that_may_pass_are_those_of_the_contract() {
-        let passing: Vec<_> = ImageFailureCode::ALL.iter().filter(|code| code.may_pass()).map(|c| c.as_str()).collect();
+    fn retryable_codes_match_the_contract() {
+        let passing: Vec<_> =
+            ImageFailureCode::ALL.iter().filter(|code| code.is_retryable()).map(|c| c.as_str()).collect();
         assert_eq!(passing, ["rate_limited", "provider_unavailable", "timeout", "storage"]);
     }
 }

@@ -1,54 +1,54 @@
-//! Reads the keys of one JSON object, collecting what is wrong with each.
+//! Reads the keys of one JSON object and collects all violations.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-/// How many characters of a refused value are repeated in the error.
-const SHOWN_CHARS: usize = 60;
-/// The most broken rules that are told one by one.
+/// The most characters of a rejected value that an error repeats.
+const MAX_VALUE_CHARS: usize = 60;
+/// The most violations that an error lists one by one.
 const MAX_VIOLATIONS: usize = 20;
 
-/// The keys of an object that have not been asked for yet, and what was wrong with those that have.
+/// The keys of an object that have not been read yet, and the violations found in those that have.
 pub(crate) struct Fields {
     path: &'static str,
-    left: Map<String, Value>,
-    known: Vec<&'static str>,
+    remaining: Map<String, Value>,
+    known_keys: Vec<&'static str>,
     violations: Vec<String>,
 }
 
 impl Fields {
-    pub(crate) fn root(object: Map<String, Value>) -> Self {
-        Self::at("", object)
+    pub(crate) fn new(object: Map<String, Value>) -> Self {
+        Self::with_path("", object)
     }
 
-    fn at(path: &'static str, object: Map<String, Value>) -> Self {
-        Self { path, left: object, known: Vec::new(), violations: Vec::new() }
+    fn with_path(path: &'static str, object: Map<String, Value>) -> Self {
+        Self { path, remaining: object, known_keys: Vec::new(), violations: Vec::new() }
     }
 
-    /// Every rule that was broken; keys that nobody asked for are refused by name.
-    pub(crate) fn finish(mut self) -> Vec<String> {
-        let known = self.known.join(", ");
-        for key in self.left.keys() {
-            // Escaped, since a key may hold what neither a log nor a database takes.
-            let key = truncated(key).escape_debug().to_string();
+    /// Returns all violations; each key that was not read is reported as unknown.
+    pub(crate) fn into_violations(mut self) -> Vec<String> {
+        let known = self.known_keys.join(", ");
+        for key in self.remaining.keys() {
+            // Escaped, because a key may contain characters that a log or a database does not accept.
+            let key = truncate_text(key).escape_debug().to_string();
             self.violations.push(format!("{}{key}: unknown key; allowed: {known}", self.path));
         }
         self.violations
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
-        self.known.push(key);
-        self.left.remove(key).filter(|value| !value.is_null())
+        self.known_keys.push(key);
+        self.remaining.remove(key).filter(|value| !value.is_null())
     }
 
-    fn refuse(&mut self, key: impl Display, value: impl Display, allowed: impl Display) {
+    fn reject(&mut self, key: impl Display, value: impl Display, allowed: impl Display) {
         self.violations.push(format!("{}{key}: {value} is not allowed; {allowed}", self.path));
     }
 
-    /// Reports `key` as missing unless something was already said about it.
-    pub(crate) fn missing(&mut self, key: &'static str, allowed: &str) {
+    /// Reports `key` as missing, unless there is already a violation of it.
+    pub(crate) fn report_missing(&mut self, key: &'static str, allowed: &str) {
         let said = format!("{}{key}", self.path);
         if !self.violations.iter().any(|violation| violation.starts_with(&said)) {
             self.violations.push(format!("{said}: missing; {allowed}"));
@@ -64,7 +64,7 @@ impl Fields {
         let value = self.take(key)?;
         let read = read(&value);
         if read.is_none() {
-            self.refuse(key, shown(&value), allowed);
+            self.reject(key, describe_value(&value), allowed);
         }
         read
     }
@@ -77,16 +77,16 @@ impl Fields {
     ) -> Option<T> {
         let read = self.optional(key, allowed, read);
         if read.is_none() {
-            self.missing(key, allowed);
+            self.report_missing(key, allowed);
         }
         read
     }
 
     pub(crate) fn object(&mut self, key: &'static str) -> Option<Self> {
         match self.take(key)? {
-            Value::Object(object) => Some(Self::at("config.", object)),
+            Value::Object(object) => Some(Self::with_path("config.", object)),
             other => {
-                self.refuse(key, shown(&other), "a JSON object");
+                self.reject(key, describe_value(&other), "a JSON object");
                 None
             }
         }
@@ -114,7 +114,7 @@ impl Fields {
 
     pub(crate) fn text(&mut self, key: &'static str, chars: RangeInclusive<usize>) -> Option<String> {
         let value = self.take(key)?;
-        self.checked_text(key, &value, &chars)
+        self.check_text(key, &value, &chars)
     }
 
     pub(crate) fn texts(
@@ -126,43 +126,43 @@ impl Fields {
         let value = self.take(key)?;
         let allowed = format!("a list of {} to {} texts", count.start(), count.end());
         let Value::Array(items) = value else {
-            self.refuse(key, shown(&value), allowed);
+            self.reject(key, describe_value(&value), allowed);
             return None;
         };
         if !count.contains(&items.len()) {
-            self.refuse(key, format_args!("a list of {}", items.len()), allowed);
+            self.reject(key, format_args!("a list of {}", items.len()), allowed);
             return None;
         }
         let texts: Vec<_> = items
             .iter()
             .enumerate()
-            .filter_map(|(position, item)| self.checked_text(format!("{key}[{position}]"), item, &chars))
+            .filter_map(|(position, item)| self.check_text(format!("{key}[{position}]"), item, &chars))
             .collect();
         (texts.len() == items.len()).then_some(texts)
     }
 
-    /// A text, trimmed. NUL is refused because PostgreSQL cannot store it.
-    fn checked_text(&mut self, key: impl Display, value: &Value, chars: &RangeInclusive<usize>) -> Option<String> {
+    /// Trims and checks a text. NUL is rejected because PostgreSQL cannot store it.
+    fn check_text(&mut self, key: impl Display, value: &Value, chars: &RangeInclusive<usize>) -> Option<String> {
         let allowed = format!("a text of {} to {} characters after trimming", chars.start(), chars.end());
         let Some(text) = value.as_str().map(str::trim) else {
-            self.refuse(key, shown(value), allowed);
+            self.reject(key, describe_value(value), allowed);
             return None;
         };
         if text.contains('\0') {
-            self.refuse(key, "a NUL character", allowed);
+            self.reject(key, "a NUL character", allowed);
             return None;
         }
         let length = text.chars().count();
         if !chars.contains(&length) {
-            self.refuse(key, format_args!("{length} characters"), allowed);
+            self.reject(key, format_args!("{length} characters"), allowed);
             return None;
         }
         Some(text.to_owned())
     }
 }
 
-/// A body of megabytes can break a rule with every key; an error message of as many bytes helps nobody.
-pub(crate) fn first_ones(mut violations: Vec<String>) -> Vec<String> {
+/// Limits the length of the error: a body of megabytes may have a violation in every key.
+pub(crate) fn truncate_violations(mut violations: Vec<String>) -> Vec<String> {
     let left_out = violations.len().saturating_sub(MAX_VIOLATIONS);
     if left_out > 0 {
         violations.truncate(MAX_VIOLATIONS);
@@ -171,17 +171,17 @@ pub(crate) fn first_ones(mut violations: Vec<String>) -> Vec<String> {
     violations
 }
 
-/// A value as an error repeats it: JSON, cut short. JSON escapes only some of the control characters.
-pub(crate) fn shown(value: &Value) -> String {
+/// A value as shown in an error: truncated JSON, control characters replaced because JSON escapes only some of them.
+pub(crate) fn describe_value(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(_) => "an object".to_owned(),
-        other => truncated(&other.to_string().replace(char::is_control, "\u{FFFD}")),
+        other => truncate_text(&other.to_string().replace(char::is_control, "\u{FFFD}")),
     }
 }
 
-fn truncated(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS) {
+fn truncate_text(text: &str) -> String {
+    match text.char_indices().nth(MAX_VALUE_CHARS) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
     }

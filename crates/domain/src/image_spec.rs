@@ -1,24 +1,24 @@
-//! What every stored image must be.
+//! The specification of stored images.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How much of a codec's error is kept.
+/// The most characters of a codec's error that are kept.
 const MAX_ERROR_CHARS: usize = 200;
 
-/// The encodings a stored image may have.
+/// The formats of stored images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
-    /// The normal case.
+    /// The default.
     Png,
-    /// Where a PNG would be too large.
+    /// Used if a PNG would be too large.
     Jpeg,
 }
 
 impl ImageFormat {
-    /// The name in rows and events.
+    /// The name used in rows and events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Png => "png",
@@ -26,12 +26,12 @@ impl ImageFormat {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Png, Self::Jpeg].into_iter().find(|format| format.as_str() == name)
     }
 
-    /// The ending of a file, without the dot.
+    /// The file name extension, without the dot.
     pub fn extension(self) -> &'static str {
         match self {
             Self::Png => "png",
@@ -46,14 +46,14 @@ impl fmt::Display for ImageFormat {
     }
 }
 
-/// The size of every stored image, in pixels and bytes.
+/// The required size of stored images, in pixels and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageSpec {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// A stored file is smaller than this many bytes.
+    /// Exclusive upper limit of the file size, in bytes.
     pub max_bytes: u64,
 }
 
@@ -64,69 +64,71 @@ impl Default for ImageSpec {
     }
 }
 
-/// What an encoded image turned out to be.
+/// The measured properties of an encoded image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Measured {
+pub struct ImageProperties {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// `None` where it is neither PNG nor JPEG.
+    /// `None` if it is neither PNG nor JPEG.
     pub format: Option<ImageFormat>,
-    /// Length of the file.
+    /// Size of the file, in bytes.
     pub size_bytes: u64,
 }
 
-/// Why an image may not be stored.
+/// Why an image is rejected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ImageDefect {
-    /// It is not as wide or as high as asked.
+    /// Its width or height differs from the specification.
     #[error("wrong resolution: {width}x{height}, expected {expected_width}x{expected_height}")]
-    Resolution {
-        /// Measured.
+    WrongResolution {
+        /// Measured width, in pixels.
         width: u32,
-        /// Measured.
+        /// Measured height, in pixels.
         height: u32,
-        /// As specified.
+        /// Specified width, in pixels.
         expected_width: u32,
-        /// As specified.
+        /// Specified height, in pixels.
         expected_height: u32,
     },
     /// It is neither PNG nor JPEG.
     #[error("wrong format: expected PNG or JPEG")]
-    Format,
+    WrongFormat,
     /// The file is too large.
     #[error("file too large: {size_bytes} bytes, expected less than {max_bytes}")]
     TooLarge {
-        /// Measured.
+        /// Measured size, in bytes.
         size_bytes: u64,
-        /// As specified.
+        /// Exclusive upper limit, in bytes.
         max_bytes: u64,
     },
     /// It cannot be decoded.
     #[error("not a readable image: {0}")]
     Undecodable(String),
-    /// It shows nothing.
-    #[error("a picture of one colour: contrast {contrast:.1}, expected at least {min_contrast:.1}")]
+    /// It has a single colour.
+    #[error("image of a single colour: contrast {contrast:.1}, expected at least {min_contrast:.1}")]
     OneColour {
         /// Standard deviation of the channel that varies most, 0 to 127.5.
         contrast: f64,
-        /// What is asked for.
+        /// Required minimum.
         min_contrast: f64,
     },
-    /// It is blurred away.
-    #[error("a blurred picture: sharpness {sharpness:.1}, expected at least {min_sharpness:.1}")]
+    /// It is too blurred.
+    #[error("blurred image: sharpness {sharpness:.1}, expected at least {min_sharpness:.1}")]
     Blurred {
-        /// Variance of the Laplacian of its brightness.
+        /// Variance of the Laplacian of the brightness.
         sharpness: f64,
-        /// What is asked for.
+        /// Required minimum.
         min_sharpness: f64,
     },
 }
 
 impl ImageDefect {
-    /// Of a codec's error. What codecs say may repeat what stands in the file: it becomes one line of at most 200 characters, which any row takes.
-    pub fn undecodable(error: &dyn fmt::Display) -> Self {
+    /// Wraps a codec's error as one line of at most 200 characters without control characters.
+    ///
+    /// A codec's error may quote the content of the file; the limits ensure that the text can be stored and logged.
+    pub fn from_codec_error(error: &dyn fmt::Display) -> Self {
         let text: String = error.to_string().trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         Self::Undecodable(text.chars().take(MAX_ERROR_CHARS).collect())
     }
@@ -137,10 +139,10 @@ impl ImageSpec {
     ///
     /// # Errors
     ///
-    /// The first [`ImageDefect`] found: resolution, format, bytes.
-    pub fn check(&self, measured: &Measured) -> Result<(), ImageDefect> {
+    /// The first [`ImageDefect`] found, in this order: resolution, format, size in bytes.
+    pub fn check(&self, measured: &ImageProperties) -> Result<(), ImageDefect> {
         if (measured.width, measured.height) != (self.width, self.height) {
-            return Err(ImageDefect::Resolution {
+            return Err(ImageDefect::WrongResolution {
                 width: measured.width,
                 height: measured.height,
                 expected_width: self.width,
@@ -148,7 +150,7 @@ impl ImageSpec {
             });
         }
         if measured.format.is_none() {
-            return Err(ImageDefect::Format);
+            return Err(ImageDefect::WrongFormat);
         }
         if measured.size_bytes >= self.max_bytes {
             return Err(ImageDefect::TooLarge { size_bytes: measured.size_bytes, max_bytes: self.max_bytes });
@@ -162,19 +164,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rules_of_a_stored_image_are_size_format_and_bytes() {
-        let good = Measured { width: 1920, height: 1080, format: Some(ImageFormat::Png), size_bytes: 1 };
-        let check = |measured: Measured, expected: Option<&str>| {
+    fn stored_image_is_checked_for_resolution_format_and_size() {
+        let good = ImageProperties { width: 1920, height: 1080, format: Some(ImageFormat::Png), size_bytes: 1 };
+        let check = |measured: ImageProperties, expected: Option<&str>| {
             let found = ImageSpec::default().check(&measured).err().map(|defect| defect.to_string());
             assert_eq!(found.as_deref(), expected, "{measured:?}");
         };
         check(good, None);
-        check(Measured { format: Some(ImageFormat::Jpeg), ..good }, None);
-        check(Measured { width: 1280, height: 720, ..good }, Some("wrong resolution: 1280x720, expected 1920x1080"));
-        check(Measured { format: None, ..good }, Some("wrong format: expected PNG or JPEG"));
-        check(Measured { size_bytes: 10 * 1024 * 1024 - 1, ..good }, None);
+        check(ImageProperties { format: Some(ImageFormat::Jpeg), ..good }, None);
         check(
-            Measured { size_bytes: 10 * 1024 * 1024, ..good },
+            ImageProperties { width: 1280, height: 720, ..good },
+            Some("wrong resolution: 1280x720, expected 1920x1080"),
+        );
+        check(ImageProperties { format: None, ..good }, Some("wrong format: expected PNG or JPEG"));
+        check(ImageProperties { size_bytes: 10 * 1024 * 1024 - 1, ..good }, None);
+        check(
+            ImageProperties { size_bytes: 10 * 1024 * 1024, ..good },
             Some("file too large: 10485760 bytes, expected less than 10485760"),
         );
     }

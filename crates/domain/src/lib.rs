@@ -1,11 +1,12 @@
-//! What a job, a prompt, an image, an outcome and an event are.
+//! The domain types and rules of the worker: commands, prompts, images, job outcomes and events.
 //!
-//! This crate holds the rules of the contract and nothing else: no IO, no async code and no reads of the clock. What it
-//! needs to know about Stability's API (engines, ranges) it is told through [`rules::Rules`].
+//! This crate implements the rules of the contract as pure functions: no IO, no async code, no clock. Facts about
+//! Stability's API that it needs (engines, ranges) are passed in as [`rules::Rules`].
 //!
-//! In reading order: a [`command`] asks for images; each description becomes a [`prompt`], and with a [`seed`] a
-//! [`recipe`]; each finished image meets the [`image_spec`], carries its [`story`] and gets an [`asset_path`]; what goes wrong has a [`failure`] code; the [`outcome`] of a job follows from its
-//! images; an [`event`] tells the world.
+//! In reading order: a [`command`] requests images; each description becomes a [`prompt`] and, with a [`seed`], a set
+//! of [`generation_params`]; each finished image conforms to the [`image_spec`], carries its [`image_metadata`] and is
+//! stored at an [`asset_path`]; each failure has a [`failure`] code; the [`outcome`] of a job follows from the results
+//! of its images; an [`event`] publishes it.
 
 pub mod asset_path;
 pub mod command;

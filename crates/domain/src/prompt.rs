@@ -1,11 +1,11 @@
-//! How a description becomes the text that is sent to the API.
+//! Composes the prompt that is sent to the API from a description and style modifiers.
 
 use std::collections::HashSet;
 
-/// What stands between the parts of a prompt.
+/// Separates the parts of a prompt.
 const SEPARATOR: &str = ", ";
 
-/// Appended to every description when the command names no modifiers.
+/// Appended to every description if the command names no style modifiers.
 ///
 /// Fixed by the contract with the pipeline.
 pub const DEFAULT_STYLE_MODIFIERS: [&str; 6] = [
@@ -17,38 +17,39 @@ pub const DEFAULT_STYLE_MODIFIERS: [&str; 6] = [
     "warm color palette",
 ];
 
-/// What no picture shall show when the command names no negative prompt.
+/// The negative prompt if the command names none.
 ///
 /// Fixed by the contract with the pipeline.
 pub const DEFAULT_NEGATIVE_PROMPT: &str = "blurry, low quality, distorted, watermark, text, logo, anime, cartoon";
 
-/// The text that is sent to the API, and what did not fit into it.
+/// The prompt that is sent to the API, and the parts that did not fit into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Composed {
+pub struct ComposedPrompt {
     /// The prompt.
     pub text: String,
-    /// The parts at its end that were left out, in their order.
+    /// The parts that were left out at its end, in their original order.
     pub left_out: Vec<String>,
 }
 
-/// A text that is longer than the engine takes, and may not be shortened.
+/// A text that exceeds the engine's limit and must not be shortened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{chars} characters are more than the engine takes; at most {max_chars}")]
-pub struct TooLong {
-    /// How long it is.
+#[error("{chars} characters exceed the engine's limit of {max_chars}")]
+pub struct PromptTooLong {
+    /// Length of the text, in characters.
     pub chars: usize,
-    /// What the engine takes.
+    /// The engine's limit, in characters.
     pub max_chars: usize,
 }
 
 /// Joins an English description and style modifiers with commas; `None` means the default modifiers.
 ///
-/// Parts lose blanks and commas at both ends, and empty parts are left out. An empty list means the description alone. A modifier that
-/// stands there already, whatever its case, is dropped. The description goes in whole; then the modifiers as far as they fit.
+/// White space and commas at both ends of each part are removed, and empty parts are dropped. An empty list means the
+/// description alone. A modifier that repeats an earlier one, ignoring case, is dropped. The description is never
+/// shortened; modifiers are appended until one does not fit, and the rest is left out.
 ///
 /// # Errors
 ///
-/// [`TooLong`] where the description alone is longer than `max_chars`.
+/// [`PromptTooLong`] if the description alone is longer than `max_chars`.
 ///
 /// ```
 /// use asset_domain::prompt::compose;
@@ -57,37 +58,41 @@ pub struct TooLong {
 /// assert_eq!(composed.text, "A busy city street, cinematic lighting, 4k quality");
 /// # Ok::<_, asset_domain::prompt::TooLong>(())
 /// ```
-pub fn compose(description: &str, modifiers: Option<&[String]>, max_chars: usize) -> Result<Composed, TooLong> {
-    let description = trimmed(description);
+pub fn compose(
+    description: &str,
+    modifiers: Option<&[String]>,
+    max_chars: usize,
+) -> Result<ComposedPrompt, PromptTooLong> {
+    let description = trim_separators(description);
     let chars = description.chars().count();
     if chars > max_chars {
-        return Err(TooLong { chars, max_chars });
+        return Err(PromptTooLong { chars, max_chars });
     }
     let modifiers: Vec<&str> = match modifiers {
         None => DEFAULT_STYLE_MODIFIERS.to_vec(),
         Some(modifiers) => modifiers.iter().map(String::as_str).collect(),
     };
-    Ok(filled(description, modifiers.into_iter().flat_map(parts), max_chars))
+    Ok(append_parts(description, modifiers.into_iter().flat_map(split_parts), max_chars))
 }
 
-/// A list of things with commas between them, such as a negative prompt, as far as it fits.
+/// Shortens a comma-separated list, such as a negative prompt, to the parts that fit into `max_chars`.
 ///
 /// # Errors
 ///
-/// [`TooLong`] where its first part alone is longer than `max_chars`.
-pub fn shortened(list: &str, max_chars: usize) -> Result<Composed, TooLong> {
-    let mut parts = parts(list);
+/// [`PromptTooLong`] if the first part alone is longer than `max_chars`.
+pub fn shorten_list(list: &str, max_chars: usize) -> Result<ComposedPrompt, PromptTooLong> {
+    let mut parts = split_parts(list);
     let first = parts.next().unwrap_or_default();
     let chars = first.chars().count();
     if chars > max_chars {
-        return Err(TooLong { chars, max_chars });
+        return Err(PromptTooLong { chars, max_chars });
     }
     let repeated = first.to_lowercase();
-    Ok(filled(first, parts.filter(move |part| part.to_lowercase() != repeated), max_chars))
+    Ok(append_parts(first, parts.filter(move |part| part.to_lowercase() != repeated), max_chars))
 }
 
-/// Appends parts to `text` until one does not fit; repeats are dropped.
-fn filled<'a>(text: &str, parts: impl Iterator<Item = &'a str>, max_chars: usize) -> Composed {
+/// Appends parts to `text` until one does not fit; duplicates are dropped.
+fn append_parts<'a>(text: &str, parts: impl Iterator<Item = &'a str>, max_chars: usize) -> ComposedPrompt {
     let mut chars = text.chars().count();
     let mut text = text.to_owned();
     let mut seen = HashSet::new();
@@ -102,24 +107,24 @@ fn filled<'a>(text: &str, parts: impl Iterator<Item = &'a str>, max_chars: usize
             left_out.push(part.to_owned());
         }
     }
-    Composed { text, left_out }
+    ComposedPrompt { text, left_out }
 }
 
-/// What stands between the commas of a list.
-fn parts(list: &str) -> impl Iterator<Item = &str> {
+/// The non-empty parts of a comma-separated list, trimmed.
+fn split_parts(list: &str) -> impl Iterator<Item = &str> {
     list.split(is_comma).map(str::trim).filter(|part| !part.is_empty())
 }
 
-fn trimmed(text: &str) -> &str {
+fn trim_separators(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || is_comma(c))
 }
 
-/// Commas of English and of Chinese.
+/// English and Chinese commas.
 fn is_comma(c: char) -> bool {
     matches!(c, ',' | '\u{FF0C}' | '\u{3001}')
 }
 
-/// Whether a text holds writing that SDXL does not understand (Han, kana, hangul, bopomofo).
+/// Whether a text contains scripts that SDXL does not understand (Han, kana, hangul, bopomofo).
 ///
 /// Such a text is never sent to the API.
 pub fn needs_translation(text: &str) -> bool {
@@ -145,22 +150,22 @@ mod tests {
 
     use super::*;
 
-    fn owned(parts: &[&str]) -> Vec<String> {
+    fn to_strings(parts: &[&str]) -> Vec<String> {
         parts.iter().map(|part| (*part).to_owned()).collect()
     }
 
-    /// A prompt that has all the room it needs.
+    /// Composes a prompt without a limit.
     fn enhance_prompt(description: &str, modifiers: Option<&[String]>) -> String {
-        let composed = compose(description, modifiers, usize::MAX).expect("there is room");
+        let composed = compose(description, modifiers, usize::MAX).expect("there is no limit");
         assert_eq!(composed.left_out, [""; 0]);
         composed.text
     }
 
     /// Test 5.
     #[test]
-    fn test_5_a_prompt_is_the_description_and_its_modifiers_joined_by_commas() {
+    fn test_5_prompt_joins_description_and_modifiers_with_commas() {
         let check = |description: &str, modifiers: &[&str], expected: &str| {
-            assert_eq!(enhance_prompt(description, Some(&owned(modifiers))), expected);
+            assert_eq!(enhance_prompt(description, Some(&to_strings(modifiers))), expected);
         };
         check(
             "A serene mountain",
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn without_modifiers_in_the_command_the_default_six_are_used() {
+    fn missing_modifiers_mean_the_default_six() {
         assert_eq!(
             enhance_prompt("A fox", None),
             "A fox, cinematic lighting, professional photography, 4k quality, highly detailed, photorealistic, warm color palette"
@@ -197,9 +202,9 @@ mod tests {
     }
 
     #[test]
-    fn a_modifier_that_stands_there_already_is_dropped() {
+    fn duplicate_modifier_is_dropped() {
         let check = |modifiers: &[&str], expected: &str| {
-            assert_eq!(enhance_prompt("A fox", Some(&owned(modifiers))), expected);
+            assert_eq!(enhance_prompt("A fox", Some(&to_strings(modifiers))), expected);
         };
         check(&["4k quality", "warm", " 4K Quality, "], "A fox, 4k quality, warm");
         check(&["warm, soft light", "soft light, 4k"], "A fox, warm, soft light, 4k");
@@ -207,40 +212,44 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_that_is_too_long_is_shortened_at_a_comma_from_its_end() {
-        let modifiers = owned(&["warm light", "soft, shallow focus", "4k"]);
+    fn long_prompt_loses_whole_parts_from_its_end() {
+        let modifiers = to_strings(&["warm light", "soft, shallow focus", "4k"]);
         let check = |max_chars: usize, text: &str, left_out: &[&str]| {
             let composed = compose("A fox", Some(&modifiers), max_chars).expect("the description fits");
-            assert_eq!(composed, Composed { text: text.to_owned(), left_out: owned(left_out) }, "{max_chars}");
+            assert_eq!(
+                composed,
+                ComposedPrompt { text: text.to_owned(), left_out: to_strings(left_out) },
+                "{max_chars}"
+            );
         };
         check(44, "A fox, warm light, soft, shallow focus, 4k", &[]);
         check(42, "A fox, warm light, soft, shallow focus, 4k", &[]);
-        // What comes after a part that does not fit is left out too, however short: the order is the author's.
+        // All parts after one that does not fit are left out too, even short ones, to keep the order of the modifiers.
         check(41, "A fox, warm light, soft, shallow focus", &["4k"]);
         check(37, "A fox, warm light, soft", &["shallow focus", "4k"]);
         check(5, "A fox", &["warm light", "soft", "shallow focus", "4k"]);
         let refused = compose("A fox", Some(&modifiers), 4).expect_err("the description does not fit");
-        assert_eq!(refused.to_string(), "5 characters are more than the engine takes; at most 4");
+        assert_eq!(refused.to_string(), "5 characters exceed the engine's limit of 4");
         // Characters are counted, not bytes.
         assert_eq!(compose("Café à", Some(&[]), 6).map(|composed| composed.text), Ok("Café à".to_owned()));
     }
 
     #[test]
-    fn a_negative_prompt_is_shortened_at_a_comma_too() {
-        let check = |max_chars, expected: Result<(&str, &[&str]), TooLong>| {
-            let expected =
-                expected.map(|(text, left_out)| Composed { text: text.to_owned(), left_out: owned(left_out) });
-            assert_eq!(shortened("blurry,  text, logo, Text, Blurry", max_chars), expected);
+    fn long_negative_prompt_is_cut_at_a_comma() {
+        let check = |max_chars, expected: Result<(&str, &[&str]), PromptTooLong>| {
+            let expected = expected
+                .map(|(text, left_out)| ComposedPrompt { text: text.to_owned(), left_out: to_strings(left_out) });
+            assert_eq!(shorten_list("blurry,  text, logo, Text, Blurry", max_chars), expected);
         };
         check(100, Ok(("blurry, text, logo", &[])));
         check(17, Ok(("blurry, text", &["logo"])));
-        check(5, Err(TooLong { chars: 6, max_chars: 5 }));
-        assert_eq!(shortened("", 10), Ok(Composed { text: String::new(), left_out: vec![] }));
+        check(5, Err(PromptTooLong { chars: 6, max_chars: 5 }));
+        assert_eq!(shorten_list("", 10), Ok(ComposedPrompt { text: String::new(), left_out: vec![] }));
     }
 
     proptest! {
         #[test]
-        fn a_prompt_is_never_longer_than_the_engine_takes(
+        fn prompt_never_exceeds_the_engine_limit(
             description in "\\PC{1,40}",
             modifiers in proptest::collection::vec("[ ,a-zé]{0,12}", 0..6),
             max_chars in 0..80_usize,
@@ -251,16 +260,16 @@ mod tests {
         }
 
         #[test]
-        fn a_prompt_never_starts_or_ends_with_a_blank_or_a_comma(
+        fn prompt_has_no_leading_or_trailing_blank_or_comma(
             description in "\\PC{0,40}",
             modifiers in proptest::collection::vec("[ ,a-z]{0,12}", 0..6),
         ) {
             let prompt = enhance_prompt(&description, Some(&modifiers));
-            prop_assert_eq!(trimmed(&prompt), prompt.as_str());
+            prop_assert_eq!(trim_separators(&prompt), prompt.as_str());
         }
 
         #[test]
-        fn every_modifier_that_says_something_stands_in_the_prompt(
+        fn prompt_contains_every_distinct_modifier_once(
             modifiers in proptest::collection::vec("[a-z]{1,12}", 0..8),
         ) {
             let prompt = enhance_prompt("x", Some(&modifiers));

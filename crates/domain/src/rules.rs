@@ -1,22 +1,22 @@
-//! Limits of a command and of a style.
+//! Limits of commands and styles.
 
 use std::ops::RangeInclusive;
 
-/// The largest body that is read, in bytes (4 MiB).
+/// The largest message body that is parsed, in bytes (4 MiB).
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// The most images one command may ask for.
+/// The most images that one command may request.
 pub const MAX_IMAGES: usize = 200;
 /// The most characters of one description, after trimming.
 pub const MAX_DESCRIPTION_CHARS: usize = 2_000;
 /// The most style modifiers in one command.
 pub const MAX_STYLE_MODIFIERS: usize = 50;
-/// The most requests a job may have in flight.
+/// The most requests that a job may have in flight.
 pub const MAX_CONCURRENT: u8 = 6;
 
-/// What the API behind the worker takes. The domain does not know Stability; the worker tells it.
+/// The values that the image API accepts. The worker passes them in, because this crate does not know Stability's API.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Names of the engines that can be asked for.
+    /// Names of the engines that a command may name.
     pub engines: Vec<&'static str>,
     /// Names of the style presets.
     pub style_presets: Vec<&'static str>,

@@ -1,10 +1,11 @@
-//! Seeds: the same request with the same seed makes the same picture.
+//! Seeds of images: the same request with the same seed produces the same image.
 
-/// The seed of an image of a job, from 1 to `max`; 0 lets the API choose.
+/// Returns the seed of the image with `index` (from 1) of a job, from 1 to `max`; 0 lets the API choose.
 ///
-/// A job's seed that is not 0 gives its image of index 1 that seed and each further one the next, so that pictures differ and the job can
-/// be repeated exactly. After `max` comes 1, since 0 would be no seed. A job's seed above `max` is left as it is, to be refused by name.
-pub fn of_image(job_seed: u32, index: u32, max: u32) -> u32 {
+/// If the job's seed is not 0, the image with index 1 gets it and each following image gets the next number, so that
+/// the images differ and the job is reproducible. `max` is followed by 1, because 0 means no seed. A job's seed above
+/// `max` is returned unchanged; the later validation of the request rejects it.
+pub fn image_seed(job_seed: u32, index: u32, max: u32) -> u32 {
     if job_seed == 0 || job_seed > max {
         return job_seed;
     }
@@ -18,9 +19,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_of_a_job_have_seeds_one_after_another() {
+    fn images_of_a_job_have_consecutive_seeds() {
         let check = |job_seed, index, expected| {
-            assert_eq!(of_image(job_seed, index, u32::MAX), expected, "{job_seed} {index}");
+            assert_eq!(image_seed(job_seed, index, u32::MAX), expected, "{job_seed} {index}");
         };
         check(0, 1, 0);
         check(0, 200, 0);
@@ -30,7 +31,7 @@ mod tests {
         check(u32::MAX, 1, u32::MAX);
         check(u32::MAX, 2, 1);
         check(u32::MAX - 1, 3, 1);
-        assert_eq!(of_image(u32::MAX, 1, u32::MAX - 1), u32::MAX);
-        assert_eq!(of_image(u32::MAX - 1, 2, u32::MAX - 1), 1);
+        assert_eq!(image_seed(u32::MAX, 1, u32::MAX - 1), u32::MAX);
+        assert_eq!(image_seed(u32::MAX - 1, 2, u32::MAX - 1), 1);
     }
 }

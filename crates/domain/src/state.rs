@@ -1,12 +1,12 @@
-//! What a job and an image can be, and every step from one state to the next.
+//! The states of jobs and images, and every transition between them.
 //!
-//! The store makes these steps and no others: each of its updates takes its precondition and its result from here. `docs/state-machine.md` shows
-//! the tables and is tested against them.
+//! The store performs these transitions and no others: each of its updates takes its precondition and its result from
+//! here. `docs/state-machine.md` lists the transitions; a test compares it with this module.
 
-/// A step from one state to another.
+/// A transition from one state to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step<S: 'static> {
-    /// The states it can be made from; none for a row that is made by it.
+pub struct Transition<S: 'static> {
+    /// The states it may start from; empty if the transition creates the row.
     pub from: &'static [S],
     /// The state it leads to.
     pub to: S,
@@ -21,10 +21,10 @@ macro_rules! states {
         }
 
         impl $name {
-            /// Every state.
+            /// All states.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The name in rows.
+            /// The name used in rows.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
             }
@@ -33,65 +33,65 @@ macro_rules! states {
 }
 
 states! {
-    /// What a job is.
+    /// The state of a job.
     JobState {
-        /// Nobody works on it; its command is on a queue.
+        /// No worker is running it; its command is on a queue.
         Waiting => "waiting",
-        /// Somebody holds its lease.
+        /// A worker has its lease.
         Running => "running",
-        /// It has ended well; its terminal event is stored.
+        /// It succeeded; its terminal event is stored.
         Completed => "completed",
-        /// It has ended badly; its terminal event is stored.
+        /// It failed; its terminal event is stored.
         Failed => "failed",
     }
 }
 
-/// The steps of a job.
+/// The transitions of a job.
 pub mod job {
     use super::JobState::{Completed, Failed, Running, Waiting};
-    use super::{JobState, Step};
+    use super::{JobState, Transition};
 
-    /// The first claim.
-    pub const OPEN: Step<JobState> = Step { from: &[], to: Running };
-    /// A command that cannot be followed.
-    pub const REFUSE: Step<JobState> = Step { from: &[], to: Failed };
-    /// A later claim.
-    pub const CLAIM: Step<JobState> = Step { from: &[Waiting], to: Running };
-    /// A claim of what somebody else held.
-    pub const TAKE_OVER: Step<JobState> = Step { from: &[Running], to: Running };
-    /// A heartbeat.
-    pub const RENEW: Step<JobState> = Step { from: &[Running], to: Running };
-    /// Work is put down.
-    pub const RETURN: Step<JobState> = Step { from: &[Running], to: Waiting };
-    /// A good end.
-    pub const COMPLETE: Step<JobState> = Step { from: &[Running], to: Completed };
-    /// A bad end.
-    pub const FAIL: Step<JobState> = Step { from: &[Running], to: Failed };
+    /// The first claim creates the row.
+    pub const CREATE: Transition<JobState> = Transition { from: &[], to: Running };
+    /// The job fails before it was claimed: its command is invalid or exceeded the delivery limit.
+    pub const FAIL_UNCLAIMED: Transition<JobState> = Transition { from: &[], to: Failed };
+    /// A later claim of a job without a lease.
+    pub const CLAIM: Transition<JobState> = Transition { from: &[Waiting], to: Running };
+    /// A claim of a job whose lease expired.
+    pub const TAKE_OVER: Transition<JobState> = Transition { from: &[Running], to: Running };
+    /// A heartbeat extends the lease.
+    pub const RENEW: Transition<JobState> = Transition { from: &[Running], to: Running };
+    /// The holder gives up the lease before the job has ended.
+    pub const RELEASE: Transition<JobState> = Transition { from: &[Running], to: Waiting };
+    /// The job succeeded.
+    pub const COMPLETE: Transition<JobState> = Transition { from: &[Running], to: Completed };
+    /// The job failed.
+    pub const FAIL: Transition<JobState> = Transition { from: &[Running], to: Failed };
 }
 
 states! {
-    /// What an image's row is.
+    /// The state of an image's row.
     RowState {
-        /// Not tried, or a try was cut off.
+        /// Not attempted, or the attempt was interrupted.
         Pending => "pending",
-        /// Its file is stored and its row complete.
+        /// Its file is stored and its row is complete.
         Completed => "completed",
-        /// It failed, for good or for now.
+        /// It failed, permanently or with a retryable cause.
         Failed => "failed",
     }
 }
 
-/// The steps of an image's row.
+/// The transitions of an image's row.
 pub mod image {
     use super::RowState::{Completed, Failed, Pending};
-    use super::{RowState, Step};
+    use super::{RowState, Transition};
 
-    /// The row is made.
-    pub const OPEN: Step<RowState> = Step { from: &[], to: Pending };
-    /// It is made.
-    pub const COMPLETE: Step<RowState> = Step { from: &[Pending, Failed], to: Completed };
-    /// It is not made.
-    pub const FAIL: Step<RowState> = Step { from: &[Pending, Failed], to: Failed };
+    /// The row is created.
+    pub const CREATE: Transition<RowState> = Transition { from: &[], to: Pending };
+    /// The image is completed.
+    pub const COMPLETE: Transition<RowState> = Transition { from: &[Pending, Failed], to: Completed };
+    /// The image failed.
+    pub const FAIL: Transition<RowState> = Transition { from: &[Pending, Failed], to: Failed };
 }
 
 #[cfg(test)]

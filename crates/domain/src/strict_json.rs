@@ -1,27 +1,28 @@
-//! JSON whose keys stand once in each object. What a repeated key means is left open by the standard, and two readers of the same message must not
-//! differ.
+//! A JSON parser that rejects duplicate keys in an object.
+//!
+//! The standard does not define what a duplicate key means, so two consumers could read the same message differently.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Reads a value.
+/// Parses a JSON value.
 ///
 /// # Errors
 ///
-/// Where it is no JSON in UTF-8, is nested deeper than 128 levels, or repeats a key; the key is named.
+/// The input is not JSON in UTF-8, is nested deeper than 128 levels, or has a duplicate key; the error names the key.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict.deserialize(&mut deserializer)?;
+    let value = StrictVisitor.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
 
 #[derive(Clone, Copy)]
-struct Strict;
+struct StrictVisitor;
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for StrictVisitor {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -29,7 +30,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for StrictVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,7 +54,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number is not finite"))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
@@ -74,7 +75,7 @@ impl<'de> Visitor<'de> for Strict {
             let value = entries.next_value_seed(self)?;
             if object.contains_key(&key) {
                 let shown: String = key.escape_debug().take(60).collect();
-                return Err(A::Error::custom(format_args!("the key \"{shown}\" stands there twice")));
+                return Err(A::Error::custom(format_args!("duplicate key \"{shown}\"")));
             }
             object.insert(key, value);
         }
@@ -88,30 +89,30 @@ mod tests {
 
     use super::*;
 
-    fn refused(text: &str) -> String {
-        parse(text.as_bytes()).expect_err("it is refused").to_string()
+    fn parse_error(text: &str) -> String {
+        parse(text.as_bytes()).expect_err("the JSON is invalid").to_string()
     }
 
     #[test]
-    fn a_repeated_key_is_refused_by_name_wherever_it_stands() {
-        assert!(refused(r#"{"a": 1, "a": 1}"#).starts_with("the key \"a\" stands there twice"));
-        assert!(refused(r#"[{"x": {"b\n": 1, "b\n": 2}}]"#).starts_with("the key \"b\\n\" stands there twice"));
+    fn repeated_key_is_rejected_by_name_at_any_depth() {
+        assert!(parse_error(r#"{"a": 1, "a": 1}"#).starts_with("duplicate key \"a\""));
+        assert!(parse_error(r#"[{"x": {"b\n": 1, "b\n": 2}}]"#).starts_with("duplicate key \"b\\n\""));
         assert!(parse(br#"[{"a": 1}, {"a": 1}]"#).is_ok());
     }
 
     #[test]
-    fn what_is_no_json_is_refused() {
+    fn invalid_json_is_rejected() {
         for text in ["", "{", "{} {}", "NaN", "[1e999]", "{\"a\": Infinity}", "\"\u{1}\""] {
-            refused(text);
+            parse_error(text);
         }
         assert!(parse(b"\"\xff\"").is_err());
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-        assert!(refused(&deep).contains("recursion limit exceeded"));
+        assert!(parse_error(&deep).contains("recursion limit exceeded"));
     }
 
     proptest! {
         #[test]
-        fn whatever_has_no_repeated_keys_is_read_as_always(text in "[\\[\\]{}\",:0-9a-b.eE\\-ntrufals ]{0,40}") {
+        fn json_without_repeated_keys_parses_like_serde_json(text in "[\\[\\]{}\",:0-9a-b.eE\\-ntrufals ]{0,40}") {
             if let Ok(value) = parse(text.as_bytes()) {
                 prop_assert_eq!(Some(value), serde_json::from_str(&text).ok());
             }

@@ -1,51 +1,54 @@
-//! How the images of a job look: what they share, so that they belong together.
+//! The style that all images of a job share.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fields::{self, Fields, first_ones};
+use crate::fields::{self, Fields, truncate_violations};
 use crate::rules::{MAX_DESCRIPTION_CHARS, MAX_STYLE_MODIFIERS, Rules};
 
-/// What all images of a job share. What is `None` is left to whoever comes next: command, project, worker, API.
+/// The style of a job's images. `None` leaves a setting to the next level: command, project, worker, API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Style {
     /// Appended to every description; an empty list means none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub style_modifiers: Option<Vec<String>>,
-    /// What the pictures must not show; an empty text means nothing is excluded.
+    /// Content that the images must not show; an empty text excludes nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
     /// One of [`Rules::style_presets`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub style_preset: Option<String>,
-    /// Within [`Rules::cfg_scale`].
+    /// How closely the images follow the prompt, within [`Rules::cfg_scale`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cfg_scale: Option<f64>,
-    /// Within [`Rules::steps`].
+    /// Diffusion steps, within [`Rules::steps`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u8>,
 }
 
-/// A style that cannot be kept, with every rule it breaks.
+/// A style that is not valid, with its violations.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct InvalidStyle(pub Vec<String>);
 
 impl Style {
-    /// Reads a style from a JSON object with the keys of a command's `config` that it knows.
+    /// Parses a style from a JSON object. Its keys are the style settings of a command's `config`.
     ///
     /// # Errors
     ///
-    /// [`InvalidStyle`] names every key that is unknown or out of range.
+    /// [`InvalidStyle`] names each key that is unknown or out of range.
     pub fn parse(value: Value, rules: &Rules) -> Result<Self, InvalidStyle> {
         let Value::Object(object) = value else {
-            return Err(InvalidStyle(vec![format!("{} is not allowed; a JSON object", fields::shown(&value))]));
+            return Err(InvalidStyle(vec![format!(
+                "{} is not allowed; a JSON object",
+                fields::describe_value(&value)
+            )]));
         };
-        let mut fields = Fields::root(object);
+        let mut fields = Fields::new(object);
         let style = Self::from_fields(&mut fields, rules);
-        let violations = fields.finish();
-        if violations.is_empty() { Ok(style) } else { Err(InvalidStyle(first_ones(violations))) }
+        let violations = fields.into_violations();
+        if violations.is_empty() { Ok(style) } else { Err(InvalidStyle(truncate_violations(violations))) }
     }
 
     pub(crate) fn from_fields(fields: &mut Fields, rules: &Rules) -> Self {
@@ -58,7 +61,7 @@ impl Style {
         }
     }
 
-    /// This style, with what it leaves open taken from another.
+    /// Returns this style with its unset values taken from `other`.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_style_is_read_like_the_keys_of_a_command() {
+    fn style_is_parsed_like_command_config() {
         let style = parse(json!({"style_modifiers": [" warm "], "negative_prompt": "", "steps": 30})).expect("a style");
         let expected = Style {
             style_modifiers: Some(vec!["warm".to_owned()]),
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_wins_over_what_is_kept_even_where_it_says_none() {
+    fn explicit_style_overrides_stored_style_even_when_empty() {
         let said = Style { style_modifiers: Some(vec![]), steps: Some(20), ..Style::default() };
         let kept = Style {
             style_modifiers: Some(vec!["warm".into()]),

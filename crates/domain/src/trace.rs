@@ -1,33 +1,35 @@
-//! W3C trace context, as text that is carried on.
+//! W3C trace context, kept as the text of its headers for propagation.
 
 use serde::Serialize;
 
-/// The trace that a message belongs to, and what the systems that took part in it noted of it.
+/// The trace that a message belongs to, with the vendor-specific data of the systems that took part in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TraceContext {
-    /// The trace, and the span that what comes next is part of.
+    /// The trace id and the id of the parent span.
     #[serde(rename = "traceparent")]
     pub parent: TraceParent,
-    /// Carried on as it is.
+    /// Vendor-specific data, propagated unchanged.
     #[serde(rename = "tracestate", skip_serializing_if = "Option::is_none")]
     pub state: Option<TraceState>,
 }
 
 impl TraceContext {
-    /// Takes the values of the headers `traceparent` and `tracestate`; `None` where the first is missing or not well formed.
+    /// Parses the headers `traceparent` and `tracestate`; `None` if the first is missing or malformed.
+    ///
+    /// A malformed `tracestate` is ignored.
     pub fn parse(parent: Option<&str>, state: Option<&str>) -> Option<Self> {
         let parent = TraceParent::parse(parent?)?;
         Some(Self { parent, state: state.and_then(TraceState::parse) })
     }
 }
 
-/// A `traceparent` header that has the form W3C Trace Context (level 1, version 00) gives it.
+/// A well-formed `traceparent` header of W3C Trace Context (level 1, version 00).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct TraceParent(String);
 
 impl TraceParent {
-    /// Takes a header's value; `None` where it is not well formed, which the standard tells receivers to ignore.
+    /// Parses a header value; `None` if it is malformed. The standard tells receivers to ignore such a header.
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.trim().split('-').collect();
         let [version, trace_id, parent_id, flags] = parts.as_slice() else { return None };
@@ -44,22 +46,23 @@ impl TraceParent {
         .then(|| Self(parts.join("-")))
     }
 
-    /// The header's value.
+    /// The header value.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The longest `tracestate` that is carried on, in characters: what W3C Trace Context wants of everybody at least.
+/// The longest `tracestate` that is propagated, in characters: the minimum that W3C Trace Context asks for.
 const MAX_STATE_CHARS: usize = 512;
 
-/// A `tracestate` header: for those who wrote it.
+/// A well-formed `tracestate` header: vendor-specific data, opaque to this program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct TraceState(String);
 
 impl TraceState {
-    /// Takes a header's value; `None` where it is empty, longer than 512 characters, or not made of entries `key=value` in printable ASCII.
+    /// Parses a header value; `None` if it is empty, longer than 512 characters, or not a list of `key=value` entries
+    /// in printable ASCII. Empty list entries are allowed.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let entry = |entry: &str| {
@@ -72,7 +75,7 @@ impl TraceState {
         good.then(|| Self(text.to_owned()))
     }
 
-    /// The header's value.
+    /// The header value.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -83,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_trace_state_of_entries_is_carried_on() {
+    fn only_well_formed_trace_states_are_accepted() {
         let check = |text: &str, good: bool| assert_eq!(TraceState::parse(text).is_some(), good, "{text}");
         check("vendor=opaque,other@tenant=1", true);
         check(" vendor=a=b , ", true);
@@ -95,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn only_well_formed_trace_parents_are_carried_on() {
+    fn only_well_formed_trace_parents_are_accepted() {
         let check = |text: &str, good: bool| assert_eq!(TraceParent::parse(text).is_some(), good, "{text}");
         check("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", true);
         check(" 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00 ", true);

@@ -1,4 +1,4 @@
-//! The client: requests for all texts at once, retries, and halves where an answer cannot be used.
+//! The client: one request for all texts, retries, and splitting in halves after an unusable response.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,39 +16,40 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info_span, warn};
 use url::Url;
 
-use crate::error::{BuildError, Untranslated};
-use crate::wire::{self, Failure};
+use crate::error::{BuildError, TranslationError};
+use crate::wire::{self, RequestError};
 
-/// A connection is there in this time, or the network is in trouble.
+/// A connection that takes longer than this indicates a network failure.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer that is read: 251 texts of a few thousand characters are a fifth of it.
+/// Maximum size of a response body: 251 texts of a few thousand characters take a fifth of it.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
-/// The most requests for one call, retries aside. An answer that cannot be used is asked for again in halves, so that one text spoils only
-/// itself: of 200 texts one that is blocked takes 17 requests, five take about 60.
+/// Maximum number of requests for one call, not counting retries. After an unusable response the texts are requested
+/// again in halves, so that one bad text does not affect the others: of 200 texts, one blocked text takes 17 requests,
+/// five take about 60.
 const MAX_REQUESTS: usize = 64;
-/// No request of a call is begun later than this after the first one: images in English wait behind it.
-const PATIENCE: Duration = Duration::from_mins(4);
+/// No request starts later than this after the call began: images that need no translation wait for the call to end.
+const MAX_CALL_DURATION: Duration = Duration::from_mins(4);
 
-/// How Gemini is asked.
+/// Settings of the client.
 #[derive(Debug, Clone)]
 pub struct GeminiSettings {
-    /// Never logged.
+    /// The API key; never logged.
     pub api_key: SecretString,
-    /// Where the API is.
+    /// Base URL of the API.
     pub base_url: Url,
     /// The model's name, without `models/`.
     pub model: String,
-    /// One request.
+    /// Timeout of one request.
     pub timeout: Duration,
-    /// A retry after each.
+    /// Delays before the retries; their number is the maximum number of retries of a request.
     pub retry_delays: Vec<Duration>,
     /// The `User-Agent` header.
     pub user_agent: String,
-    /// Whether a text counts as English. Gemini is asked again where its translation does not.
+    /// Whether a text counts as English. A translation that does not is unusable and requested again.
     pub is_english: fn(&str) -> bool,
 }
 
-/// The translator. Clones share the connection.
+/// A client that translates texts into English. Clones share one connection pool.
 #[derive(Clone)]
 pub struct Gemini {
     inner: Arc<Inner>,
@@ -60,29 +61,29 @@ struct Inner {
     model: String,
     retry_delays: Vec<Duration>,
     is_english: fn(&str) -> bool,
-    /// Never empty.
+    /// Never empty: error bodies are searched for it.
     api_key: SecretString,
 }
 
-/// Texts that are asked for together.
-struct Part {
+/// Texts that are translated in one request.
+struct Batch {
     texts: Range<usize>,
-    /// They were asked for before, as they are.
-    again: bool,
+    /// The same batch was requested before.
+    is_retry: bool,
 }
 
 impl Gemini {
-    /// Makes a client; nothing is sent.
+    /// Creates a client; sends no request.
     ///
     /// # Errors
     ///
-    /// [`BuildError`] where the key is not a valid header value, or no HTTP client can be made.
+    /// [`BuildError`] if the key is not a valid header value, or the HTTP client cannot be built.
     pub fn new(settings: &GeminiSettings) -> Result<Self, BuildError> {
         let unusable = |why: &str| BuildError(why.to_owned());
-        // Fails only where the program has chosen a provider already, which is as good.
+        // Fails only if the program has installed a crypto provider already, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut key = HeaderValue::from_str(settings.api_key.expose_secret())
-            .map_err(|_| unusable("it holds characters that a header cannot carry"))?;
+            .map_err(|_| unusable("contains characters that are not allowed in a header"))?;
         key.set_sensitive(true);
         let headers = HeaderMap::from_iter([(HeaderName::from_static("x-goog-api-key"), key)]);
         let http = reqwest::Client::builder()
@@ -90,7 +91,7 @@ impl Gemini {
             .user_agent(&settings.user_agent)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(settings.timeout)
-            // The key must not follow a redirect to elsewhere.
+            // A redirect would send the key to another server.
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .build()
@@ -114,34 +115,36 @@ impl Gemini {
         &self.inner.model
     }
 
-    /// Whether the key is accepted and the model is there; costs nothing.
+    /// Checks that the key is accepted and the model exists; free of charge.
     ///
     /// # Errors
     ///
-    /// [`Untranslated`] says what is wrong.
-    pub async fn check(&self) -> Result<(), Untranslated> {
-        let checked = self.sent(self.inner.http.get(self.inner.url.clone())).await;
-        checked.map(drop).map_err(Failure::into_untranslated)
+    /// [`TranslationError`] if the API is unreachable, or rejects the key or the model.
+    pub async fn check(&self) -> Result<(), TranslationError> {
+        let checked = self.send(self.inner.http.get(self.inner.url.clone())).await;
+        checked.map(drop).map_err(RequestError::into_translation_error)
     }
 
-    /// Translates texts; the results are as many and in the same order.
-    pub async fn translate(&self, texts: &[&str], stop: &CancellationToken) -> Vec<Result<String, Untranslated>> {
-        let unreachable = |why: &str| Err(Untranslated::Unreachable(why.to_owned()));
-        let mut results = vec![unreachable("it was not asked"); texts.len()];
-        let deadline = Instant::now() + PATIENCE;
-        let mut parts = VecDeque::from([Part { texts: 0..texts.len(), again: false }]);
+    /// Translates texts into English; returns one result for each text, in the same order.
+    ///
+    /// When `stop` is cancelled it returns at once; texts without a result yet have a retryable error.
+    pub async fn translate(&self, texts: &[&str], stop: &CancellationToken) -> Vec<Result<String, TranslationError>> {
+        let unreachable = |why: &str| Err(TranslationError::Unreachable(why.to_owned()));
+        let mut results = vec![unreachable("no request was sent"); texts.len()];
+        let deadline = Instant::now() + MAX_CALL_DURATION;
+        let mut parts = VecDeque::from([Batch { texts: 0..texts.len(), is_retry: false }]);
         let mut requests = 0;
-        while let Some(Part { texts: part, again }) = parts.pop_front() {
+        while let Some(Batch { texts: part, is_retry: again }) = parts.pop_front() {
             if requests == MAX_REQUESTS || Instant::now() > deadline {
-                // Nobody has refused these, so that the job's next try may ask for them.
-                results[part].fill(unreachable("too many answers were of no use or late"));
+                // The API has not rejected these texts: a retryable error lets the job's next attempt request them.
+                results[part].fill(unreachable("request limit or time limit of the call reached"));
                 continue;
             }
             if stop.is_cancelled() {
                 return results;
             }
             requests += 1;
-            let asked = stop.run_until_cancelled(self.asked(&texts[part.clone()]));
+            let asked = stop.run_until_cancelled(self.request_translations(&texts[part.clone()]));
             let Some(asked) = asked.await else { return results };
             match asked {
                 Ok(english) => {
@@ -149,21 +152,21 @@ impl Gemini {
                         *result = Ok(english);
                     }
                 }
-                Err(failure) if failure.is_about_the_texts() && part.len() > 1 => {
-                    debug!(%failure, texts = part.len(), "an answer cannot be used; asking again in halves");
+                Err(failure) if failure.is_text_specific() && part.len() > 1 => {
+                    debug!(%failure, texts = part.len(), "translation request failed; retrying in halves");
                     let middle = part.start + part.len() / 2;
-                    parts.extend([part.start..middle, middle..part.end].map(|texts| Part { texts, again: false }));
+                    parts.extend([part.start..middle, middle..part.end].map(|texts| Batch { texts, is_retry: false }));
                 }
-                Err(Failure::Answer(why)) if !again => {
-                    debug!(why, "an answer cannot be used; asking once more");
-                    parts.push_back(Part { texts: part, again: true });
+                Err(RequestError::InvalidResponse(why)) if !again => {
+                    debug!(why, "unusable translation response; retrying once");
+                    parts.push_back(Batch { texts: part, is_retry: true });
                 }
-                Err(failure) if failure.is_about_the_texts() => {
-                    results[part].fill(Err(failure.into_untranslated()));
+                Err(failure) if failure.is_text_specific() => {
+                    results[part].fill(Err(failure.into_translation_error()));
                 }
-                // The rest would fare alike.
+                // The cause does not depend on the texts: every other request would fail too.
                 Err(failure) => {
-                    let failed = failure.into_untranslated();
+                    let failed = failure.into_translation_error();
                     for rest in parts.drain(..).map(|part| part.texts).chain([part]) {
                         results[rest].fill(Err(failed.clone()));
                     }
@@ -173,37 +176,37 @@ impl Gemini {
         results
     }
 
-    /// One answer for these texts, retried while the API cannot be reached.
-    async fn asked(&self, texts: &[&str]) -> Result<Vec<String>, Failure> {
-        let body = wire::request(texts);
+    /// Requests translations of these texts, with retries while the API is unreachable.
+    async fn request_translations(&self, texts: &[&str]) -> Result<Vec<String>, RequestError> {
+        let body = wire::request_body(texts);
         (|| async {
-            let answer = self.sent(self.generation(&body)).await?;
-            wire::translations(&answer, texts.len(), self.inner.is_english)
+            let answer = self.send(self.build_request(&body)).await?;
+            wire::parse_translations(&answer, texts.len(), self.inner.is_english)
         })
         .retry(self.inner.retry_delays.clone().into_iter())
         .when(|failure| match failure {
-            Failure::Unreachable { .. } => true,
-            // Fewer texts are answered sooner; one alone is asked for again as it is.
-            Failure::Late(_) => texts.len() == 1,
-            Failure::Refused(_) | Failure::Blocked(_) | Failure::Answer(_) => false,
+            RequestError::Unreachable { .. } => true,
+            // Several texts are split by the caller, as smaller requests finish sooner; a single text is retried.
+            RequestError::Timeout(_) => texts.len() == 1,
+            RequestError::Rejected(_) | RequestError::Blocked(_) | RequestError::InvalidResponse(_) => false,
         })
         .adjust(|failure, wait| match failure {
-            Failure::Unreachable { retry_after: Some(after), .. } => wait.map(|wait| wait.max(*after)),
+            RequestError::Unreachable { retry_after: Some(after), .. } => wait.map(|wait| wait.max(*after)),
             _ => wait,
         })
-        .notify(|failure, wait| warn!(%failure, ?wait, "the translator cannot be reached, retrying"))
+        .notify(|failure, wait| warn!(%failure, ?wait, "translation request failed; retrying"))
         .await
     }
 
-    fn generation(&self, body: &Value) -> reqwest::RequestBuilder {
+    fn build_request(&self, body: &Value) -> reqwest::RequestBuilder {
         let mut url = self.inner.url.clone();
         url.set_path(&format!("{}:generateContent", url.path()));
         self.inner.http.post(url).json(body)
     }
 
-    /// The body of a good answer, asked for in a client's span by OpenTelemetry's conventions for HTTP.
-    async fn sent(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, Failure> {
-        let request = request.build().map_err(|error| Failure::unreachable(with_causes(&error.without_url())))?;
+    /// Sends a request in a span by OpenTelemetry's HTTP client conventions; returns the body if the status is 200.
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, RequestError> {
+        let request = request.build().map_err(|error| RequestError::unreachable(error_chain(&error.without_url())))?;
         let (method, url) = (request.method().as_str(), request.url());
         let span = info_span!(
             "http request",
@@ -218,43 +221,45 @@ impl Gemini {
             otel.status_code = Empty,
             otel.status_description = Empty,
         );
-        let answer = self.answer(request).instrument(span.clone()).await;
+        let answer = self.execute(request).instrument(span.clone()).await;
         if let Err(failure) = &answer {
-            span.record("error.type", failure.code());
+            span.record("error.type", failure.kind());
             span.record("otel.status_code", "ERROR");
-            span.record("otel.status_description", "the translator gave no translation");
+            span.record("otel.status_description", "translation request failed");
         }
         answer
     }
 
-    async fn answer(&self, request: reqwest::Request) -> Result<Vec<u8>, Failure> {
+    async fn execute(&self, request: reqwest::Request) -> Result<Vec<u8>, RequestError> {
         let lost = |error: reqwest::Error| {
             let late = error.is_timeout() && !error.is_connect();
-            let message = with_causes(&error.without_url());
-            if late { Failure::Late(message) } else { Failure::unreachable(message) }
+            let message = error_chain(&error.without_url());
+            if late { RequestError::Timeout(message) } else { RequestError::unreachable(message) }
         };
         let mut response = self.inner.http.execute(request).await.map_err(lost)?;
         let status = response.status().as_u16();
         Span::current().record("http.response.status_code", status);
-        let retry_after = wire::retry_after(response.headers());
+        let retry_after = wire::parse_retry_after(response.headers());
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
-                return Err(Failure::Answer(format!("the answer is longer than {MAX_BODY_BYTES} bytes")));
+                return Err(RequestError::InvalidResponse(format!(
+                    "response body is longer than {MAX_BODY_BYTES} bytes"
+                )));
             }
             body.extend_from_slice(&chunk);
         }
         if status == 200 {
             return Ok(body.to_vec());
         }
-        // Google repeats a suspended key in full.
+        // The error for a suspended key contains the whole key.
         let body = String::from_utf8_lossy(&body).replace(self.inner.api_key.expose_secret(), "***");
-        Err(Failure::from_status(status, body.as_bytes(), retry_after))
+        Err(RequestError::from_status(status, body.as_bytes(), retry_after))
     }
 }
 
-/// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// Formats an error and its causes in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

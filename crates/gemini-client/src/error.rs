@@ -1,27 +1,29 @@
-//! Why there is no client, or no translation.
+//! Errors of building the client and of translating a text.
 
-/// The client could not be made: the key is not a valid header value, or the TLS set-up failed. The key is not repeated.
+/// The client could not be built: the key is not a valid header value, or the TLS set-up failed.
+///
+/// The message never contains the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BuildError(pub(crate) String);
 
-/// Why a text has no English.
+/// Why a text was not translated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Untranslated {
-    /// The translator could not be reached, or is too busy: later it may work.
-    #[error("the translator cannot be reached: {0}")]
+pub enum TranslationError {
+    /// The API was unreachable, overloaded or too slow, or the text was not requested; a later call may succeed.
+    #[error("translation service unavailable: {0}")]
     Unreachable(String),
-    /// It was reached and gave no translation.
+    /// The API rejected the request, blocked the text, or returned no usable translation.
     #[error("{0}")]
-    Refused(String),
+    Failed(String),
 }
 
-impl Untranslated {
-    /// Whether the same text may be translated later.
-    pub fn may_pass(&self) -> bool {
+impl TranslationError {
+    /// Whether a later call with the same text may succeed.
+    pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable(_) => true,
-            Self::Refused(_) => false,
+            Self::Failed(_) => false,
         }
     }
 }

@@ -1,10 +1,11 @@
-//! A client for Google's Gemini as a translator: one request for all texts.
+//! A client for Google's Gemini API that translates texts into English, all in one request.
 //!
-//! A [`Gemini`] made of [`GeminiSettings`] translates texts into English, or says of each why it is [`Untranslated`]. It remembers nothing.
+//! [`Gemini`], created from [`GeminiSettings`], returns a translation or a [`TranslationError`] for each text. It
+//! caches nothing.
 
 mod client;
 mod error;
 mod wire;
 
 pub use client::{Gemini, GeminiSettings};
-pub use error::{BuildError, Untranslated};
+pub use error::{BuildError, TranslationError};

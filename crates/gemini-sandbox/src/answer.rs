@@ -1,11 +1,11 @@
-//! What is answered: translations from a dictionary, in the API's envelope, or broken as the fault says.
+//! Builds response bodies: translations from a dictionary in the API's format, altered by the fault.
 
 use serde_json::{Value, json};
 
 use crate::faults::Fault;
-use crate::rules::Numbered;
+use crate::rules::NumberedText;
 
-/// What the sandbox can translate; Traditional and Simplified.
+/// Known texts in Traditional and Simplified Chinese, with their translations.
 const DICTIONARY: [(&str, &str); 12] = [
     ("一座寧靜的山景", "A serene mountain landscape"),
     ("一座宁静的山景", "A serene mountain landscape"),
@@ -21,8 +21,10 @@ const DICTIONARY: [(&str, &str); 12] = [
     ("文字", "text"),
 ];
 
-/// The English of a text. What is not in the dictionary is turned into English that differs from text to text, and says that it is made up.
-fn english(text: &str) -> String {
+/// Translates a text by the dictionary.
+///
+/// Unknown characters are replaced by an English placeholder that says so and differs from text to text.
+fn translate(text: &str) -> String {
     let mut english = text.to_owned();
     for (original, translated) in DICTIONARY {
         english = english.replace(original, translated);
@@ -37,12 +39,12 @@ fn english(text: &str) -> String {
     format!("A made-up picture {}{rest}", codes.join(" "))
 }
 
-/// The body of a good status.
-pub(crate) fn body(texts: &[Numbered], model: &str, fault: Option<Fault>) -> Value {
+/// The body of a response with status 200.
+pub(crate) fn build_body(texts: &[NumberedText], model: &str, fault: Option<Fault>) -> Value {
     let mut translated: Vec<Value> = texts
         .iter()
-        .map(|Numbered { number, text }| {
-            let english = if fault == Some(Fault::Chinese) { text.clone() } else { english(text) };
+        .map(|NumberedText { number, text }| {
+            let english = if fault == Some(Fault::Chinese) { text.clone() } else { translate(text) };
             json!({"number": number, "english": english})
         })
         .collect();
@@ -50,7 +52,7 @@ pub(crate) fn body(texts: &[Numbered], model: &str, fault: Option<Fault>) -> Val
         Some(Fault::Blocked) => {
             return json!({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "modelVersion": model});
         }
-        Some(Fault::Safety) => return candidate(None, "SAFETY", model),
+        Some(Fault::Safety) => return body_with_candidate(None, "SAFETY", model),
         Some(Fault::Short) => drop(translated.pop()),
         Some(Fault::Swapped) => translated.reverse(),
         _ => {}
@@ -59,15 +61,15 @@ pub(crate) fn body(texts: &[Numbered], model: &str, fault: Option<Fault>) -> Val
     match fault {
         Some(Fault::MaxTokens) => {
             let half: String = text.chars().take(text.chars().count() / 2).collect();
-            candidate(Some(&half), "MAX_TOKENS", model)
+            body_with_candidate(Some(&half), "MAX_TOKENS", model)
         }
-        Some(Fault::Fenced) => candidate(Some(&format!("```json\n{text}\n```")), "STOP", model),
-        Some(Fault::Prose) => candidate(Some("Here are your translations: a fox, a bear."), "STOP", model),
-        _ => candidate(Some(&text), "STOP", model),
+        Some(Fault::Fenced) => body_with_candidate(Some(&format!("```json\n{text}\n```")), "STOP", model),
+        Some(Fault::Prose) => body_with_candidate(Some("Here are your translations: a fox, a bear."), "STOP", model),
+        _ => body_with_candidate(Some(&text), "STOP", model),
     }
 }
 
-fn candidate(text: Option<&str>, finish_reason: &str, model: &str) -> Value {
+fn body_with_candidate(text: Option<&str>, finish_reason: &str, model: &str) -> Value {
     let mut candidate = json!({"finishReason": finish_reason, "index": 0});
     if let Some(text) = text {
         candidate["content"] = json!({"parts": [{"text": text}], "role": "model"});
@@ -80,11 +82,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_becomes_english_whether_it_is_known_or_not() {
-        assert_eq!(english("一座寧靜的山景"), "A serene mountain landscape");
-        assert_eq!(english("一只狐狸, at dusk"), "A fox, at dusk");
-        assert_eq!(english("熊"), "A made-up picture 718a");
-        assert_eq!(english("熊 at dusk"), "A made-up picture 718a, at dusk");
-        assert_ne!(english("熊貓"), english("熊"));
+    fn known_and_unknown_texts_are_translated_to_english() {
+        assert_eq!(translate("一座寧靜的山景"), "A serene mountain landscape");
+        assert_eq!(translate("一只狐狸, at dusk"), "A fox, at dusk");
+        assert_eq!(translate("熊"), "A made-up picture 718a");
+        assert_eq!(translate("熊 at dusk"), "A made-up picture 718a, at dusk");
+        assert_ne!(translate("熊貓"), translate("熊"));
     }
 }

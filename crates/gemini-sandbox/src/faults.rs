@@ -1,33 +1,33 @@
-//! What goes wrong on request.
+//! Faults injected on request.
 
 use std::str::FromStr;
 
-/// One way to go wrong.
+/// A fault that the sandbox can inject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// `status=503`: this status with the API's error body; of a 429 with the wait it asks for.
+    /// `status=503`: this status with the API's error body; a 429 also asks for a retry after 0.05 s.
     Status(u16),
-    /// `blocked`: the prompt is blocked before it is answered.
+    /// `blocked`: the prompt is blocked; there is no candidate.
     Blocked,
-    /// `safety`: the answer is cut off for safety.
+    /// `safety`: the candidate has the finish reason `SAFETY` and no text.
     Safety,
-    /// `max-tokens`: the answer ends in the middle.
+    /// `max-tokens`: the text ends in the middle, with the finish reason `MAX_TOKENS`.
     MaxTokens,
-    /// `short`: one translation too few.
+    /// `short`: the last translation is missing.
     Short,
-    /// `swapped`: the translations stand in another order.
+    /// `swapped`: the translations are in reverse order.
     Swapped,
-    /// `fenced`: good JSON between fences.
+    /// `fenced`: valid JSON in a Markdown code fence.
     Fenced,
     /// `prose`: a sentence instead of JSON.
     Prose,
-    /// `chinese`: the texts come back as they are.
+    /// `chinese`: the texts are returned untranslated.
     Chinese,
-    /// `slow`: the answer comes after ten minutes.
+    /// `slow`: the response comes after ten minutes.
     Slow,
-    /// `suspended`: the key is suspended, and repeated in full.
+    /// `suspended`: status 403 with a message that contains the whole key.
     Suspended,
-    /// `html`: a page of something in between, with status 200.
+    /// `html`: an HTML page, as from a proxy, with status 200.
     Html,
 }
 
@@ -37,7 +37,7 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         let refused = || {
             format!(
-                "fault {text:?} is not known; status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, suspended, html"
+                "unknown fault {text:?}; allowed: status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, suspended, html"
             )
         };
         if let Some(status) = text.strip_prefix("status=") {
@@ -61,8 +61,8 @@ impl FromStr for Fault {
     }
 }
 
-/// The fault that one of these texts asks for: `[gemini:blocked]`.
-pub(crate) fn in_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Option<Fault>, String> {
+/// The fault of the first marker in these texts, such as `[gemini:blocked]`.
+pub(crate) fn find_in_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Option<Fault>, String> {
     let word = texts.into_iter().find_map(|text| Some(text.split_once("[gemini:")?.1.split_once(']')?.0));
     word.map(str::parse).transpose()
 }
@@ -72,9 +72,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_in_a_text_is_a_fault() {
-        assert_eq!(in_texts(["狐狸", "熊 [gemini:status=503]"]), Ok(Some(Fault::Status(503))));
-        assert_eq!(in_texts(["狐狸", "熊"]), Ok(None));
-        assert!(in_texts(["熊 [gemini:explode]"]).is_err_and(|error| error.contains("explode")));
+    fn marker_in_a_text_selects_its_fault() {
+        assert_eq!(find_in_texts(["狐狸", "熊 [gemini:status=503]"]), Ok(Some(Fault::Status(503))));
+        assert_eq!(find_in_texts(["狐狸", "熊"]), Ok(None));
+        assert!(find_in_texts(["熊 [gemini:explode]"]).is_err_and(|error| error.contains("explode")));
     }
 }

@@ -1,9 +1,11 @@
-//! A stand-in for Google's Gemini, as far as a translator needs it: `models.get` and `models.generateContent` of v1beta.
+//! A sandbox of Google's Gemini API for translation: `models.get` and `models.generateContent` of v1beta.
 //!
-//! It holds to the API's rules (key in the header, known model, fields of the right type), translates from a small dictionary, and goes wrong on
-//! request as the real one does: by an order, or by a word in a text. What it does not know it turns into English that says so.
+//! It enforces the API's rules (key in the header, known model, fields of the right type), translates by a small
+//! dictionary, and injects faults as they occur in the real API: by [`Sandbox::inject_fault`], or by a marker in a text.
+//! Unknown text is replaced by an English placeholder that says so.
 //!
-//! In reading order: a [`Sandbox`] listens; the rules of a request stand in `rules`; what it answers in `answer`; what can go wrong in [`Fault`].
+//! In reading order: [`Sandbox`] is the server, `rules` validates requests, `response` builds the response bodies, and
+//! [`Fault`] lists the faults.
 
 mod answer;
 mod faults;

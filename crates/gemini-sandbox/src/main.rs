@@ -1,4 +1,4 @@
-//! The sandbox as a program: `gemini-sandbox --listen 127.0.0.1:8091`.
+//! The program `gemini-sandbox`, which runs the sandbox until SIGINT or SIGTERM.
 
 use std::net::SocketAddr;
 
@@ -7,25 +7,26 @@ use clap::Parser;
 use gemini_sandbox::{Sandbox, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A stand-in for Gemini as a translator: its rules and its errors, without a key and without a bill
+/// Run a sandbox of the Gemini API for translation, with its rules and errors
 ///
-/// A text that holds [gemini:FAULT] meets that fault: status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, suspended, html.
+/// A text that contains [gemini:FAULT] triggers that fault: status=N, blocked, safety, max-tokens, short, swapped,
+/// fenced, prose, chinese, slow, suspended, html.
 #[derive(Debug, Parser)]
 #[command(name = "gemini-sandbox", version)]
 struct Options {
-    /// Where to listen
+    /// Listen on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8091")]
     listen: SocketAddr,
-    /// The key that is accepted
+    /// Accept this API key
     #[arg(long, value_name = "KEY", default_value = "gm-sandbox")]
     key: String,
-    /// A model that it knows
+    /// Serve this model; can be repeated
     #[arg(long = "model", value_name = "NAME", default_value = "gemini-flash-latest")]
     models: Vec<String>,
 }
 
 #[tokio::main]
-#[expect(clippy::print_stdout, reason = "a program says where it is")]
+#[expect(clippy::print_stdout, reason = "the program prints its address")]
 async fn main() -> anyhow::Result<()> {
     let Options { listen, key, models } = Options::parse();
     let sandbox = Sandbox::start(Settings { listen, key, models }).await;

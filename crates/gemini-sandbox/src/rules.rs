@@ -1,4 +1,4 @@
-//! What the API asks of a request, and what it says where that is missing.
+//! Validates requests by the rules of the API, and builds its errors.
 //!
 //! Source: the public reference of `models.generateContent`, v1beta, and its error bodies.
 
@@ -7,28 +7,28 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-/// A text with its number, as the translator sends them.
+/// A text with its number, as the client sends them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Numbered {
+pub(crate) struct NumberedText {
     pub(crate) number: u64,
     pub(crate) text: String,
 }
 
-/// An error of the API.
+/// An API error, with the fields of its JSON body.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Refusal {
+pub(crate) struct ApiError {
     pub(crate) code: u16,
     pub(crate) status: &'static str,
     pub(crate) message: String,
     pub(crate) details: Vec<Value>,
 }
 
-impl Refusal {
-    fn invalid(message: impl Into<String>) -> Self {
+impl ApiError {
+    fn invalid_argument(message: impl Into<String>) -> Self {
         Self { code: 400, status: "INVALID_ARGUMENT", message: message.into(), details: Vec::new() }
     }
 
-    pub(crate) fn of_status(code: u16) -> Self {
+    pub(crate) fn from_status(code: u16) -> Self {
         let (status, message) = match code {
             400 => ("INVALID_ARGUMENT", "Request contains an invalid argument."),
             401 => ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
@@ -47,7 +47,7 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let Self { code, status, message, details } = self;
         let mut error = json!({"code": code, "message": message, "status": status});
@@ -59,50 +59,53 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The key must stand in the header and be the account's; in the URL it would stand in every log on the way.
-pub(crate) fn check_key(headers: &HeaderMap, query: Option<&str>, key: &str) -> Result<(), Refusal> {
+/// Checks the key, which must be in the header: in the URL it would appear in the logs of servers and proxies.
+pub(crate) fn check_key(headers: &HeaderMap, query: Option<&str>, key: &str) -> Result<(), ApiError> {
     if query.is_some_and(|query| query.contains("key=")) {
-        return Err(Refusal::invalid("The sandbox takes the key in the header x-goog-api-key only."));
+        return Err(ApiError::invalid_argument("The sandbox accepts the key in the header x-goog-api-key only."));
     }
     match headers.get("x-goog-api-key").map(|value| value.as_bytes() == key.as_bytes()) {
         Some(true) => Ok(()),
-        // The real API answers so, not with a 401.
-        Some(false) => Err(Refusal::invalid("API key not valid. Please pass a valid API key.")),
-        None => {
-            Err(Refusal { message: "Method doesn't allow unregistered callers.".to_owned(), ..Refusal::of_status(403) })
-        }
+        // The real API answers with 400 too, not with 401.
+        Some(false) => Err(ApiError::invalid_argument("API key not valid. Please pass a valid API key.")),
+        None => Err(ApiError {
+            message: "Method doesn't allow unregistered callers.".to_owned(),
+            ..ApiError::from_status(403)
+        }),
     }
 }
 
-/// The numbered texts of a request for translations.
-pub(crate) fn texts(body: &Value) -> Result<Vec<Numbered>, Refusal> {
+/// Validates a translation request and returns its numbered texts.
+pub(crate) fn parse_texts(body: &Value) -> Result<Vec<NumberedText>, ApiError> {
     let known = ["contents", "systemInstruction", "generationConfig", "safetySettings"];
-    let object = body.as_object().ok_or_else(|| Refusal::invalid("Invalid JSON payload received."))?;
+    let object = body.as_object().ok_or_else(|| ApiError::invalid_argument("Invalid JSON payload received."))?;
     if let Some(unknown) = object.keys().find(|key| !known.contains(&key.as_str())) {
         let message = format!("Invalid JSON payload received. Unknown name \"{unknown}\": Cannot find field.");
-        return Err(Refusal::invalid(message));
+        return Err(ApiError::invalid_argument(message));
     }
     let config = &body["generationConfig"];
-    if config["responseMimeType"] != "application/json" || !is_schema(&config["responseSchema"]) {
-        return Err(Refusal::invalid("The sandbox answers with structured output only."));
+    if config["responseMimeType"] != "application/json" || !is_valid_schema(&config["responseSchema"]) {
+        return Err(ApiError::invalid_argument("The sandbox supports structured output only."));
     }
     let parts = body["contents"][0]["parts"].as_array();
     let text: Option<String> = parts.map(|parts| parts.iter().filter_map(|part| part["text"].as_str()).collect());
     let text = text.filter(|text| !text.is_empty());
-    let text = text.ok_or_else(|| Refusal::invalid("* GenerateContentRequest.contents: contents is not specified"))?;
-    let numbered: Option<Vec<Numbered>> = serde_json::from_str::<Vec<Value>>(&text).ok().and_then(|items| {
-        let item =
-            |item: &Value| Some(Numbered { number: item["number"].as_u64()?, text: item["text"].as_str()?.to_owned() });
+    let text =
+        text.ok_or_else(|| ApiError::invalid_argument("* GenerateContentRequest.contents: contents is not specified"))?;
+    let numbered: Option<Vec<NumberedText>> = serde_json::from_str::<Vec<Value>>(&text).ok().and_then(|items| {
+        let item = |item: &Value| {
+            Some(NumberedText { number: item["number"].as_u64()?, text: item["text"].as_str()?.to_owned() })
+        };
         items.iter().map(item).collect()
     });
-    numbered.ok_or_else(|| Refusal::invalid("The sandbox understands a JSON array of numbers and texts only."))
+    numbered.ok_or_else(|| ApiError::invalid_argument("The sandbox accepts a JSON array of numbers and texts only."))
 }
 
-/// The types of a schema are an enumeration in capitals.
-fn is_schema(schema: &Value) -> bool {
+/// Whether all types in the schema are the API's type names, which are upper case.
+fn is_valid_schema(schema: &Value) -> bool {
     const TYPES: [&str; 6] = ["STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT"];
     let known = schema["type"].as_str().is_some_and(|kind| TYPES.contains(&kind));
-    let items = schema.get("items").is_none_or(is_schema);
-    let properties = schema["properties"].as_object().is_none_or(|properties| properties.values().all(is_schema));
+    let items = schema.get("items").is_none_or(is_valid_schema);
+    let properties = schema["properties"].as_object().is_none_or(|properties| properties.values().all(is_valid_schema));
     known && items && properties
 }

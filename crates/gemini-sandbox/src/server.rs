@@ -1,4 +1,4 @@
-//! The HTTP side.
+//! The HTTP server.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,19 +15,19 @@ use tokio::task::JoinHandle;
 
 use crate::answer;
 use crate::faults::{self, Fault};
-use crate::rules::{self, Numbered, Refusal};
+use crate::rules::{self, ApiError, NumberedText};
 
-/// Longer than any client waits.
-const SLOW: Duration = Duration::from_mins(10);
+/// Longer than the timeout of any client.
+const SLOW_DELAY: Duration = Duration::from_mins(10);
 
-/// How the sandbox behaves.
+/// Settings of the sandbox.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 chooses a free port.
     pub listen: SocketAddr,
-    /// The key that is accepted.
+    /// The accepted API key.
     pub key: String,
-    /// Models that it knows.
+    /// Names of the models that it serves, without `models/`.
     pub models: Vec<String>,
 }
 
@@ -41,16 +41,16 @@ impl Default for Settings {
     }
 }
 
-/// What the sandbox was asked since it started.
+/// Translation requests since the sandbox started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Requests for translations, refused ones included.
+    /// Number of translation requests, including rejected ones.
     pub requests: u32,
-    /// The texts of each request that was understood.
+    /// The texts of each valid request.
     pub texts: Vec<Vec<String>>,
 }
 
-/// A running sandbox; it stops when this is dropped.
+/// A running sandbox, which stops when this value is dropped.
 pub struct Sandbox {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -65,45 +65,45 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     ledger: Ledger,
-    /// What the next requests meet, and how many of them.
-    ordered: Option<(Fault, u32)>,
+    /// The injected fault, and the number of requests that it still applies to.
+    injected: Option<(Fault, u32)>,
 }
 
 impl Sandbox {
-    /// Starts a sandbox in the background of this runtime.
+    /// Starts a sandbox as a background task of the current runtime.
     ///
     /// # Errors
     ///
-    /// Where it cannot listen on the address.
-    #[expect(clippy::disallowed_methods, reason = "the task is kept, and ended when the sandbox is dropped")]
+    /// If it cannot listen on the address.
+    #[expect(clippy::disallowed_methods, reason = "the handle is kept; dropping the sandbox aborts the task")]
     pub async fn start(settings: Settings) -> std::io::Result<Self> {
         let listener = TcpListener::bind(settings.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { settings, state: Mutex::default() });
         let router = Router::new()
-            .route("/v1beta/models/{call}", get(model).post(generate))
-            .fallback(|| async { Refusal::of_status(404) })
+            .route("/v1beta/models/{call}", get(get_model).post(generate))
+            .fallback(|| async { ApiError::from_status(404) })
             .with_state(shared.clone());
         let server = tokio::spawn(async move {
-            // It ends with the runtime, or when it is dropped.
+            // Ends with the runtime, or when the sandbox is dropped.
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { address, shared, server })
     }
 
-    /// The base URL that a client is given.
+    /// The base URL for clients, with a trailing slash.
     pub fn base_url(&self) -> String {
         format!("http://{}/", self.address)
     }
 
-    /// What it was asked so far.
+    /// A copy of the requests so far.
     pub fn ledger(&self) -> Ledger {
         self.shared.lock().ledger.clone()
     }
 
-    /// Lets the next requests meet a fault.
-    pub fn order(&self, fault: Fault, times: u32) {
-        self.shared.lock().ordered = Some((fault, times));
+    /// Injects a fault into the next `times` requests, replacing the previous one.
+    pub fn inject_fault(&self, fault: Fault, times: u32) {
+        self.shared.lock().injected = Some((fault, times));
     }
 }
 
@@ -118,28 +118,28 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_model(&self, model: &str) -> Result<(), Refusal> {
-        if self.settings.models.iter().any(|known| known == model) { Ok(()) } else { Err(Refusal::of_status(404)) }
+    fn check_model(&self, model: &str) -> Result<(), ApiError> {
+        if self.settings.models.iter().any(|known| known == model) { Ok(()) } else { Err(ApiError::from_status(404)) }
     }
 }
 
 impl Inner {
-    /// What was ordered comes before what stands in a text.
-    fn next_fault(&mut self, texts: &[Numbered]) -> Result<Option<Fault>, String> {
-        if let Some((fault, times @ 1..)) = self.ordered {
-            self.ordered = Some((fault, times - 1));
+    /// The fault for a request with these texts, if any. An injected fault has precedence over markers.
+    fn next_fault(&mut self, texts: &[NumberedText]) -> Result<Option<Fault>, String> {
+        if let Some((fault, times @ 1..)) = self.injected {
+            self.injected = Some((fault, times - 1));
             return Ok(Some(fault));
         }
-        faults::in_texts(texts.iter().map(|numbered| numbered.text.as_str()))
+        faults::find_in_texts(texts.iter().map(|numbered| numbered.text.as_str()))
     }
 }
 
-async fn model(
+async fn get_model(
     State(shared): State<Arc<Shared>>,
     Path(model): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     rules::check_key(&headers, query.as_deref(), &shared.settings.key)?;
     shared.check_model(&model)?;
     let methods = json!(["generateContent", "countTokens"]);
@@ -152,29 +152,29 @@ async fn generate(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: String,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     shared.lock().ledger.requests += 1;
     rules::check_key(&headers, query.as_deref(), &shared.settings.key)?;
-    let Some((model, "generateContent")) = call.split_once(':') else { return Err(Refusal::of_status(404)) };
+    let Some((model, "generateContent")) = call.split_once(':') else { return Err(ApiError::from_status(404)) };
     shared.check_model(model)?;
-    let body: Value = serde_json::from_str(&body).map_err(|_| Refusal::of_status(400))?;
-    let texts = rules::texts(&body)?;
+    let body: Value = serde_json::from_str(&body).map_err(|_| ApiError::from_status(400))?;
+    let texts = rules::parse_texts(&body)?;
     let fault = {
         let mut state = shared.lock();
         state.ledger.texts.push(texts.iter().map(|numbered| numbered.text.clone()).collect());
-        state.next_fault(&texts).map_err(|message| Refusal { message, ..Refusal::of_status(400) })?
+        state.next_fault(&texts).map_err(|message| ApiError { message, ..ApiError::from_status(400) })?
     };
     match fault {
-        Some(Fault::Status(status)) => return Err(Refusal::of_status(status)),
+        Some(Fault::Status(status)) => return Err(ApiError::from_status(status)),
         Some(Fault::Suspended) => {
             let message = format!("Permission denied: Consumer 'api_key:{}' has been suspended.", shared.settings.key);
-            return Err(Refusal { message, ..Refusal::of_status(403) });
+            return Err(ApiError { message, ..ApiError::from_status(403) });
         }
-        Some(Fault::Slow) => tokio::time::sleep(SLOW).await,
+        Some(Fault::Slow) => tokio::time::sleep(SLOW_DELAY).await,
         Some(Fault::Html) => {
             return Ok(([(header::CONTENT_TYPE, "text/html")], "<html>please wait</html>").into_response());
         }
         _ => {}
     }
-    Ok(Json(answer::body(&texts, model, fault)).into_response())
+    Ok(Json(answer::build_body(&texts, model, fault)).into_response())
 }

@@ -1,23 +1,23 @@
-//! Encoding: a fast PNG, or a JPEG where the PNG would be too large; both carry their story.
+//! Encoding: a fast PNG, or a JPEG if the PNG would be too large. Both contain the image metadata.
 
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use domain::story::Story;
+use domain::story::ImageMetadata;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
 use super::texts;
 
-/// JPEG qualities that are tried until the file is small enough. The first is visually lossless.
+/// JPEG qualities, tried in this order until the file is small enough. The first is visually lossless.
 const JPEG_QUALITIES: [u8; 4] = [95, 90, 80, 60];
 
-/// Encodes a picture, and its story, below the specification's bytes.
+/// Encodes an image and its metadata into a file smaller than `spec.max_bytes`.
 pub(super) fn encode(
     picture: &RgbImage,
     spec: &ImageSpec,
-    story: &Story,
+    story: &ImageMetadata,
 ) -> Result<(Vec<u8>, ImageFormat), ImageDefect> {
-    let png =
-        png(picture, story).map_err(|error| ImageDefect::undecodable(&format_args!("cannot be encoded: {error}")))?;
+    let png = encode_png(picture, story)
+        .map_err(|error| ImageDefect::from_codec_error(&format_args!("cannot be encoded: {error}")))?;
     let fits = |bytes: &[u8]| (bytes.len() as u64) < spec.max_bytes;
     if fits(&png) {
         return Ok((png, ImageFormat::Png));
@@ -25,8 +25,8 @@ pub(super) fn encode(
     let mut size_bytes = png.len() as u64;
     drop(png);
     for quality in JPEG_QUALITIES {
-        let jpeg = jpeg(picture, quality, story)
-            .map_err(|error| ImageDefect::undecodable(&format_args!("cannot be encoded: {error}")))?;
+        let jpeg = encode_jpeg(picture, quality, story)
+            .map_err(|error| ImageDefect::from_codec_error(&format_args!("cannot be encoded: {error}")))?;
         if fits(&jpeg) {
             return Ok((jpeg, ImageFormat::Jpeg));
         }
@@ -35,14 +35,14 @@ pub(super) fn encode(
     Err(ImageDefect::TooLarge { size_bytes, max_bytes: spec.max_bytes })
 }
 
-fn png(picture: &RgbImage, story: &Story) -> Result<Vec<u8>, png::EncodingError> {
+fn encode_png(picture: &RgbImage, story: &ImageMetadata) -> Result<Vec<u8>, png::EncodingError> {
     let mut file = Vec::with_capacity(picture.as_raw().len() / 2);
     let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
-    for (keyword, text) in texts::of_png(story) {
-        // Readers that know only the older chunk read what fits into it.
+    for (keyword, text) in texts::to_texts(story) {
+        // Latin-1 text goes into a tEXt chunk, which readers without support for iTXt can read too.
         if text.chars().all(|c| u32::from(c) <= 0xFF) {
             encoder.add_text_chunk(keyword.to_owned(), text)?;
         } else {
@@ -55,10 +55,10 @@ fn png(picture: &RgbImage, story: &Story) -> Result<Vec<u8>, png::EncodingError>
     Ok(file)
 }
 
-fn jpeg(picture: &RgbImage, quality: u8, story: &Story) -> Result<Vec<u8>, image::ImageError> {
+fn encode_jpeg(picture: &RgbImage, quality: u8, story: &ImageMetadata) -> Result<Vec<u8>, image::ImageError> {
     let mut file = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
-    encoder.set_exif_metadata(texts::exif(story)).map_err(image::ImageError::Unsupported)?;
+    encoder.set_exif_metadata(texts::to_exif(story)).map_err(image::ImageError::Unsupported)?;
     encoder.encode(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8)?;
     Ok(file)
 }

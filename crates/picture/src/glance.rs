@@ -1,38 +1,42 @@
-//! What a person would reject at a glance: a picture of one colour, and one that is blurred away.
+//! The quality check: rejects images of a single colour and, if a threshold is set, blurred images.
 
 use domain::image_spec::ImageDefect;
 use image::RgbImage;
 
 use super::decode;
 
-/// A picture whose channels all vary less than this is of one colour: the standard deviation, of 255. A plain surface with noise that
-/// nobody sees has about 1; a night sky with a few stars has 10 and more.
+/// Minimum standard deviation, of 255, of the channel that varies most; below it an image counts as single-coloured.
+///
+/// A plain surface with invisible noise has about 1; a night sky with a few stars has 10 and more.
 const MIN_CONTRAST: f64 = 2.0;
-/// Every row of so many is looked at for contrast: enough to tell, and cheap.
+/// The contrast is measured on every n-th row, which is accurate enough and cheap.
 const ROW_STEP: usize = 4;
 
-/// What a picture must be to pass.
+/// Thresholds of the quality check.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Glance {
-    /// The least variance of the Laplacian of its brightness, at the size that the API sends; 0 lets every picture pass. Sharp photographs
-    /// have some hundreds, pictures blurred beyond recognition a few.
+pub struct QualityCheck {
+    /// Minimum variance of the Laplacian of the brightness, at the size that the API sends; 0 disables the check.
+    ///
+    /// Sharp photographs have several hundred, images blurred beyond recognition only a few.
     pub min_sharpness: f64,
 }
 
-impl Glance {
-    /// Looks at a stored file.
+impl QualityCheck {
+    /// Checks an encoded file.
     ///
     /// # Errors
     ///
-    /// [`ImageDefect`] where it cannot be decoded, shows nothing, or is blurred away.
-    pub fn at_file(self, bytes: &[u8]) -> Result<(), ImageDefect> {
-        self.at(&decode::decode(bytes)?)
+    /// [`ImageDefect`] if it cannot be decoded, has a single colour, or is too blurred.
+    pub fn check_file(self, bytes: &[u8]) -> Result<(), ImageDefect> {
+        self.check(&decode::decode(bytes)?)
     }
 
+    /// Checks a decoded image.
+    ///
     /// # Errors
     ///
     /// [`ImageDefect::OneColour`] or [`ImageDefect::Blurred`].
-    pub(super) fn at(self, picture: &RgbImage) -> Result<(), ImageDefect> {
+    pub(super) fn check(self, picture: &RgbImage) -> Result<(), ImageDefect> {
         let contrast = contrast(picture);
         if contrast < MIN_CONTRAST {
             return Err(ImageDefect::OneColour { contrast, min_contrast: MIN_CONTRAST });
@@ -50,7 +54,7 @@ impl Glance {
 
 /// The standard deviation of the channel that varies most.
 fn contrast(picture: &RgbImage) -> f64 {
-    let mut channels = [Spread::default(); 3];
+    let mut channels = [VarianceAccumulator::default(); 3];
     for row in picture.rows().step_by(ROW_STEP) {
         for pixel in row {
             for (channel, value) in channels.iter_mut().zip(pixel.0) {
@@ -58,13 +62,13 @@ fn contrast(picture: &RgbImage) -> f64 {
             }
         }
     }
-    channels.map(Spread::variance).into_iter().fold(0.0, f64::max).sqrt()
+    channels.map(VarianceAccumulator::variance).into_iter().fold(0.0, f64::max).sqrt()
 }
 
-/// The variance of the Laplacian of the brightness: how much a pixel differs from its neighbours.
+/// The variance of the Laplacian of the brightness, which measures how much pixels differ from their neighbours.
 fn sharpness(picture: &RgbImage) -> f64 {
     let width = picture.width() as usize;
-    // Rec. 601, in 256ths.
+    // Rec. 601 luma, with weights in 256ths.
     let brightness: Vec<i64> = picture
         .pixels()
         .map(|pixel| {
@@ -73,7 +77,7 @@ fn sharpness(picture: &RgbImage) -> f64 {
         })
         .collect();
     let rows: Vec<&[i64]> = brightness.chunks(width).collect();
-    let mut spread = Spread::default();
+    let mut spread = VarianceAccumulator::default();
     for rows in rows.windows(3) {
         let [above, row, below] = rows else { continue };
         for x in 1..width.saturating_sub(1) {
@@ -83,15 +87,15 @@ fn sharpness(picture: &RgbImage) -> f64 {
     spread.variance()
 }
 
-/// Sums of values and of their squares; exact for any picture that is decoded.
+/// Sums of values and of their squares; exact for every image within the decoding limits.
 #[derive(Clone, Copy, Default)]
-struct Spread {
+struct VarianceAccumulator {
     count: i64,
     sum: i64,
     squares: i64,
 }
 
-impl Spread {
+impl VarianceAccumulator {
     fn add(&mut self, value: i64) {
         self.count += 1;
         self.sum += value;
@@ -114,12 +118,12 @@ mod tests {
 
     use super::*;
 
-    /// A grey that is noisy by `noise` steps at most, the same every time.
-    fn grey(noise: u32) -> RgbImage {
+    /// A grey image with deterministic noise of at most `noise` levels.
+    fn noisy_grey(noise: u32) -> RgbImage {
         let mut state = 1_u32;
         RgbImage::from_fn(320, 180, |_, _| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let value = u8::try_from(100 + (state >> 16) % (noise + 1)).expect("a byte");
+            let value = u8::try_from(100 + (state >> 16) % (noise + 1)).expect("the value fits in u8");
             Rgb([value, value, value])
         })
     }
@@ -137,31 +141,31 @@ mod tests {
     }
 
     fn check(picture: &RgbImage, min_sharpness: f64) -> Result<(), String> {
-        Glance { min_sharpness }.at(picture).map_err(|defect| defect.to_string())
+        QualityCheck { min_sharpness }.check(picture).map_err(|defect| defect.to_string())
     }
 
     #[test]
-    fn a_picture_of_one_colour_or_nearly_so_is_rejected_and_a_night_sky_is_not() {
+    fn single_colour_is_rejected_but_a_night_sky_is_not() {
         assert_eq!(
-            check(&grey(0), 0.0),
-            Err("a picture of one colour: contrast 0.0, expected at least 2.0".to_owned())
+            check(&noisy_grey(0), 0.0),
+            Err("image of a single colour: contrast 0.0, expected at least 2.0".to_owned())
         );
-        assert!(check(&grey(3), 0.0).is_err());
-        assert_eq!(check(&grey(40), 0.0), Ok(()));
+        assert!(check(&noisy_grey(3), 0.0).is_err());
+        assert_eq!(check(&noisy_grey(40), 0.0), Ok(()));
         assert_eq!(check(&night_sky(), 0.0), Ok(()));
         // Only one channel varies.
-        let red = RgbImage::from_fn(320, 180, |x, _| Rgb([u8::try_from(x % 256).expect("a byte"), 0, 0]));
+        let red = RgbImage::from_fn(320, 180, |x, _| Rgb([u8::try_from(x % 256).expect("the value fits in u8"), 0, 0]));
         assert_eq!(check(&red, 0.0), Ok(()));
         assert!(check(&RgbImage::from_pixel(1, 1, Rgb([9, 9, 9])), 0.0).is_err());
     }
 
     #[test]
-    fn a_blurred_picture_is_rejected_only_where_a_threshold_is_set() {
+    fn blurred_picture_is_rejected_only_with_a_threshold() {
         let sharp = stripes();
         let blurred = image::imageops::blur(&sharp, 12.0);
         assert_eq!(check(&sharp, 100.0), Ok(()));
         assert_eq!(check(&blurred, 0.0), Ok(()));
-        let refused = check(&blurred, 100.0).expect_err("it is blurred away");
-        assert!(refused.starts_with("a blurred picture: sharpness "), "{refused}");
+        let refused = check(&blurred, 100.0).expect_err("the image is too blurred");
+        assert!(refused.starts_with("blurred image: sharpness "), "{refused}");
     }
 }

@@ -1,7 +1,9 @@
-//! From what the API sends to what is stored: decode under limits, glance at it, scale to cover, crop, encode with its story, check.
+//! Converts an image from the API into a stored image.
 //!
-//! Plain functions of bytes; which thread they run on is for others to decide. A crate of its own so that development builds optimise it: the codecs'
-//! generic code is compiled here.
+//! Steps: decode with limits, check the quality, scale to cover, crop, encode with metadata, verify.
+//!
+//! All functions are pure and CPU-bound; the caller chooses the thread. This is a separate crate so that development
+//! builds can optimise it: the generic code of the codecs is compiled here.
 
 mod check;
 mod decode;
@@ -13,35 +15,41 @@ pub mod texts;
 use bytes::Bytes;
 use domain::digest;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use domain::story::Story;
+use domain::story::ImageMetadata;
 
-pub use check::check;
-pub use glance::Glance;
+pub use check::verify;
+pub use glance::QualityCheck;
 
-/// A picture that keeps to the specification, encoded.
+/// An encoded image that conforms to the specification.
 #[derive(Debug, Clone)]
-pub struct Finished {
-    /// The file.
+pub struct ProcessedImage {
+    /// The content of the file.
     pub bytes: Bytes,
-    /// How it is encoded.
+    /// Format of the file.
     pub format: ImageFormat,
     /// SHA-256 of the file, in lower-case hex.
     pub sha256: String,
 }
 
-/// Makes a stored picture of what the API sent, with its story in it.
+/// Converts an image from the API into a file that conforms to `spec` and contains the metadata.
 ///
 /// # Errors
 ///
-/// [`ImageDefect`] where it cannot be decoded within the limits, shows nothing, or the result does not keep to the specification.
-pub fn finish(sent: &[u8], spec: &ImageSpec, glance: Glance, story: &Story) -> Result<Finished, ImageDefect> {
+/// [`ImageDefect`] if the image cannot be decoded within the limits, fails the quality check, or cannot be converted to
+/// the specification.
+pub fn process(
+    sent: &[u8],
+    spec: &ImageSpec,
+    glance: QualityCheck,
+    story: &ImageMetadata,
+) -> Result<ProcessedImage, ImageDefect> {
     let decoded = decode::decode(sent)?;
-    glance.at(&decoded)?;
-    let fitted = fit::cover(decoded, spec)?;
+    glance.check(&decoded)?;
+    let fitted = fit::resize_to_cover(decoded, spec)?;
     let (bytes, format) = encode::encode(&fitted, spec, story)?;
-    check(&bytes, spec)?;
+    verify(&bytes, spec)?;
     let sha256 = digest::sha256(&bytes);
-    Ok(Finished { bytes: bytes.into(), format, sha256 })
+    Ok(ProcessedImage { bytes: bytes.into(), format, sha256 })
 }
 
 #[cfg(test)]

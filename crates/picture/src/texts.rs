@@ -1,12 +1,14 @@
-//! The texts in a file beside its pixels: a picture carries its story.
+//! Writes image metadata into files and reads it back.
 //!
-//! PNG: text chunks under `parameters` (which image tools read), `Title`, `Description`, `Software`, and the whole story as JSON under
-//! `asset-worker`. JPEG: the same in EXIF: `UserComment`, `DocumentName`, `ImageDescription`, `Software`, and the JSON in `MakerNote`.
+//! - PNG: text chunks with the keywords `parameters` (which image tools read), `Title`, `Description`, `Software`, and
+//!   the complete metadata as JSON under `asset-worker`.
+//! - JPEG: the same texts in the EXIF fields `UserComment`, `DocumentName`, `ImageDescription`, `Software`, and the
+//!   JSON in `MakerNote`.
 
 use std::io::Cursor;
 
 use domain::image_spec::{ImageDefect, ImageFormat};
-use domain::story::Story;
+use domain::story::ImageMetadata;
 use exif::experimental::Writer;
 use exif::{Field, In, Tag, Value};
 use image::ImageDecoder;
@@ -14,49 +16,49 @@ use image::codecs::jpeg::JpegDecoder;
 
 use super::decode;
 
-/// What the program calls itself in files.
+/// Name and version of this program, as written into files.
 pub const SOFTWARE: &str = concat!("asset-worker ", env!("CARGO_PKG_VERSION"));
-/// The keyword of the story as JSON.
-pub const STORY: &str = "asset-worker";
-/// The keyword that image tools look for.
-pub const PARAMETERS: &str = "parameters";
-const TITLE: &str = "Title";
-const DESCRIPTION: &str = "Description";
+/// The keyword of the metadata as JSON.
+pub const METADATA_KEYWORD: &str = "asset-worker";
+/// The keyword that image tools read.
+pub const PARAMETERS_KEYWORD: &str = "parameters";
+const TITLE_KEYWORD: &str = "Title";
+const DESCRIPTION_KEYWORD: &str = "Description";
 const SOFTWARE_KEYWORD: &str = "Software";
 
-/// Where EXIF has what PNG has under a keyword.
+/// The EXIF tag for each PNG keyword.
 const EXIF_TAGS: [(&str, Tag); 5] = [
-    (PARAMETERS, Tag::UserComment),
-    (TITLE, Tag(exif::Context::Tiff, 0x010d)),
-    (DESCRIPTION, Tag::ImageDescription),
+    (PARAMETERS_KEYWORD, Tag::UserComment),
+    (TITLE_KEYWORD, Tag(exif::Context::Tiff, 0x010d)),
+    (DESCRIPTION_KEYWORD, Tag::ImageDescription),
     (SOFTWARE_KEYWORD, Tag::Software),
-    (STORY, Tag::MakerNote),
+    (METADATA_KEYWORD, Tag::MakerNote),
 ];
 
-/// Eight bytes before the text of a `UserComment` say that it is UTF-16. Source: EXIF 2.32, 4.6.5.
-const UNICODE: &[u8; 8] = b"UNICODE\0";
+/// Prefix of a `UserComment` that marks its text as UTF-16. Source: EXIF 2.32, 4.6.5.
+const UNICODE_PREFIX: &[u8; 8] = b"UNICODE\0";
 
-/// What one segment of a JPEG holds, less its own header.
+/// The most bytes of EXIF data: one JPEG segment without its header.
 const MAX_EXIF_BYTES: usize = 65_000;
 
-/// The keywords and texts of a story.
-pub(super) fn of_png(story: &Story) -> [(&'static str, String); 5] {
+/// The metadata as keywords and texts.
+pub(super) fn to_texts(story: &ImageMetadata) -> [(&'static str, String); 5] {
     [
-        (PARAMETERS, story.parameters()),
-        (TITLE, story.title()),
-        (DESCRIPTION, story.description.clone()),
+        (PARAMETERS_KEYWORD, story.parameters_text()),
+        (TITLE_KEYWORD, story.title()),
+        (DESCRIPTION_KEYWORD, story.description.clone()),
         (SOFTWARE_KEYWORD, story.software.clone()),
-        (STORY, serde_json::to_string(story).expect("a story serialises")),
+        (METADATA_KEYWORD, serde_json::to_string(story).expect("image metadata is serialisable")),
     ]
 }
 
-/// A story as EXIF. Where it is longer than a JPEG can carry, its longest texts are left out.
-pub(super) fn exif(story: &Story) -> Vec<u8> {
-    let mut fields: Vec<(usize, Field)> = of_png(story)
+/// The metadata as EXIF. If it exceeds one JPEG segment, the longest texts are left out.
+pub(super) fn to_exif(story: &ImageMetadata) -> Vec<u8> {
+    let mut fields: Vec<(usize, Field)> = to_texts(story)
         .into_iter()
         .filter_map(|(keyword, text)| {
             let (_, tag) = EXIF_TAGS.into_iter().find(|(known, _)| *known == keyword)?;
-            Some((text.len(), Field { tag, ifd_num: In::PRIMARY, value: value(tag, &text) }))
+            Some((text.len(), Field { tag, ifd_num: In::PRIMARY, value: exif_value(tag, &text) }))
         })
         .collect();
     fields.sort_by_key(|(length, _)| *length);
@@ -66,7 +68,7 @@ pub(super) fn exif(story: &Story) -> Vec<u8> {
             writer.push_field(field);
         }
         let mut file = Cursor::new(Vec::new());
-        // Big-endian, as those who read a Unicode comment expect it.
+        // Big-endian, because programs that read a Unicode `UserComment` expect it.
         let written = writer.write(&mut file, false);
         let file = file.into_inner();
         if written.is_ok() && file.len() <= MAX_EXIF_BYTES {
@@ -78,61 +80,61 @@ pub(super) fn exif(story: &Story) -> Vec<u8> {
     }
 }
 
-fn value(tag: Tag, text: &str) -> Value {
+fn exif_value(tag: Tag, text: &str) -> Value {
     match tag {
         Tag::UserComment => {
             let utf16 = text.encode_utf16().flat_map(u16::to_be_bytes);
-            Value::Undefined(UNICODE.iter().copied().chain(utf16).collect(), 0)
+            Value::Undefined(UNICODE_PREFIX.iter().copied().chain(utf16).collect(), 0)
         }
         Tag::MakerNote => Value::Undefined(text.as_bytes().to_vec(), 0),
-        // In fact UTF-8, as everybody writes it.
+        // The EXIF type is ASCII, but programs commonly write UTF-8.
         _ => Value::Ascii(vec![text.replace('\0', " ").into_bytes()]),
     }
 }
 
-/// What stands in a file besides its pixels.
+/// Format, size and texts of an image file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
-    /// How it is encoded.
+pub struct ImageInfo {
+    /// Format of the file.
     pub format: ImageFormat,
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Keywords and texts, in their order.
+    /// Keywords and texts, in the order of reading.
     pub texts: Vec<(String, String)>,
 }
 
-/// Reads the texts in a file of any origin.
+/// Reads format, size and texts of an image file of any origin.
 ///
 /// # Errors
 ///
-/// [`ImageDefect`] where it is no PNG or JPEG that can be read.
-pub fn read(bytes: &[u8]) -> Result<Read, ImageDefect> {
-    match decode::reader(bytes)?.format() {
-        Some(image::ImageFormat::Png) => read_png(bytes).map_err(|error| ImageDefect::undecodable(&error)),
-        _ => read_jpeg(bytes).map_err(|error| ImageDefect::undecodable(&error)),
+/// [`ImageDefect`] if it is not a readable PNG or JPEG.
+pub fn read(bytes: &[u8]) -> Result<ImageInfo, ImageDefect> {
+    match decode::open_reader(bytes)?.format() {
+        Some(image::ImageFormat::Png) => read_png(bytes).map_err(|error| ImageDefect::from_codec_error(&error)),
+        _ => read_jpeg(bytes).map_err(|error| ImageDefect::from_codec_error(&error)),
     }
 }
 
-fn read_png(bytes: &[u8]) -> Result<Read, png::DecodingError> {
+fn read_png(bytes: &[u8]) -> Result<ImageInfo, png::DecodingError> {
     let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
-    // Texts may also stand behind the pixels.
+    // Text chunks may also follow the pixel data.
     reader.finish()?;
     let info = reader.info();
-    Ok(Read { format: ImageFormat::Png, width: info.width, height: info.height, texts: png_texts(info) })
+    Ok(ImageInfo { format: ImageFormat::Png, width: info.width, height: info.height, texts: png_texts(info) })
 }
 
-fn read_jpeg(bytes: &[u8]) -> Result<Read, image::ImageError> {
+fn read_jpeg(bytes: &[u8]) -> Result<ImageInfo, image::ImageError> {
     let mut decoder = JpegDecoder::new(Cursor::new(bytes))?;
     let texts = decoder.exif_metadata()?.map(exif_texts).unwrap_or_default();
     let (width, height) = decoder.dimensions();
-    Ok(Read { format: ImageFormat::Jpeg, width, height, texts })
+    Ok(ImageInfo { format: ImageFormat::Jpeg, width, height, texts })
 }
 
-/// The story in a file, where it has one of ours.
-pub fn story(texts: &[(String, String)]) -> Option<Story> {
-    let (_, json) = texts.iter().find(|(keyword, _)| keyword == STORY)?;
+/// Parses this program's metadata from the texts of a file; `None` if there is none.
+pub fn from_texts(texts: &[(String, String)]) -> Option<ImageMetadata> {
+    let (_, json) = texts.iter().find(|(keyword, _)| keyword == METADATA_KEYWORD)?;
     serde_json::from_str(json).ok()
 }
 
@@ -144,13 +146,13 @@ fn png_texts(info: &png::Info<'_>) -> Vec<(String, String)> {
     utf8.chain(latin1).chain(packed).collect()
 }
 
-/// What stands in EXIF under our keywords; an EXIF that cannot be read says nothing.
+/// The texts of the EXIF tags in `EXIF_TAGS`, by keyword; empty if the EXIF data is unreadable.
 fn exif_texts(bytes: Vec<u8>) -> Vec<(String, String)> {
     let Ok(exif) = exif::Reader::new().read_raw(bytes) else { return Vec::new() };
     let text = |(keyword, tag): (&str, Tag)| {
         let field = exif.get_field(tag, In::PRIMARY)?;
         let text = match &field.value {
-            Value::Undefined(bytes, _) => match bytes.strip_prefix(UNICODE) {
+            Value::Undefined(bytes, _) => match bytes.strip_prefix(UNICODE_PREFIX) {
                 Some(utf16) => {
                     let units = utf16.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
                     char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()

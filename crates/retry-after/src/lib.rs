@@ -1,9 +1,11 @@
-//! Reads the `Retry-After` header of HTTP. The API clients of this workspace share it.
+//! Parses the HTTP header `Retry-After`. The API clients of this workspace share it.
 
 use std::time::{Duration, SystemTime};
 
-/// The wait that a `Retry-After` asks for, at most `max`: seconds, or an HTTP date relative to `now` (RFC 9110, section 10.2.3). `None` for anything
-/// else.
+/// Parses a `Retry-After` value into a wait of at most `max`; `None` if it is malformed.
+///
+/// The value is a number of seconds or an HTTP date relative to `now` (RFC 9110, section 10.2.3). A date in the past is
+/// a wait of 0.
 pub fn parse(value: &str, now: SystemTime, max: Duration) -> Option<Duration> {
     let wait = match value.trim().parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -17,8 +19,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_and_dates_are_read_up_to_the_maximum() {
-        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:00 GMT").expect("a date");
+    fn seconds_and_dates_are_parsed_up_to_the_maximum() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:00 GMT").expect("the date is valid");
         let check = |value: &str, seconds: Option<u64>| {
             assert_eq!(parse(value, now, Duration::from_hours(1)), seconds.map(Duration::from_secs), "{value}");
         };

@@ -1,7 +1,7 @@
-//! Many pictures at once, within the account's quota, and who is told of what goes wrong.
+//! Generates several images concurrently within the account's quota, and prints retries and failures.
 //!
 //! `STABILITY_API_KEY=sk-… cargo run -p stability-client --example batch "A fox" "A bear" "An owl"`
-#![expect(clippy::print_stdout, reason = "it speaks to people")]
+#![expect(clippy::print_stdout, reason = "the example prints its result")]
 
 mod environment;
 
@@ -13,46 +13,46 @@ use std::time::Duration;
 use stability_client::{Client, Engine, Observer, Retry, RetryPolicy, TextToImage};
 use tokio::task::JoinSet;
 
-/// Tells people what is waited for.
-struct Aloud;
+/// Prints each retry and each rate-limit pause.
+struct PrintObserver;
 
-impl Observer for Aloud {
-    fn retrying(&self, retry: &Retry) {
-        println!("request {} failed ({}), the next one in {:?}", retry.attempt, retry.cause, retry.wait);
+impl Observer for PrintObserver {
+    fn on_retry(&self, retry: &Retry) {
+        println!("request {} failed ({}); next request in {:?}", retry.attempt, retry.error_kind, retry.wait);
     }
 
-    fn paused(&self, pause: Duration) {
-        println!("the account is locked out: nothing is sent for {pause:?}");
+    fn on_pause(&self, pause: Duration) {
+        println!("rate limit exceeded; no requests for {pause:?}");
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let client = environment::client()?
+    let client = environment::client_builder()?
         .max_in_flight(NonZeroUsize::new(3).ok_or("not 0")?)
         .rate_limit(NonZeroU32::new(100).ok_or("not 0")?)
-        .retries(RetryPolicy { jitter: 0.25, ..RetryPolicy::default() })
-        .observer(Arc::new(Aloud))
+        .retry_policy(RetryPolicy { jitter: 0.25, ..RetryPolicy::default() })
+        .observer(Arc::new(PrintObserver))
         .build()?;
-    for line in paint_all(&client, std::env::args().skip(1)).await? {
+    for line in generate_all(&client, std::env::args().skip(1)).await? {
         println!("{line}");
     }
     Ok(())
 }
 
-/// Makes a picture of each prompt, and a line on each.
-pub(crate) async fn paint_all(
+/// Generates one image for each prompt and returns a line for each, in order of completion.
+pub(crate) async fn generate_all(
     client: &Client,
     prompts: impl Iterator<Item = String>,
 ) -> Result<Vec<String>, Box<dyn Error>> {
     let engine = Engine::Sdxl10;
     let mut pictures = JoinSet::new();
     for prompt in prompts {
-        let request = TextToImage::new(engine, engine.frame_for(1920, 1080), prompt)?;
+        let request = TextToImage::new(engine, engine.dimensions_for(1920, 1080), prompt)?;
         let client = client.clone();
         pictures.spawn(async move {
             match client.generate(&request).await {
-                Ok(generated) => format!("{}: {} bytes", request.prompt(), generated.into_first().image.len()),
+                Ok(generated) => format!("{}: {} bytes", request.prompt(), generated.into_first().bytes.len()),
                 Err(failure) => {
                     format!("{}: {} ({} requests)", request.prompt(), failure.error, failure.usage.requests)
                 }

@@ -1,7 +1,10 @@
-//! One picture, into a file.
+//! Generates one image and writes it to a file.
 //!
-//! `STABILITY_API_KEY=sk-… cargo run -p stability-client --example generate "A lighthouse at dusk" lighthouse.png [ENGINE]`
-#![expect(clippy::print_stdout, reason = "it speaks to people")]
+//! ```sh
+//! STABILITY_API_KEY=sk-… cargo run -p stability-client --example generate \
+//!     "A lighthouse at dusk" lighthouse.png [ENGINE]
+//! ```
+#![expect(clippy::print_stdout, reason = "the example prints its result")]
 
 mod environment;
 
@@ -17,22 +20,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: generate PROMPT FILE [ENGINE]".into());
     };
     let engine: Engine = rest.first().map_or(Ok(Engine::default()), |name| name.parse())?;
-    let client = environment::client()?.build()?;
-    println!("{}", paint(&client, engine, prompt, Path::new(file)).await?);
+    let client = environment::client_builder()?.build()?;
+    println!("{}", generate_to_file(&client, engine, prompt, Path::new(file)).await?);
     Ok(())
 }
 
-/// Makes a wide picture of a prompt and writes it to a file.
-pub(crate) async fn paint(
+/// Generates one image with about 16:9 for a prompt and writes it to a file.
+pub(crate) async fn generate_to_file(
     client: &Client,
     engine: Engine,
     prompt: &str,
     file: &Path,
 ) -> Result<String, Box<dyn Error>> {
-    let request = TextToImage::new(engine, engine.frame_for(1920, 1080), prompt)?.negative_prompt("blurry")?;
+    let request = TextToImage::new(engine, engine.dimensions_for(1920, 1080), prompt)?.negative_prompt("blurry")?;
     let generated = client.generate(&request).await.map_err(|failure| failure.error)?;
     let requests = generated.usage.requests;
     let picture = generated.into_first();
-    std::fs::write(file, &picture.image)?;
-    Ok(format!("{}: {} bytes, seed {}, {requests} requests", file.display(), picture.image.len(), picture.seed))
+    std::fs::write(file, &picture.bytes)?;
+    Ok(format!("{}: {} bytes, seed {}, {requests} requests", file.display(), picture.bytes.len(), picture.seed))
 }

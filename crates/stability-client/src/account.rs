@@ -1,19 +1,19 @@
-//! What the API says of the account and its engines.
+//! The account's credits and engines.
 
 use serde::Deserialize;
 
-/// The account's credits.
+/// The account's credit balance.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Balance {
-    /// One credit is USD 0.01.
+    /// Remaining credits; one credit is USD 0.01.
     pub credits: f64,
 }
 
 /// An engine that the account may use.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct EngineListing {
-    /// The name in requests.
+    /// Identifier in requests, as [`crate::Engine::id`].
     pub id: String,
-    /// The name for people.
+    /// Display name.
     pub name: String,
 }

@@ -1,4 +1,4 @@
-//! What a good status carries.
+//! Decoding of 200 responses.
 
 use std::borrow::Cow;
 
@@ -7,27 +7,27 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::engine::Family;
+use crate::engine::ApiVersion;
 use crate::error::Error;
 use crate::wire::HttpResponse;
 
-/// How many characters of an unknown finish reason are repeated.
-const SHOWN_CHARS: usize = 40;
+/// Maximum number of characters of an unknown finish reason in an error text.
+const MAX_REASON_CHARS: usize = 40;
 
-/// One picture as the API sent it.
+/// One image as the API sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
-    /// The encoded picture: whole, and not looked at further.
-    pub image: Bytes,
-    /// The seed that was used.
+pub struct GeneratedImage {
+    /// The encoded file. Its start and end markers were checked, so it is not truncated; it was not decoded.
+    pub bytes: Bytes,
+    /// The seed that the API used; 0 if the response names none.
     pub seed: u32,
 }
 
-/// What an answer held: at least one picture.
+/// The images of one response: at least one.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Pictures {
-    pub(crate) pictures: Vec<Picture>,
-    /// Those that were filtered, or not finished.
+pub(crate) struct DecodedImages {
+    pub(crate) images: Vec<GeneratedImage>,
+    /// Number of images that were filtered or not finished.
     pub(crate) withheld: u32,
 }
 
@@ -39,7 +39,8 @@ struct V1Body<'a> {
 
 #[derive(Deserialize)]
 struct V1Artifact<'a> {
-    /// Borrowed from the body, where it is not escaped: a picture of megabytes is not copied to be decoded.
+    /// Borrowed from the body unless it contains escapes, so that an image of several megabytes is not copied before it
+    /// is decoded.
     #[serde(borrow, default)]
     base64: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -58,43 +59,44 @@ struct V2Body<'a> {
     finish_reason: Option<Cow<'a, str>>,
 }
 
-/// Reads the pictures of a good answer, in whichever form it came.
+/// Decodes the images of a 200 response, sent either as an image file or as JSON.
 ///
 /// # Errors
 ///
-/// [`Error::Filtered`], [`Error::Unfinished`] where there is no picture for that reason, and [`Error::Undecodable`].
-pub(crate) fn decode(family: Family, response: &HttpResponse) -> Result<Pictures, Error> {
+/// - [`Error::Filtered`] or [`Error::Unfinished`] if no image is left for that reason.
+/// - [`Error::Damaged`] if an image is truncated, or is not a PNG, JPEG or WebP file.
+/// - [`Error::Undecodable`] if the body is not the expected JSON, or an image is missing, empty or not base64.
+pub(crate) fn decode(family: ApiVersion, response: &HttpResponse) -> Result<DecodedImages, Error> {
     if response.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
         let reason = response.finish_reason.as_deref();
-        return one_of([
-            finished(reason).and_then(|()| picture(response.body.clone(), response.seed.unwrap_or_default()))
-        ]);
+        return collect_images([check_finish_reason(reason)
+            .and_then(|()| validate_image(response.body.clone(), response.seed.unwrap_or_default()))]);
     }
     let body = &response.body;
-    let unreadable = |error| Error::Undecodable(format!("{} bytes that are not the API's JSON ({error})", body.len()));
+    let unreadable = |error| Error::Undecodable(format!("{} bytes are not the expected JSON ({error})", body.len()));
     match family {
-        Family::V1 => {
+        ApiVersion::V1 => {
             let body: V1Body = serde_json::from_slice(body).map_err(unreadable)?;
-            one_of(body.artifacts.iter().map(|artifact| {
-                finished(artifact.finish_reason.as_deref())?;
-                picture(unpacked(artifact.base64.as_deref())?, artifact.seed)
+            collect_images(body.artifacts.iter().map(|artifact| {
+                check_finish_reason(artifact.finish_reason.as_deref())?;
+                validate_image(decode_base64(artifact.base64.as_deref())?, artifact.seed)
             }))
         }
-        Family::V2Beta => {
+        ApiVersion::V2Beta => {
             let body: V2Body = serde_json::from_slice(body).map_err(unreadable)?;
-            one_of([finished(body.finish_reason.as_deref())
-                .and_then(|()| picture(unpacked(body.image.as_deref())?, body.seed))])
+            collect_images([check_finish_reason(body.finish_reason.as_deref())
+                .and_then(|()| validate_image(decode_base64(body.image.as_deref())?, body.seed))])
         }
     }
 }
 
-/// The good ones; where there is none, what was wrong with the first.
-fn one_of(found: impl IntoIterator<Item = Result<Picture, Error>>) -> Result<Pictures, Error> {
-    let mut pictures = Pictures { pictures: Vec::new(), withheld: 0 };
+/// Collects the finished images; if there are none, returns the error of the first one.
+fn collect_images(found: impl IntoIterator<Item = Result<GeneratedImage, Error>>) -> Result<DecodedImages, Error> {
+    let mut pictures = DecodedImages { images: Vec::new(), withheld: 0 };
     let mut first = None;
     for picture in found {
         match picture {
-            Ok(picture) => pictures.pictures.push(picture),
+            Ok(picture) => pictures.images.push(picture),
             Err(error @ (Error::Filtered | Error::Unfinished)) => {
                 pictures.withheld += 1;
                 first.get_or_insert(error);
@@ -103,51 +105,52 @@ fn one_of(found: impl IntoIterator<Item = Result<Picture, Error>>) -> Result<Pic
         }
     }
     match first {
-        _ if !pictures.pictures.is_empty() => Ok(pictures),
+        _ if !pictures.images.is_empty() => Ok(pictures),
         Some(error) => Err(error),
-        None => Err(Error::Undecodable("it holds no pictures".to_owned())),
+        None => Err(Error::Undecodable("it contains no images".to_owned())),
     }
 }
 
-/// What the API says of a picture. A missing finish reason counts as success, as the API's own clients have it.
-fn finished(reason: Option<&str>) -> Result<(), Error> {
+/// Checks the finish reason of an image. A missing one counts as success, as in the API's own clients.
+fn check_finish_reason(reason: Option<&str>) -> Result<(), Error> {
     match reason.unwrap_or("SUCCESS") {
         "SUCCESS" => Ok(()),
         "CONTENT_FILTERED" => Err(Error::Filtered),
         "ERROR" => Err(Error::Unfinished),
         other => {
-            let shown: String = other.chars().take(SHOWN_CHARS).collect();
+            let shown: String = other.chars().take(MAX_REASON_CHARS).collect();
             Err(Error::Undecodable(format!("unknown finish reason {shown:?}")))
         }
     }
 }
 
-fn unpacked(base64: Option<&str>) -> Result<Bytes, Error> {
+fn decode_base64(base64: Option<&str>) -> Result<Bytes, Error> {
     let unpacked = STANDARD.decode(base64.unwrap_or_default());
-    unpacked.map(Bytes::from).map_err(|error| Error::Undecodable(format!("the picture is not base64 ({error})")))
+    unpacked.map(Bytes::from).map_err(|error| Error::Undecodable(format!("the image is not valid base64 ({error})")))
 }
 
-fn picture(image: Bytes, seed: u32) -> Result<Picture, Error> {
+fn validate_image(image: Bytes, seed: u32) -> Result<GeneratedImage, Error> {
     if image.is_empty() {
-        return Err(Error::Undecodable("the picture is empty".to_owned()));
+        return Err(Error::Undecodable("the image is empty".to_owned()));
     }
-    if !is_whole(&image) {
+    if !is_complete(&image) {
         return Err(Error::Damaged { size_bytes: image.len() });
     }
-    Ok(Picture { image, seed })
+    Ok(GeneratedImage { bytes: image, seed })
 }
 
-/// Whether a file begins and ends as a PNG, a JPEG or a WebP does. A body that was cut off on its way by somebody who set its length
-/// anew looks good to HTTP.
-fn is_whole(image: &[u8]) -> bool {
+/// Whether a file has the start and end markers of PNG or JPEG, or the length that a WebP header states.
+///
+/// HTTP alone does not show truncation: a proxy that cuts a body off and adjusts its length sends a valid response.
+fn is_complete(image: &[u8]) -> bool {
     const PNG: (&[u8], &[u8]) = (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xAE\x42\x60\x82");
     const JPEG: (&[u8], &[u8]) = (b"\xFF\xD8\xFF", b"\xFF\xD9");
     let between = |(head, tail): (&[u8], &[u8])| image.starts_with(head) && image.ends_with(tail);
-    between(PNG) || between(JPEG) || is_whole_webp(image)
+    between(PNG) || between(JPEG) || is_complete_webp(image)
 }
 
-/// A RIFF container says how long it is, without its first eight bytes.
-fn is_whole_webp(image: &[u8]) -> bool {
+/// A RIFF header states the length of the file without its first eight bytes.
+fn is_complete_webp(image: &[u8]) -> bool {
     match image {
         [b'R', b'I', b'F', b'F', a, b, c, d, b'W', b'E', b'B', b'P', ..] => {
             let length = u32::from_le_bytes([*a, *b, *c, *d]);

@@ -1,19 +1,21 @@
-//! The account's key, in a type that cannot be printed.
+//! The API key, in a type that cannot be printed.
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// An API key. Its `Debug` is redacted, it has no `Display`, and its memory is wiped when it is dropped.
+/// An API key that cannot be printed.
+///
+/// Its `Debug` output is redacted, it has no `Display`, and its memory is zeroed on drop.
 #[derive(Debug, Clone)]
 pub struct ApiKey(SecretString);
 
 impl ApiKey {
-    /// The value of the `Authorization` header.
+    /// Returns the value of the `Authorization` header.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.0.expose_secret())
     }
 
-    /// A text of somebody else's, in which this key must not stand.
-    pub(crate) fn removed_from(&self, text: &str) -> String {
+    /// Replaces each occurrence of the key in `text` by `***`.
+    pub(crate) fn redact(&self, text: &str) -> String {
         match self.0.expose_secret() {
             "" => text.to_owned(),
             key => text.replace(key, "***"),

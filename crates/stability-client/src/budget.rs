@@ -1,45 +1,47 @@
-//! Who pays for requests.
+//! Budgets that pay for requests.
 
 use async_trait::async_trait;
 
-/// Why a request was not paid for; it was not sent.
+/// A request could not be reserved in the budget and was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
-    /// There is no money left for it.
+    /// The budget has not enough left for the request; the text says why.
     #[error("{0}")]
     Exceeded(String),
-    /// It is not known whether there is money left, for this reason.
+    /// The budget could not be consulted, for example because its storage cannot be reached.
     #[error("the budget is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Names one reserved payment. Its contents are opaque to the client.
+/// Identifier of one reservation; opaque to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation(pub String);
 
-/// Pays for requests, one by one. Each reservation is followed by exactly one `commit` or `refund`, unless the call is dropped in between: such a
-/// request may have been sent, so that its reservation must stay paid.
+/// Pays for requests, one at a time.
+///
+/// Each reservation is followed by exactly one [`commit`](Self::commit) or [`refund`](Self::refund), unless the call is
+/// dropped in between. The request of a dropped call may have been sent and charged, so its reservation must count as
+/// spent.
 #[async_trait]
 pub trait Budget: Send + Sync {
-    /// Pays for one request, which is sent right after.
+    /// Reserves the price of one request, which is sent immediately afterwards.
     ///
     /// # Errors
     ///
-    /// [`BudgetError`]; then nothing is sent.
+    /// [`BudgetError`] if the price cannot be reserved; the request is then not sent.
     async fn reserve(&self) -> Result<Reservation, BudgetError>;
 
-    /// The request has ended and was, or may have been, charged.
+    /// Commits the reservation of a request that has ended and was, or may have been, charged.
     async fn commit(&self, reservation: Reservation);
 
-    /// The request has ended and was certainly not charged.
+    /// Refunds the reservation of a request that has ended and was certainly not charged.
     async fn refund(&self, reservation: Reservation);
 }
 
-/// A budget without a limit.
-pub(crate) struct Unlimited;
+pub(crate) struct UnlimitedBudget;
 
 #[async_trait]
-impl Budget for Unlimited {
+impl Budget for UnlimitedBudget {
     async fn reserve(&self) -> Result<Reservation, BudgetError> {
         Ok(Reservation(String::new()))
     }

@@ -1,34 +1,36 @@
-//! Options of one call: what stops it, what pays for it, and which party's turns it uses.
+//! Options of one call: cancellation, budget and tenant.
 
 use std::fmt;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::budget::{Budget, Unlimited};
-use crate::turns::Party;
+use crate::budget::{Budget, UnlimitedBudget};
+use crate::turns::Tenant;
 
 /// Options of one call of [`crate::Client::generate_with`].
 #[derive(Clone)]
 pub struct CallOptions<'a> {
-    /// Once cancelled, no further request is sent, and no wait for a turn, the quota or a retry goes on. A request in flight comes to its
-    /// end, since it may be paid already.
+    /// Cancel it to stop the call.
+    ///
+    /// No further request is sent, and waits for a turn, the quota or a retry end at once. A request in flight is
+    /// completed, because it may already be charged.
     pub stop: CancellationToken,
-    /// Pays for each request.
+    /// Pays for each request of the call.
     pub budget: &'a dyn Budget,
-    /// The party that the call belongs to, where several share a client.
-    pub party: Party,
+    /// The tenant that the call belongs to, if several share a client.
+    pub tenant: Tenant,
 }
 
 impl Default for CallOptions<'_> {
-    /// Nothing stops the call, its budget has no limit, and it belongs to the default party.
+    /// A new cancellation token, an unlimited budget and the default tenant.
     fn default() -> Self {
-        Self { stop: CancellationToken::new(), budget: &Unlimited, party: Party::default() }
+        Self { stop: CancellationToken::new(), budget: &UnlimitedBudget, tenant: Tenant::default() }
     }
 }
 
 impl fmt::Debug for CallOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stop, budget: _, party } = self;
+        let Self { stop, budget: _, tenant: party } = self;
         f.debug_struct("CallOptions").field("stop", stop).field("party", party).finish_non_exhaustive()
     }
 }

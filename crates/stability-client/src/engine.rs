@@ -1,20 +1,20 @@
-//! The engines, and what each of them takes.
+//! The engines, their limits and the options that each of them supports.
 //!
-//! Sources: the v1 specification (names, sizes, defaults), the public v2beta reference (names, aspect ratios).
+//! Sources: the v1 specification (names, sizes, defaults) and the public v2beta reference (names, aspect ratios).
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::frame::{AspectRatio, Frame, Size};
+use crate::frame::{AspectRatio, Dimensions, Size};
 
-/// What makes the picture.
+/// The model, or service, that generates an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Engine {
     /// SDXL 1.0 on the v1 API: nine sizes of about one megapixel.
     #[default]
     Sdxl10,
-    /// Stable Diffusion 1.6 on the v1 API: sides of 320 to 1536 pixels in steps of 64.
+    /// Stable Diffusion 1.6 on the v1 API: width and height of 320 to 1536 pixels in steps of 64.
     Sd16,
     /// Stable Image Core on the v2beta API: about 1.5 megapixels.
     Core,
@@ -30,18 +30,18 @@ pub enum Engine {
     Sd35Flash,
 }
 
-/// Which of Stability's APIs an engine stands behind.
+/// The version of Stability AI's API that serves an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// `/v1/generation/{engine}/text-to-image`: JSON in.
+pub enum ApiVersion {
+    /// `/v1/generation/{engine}/text-to-image`; requests are JSON.
     V1,
-    /// `/v2beta/stable-image/generate/{service}`: a multipart form in.
+    /// `/v2beta/stable-image/generate/{service}`; requests are multipart forms.
     V2Beta,
 }
 
-/// What a request may ask for besides prompt, frame and seed.
+/// A request option that not every engine supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Knob {
+pub(crate) enum RequestOption {
     PromptWeights,
     CfgScale,
     Steps,
@@ -52,8 +52,8 @@ pub(crate) enum Knob {
     OutputFormat,
 }
 
-impl Knob {
-    /// The API's name of the field.
+impl RequestOption {
+    /// The API's name of the request field.
     pub(crate) fn field(self) -> &'static str {
         match self {
             Self::PromptWeights => "text_prompts",
@@ -69,7 +69,7 @@ impl Knob {
 }
 
 impl Engine {
-    /// Every engine this client can use.
+    /// All engines that this client supports.
     pub const ALL: &'static [Self] = &[
         Self::Sdxl10,
         Self::Sd16,
@@ -81,7 +81,7 @@ impl Engine {
         Self::Sd35Flash,
     ];
 
-    /// The API's name of the engine; of the v2beta family, that of the service or of its model.
+    /// Returns the API's name of the engine; for v2beta engines, the name of the service or of its model.
     pub fn id(self) -> &'static str {
         match self {
             Self::Sdxl10 => "stable-diffusion-xl-1024-v1-0",
@@ -95,17 +95,17 @@ impl Engine {
         }
     }
 
-    /// The API it stands behind.
-    pub fn family(self) -> Family {
+    /// Returns the version of the API that serves the engine.
+    pub fn api_version(self) -> ApiVersion {
         match self {
-            Self::Sdxl10 | Self::Sd16 => Family::V1,
+            Self::Sdxl10 | Self::Sd16 => ApiVersion::V1,
             Self::Core | Self::Ultra | Self::Sd35Large | Self::Sd35LargeTurbo | Self::Sd35Medium | Self::Sd35Flash => {
-                Family::V2Beta
+                ApiVersion::V2Beta
             }
         }
     }
 
-    /// The `model` field, where several models share a service.
+    /// Value of the `model` field, for services with several models.
     pub(crate) fn model(self) -> Option<&'static str> {
         match self {
             Self::Sdxl10 | Self::Sd16 | Self::Core | Self::Ultra => None,
@@ -113,7 +113,7 @@ impl Engine {
         }
     }
 
-    /// Where requests for it go, below the base URL.
+    /// Path of its requests, relative to the base URL.
     pub(crate) fn path(self) -> String {
         match self {
             Self::Sdxl10 | Self::Sd16 => format!("v1/generation/{}/text-to-image", self.id()),
@@ -124,51 +124,56 @@ impl Engine {
         }
     }
 
-    /// The most characters of one prompt.
+    /// Returns the maximum length of one prompt, in characters.
     pub fn max_prompt_chars(self) -> usize {
-        match self.family() {
-            Family::V1 => 2_000,
-            Family::V2Beta => 10_000,
+        match self.api_version() {
+            ApiVersion::V1 => 2_000,
+            ApiVersion::V2Beta => 10_000,
         }
     }
 
-    /// The largest seed.
+    /// Returns the largest seed that the engine accepts.
     pub fn max_seed(self) -> u32 {
-        match self.family() {
-            Family::V1 => u32::MAX,
-            Family::V2Beta => u32::MAX - 1,
+        match self.api_version() {
+            ApiVersion::V1 => u32::MAX,
+            ApiVersion::V2Beta => u32::MAX - 1,
         }
     }
 
-    pub(crate) fn takes(self, knob: Knob) -> bool {
+    pub(crate) fn supports(self, knob: RequestOption) -> bool {
         match knob {
-            Knob::PromptWeights | Knob::CfgScale | Knob::Steps | Knob::Samples | Knob::Sampler | Knob::ClipGuidance => {
-                self.family() == Family::V1
-            }
-            Knob::StylePreset => self.family() == Family::V1 || self == Self::Core,
-            Knob::OutputFormat => self.family() == Family::V2Beta,
+            RequestOption::PromptWeights
+            | RequestOption::CfgScale
+            | RequestOption::Steps
+            | RequestOption::Samples
+            | RequestOption::Sampler
+            | RequestOption::ClipGuidance => self.api_version() == ApiVersion::V1,
+            RequestOption::StylePreset => self.api_version() == ApiVersion::V1 || self == Self::Core,
+            RequestOption::OutputFormat => self.api_version() == ApiVersion::V2Beta,
         }
     }
 
-    /// The frame whose aspect ratio is nearest to `width` : `height` among those that the engine takes. Zeros count as ones.
-    pub fn frame_for(self, width: u32, height: u32) -> Frame {
+    /// Returns the dimensions supported by the engine whose aspect ratio is nearest to `width` : `height`.
+    ///
+    /// A zero counts as one. For [`Engine::Sd16`] the result has at most one megapixel (1024 x 1024).
+    pub fn dimensions_for(self, width: u32, height: u32) -> Dimensions {
         let wanted = Size { width: width.max(1), height: height.max(1) };
         match self {
-            Self::Sdxl10 => Frame::Size(Size::nearest_of_sdxl(wanted)),
-            Self::Sd16 => Frame::Size(Size::nearest_of_sd16(wanted)),
-            _ => Frame::AspectRatio(AspectRatio::nearest(wanted)),
+            Self::Sdxl10 => Dimensions::Size(Size::nearest_sdxl(wanted)),
+            Self::Sd16 => Dimensions::Size(Size::nearest_sd16(wanted)),
+            _ => Dimensions::AspectRatio(AspectRatio::nearest(wanted)),
         }
     }
 
-    /// Whether the engine takes a frame; if not, what it takes.
-    pub(crate) fn check_frame(self, frame: Frame) -> Result<(), String> {
+    /// Checks that the engine supports these dimensions; the error text names the supported ones.
+    pub(crate) fn check_dimensions(self, frame: Dimensions) -> Result<(), String> {
         match (self, frame) {
-            (Self::Sdxl10, Frame::Size(size)) if size.is_of_sdxl() => Ok(()),
-            (Self::Sdxl10, _) => Err(format!("one of {}", Size::list_of_sdxl())),
-            (Self::Sd16, Frame::Size(size)) if size.is_of_sd16() => Ok(()),
+            (Self::Sdxl10, Dimensions::Size(size)) if size.is_valid_for_sdxl() => Ok(()),
+            (Self::Sdxl10, _) => Err(format!("one of {}", Size::format_sdxl_sizes())),
+            (Self::Sd16, Dimensions::Size(size)) if size.is_valid_for_sd16() => Ok(()),
             (Self::Sd16, _) => Err("sides of 320 to 1536 pixels in steps of 64".to_owned()),
-            (_, Frame::AspectRatio(_)) => Ok(()),
-            (_, Frame::Size(_)) => Err(format!("an aspect ratio: one of {}", AspectRatio::list())),
+            (_, Dimensions::AspectRatio(_)) => Ok(()),
+            (_, Dimensions::Size(_)) => Err(format!("an aspect ratio: one of {}", AspectRatio::format_all())),
         }
     }
 }
@@ -179,11 +184,11 @@ impl fmt::Display for Engine {
     }
 }
 
-/// A name that this client does not know.
+/// A name of an engine or option that this client does not know; the error text lists the known ones.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {name:?} is not known; one of {allowed}")]
+#[error("unknown {kind} {name:?}; expected one of {allowed}")]
 pub struct UnknownName {
-    pub(crate) what: &'static str,
+    pub(crate) kind: &'static str,
     pub(crate) name: String,
     pub(crate) allowed: String,
 }
@@ -193,7 +198,7 @@ impl FromStr for Engine {
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
         Self::ALL.iter().copied().find(|engine| engine.id() == name).ok_or_else(|| UnknownName {
-            what: "engine",
+            kind: "engine",
             name: name.to_owned(),
             allowed: Self::ALL.iter().map(|engine| engine.id()).collect::<Vec<_>>().join(", "),
         })
@@ -205,11 +210,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_frame_nearest_to_the_wanted_aspect_ratio_is_chosen() {
+    fn dimensions_nearest_to_the_wanted_aspect_ratio_are_chosen() {
         let check = |engine: Engine, width, height, expected: &str| {
-            let frame = engine.frame_for(width, height);
+            let frame = engine.dimensions_for(width, height);
             assert_eq!(frame.to_string(), expected, "{engine} {width}x{height}");
-            assert_eq!(engine.check_frame(frame), Ok(()), "{engine} {width}x{height}");
+            assert_eq!(engine.check_dimensions(frame), Ok(()), "{engine} {width}x{height}");
         };
         check(Engine::Sdxl10, 1920, 1080, "1344x768");
         check(Engine::Sdxl10, 1080, 1920, "768x1344");
@@ -231,15 +236,15 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_of_another_engine_is_refused_with_what_is_taken() {
-        let size = |width, height| Frame::Size(Size { width, height });
-        let check = |engine: Engine, frame: Frame, expected: &str| {
-            assert_eq!(engine.check_frame(frame), Err(expected.to_owned()), "{engine} {frame}");
+    fn unsupported_dimensions_are_refused_with_the_allowed_values() {
+        let size = |width, height| Dimensions::Size(Size { width, height });
+        let check = |engine: Engine, frame: Dimensions, expected: &str| {
+            assert_eq!(engine.check_dimensions(frame), Err(expected.to_owned()), "{engine} {frame}");
         };
         let of_sdxl =
             "one of 1024x1024, 1152x896, 1216x832, 1344x768, 1536x640, 640x1536, 768x1344, 832x1216, 896x1152";
         check(Engine::Sdxl10, size(1920, 1080), of_sdxl);
-        check(Engine::Sdxl10, Frame::AspectRatio(AspectRatio::SixteenNine), of_sdxl);
+        check(Engine::Sdxl10, Dimensions::AspectRatio(AspectRatio::SixteenNine), of_sdxl);
         for (width, height) in [(1345, 768), (256, 768), (1600, 768)] {
             check(Engine::Sd16, size(width, height), "sides of 320 to 1536 pixels in steps of 64");
         }
@@ -248,11 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_written_and_read_alike() {
+    fn engine_ids_round_trip() {
         for engine in Engine::ALL {
             assert_eq!(engine.id().parse(), Ok(*engine));
         }
-        let error = "dall-e".parse::<Engine>().expect_err("unknown").to_string();
-        assert!(error.starts_with("engine \"dall-e\" is not known; one of stable-diffusion-xl-1024-v1-0, "), "{error}");
+        let error = "dall-e".parse::<Engine>().expect_err("the engine is unknown").to_string();
+        assert!(
+            error.starts_with("unknown engine \"dall-e\"; expected one of stable-diffusion-xl-1024-v1-0, "),
+            "{error}"
+        );
     }
 }

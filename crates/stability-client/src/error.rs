@@ -1,4 +1,4 @@
-//! What can go wrong, reduced once to one enum, and what each failure means for a caller.
+//! The error of a request, and its class: what it means for the caller.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -8,20 +8,20 @@ use serde::Deserialize;
 use crate::budget::BudgetError;
 use crate::quota::QuotaUnavailable;
 
-/// Something in between did not wait for the picture, which may be made (and charged) all the same.
-const GATEWAY_TIMEOUTS: [u16; 4] = [408, 504, 522, 524];
-/// How many characters of a body that is not the API's JSON are kept.
-const KEPT_CHARS: usize = 200;
+/// Statuses of timeouts at a gateway. The API may have generated (and charged) the image nevertheless.
+const GATEWAY_TIMEOUT_STATUSES: [u16; 4] = [408, 504, 522, 524];
+/// Maximum number of characters kept of each text in an error response.
+const MAX_MESSAGE_CHARS: usize = 200;
 
-/// A request that the API would refuse.
+/// A request option outside the API's ranges, or one that the engine does not support.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value} is not allowed; {allowed}")]
 pub struct InvalidRequest {
     /// The API's name of the field.
     pub field: &'static str,
-    /// What was given; of a prompt, its length.
+    /// The rejected value; of a prompt, its length.
     pub value: String,
-    /// What the API takes.
+    /// What is allowed instead, or that the engine does not support the option.
     pub allowed: String,
 }
 
@@ -31,27 +31,29 @@ impl InvalidRequest {
     }
 }
 
-/// A whole picture that the caller cannot use.
+/// A complete image that the caller cannot use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
-pub struct UnusablePicture {
-    /// Why, in a sentence.
+pub struct UnusableImage {
+    /// Why the image cannot be used.
     pub reason: String,
-    /// Whether it was damaged on its way. If not, the same seed would make the same picture again.
+    /// Whether the image was damaged in transit. If not, the same seed would produce the same image again.
     pub damaged: bool,
 }
 
-/// What the API said when it refused.
+/// An error response of the API.
+///
+/// `id`, `name` and `message` hold at most 200 characters each, with control characters replaced by spaces.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {}: {message}", .name.as_deref().unwrap_or("(no name)"))]
 pub struct ApiFailure {
-    /// The HTTP status.
+    /// The HTTP status code.
     pub status: u16,
-    /// The API's id of this failure, for their support.
+    /// The API's id of this failure, for support requests.
     pub id: Option<String>,
-    /// The API's name of the kind of failure, such as `invalid_prompts`.
+    /// The API's name for this kind of failure, such as `invalid_prompts`.
     pub name: Option<String>,
-    /// The API's sentence, or a body that is not its JSON; of each of these texts the first 200 characters, without control characters.
+    /// The API's message, or the start of a body that is not the API's JSON.
     pub message: String,
 }
 
@@ -65,15 +67,15 @@ struct ErrorBody {
 }
 
 impl ApiFailure {
-    /// Reads an error body; any bytes will do.
-    pub(crate) fn read(status: u16, body: &[u8]) -> Self {
+    /// Parses the body of an error response; accepts any bytes.
+    pub(crate) fn parse(status: u16, body: &[u8]) -> Self {
         if let Ok(ErrorBody { id, name, message, errors }) = serde_json::from_slice::<ErrorBody>(body) {
             let message = message.unwrap_or_else(|| errors.join("; "));
-            let short = |text: Option<String>| text.as_deref().map(first_chars);
-            Self { status, id: short(id), name: short(name), message: first_chars(&message) }
+            let short = |text: Option<String>| text.as_deref().map(sanitize);
+            Self { status, id: short(id), name: short(name), message: sanitize(&message) }
         } else {
-            let text = String::from_utf8_lossy(&body[..body.len().min(4 * KEPT_CHARS)]);
-            Self { status, id: None, name: None, message: first_chars(text.trim()) }
+            let text = String::from_utf8_lossy(&body[..body.len().min(4 * MAX_MESSAGE_CHARS)]);
+            Self { status, id: None, name: None, message: sanitize(text.trim()) }
         }
     }
 
@@ -81,118 +83,120 @@ impl ApiFailure {
         self.name.as_deref().is_some_and(|name| names.contains(&name))
     }
 
-    fn speaks_of(&self, words: &[&str]) -> bool {
+    fn mentions(&self, words: &[&str]) -> bool {
         let message = self.message.to_lowercase();
         words.iter().any(|word| message.contains(word))
     }
 }
 
-/// The beginning of a text, without what neither a log nor a database takes.
-fn first_chars(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(KEPT_CHARS).collect()
+/// Truncates a text and replaces control characters, which logs and databases do not accept.
+fn sanitize(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect()
 }
 
-/// Why there is no picture.
+/// Why a request returned no image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request is out of the API's ranges and was not sent.
-    #[error("the request is not valid")]
+    /// The request is outside the API's ranges and was not sent.
+    #[error("the request is invalid")]
     InvalidRequest(#[from] InvalidRequest),
-    /// No connection could be made.
+    /// No connection to the API could be established.
     #[error("cannot connect to the API: {0}")]
     Connect(String),
-    /// The answer did not come in time; the API may have made (and charged) the picture all the same.
-    #[error("the API did not answer in time")]
+    /// The request timed out; the API may have generated (and charged) the image nevertheless.
+    #[error("the request to the API timed out")]
     Timeout,
-    /// The connection broke before the answer was complete; it may have been charged.
-    #[error("the connection to the API broke: {0}")]
+    /// The connection was interrupted before the response was complete; the request may have been charged.
+    #[error("the connection to the API was interrupted: {0}")]
     Interrupted(String),
-    /// Too many requests; the account may be locked out.
+    /// The API's rate limit was exceeded (status 429); the API may have locked the account out.
     #[error("the API's rate limit was exceeded ({failure})")]
     RateLimited {
-        /// How long the API asks to wait.
+        /// The wait that the API asked for in `Retry-After`.
         retry_after: Option<Duration>,
-        /// What it said.
+        /// The API's error response.
         failure: ApiFailure,
     },
-    /// The quota could not be asked, so nothing was sent.
+    /// The quota is unavailable, or granted no permit in time; the request was not sent.
     #[error(transparent)]
     Quota(#[from] QuotaUnavailable),
-    /// The request could not be paid for, so it was not sent.
+    /// The request could not be reserved in the budget and was not sent.
     #[error(transparent)]
     Budget(#[from] BudgetError),
-    /// The caller wants no further request.
-    #[error("stopped before the next request")]
+    /// The caller cancelled [`CallOptions::stop`](crate::CallOptions::stop).
+    #[error("the call was stopped before the next request")]
     Stopped,
-    /// The API failed.
-    #[error("the API failed ({failure})")]
+    /// The API, or a gateway in front of it, failed (status 408 or 5xx).
+    #[error("the API returned a server error ({failure})")]
     Server {
-        /// How long the API asks to wait.
+        /// The wait that the API asked for in `Retry-After`.
         retry_after: Option<Duration>,
-        /// What it said.
+        /// The API's error response.
         failure: ApiFailure,
     },
-    /// The API made something, and says itself that it went wrong (`finishReason: ERROR`).
-    #[error("the API could not finish the picture")]
+    /// The API reported that generating the image failed (`finishReason: ERROR`).
+    #[error("the API could not finish the image")]
     Unfinished,
-    /// The API refuses this request.
-    #[error("the API refuses the request ({0})")]
+    /// The API rejected this request for another reason, such as an invalid option.
+    #[error("the API rejected the request ({0})")]
     Rejected(ApiFailure),
-    /// The prompt is against the API's content policy.
+    /// The prompt violates the API's content policy.
     #[error("the prompt is refused by content policy ({0})")]
     ContentPolicy(ApiFailure),
-    /// The picture was made and withheld (`finishReason: CONTENT_FILTERED`).
-    #[error("the picture was filtered by content policy")]
+    /// The image was generated and withheld by content policy (`finishReason: CONTENT_FILTERED`).
+    #[error("the image was filtered by content policy")]
     Filtered,
-    /// The key is not accepted, or may not do this.
-    #[error("the API does not accept the key ({0})")]
+    /// The API key is invalid, or lacks the permission for this request.
+    #[error("the API rejected the API key ({0})")]
     Unauthorized(ApiFailure),
-    /// The account has no credits left.
-    #[error("the account is out of credit ({0})")]
-    OutOfCredit(ApiFailure),
-    /// The engine does not exist, or was retired.
-    #[error("the API does not know the engine ({0})")]
+    /// The account has not enough credits.
+    #[error("the account has insufficient credits ({0})")]
+    InsufficientCredits(ApiFailure),
+    /// The engine does not exist, or was retired (status 404).
+    #[error("the engine is unknown to the API ({0})")]
     UnknownEngine(ApiFailure),
-    /// A good status with a picture that is not whole, or none at all.
-    #[error("the picture is damaged: {size_bytes} bytes that are no whole PNG, JPEG or WebP")]
+    /// A 200 response whose image is truncated, or is not a PNG, JPEG or WebP file.
+    #[error("the image is damaged: {size_bytes} bytes are not a complete PNG, JPEG or WebP file")]
     Damaged {
-        /// How much of it came.
+        /// Number of bytes received.
         size_bytes: usize,
     },
-    /// A whole picture that the caller did not accept.
-    #[error("the picture cannot be used: {0}")]
-    Unusable(UnusablePicture),
-    /// A good status with a body that holds no picture.
-    #[error("the API's answer cannot be decoded: {0}")]
+    /// A complete image that the caller's `accept` function rejected.
+    #[error("the image cannot be used: {0}")]
+    Unusable(UnusableImage),
+    /// The response body is not the expected JSON, contains no image, or is too long.
+    ///
+    /// Its maximum length is [`MAX_BODY_BYTES`](crate::MAX_BODY_BYTES).
+    #[error("the API's response cannot be decoded: {0}")]
     Undecodable(String),
 }
 
-/// What a failure means for a caller.
+/// What an [`Error`] means for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorClass {
-    /// The same request may succeed later.
+    /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Every other request of this account, or of this budget, would meet the same failure.
+    /// Whether every other request of this account, or of this budget, would fail in the same way.
     pub fatal: bool,
-    /// The account may have been charged for it.
+    /// Whether the account may have been charged for the request.
     pub possibly_charged: bool,
 }
 
 impl Error {
-    /// Reduces an HTTP status and its body to a failure.
+    /// Classifies an error response by its status, name and message.
     ///
-    /// Source: the error table of the v1 specification, and what gateways in front of it answer.
-    pub(crate) fn from_status(failure: ApiFailure, retry_after: Option<Duration>) -> Self {
+    /// Source: the error table of the v1 specification, and the responses of gateways in front of the API.
+    pub(crate) fn from_api_failure(failure: ApiFailure, retry_after: Option<Duration>) -> Self {
         const CONTENT: &[&str] = &["content policy", "content_policy", "moderation", "filtered", "invalid prompts"];
         const CREDIT: &[&str] = &["balance", "credits", "payment required"];
         let status = failure.status;
         let about_content = failure.is_named(&["invalid_prompts", "content_moderation"])
-            || (failure.name.is_none() && failure.speaks_of(CONTENT));
+            || (failure.name.is_none() && failure.mentions(CONTENT));
         let about_credit = failure.is_named(&["insufficient_balance", "payment_required"])
-            || (matches!(status, 400 | 429) && failure.speaks_of(CREDIT));
+            || (matches!(status, 400 | 429) && failure.mentions(CREDIT));
         match status {
-            402 => Self::OutOfCredit(failure),
-            400 | 429 if about_credit => Self::OutOfCredit(failure),
+            402 => Self::InsufficientCredits(failure),
+            400 | 429 if about_credit => Self::InsufficientCredits(failure),
             400 | 403 if about_content => Self::ContentPolicy(failure),
             401 | 403 => Self::Unauthorized(failure),
             404 => Self::UnknownEngine(failure),
@@ -202,13 +206,13 @@ impl Error {
         }
     }
 
-    /// What this failure means for a caller.
+    /// Returns whether the failure is retryable, fatal, and possibly charged.
     pub fn class(&self) -> ErrorClass {
         const RETRYABLE: ErrorClass = ErrorClass { retryable: true, fatal: false, possibly_charged: false };
         const PERMANENT: ErrorClass = ErrorClass { retryable: false, fatal: false, possibly_charged: false };
         match self {
             Self::Server { failure, .. } => {
-                ErrorClass { possibly_charged: GATEWAY_TIMEOUTS.contains(&failure.status), ..RETRYABLE }
+                ErrorClass { possibly_charged: GATEWAY_TIMEOUT_STATUSES.contains(&failure.status), ..RETRYABLE }
             }
             Self::Connect(_)
             | Self::RateLimited { .. }
@@ -223,13 +227,13 @@ impl Error {
             Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) | Self::Stopped => PERMANENT,
             Self::Filtered => ErrorClass { possibly_charged: true, ..PERMANENT },
             Self::Unauthorized(_)
-            | Self::OutOfCredit(_)
+            | Self::InsufficientCredits(_)
             | Self::UnknownEngine(_)
             | Self::Budget(BudgetError::Exceeded(_)) => ErrorClass { fatal: true, ..PERMANENT },
         }
     }
 
-    /// How long the API asks to wait before the next request.
+    /// Returns how long the API asks to wait before the next request, if it does: at most one hour.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } | Self::Server { retry_after, .. } => *retry_after,
@@ -237,7 +241,7 @@ impl Error {
         }
     }
 
-    /// A short name of the kind, for logs and metrics.
+    /// Returns a short name of the kind of failure, such as `rate_limited`, for logs and metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::InvalidRequest(_) => "invalid_request",
@@ -254,7 +258,7 @@ impl Error {
             Self::ContentPolicy(_) => "content_policy",
             Self::Filtered => "filtered",
             Self::Unauthorized(_) => "unauthorized",
-            Self::OutOfCredit(_) => "insufficient_credits",
+            Self::InsufficientCredits(_) => "insufficient_credits",
             Self::UnknownEngine(_) => "unknown_engine",
             Self::Damaged { .. } => "damaged",
             Self::Unusable(_) => "unusable",
@@ -269,14 +273,15 @@ mod tests {
 
     use super::*;
 
-    fn read(status: u16, body: &str) -> Error {
-        Error::from_status(ApiFailure::read(status, body.as_bytes()), None)
+    fn parse_error(status: u16, body: &str) -> Error {
+        Error::from_api_failure(ApiFailure::parse(status, body.as_bytes()), None)
     }
 
     #[test]
     fn each_status_and_body_has_its_kind() {
         let named = |name: &str, message: &str| format!(r#"{{"id":"9160","name":"{name}","message":"{message}"}}"#);
-        let check = |status, body: &str, kind: &str| assert_eq!(read(status, body).kind(), kind, "{status} {body}");
+        let check =
+            |status, body: &str, kind: &str| assert_eq!(parse_error(status, body).kind(), kind, "{status} {body}");
         check(400, &named("bad_request", "bad"), "rejected");
         check(400, &named("invalid_sdxl_v1_dimensions", "sizes"), "rejected");
         check(400, &named("invalid_samples", "samples"), "rejected");
@@ -304,29 +309,38 @@ mod tests {
     }
 
     #[test]
-    fn what_the_api_said_is_kept() {
-        let error = read(400, r#"{"id":"9160aa70","name":"invalid_samples","message":"samples: above 10"}"#);
-        assert_eq!(error.to_string(), "the API refuses the request (400 invalid_samples: samples: above 10)");
+    fn api_message_is_kept_up_to_its_limit() {
+        let error = parse_error(400, r#"{"id":"9160aa70","name":"invalid_samples","message":"samples: above 10"}"#);
+        assert_eq!(error.to_string(), "the API rejected the request (400 invalid_samples: samples: above 10)");
         let html = format!("<html>{}", "x".repeat(1_000));
-        let Error::Server { failure, .. } = read(502, &html) else { panic!("a 502 is a server failure") };
+        let Error::Server { failure, .. } = parse_error(502, &html) else { panic!("status 502 is a server error") };
         assert_eq!(failure.message.len(), 200);
-        let v2 = read(422, r#"{"id":"1","name":"unprocessable","errors":["seed: too big","model: unknown"]}"#);
+        let v2 = parse_error(422, r#"{"id":"1","name":"unprocessable","errors":["seed: too big","model: unknown"]}"#);
         assert!(v2.to_string().contains("seed: too big; model: unknown"), "{v2}");
     }
 
     #[test]
     fn each_error_has_its_class() {
         assert_eq!(Error::Timeout.class(), ErrorClass { retryable: true, fatal: false, possibly_charged: true });
-        assert_eq!(read(400, "{}").class(), ErrorClass { retryable: false, fatal: false, possibly_charged: false });
-        assert_eq!(read(402, "{}").class(), ErrorClass { retryable: false, fatal: true, possibly_charged: false });
-        assert_eq!(read(500, "{}").class(), ErrorClass { retryable: true, fatal: false, possibly_charged: false });
+        assert_eq!(
+            parse_error(400, "{}").class(),
+            ErrorClass { retryable: false, fatal: false, possibly_charged: false }
+        );
+        assert_eq!(
+            parse_error(402, "{}").class(),
+            ErrorClass { retryable: false, fatal: true, possibly_charged: false }
+        );
+        assert_eq!(
+            parse_error(500, "{}").class(),
+            ErrorClass { retryable: true, fatal: false, possibly_charged: false }
+        );
         assert_eq!(Error::Filtered.class(), ErrorClass { retryable: false, fatal: false, possibly_charged: true });
     }
 
     proptest! {
         #[test]
-        fn any_status_and_bytes_are_a_failure(status in 300..600_u16, body in proptest::collection::vec(any::<u8>(), 0..2_000)) {
-            let error = Error::from_status(ApiFailure::read(status, &body), None);
+        fn every_error_response_is_classified(status in 300..600_u16, body in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+            let error = Error::from_api_failure(ApiFailure::parse(status, &body), None);
             prop_assert!(error.to_string().len() < 2_000);
         }
     }

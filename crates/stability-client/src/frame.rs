@@ -1,8 +1,8 @@
-//! How large, or of which shape, a picture is asked for.
+//! Dimensions of an image in a request: a size or an aspect ratio.
 
 use std::fmt;
 
-/// The width and height of a picture, in pixels.
+/// Width and height of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
     /// Width in pixels.
@@ -11,16 +11,18 @@ pub struct Size {
     pub height: u32,
 }
 
-/// What a request says of the picture's shape: the v1 API wants a size, the v2beta API an aspect ratio.
+/// Dimensions of the image in a request: a size for v1 engines, an aspect ratio for v2beta engines.
+///
+/// [`Engine::dimensions_for`](crate::Engine::dimensions_for) chooses them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Frame {
-    /// For the engines of the v1 API.
+pub enum Dimensions {
+    /// For v1 engines.
     Size(Size),
-    /// For the engines of the v2beta API.
+    /// For v2beta engines.
     AspectRatio(AspectRatio),
 }
 
-/// The only sizes that SDXL 1.0 takes; any other is a 400 `invalid_sdxl_v1_dimensions`.
+/// The only sizes that SDXL 1.0 supports; the API rejects others with status 400, `invalid_sdxl_v1_dimensions`.
 const SDXL_SIZES: [Size; 9] = [
     Size::new(1024, 1024),
     Size::new(1152, 896),
@@ -33,51 +35,51 @@ const SDXL_SIZES: [Size; 9] = [
     Size::new(896, 1152),
 ];
 
-/// The sides that SD 1.6 takes: from, to, in steps of.
+/// Widths and heights that SD 1.6 supports, in pixels: minimum, maximum, step.
 const SD16_SIDES: (u32, u32, u32) = (320, 1536, 64);
-/// The most pixels that are asked of SD 1.6 unless a size is named: as many as SDXL makes.
-const SD16_PIXELS: u32 = 1024 * 1024;
+/// Maximum number of pixels that `Engine::dimensions_for` chooses for SD 1.6: one megapixel, as with SDXL.
+const SD16_MAX_PIXELS: u32 = 1024 * 1024;
 
 impl Size {
     const fn new(width: u32, height: u32) -> Self {
         Self { width, height }
     }
 
-    /// How far apart two shapes are; 0 where they are alike.
-    fn distance(self, other: Self) -> f64 {
+    /// Distance of two aspect ratios: the absolute difference of their logarithms; 0 if they are equal.
+    fn aspect_distance(self, other: Self) -> f64 {
         let ratio = |size: Self| f64::from(size.width) / f64::from(size.height);
         (ratio(self).ln() - ratio(other).ln()).abs()
     }
 
-    pub(crate) fn nearest_of_sdxl(wanted: Self) -> Self {
-        let nearer = |a: &&Self, b: &&Self| a.distance(wanted).total_cmp(&b.distance(wanted));
-        *SDXL_SIZES.iter().min_by(nearer).expect("there are sizes")
+    pub(crate) fn nearest_sdxl(wanted: Self) -> Self {
+        let nearer = |a: &&Self, b: &&Self| a.aspect_distance(wanted).total_cmp(&b.aspect_distance(wanted));
+        *SDXL_SIZES.iter().min_by(nearer).expect("SDXL_SIZES is not empty")
     }
 
-    /// The nearest shape of at most a megapixel, and of those the largest.
-    pub(crate) fn nearest_of_sd16(wanted: Self) -> Self {
+    /// The size of at most one megapixel with the nearest aspect ratio; of several such sizes the largest.
+    pub(crate) fn nearest_sd16(wanted: Self) -> Self {
         let (from, to, step) = SD16_SIDES;
         let sides = || (from..=to).step_by(step as usize);
         sides()
             .flat_map(|width| sides().map(move |height| Self { width, height }))
-            .filter(|size| size.width * size.height <= SD16_PIXELS)
+            .filter(|size| size.width * size.height <= SD16_MAX_PIXELS)
             .min_by(|a, b| {
                 let pixels = |size: &Self| size.width * size.height;
-                a.distance(wanted).total_cmp(&b.distance(wanted)).then(pixels(b).cmp(&pixels(a)))
+                a.aspect_distance(wanted).total_cmp(&b.aspect_distance(wanted)).then(pixels(b).cmp(&pixels(a)))
             })
-            .expect("there are sizes")
+            .expect("at least one size has at most one megapixel")
     }
 
-    pub(crate) fn is_of_sdxl(self) -> bool {
+    pub(crate) fn is_valid_for_sdxl(self) -> bool {
         SDXL_SIZES.contains(&self)
     }
 
-    pub(crate) fn is_of_sd16(self) -> bool {
+    pub(crate) fn is_valid_for_sd16(self) -> bool {
         let (from, to, step) = SD16_SIDES;
         [self.width, self.height].iter().all(|side| (from..=to).contains(side) && side % step == 0)
     }
 
-    pub(crate) fn list_of_sdxl() -> String {
+    pub(crate) fn format_sdxl_sizes() -> String {
         SDXL_SIZES.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 }
@@ -88,7 +90,7 @@ impl fmt::Display for Size {
     }
 }
 
-impl fmt::Display for Frame {
+impl fmt::Display for Dimensions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Size(size) => size.fmt(f),
@@ -99,18 +101,18 @@ impl fmt::Display for Frame {
 
 macro_rules! aspect_ratios {
     ($($variant:ident => $width:literal : $height:literal,)+) => {
-        /// The shapes of the v2beta API.
+        /// The aspect ratios (width : height) that the v2beta API supports.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "the names say it")]
+        #[allow(missing_docs, reason = "the variant names are self-explanatory")]
         pub enum AspectRatio {
             $($variant,)+
         }
 
         impl AspectRatio {
-            /// Every aspect ratio.
+            /// All aspect ratios.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The API's name of it, such as `16:9`.
+            /// Returns the API's name of the aspect ratio, such as `16:9`.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => concat!($width, ":", $height),)+ }
             }
@@ -136,11 +138,12 @@ aspect_ratios! {
 
 impl AspectRatio {
     pub(crate) fn nearest(wanted: Size) -> Self {
-        let nearer = |a: &&Self, b: &&Self| a.size().distance(wanted).total_cmp(&b.size().distance(wanted));
-        *Self::ALL.iter().min_by(nearer).expect("there are aspect ratios")
+        let nearer =
+            |a: &&Self, b: &&Self| a.size().aspect_distance(wanted).total_cmp(&b.size().aspect_distance(wanted));
+        *Self::ALL.iter().min_by(nearer).expect("AspectRatio::ALL is not empty")
     }
 
-    pub(crate) fn list() -> String {
+    pub(crate) fn format_all() -> String {
         Self::ALL.iter().map(|ratio| ratio.as_str()).collect::<Vec<_>>().join(", ")
     }
 }

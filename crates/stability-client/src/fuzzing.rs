@@ -1,16 +1,21 @@
-//! The reading of answers for fuzz targets. No part of the API.
+//! Response decoding for fuzz targets; not part of the public API.
 
 use reqwest::header::HeaderMap;
 
-use crate::answer::{self, Picture};
-use crate::client::checked;
-use crate::engine::Family;
+use crate::answer::{self, GeneratedImage};
+use crate::client::error_for_status;
+use crate::engine::ApiVersion;
 use crate::error::Error;
-use crate::http::read_head;
+use crate::http::parse_head;
 
-/// Reads what an answer holds, as if it had come from the API.
-pub fn read_answer(family: Family, status: u16, headers: &HeaderMap, body: Vec<u8>) -> Result<Vec<Picture>, Error> {
-    let mut response = read_head(status, headers);
+/// Decodes the images of a response, like the client does.
+pub fn decode_response(
+    family: ApiVersion,
+    status: u16,
+    headers: &HeaderMap,
+    body: Vec<u8>,
+) -> Result<Vec<GeneratedImage>, Error> {
+    let mut response = parse_head(status, headers);
     response.body = body.into();
-    Ok(answer::decode(family, &checked(response)?)?.pictures)
+    Ok(answer::decode(family, &error_for_status(response)?)?.images)
 }

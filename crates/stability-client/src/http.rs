@@ -1,4 +1,4 @@
-//! HTTP, and nothing above it: the only module that names `reqwest`.
+//! HTTP transport: the only module that uses `reqwest`.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,34 +15,34 @@ use crate::api_key::ApiKey;
 use crate::error::Error;
 use crate::wire::{HttpBody, HttpRequest, HttpResponse, MAX_BODY_BYTES};
 
-/// The longest wait that a `Retry-After` is believed to mean.
+/// Upper bound of the wait taken from a `Retry-After` header.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// Sends one request and reads its whole response.
+/// Sends one request and reads its complete response.
 #[async_trait]
 pub(crate) trait Transport: Send + Sync {
     /// # Errors
     ///
-    /// [`Error::Connect`], [`Error::Timeout`], [`Error::Interrupted`] or [`Error::Undecodable`] for a body without end.
+    /// [`Error::Connect`], [`Error::Timeout`], [`Error::Interrupted`], or [`Error::Undecodable`] if the body exceeds
+    /// [`MAX_BODY_BYTES`].
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error>;
 
-    /// Host and port of the server, where known.
-    fn server(&self) -> Option<(String, u16)> {
+    /// Host and port of the server, if known.
+    fn server_address(&self) -> Option<(String, u16)> {
         None
     }
 }
 
-/// What the HTTP client is made of.
 pub(crate) struct HttpSettings {
     pub(crate) api_key: ApiKey,
     pub(crate) base_url: Url,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) user_agent: String,
-    /// Further headers that the API knows: `Organization`, `Stability-Client-ID`, `Stability-Client-Version`.
+    /// Optional headers of the API: `Organization`, `Stability-Client-ID`, `Stability-Client-Version`.
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) proxy: Option<Url>,
-    /// Certificates in PEM that are trusted besides the system's.
+    /// PEM certificates that are trusted in addition to the system's.
     pub(crate) root_certificates: Vec<Vec<u8>>,
 }
 
@@ -54,16 +54,16 @@ pub(crate) struct Http {
 
 impl Http {
     pub(crate) fn new(settings: HttpSettings) -> Result<Self, String> {
-        // Fails only where the program has chosen a provider already, which is as good.
+        // Fails only if the process has already installed a crypto provider, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut key = HeaderValue::from_str(&settings.api_key.bearer())
-            .map_err(|_| "the API key holds characters that a header cannot carry".to_owned())?;
+            .map_err(|_| "the API key contains characters that are not allowed in a header".to_owned())?;
         key.set_sensitive(true);
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, key);
         let value = |name: &str, text: &str| {
             HeaderValue::from_str(text)
-                .map_err(|_| format!("{name}: {text:?} holds characters that a header cannot carry"))
+                .map_err(|_| format!("{name}: {text:?} contains characters that are not allowed in a header"))
         };
         headers.insert(USER_AGENT, value("user agent", &settings.user_agent)?);
         for (name, text) in &settings.headers {
@@ -71,8 +71,8 @@ impl Http {
         }
         let mut builder = reqwest::Client::builder();
         if let Some(proxy) = settings.proxy {
-            // Without the URL, which may hold a password.
-            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "the proxy's URL is of no use".to_owned())?);
+            // The text omits the URL, which may contain a password.
+            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "the proxy URL is invalid".to_owned())?);
         }
         for pem in &settings.root_certificates {
             let certificates = reqwest::Certificate::from_pem_bundle(pem);
@@ -86,9 +86,9 @@ impl Http {
             .default_headers(headers)
             .connect_timeout(settings.connect_timeout)
             .timeout(settings.request_timeout)
-            // The key must not follow a redirect to elsewhere.
+            // The API key must not be sent to the target of a redirect.
             .redirect(reqwest::redirect::Policy::none())
-            // Retries are ours: the library's own would be unseen and uncounted.
+            // Retries are done by `Client`: reqwest's own would be neither logged nor counted.
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| error.without_url().to_string())?;
@@ -99,9 +99,9 @@ impl Http {
         Ok(Self { client, base_url, api_key: settings.api_key })
     }
 
-    /// A failure's body may repeat the key, and is repeated in errors.
-    fn without_key(&self, body: &[u8]) -> Vec<u8> {
-        self.api_key.removed_from(&String::from_utf8_lossy(body)).into_bytes()
+    /// Redacts the API key in the body of an error response, because parts of the body appear in error texts.
+    fn redact_key(&self, body: &[u8]) -> Vec<u8> {
+        self.api_key.redact(&String::from_utf8_lossy(body)).into_bytes()
     }
 }
 
@@ -109,11 +109,11 @@ impl Http {
 impl Transport for Http {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error> {
         let url = self.base_url.join(&request.path).map_err(|error| Error::Connect(error.to_string()))?;
-        let span = span(&request, &url);
-        let sending = self.build(request, url).send().instrument(span.clone());
+        let span = request_span(&request, &url);
+        let sending = self.build_request(request, url).send().instrument(span.clone());
         let result = match sending.await {
-            Ok(response) => self.read(response).instrument(span.clone()).await,
-            Err(error) => Err(reduced(error)),
+            Ok(response) => self.read_response(response).instrument(span.clone()).await,
+            Err(error) => Err(convert_error(error)),
         };
         match &result {
             Ok(response) => {
@@ -132,13 +132,13 @@ impl Transport for Http {
         result
     }
 
-    fn server(&self) -> Option<(String, u16)> {
+    fn server_address(&self) -> Option<(String, u16)> {
         Some((self.base_url.host_str()?.to_owned(), self.base_url.port_or_known_default()?))
     }
 }
 
-/// A client's span by OpenTelemetry's conventions for HTTP.
-fn span(request: &HttpRequest, url: &Url) -> Span {
+/// A client span by OpenTelemetry's semantic conventions for HTTP.
+fn request_span(request: &HttpRequest, url: &Url) -> Span {
     let method = match request.body {
         HttpBody::None => "GET",
         HttpBody::Json(_) | HttpBody::Form(_) => "POST",
@@ -148,7 +148,7 @@ fn span(request: &HttpRequest, url: &Url) -> Span {
         otel.name = method,
         otel.kind = "client",
         http.request.method = method,
-        http.request.resend_count = (request.resends > 0).then_some(request.resends),
+        http.request.resend_count = (request.resend_count > 0).then_some(request.resend_count),
         http.response.status_code = Empty,
         server.address = url.host_str(),
         server.port = url.port_or_known_default(),
@@ -160,7 +160,7 @@ fn span(request: &HttpRequest, url: &Url) -> Span {
 }
 
 impl Http {
-    fn build(&self, request: HttpRequest, url: Url) -> RequestBuilder {
+    fn build_request(&self, request: HttpRequest, url: Url) -> RequestBuilder {
         let builder = match request.body {
             HttpBody::None => self.client.get(url),
             HttpBody::Json(body) => self.client.post(url).json(&body),
@@ -172,22 +172,22 @@ impl Http {
         builder.header(ACCEPT, request.accept)
     }
 
-    async fn read(&self, mut response: Response) -> Result<HttpResponse, Error> {
-        let mut read = read_head(response.status().as_u16(), response.headers());
+    async fn read_response(&self, mut response: Response) -> Result<HttpResponse, Error> {
+        let mut read = parse_head(response.status().as_u16(), response.headers());
         let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(reduced)? {
+        while let Some(chunk) = response.chunk().await.map_err(convert_error)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
                 return Err(Error::Undecodable(format!("the body is longer than {MAX_BODY_BYTES} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
-        read.body = if read.status == 200 { body.freeze() } else { self.without_key(&body).into() };
+        read.body = if read.status == 200 { body.freeze() } else { self.redact_key(&body).into() };
         Ok(read)
     }
 }
 
-/// What the status line and the headers say.
-pub(crate) fn read_head(status: u16, headers: &HeaderMap) -> HttpResponse {
+/// Parses status and headers; the body is left empty.
+pub(crate) fn parse_head(status: u16, headers: &HeaderMap) -> HttpResponse {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     HttpResponse {
         status,
@@ -202,7 +202,7 @@ pub(crate) fn read_head(status: u16, headers: &HeaderMap) -> HttpResponse {
     }
 }
 
-fn reduced(error: reqwest::Error) -> Error {
+fn convert_error(error: reqwest::Error) -> Error {
     let timeout = error.is_timeout();
     let connect = error.is_connect();
     let cause = root_cause(&error.without_url());
@@ -213,7 +213,7 @@ fn reduced(error: reqwest::Error) -> Error {
     }
 }
 
-/// The innermost source says what happened; the layers above it say "error sending request".
+/// Text of the innermost source: it names the cause, while the layers above it only say "error sending request".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

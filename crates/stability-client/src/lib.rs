@@ -1,8 +1,8 @@
-//! A careful client for Stability AI's text-to-image API.
+//! A client for Stability AI's text-to-image APIs: v1 (SDXL 1.0, SD 1.6) and v2beta (`core`, `ultra`, `sd3.5-*`).
 //!
-//! It keeps to the account's quota, bounds its requests in flight, retries what passes, and says of every failure what a caller
-//! must know: may it be retried, will every other request meet it too, may it have been charged. It knows nothing of what is
-//! done with the images.
+//! The client validates requests before it sends them, keeps the account's quota, limits the requests in flight and
+//! retries transient failures. Each failure becomes one [`Error`], whose [`ErrorClass`] tells whether a retry can
+//! succeed, whether every other request would fail in the same way, and whether the account may have been charged.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -10,17 +10,23 @@
 //!
 //! let client = Client::builder("sk-…").build()?;
 //! let engine = Engine::Sdxl10;
-//! let request = TextToImage::new(engine, engine.frame_for(1920, 1080), "A lighthouse at dusk")?.negative_prompt("blurry")?;
-//! let picture = client.generate(&request).await?.into_first();
-//! println!("{} bytes, seed {}", picture.image.len(), picture.seed);
+//! let dimensions = engine.dimensions_for(1920, 1080);
+//! let request = TextToImage::new(engine, dimensions, "A lighthouse at dusk")?.negative_prompt("blurry")?;
+//! let image = client.generate(&request).await?.into_first();
+//! println!("{} bytes, seed {}", image.bytes.len(), image.seed);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! In reading order: an [`Engine`] takes a [`TextToImage`] request in one of its [`Frame`]s; the [`Client`] sends it within its [`Quota`] and
-//! decodes the response, or reduces the failure to one [`Error`], whose [`ErrorClass`] decides about retries, by a [`RetryPolicy`]; an
-//! [`Observer`] is told. [`CallOptions`] set what stops a call, the [`Budget`] that pays for it, and the [`Party`] it belongs to: parties take
-//! turns.
+//! # Overview
+//!
+//! - [`Engine`] and [`Dimensions`]: what generates the image, and in which size or aspect ratio.
+//! - [`TextToImage`]: a request; every option is checked against the API's ranges when it is set.
+//! - [`Client`], made by a [`ClientBuilder`]: sends requests within its [`Quota`], retries them by its
+//!   [`RetryPolicy`], and returns a [`Generation`] of [`GeneratedImage`]s.
+//! - [`CallOptions`]: what cancels a call, the [`Budget`] that pays for it, and the [`Tenant`] it belongs to. Tenants
+//!   of one client are served in turn.
+//! - [`Observer`]: is notified of requests, retries and rate-limit pauses, for metrics.
 
 mod account;
 mod answer;
@@ -44,23 +50,23 @@ mod usage;
 mod wire;
 
 pub use account::{Balance, EngineListing};
-pub use answer::Picture;
+pub use answer::GeneratedImage;
 pub use api_key::ApiKey;
 pub use budget::{Budget, BudgetError, Reservation};
 pub use call_options::CallOptions;
-pub use client::{BuildError, Checked, Client, ClientBuilder, GenerateError, Generated, PROVIDER};
-pub use engine::{Engine, Family, UnknownName};
-pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusablePicture};
-pub use frame::{AspectRatio, Frame, Size};
-pub use options::{AnswerForm, ClipGuidance, OutputFormat, Sampler, StylePreset};
+pub use client::{AccountStatus, BuildError, Client, ClientBuilder, GEN_AI_PROVIDER_NAME, GenerateError, Generation};
+pub use engine::{ApiVersion, Engine, UnknownName};
+pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusableImage};
+pub use frame::{AspectRatio, Dimensions, Size};
+pub use options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
 pub use request::{CFG_SCALE, SAMPLES, STEPS, TextToImage};
-pub use retry::{Exchange, Finished, Observer, Retry, RetryPolicy};
-pub use turns::Party;
+pub use retry::{CallOutcome, Observer, RequestOutcome, Retry, RetryPolicy};
+pub use turns::Tenant;
 pub use usage::Usage;
 pub use wire::MAX_BODY_BYTES;
 
-/// The example of the README is compiled with the tests.
+/// Compiles the example in the README as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

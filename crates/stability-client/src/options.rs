@@ -1,4 +1,4 @@
-//! Names that requests choose from.
+//! Request options with a fixed set of values.
 //!
 //! Sources: the v1 specification and the public v2beta reference.
 
@@ -10,16 +10,16 @@ macro_rules! names {
     ($(#[$meta:meta])* $type:ident, $what:literal { $($variant:ident => $name:literal,)+ }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "the names say it")]
+        #[allow(missing_docs, reason = "the variant names are self-explanatory")]
         pub enum $type {
             $($variant,)+
         }
 
         impl $type {
-            /// Every one there is.
+            /// All values.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The API's name of it.
+            /// Returns the API's name of this value.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
@@ -30,7 +30,7 @@ macro_rules! names {
 
             fn from_str(name: &str) -> Result<Self, UnknownName> {
                 Self::ALL.iter().copied().find(|known| known.as_str() == name).ok_or_else(|| UnknownName {
-                    what: $what,
+                    kind: $what,
                     name: name.to_owned(),
                     allowed: Self::ALL.iter().map(|known| known.as_str()).collect::<Vec<_>>().join(", "),
                 })
@@ -39,18 +39,22 @@ macro_rules! names {
     };
 }
 
-/// How the API is asked to send a picture. What comes is read either way.
+/// The format in which the API is asked to send images.
+///
+/// Responses are decoded in either format, whichever was asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum AnswerForm {
-    /// As it is, with its facts in headers: a quarter smaller on the wire, and nothing to decode.
+pub enum ResponseFormat {
+    /// As an image file, with seed and finish reason in headers. A quarter smaller than base64.
+    ///
+    /// Several images per request ([`TextToImage::samples`](crate::TextToImage::samples)) always come as JSON.
     #[default]
     Image,
-    /// In JSON, as base64.
+    /// As base64 in JSON.
     Json,
 }
 
 names! {
-    /// A look that the API knows by name. Taken by the engines of the v1 API and by `core`.
+    /// A visual style. Supported by the v1 engines and `core`.
     StylePreset, "style preset" {
         Enhance => "enhance",
         Anime => "anime",
@@ -73,7 +77,7 @@ names! {
 }
 
 names! {
-    /// How noise becomes a picture. Taken by the engines of the v1 API; without one the API chooses.
+    /// The sampler of the diffusion process. Supported by the v1 engines; if unset, the API chooses one.
     Sampler, "sampler" {
         Ddim => "DDIM",
         Ddpm => "DDPM",
@@ -89,7 +93,7 @@ names! {
 }
 
 names! {
-    /// Guidance by CLIP. Taken by the engines of the v1 API.
+    /// A preset of CLIP guidance. Supported by the v1 engines.
     ClipGuidance, "clip guidance preset" {
         FastBlue => "FAST_BLUE",
         FastGreen => "FAST_GREEN",
@@ -102,7 +106,7 @@ names! {
 }
 
 names! {
-    /// How the picture is encoded. The engines of the v1 API always make PNG.
+    /// The file format of the image. Supported by the v2beta engines; the v1 engines always return PNG.
     OutputFormat, "output format" {
         Png => "png",
         Jpeg => "jpeg",
@@ -115,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_written_and_read_alike() {
+    fn option_names_round_trip() {
         for preset in StylePreset::ALL {
             assert_eq!(preset.as_str().parse(), Ok(*preset));
         }
@@ -130,7 +134,7 @@ mod tests {
         }
         assert_eq!(
             "gif".parse::<OutputFormat>().map_err(|error| error.to_string()),
-            Err("output format \"gif\" is not known; one of png, jpeg, webp".to_owned())
+            Err("unknown output format \"gif\"; expected one of png, jpeg, webp".to_owned())
         );
     }
 }

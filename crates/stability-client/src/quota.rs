@@ -1,4 +1,4 @@
-//! How many requests the account may send.
+//! The quota of requests per minute, and rate-limit pauses.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -11,43 +11,47 @@ use governor::{Quota as Rate, RateLimiter};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The quota could not be asked; nothing may be sent.
+/// The quota could not be consulted, or granted no permit in time; the request must not be sent.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the quota cannot be asked: {0}")]
+#[error("the quota is unavailable: {0}")]
 pub struct QuotaUnavailable(pub String);
 
-/// Permission to send requests, one by one.
+/// Grants permission to send requests, one at a time.
+///
+/// Implement it to share one quota among several processes.
 #[async_trait]
 pub trait Quota: Send + Sync {
-    /// Waits until one request may be sent. Cancel-safe: a waiter that is dropped has used nothing.
+    /// Waits until one request may be sent.
+    ///
+    /// Cancel-safe: a future that is dropped while it waits uses no permit.
     ///
     /// # Errors
     ///
-    /// [`QuotaUnavailable`] where it cannot be known whether a request may be sent.
+    /// [`QuotaUnavailable`] if it cannot be determined whether a request may be sent.
     async fn acquire(&self) -> Result<(), QuotaUnavailable>;
 
-    /// Lets nobody send before `until`; a pause that ends later stays.
+    /// Grants no permit before `until`. A pause that ends later stays in effect.
     async fn pause(&self, until: Instant);
 }
 
-/// The quota of one process, by the generic cell rate algorithm.
+/// A quota local to one process, by the generic cell rate algorithm.
 ///
-/// Waiters are served in the order they came.
+/// Waiters are served in the order of their arrival.
 pub struct GovernorQuota {
     limiter: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>,
     clock: TokioClock,
-    turn: Mutex<()>,
+    fifo: Mutex<()>,
     paused_until: watch::Sender<Option<Instant>>,
 }
 
 impl GovernorQuota {
-    /// `per_minute` requests a minute, of which `burst` may come at once.
+    /// Creates a quota of `per_minute` requests per minute, with bursts of at most `burst` requests.
     pub fn new(per_minute: NonZeroU32, burst: NonZeroU32) -> Self {
         let clock = TokioClock { origin: Instant::now() };
         Self {
             limiter: RateLimiter::direct_with_clock(Rate::per_minute(per_minute).allow_burst(burst), clock.clone()),
             clock,
-            turn: Mutex::new(()),
+            fifo: Mutex::new(()),
             paused_until: watch::Sender::new(None),
         }
     }
@@ -64,7 +68,7 @@ impl GovernorQuota {
 }
 
 impl Default for GovernorQuota {
-    /// 150 a minute, 10 at once.
+    /// 150 requests per minute, bursts of at most 10.
     fn default() -> Self {
         Self::new(NonZeroU32::new(150).expect("not 0"), NonZeroU32::new(10).expect("not 0"))
     }
@@ -73,7 +77,7 @@ impl Default for GovernorQuota {
 #[async_trait]
 impl Quota for GovernorQuota {
     async fn acquire(&self) -> Result<(), QuotaUnavailable> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.fifo.lock().await;
         loop {
             self.wait_out_pause().await;
             match self.limiter.check() {
@@ -88,14 +92,14 @@ impl Quota for GovernorQuota {
     }
 }
 
-/// Governor's clock on tokio's time, so that tests can pause it.
+/// A clock for `governor` that follows tokio's time, which tests can pause.
 #[derive(Debug, Clone)]
 struct TokioClock {
     origin: Instant,
 }
 
 impl Clock for TokioClock {
-    /// Time since the clock was made.
+    /// Time since the clock was created.
     type Instant = Duration;
 
     fn now(&self) -> Duration {
@@ -115,31 +119,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_rate_holds_over_an_hour() {
+    async fn rate_limit_holds_over_an_hour() {
         let quota = quota(150, 10);
         let start = Instant::now();
         let mut sent = 0_u32;
         while start.elapsed() < Duration::from_hours(1) {
-            quota.acquire().await.expect("a local quota is always there");
+            quota.acquire().await.expect("a local quota is always available");
             sent += 1;
         }
-        assert!((9_000 - 180..=9_000 + 180).contains(&sent), "{sent} in an hour, 9000 allowed");
+        assert!((9_000 - 180..=9_000 + 180).contains(&sent), "{sent} permits in an hour instead of about 9000");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_than_the_burst_comes_at_once() {
+    async fn requests_beyond_the_burst_are_spaced() {
         let quota = quota(60, 3);
         let start = Instant::now();
         let mut seconds = Vec::new();
         for _ in 0..6 {
-            quota.acquire().await.expect("a local quota is always there");
+            quota.acquire().await.expect("a local quota is always available");
             seconds.push(start.elapsed().as_secs_f64().round());
         }
         assert_eq!(seconds, [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_passes_before_the_end_of_a_pause_and_the_longest_pause_holds() {
+    async fn requests_wait_for_the_end_of_the_longest_pause() {
         let quota = Arc::new(quota(6_000, 100));
         let start = Instant::now();
         quota.pause(start + Duration::from_mins(1)).await;
@@ -150,20 +154,20 @@ mod tests {
             waiters.spawn(async move { quota.acquire().await.map(|()| Instant::now()) });
         }
         for passed in waiters.join_all().await {
-            assert!(passed.expect("a local quota is always there") >= start + Duration::from_mins(1));
+            assert!(passed.expect("a local quota is always available") >= start + Duration::from_mins(1));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dropped_waiter_uses_nothing() {
+    async fn dropped_waiter_uses_no_permit() {
         let quota = quota(1, 1);
-        quota.acquire().await.expect("the first passes");
+        quota.acquire().await.expect("the first permit is granted at once");
         let start = Instant::now();
         assert!(
             tokio::time::timeout(Duration::from_secs(30), quota.acquire()).await.is_err(),
-            "the second waits a minute"
+            "the second permit is not granted within 30 s"
         );
-        quota.acquire().await.expect("the third passes");
+        quota.acquire().await.expect("a permit is granted after a minute");
         assert!(start.elapsed() <= Duration::from_secs(61), "{:?}", start.elapsed());
     }
 }

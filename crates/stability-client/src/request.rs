@@ -1,4 +1,4 @@
-//! What is asked of the API. Every range is checked before anything is sent.
+//! Text-to-image requests. Every range is checked when the request is built.
 
 mod v1;
 mod v2beta;
@@ -6,10 +6,10 @@ mod v2beta;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use crate::engine::{Engine, Family, Knob};
+use crate::engine::{ApiVersion, Engine, RequestOption};
 use crate::error::InvalidRequest;
-use crate::frame::Frame;
-use crate::options::{AnswerForm, ClipGuidance, OutputFormat, Sampler, StylePreset};
+use crate::frame::Dimensions;
+use crate::options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 use crate::wire::{HttpBody, HttpRequest};
 
 /// The range of `cfg_scale`. Source: v1 specification.
@@ -19,33 +19,33 @@ pub const STEPS: RangeInclusive<u8> = 10..=50;
 /// The range of `samples`. Source: v1 specification.
 pub const SAMPLES: RangeInclusive<u8> = 1..=10;
 
-/// A text with a weight: above 0 it is to be seen, below 0 it is not.
+/// A text with a weight: above 0 for what the image shall show, below 0 for what it shall not show.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Prompt {
     text: String,
     weight: f64,
 }
 
-/// A request for pictures from a text.
+/// A request to generate images from a text.
 ///
-/// What is not set is left to the API: `cfg_scale` 7, 30 steps, one sample, any seed, PNG. An option that the engine does not take is
-/// an error, so that no wish is silently dropped.
+/// Defaults: `cfg_scale` 7, 30 steps, one image, a seed chosen by the API, PNG. Setting an option that the engine does
+/// not support is an error; options are never silently ignored.
 ///
 /// ```
 /// use stability_client::{Engine, StylePreset, TextToImage};
 ///
 /// let engine: Engine = "core".parse()?;
-/// let request = TextToImage::new(engine, engine.frame_for(1920, 1080), "A lighthouse at dusk")?
+/// let request = TextToImage::new(engine, engine.dimensions_for(1920, 1080), "A lighthouse at dusk")?
 ///     .negative_prompt("blurry")?
 ///     .style_preset(StylePreset::Cinematic)?;
-/// let refused = request.steps(40).expect_err("core takes no steps");
-/// assert_eq!(refused.to_string(), "steps: 40 is not allowed; not taken by core");
+/// let refused = request.steps(40).expect_err("core does not support steps");
+/// assert_eq!(refused.to_string(), "steps: 40 is not allowed; not supported by core");
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextToImage {
     engine: Engine,
-    frame: Frame,
+    dimensions: Dimensions,
     /// The first one is the main prompt.
     prompts: Vec<Prompt>,
     negative_prompt: Option<String>,
@@ -60,22 +60,24 @@ pub struct TextToImage {
 }
 
 impl TextToImage {
-    /// Asks for a picture of `prompt` (in English) in one of the engine's frames: see [`Engine::frame_for`].
+    /// Creates a request for an image of `prompt`, which must be in English.
+    ///
+    /// [`Engine::dimensions_for`] returns dimensions that the engine supports.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where the prompt is empty or longer than [`Engine::max_prompt_chars`], or the engine does not take the
-    /// frame.
-    pub fn new(engine: Engine, frame: Frame, prompt: impl Into<String>) -> Result<Self, InvalidRequest> {
-        let field = match engine.family() {
-            Family::V1 => "size",
-            Family::V2Beta => "aspect_ratio",
+    /// [`InvalidRequest`] if the prompt is empty or longer than [`Engine::max_prompt_chars`], or the engine does not
+    /// support the dimensions.
+    pub fn new(engine: Engine, frame: Dimensions, prompt: impl Into<String>) -> Result<Self, InvalidRequest> {
+        let field = match engine.api_version() {
+            ApiVersion::V1 => "size",
+            ApiVersion::V2Beta => "aspect_ratio",
         };
-        engine.check_frame(frame).map_err(|allowed| InvalidRequest::new(field, frame, allowed))?;
-        let text = checked_text(engine, "prompt", prompt.into())?;
+        engine.check_dimensions(frame).map_err(|allowed| InvalidRequest::new(field, frame, allowed))?;
+        let text = validate_text(engine, "prompt", prompt.into())?;
         Ok(Self {
             engine,
-            frame,
+            dimensions: frame,
             prompts: vec![Prompt { text, weight: 1.0 }],
             negative_prompt: None,
             cfg_scale: None,
@@ -89,40 +91,41 @@ impl TextToImage {
         })
     }
 
-    /// A further prompt with a weight of its own; below 0 for what the picture shall not show. v1 API.
+    /// Adds a prompt with its own weight, below 0 for what the image shall not show. v1 engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where the engine takes no weights, the weight is not a finite number, or the text is empty or too long.
+    /// [`InvalidRequest`] if the engine does not support weights, the weight is not finite, or the text is empty or too
+    /// long.
     pub fn weighted_prompt(mut self, text: impl Into<String>, weight: f64) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::PromptWeights, weight)?;
+        self.require_support(RequestOption::PromptWeights, weight)?;
         if !weight.is_finite() {
             return Err(InvalidRequest::new("text_prompts.weight", weight, "a finite number"));
         }
-        let text = checked_text(self.engine, "prompt", text.into())?;
+        let text = validate_text(self.engine, "prompt", text.into())?;
         self.prompts.push(Prompt { text, weight });
         Ok(self)
     }
 
-    /// What the picture shall not show; an empty text is as none. On the v1 API it is a prompt of weight -1.
+    /// Sets what the image shall not show; an empty text unsets it. v1 engines receive it as a prompt of weight -1.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where it is longer than [`Engine::max_prompt_chars`].
+    /// [`InvalidRequest`] if the text is longer than [`Engine::max_prompt_chars`].
     pub fn negative_prompt(mut self, text: impl Into<String>) -> Result<Self, InvalidRequest> {
         let text = text.into();
         self.negative_prompt =
-            if text.trim().is_empty() { None } else { Some(checked_text(self.engine, "negative_prompt", text)?) };
+            if text.trim().is_empty() { None } else { Some(validate_text(self.engine, "negative_prompt", text)?) };
         Ok(self)
     }
 
-    /// How closely the picture follows the prompt, 0 to 35. v1 API.
+    /// Sets how closely the image follows the prompt, 0 to 35. v1 engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] outside [`CFG_SCALE`], or where the engine does not take it.
+    /// [`InvalidRequest`] if the value is outside [`CFG_SCALE`], or the engine does not support it.
     pub fn cfg_scale(mut self, cfg_scale: f64) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::CfgScale, cfg_scale)?;
+        self.require_support(RequestOption::CfgScale, cfg_scale)?;
         if !CFG_SCALE.contains(&cfg_scale) {
             return Err(InvalidRequest::new("cfg_scale", cfg_scale, "a number from 0 to 35"));
         }
@@ -130,13 +133,13 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// Diffusion steps, 10 to 50. v1 API.
+    /// Sets the number of diffusion steps, 10 to 50. v1 engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] outside [`STEPS`], or where the engine does not take it.
+    /// [`InvalidRequest`] if the value is outside [`STEPS`], or the engine does not support it.
     pub fn steps(mut self, steps: u8) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::Steps, steps)?;
+        self.require_support(RequestOption::Steps, steps)?;
         if !STEPS.contains(&steps) {
             return Err(InvalidRequest::new("steps", steps, "a whole number from 10 to 50"));
         }
@@ -144,13 +147,13 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// How many pictures are made, and paid for, 1 to 10. v1 API.
+    /// Sets how many images are generated, and charged, 1 to 10. v1 engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] outside [`SAMPLES`], or where the engine does not take it.
+    /// [`InvalidRequest`] if the value is outside [`SAMPLES`], or the engine does not support it.
     pub fn samples(mut self, samples: u8) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::Samples, samples)?;
+        self.require_support(RequestOption::Samples, samples)?;
         if !SAMPLES.contains(&samples) {
             return Err(InvalidRequest::new("samples", samples, "a whole number from 1 to 10"));
         }
@@ -158,11 +161,11 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// The same request with the same seed makes the same picture; 0 lets the API choose.
+    /// Sets the seed; 0 lets the API choose one. The same request with the same seed generates the same image.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] above [`Engine::max_seed`].
+    /// [`InvalidRequest`] if the seed is above [`Engine::max_seed`].
     pub fn seed(mut self, seed: u32) -> Result<Self, InvalidRequest> {
         let max = self.engine.max_seed();
         if seed > max {
@@ -172,89 +175,89 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// How noise becomes a picture. v1 API.
+    /// Sets the sampler of the diffusion process. v1 engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where the engine does not take it.
+    /// [`InvalidRequest`] if the engine does not support it.
     pub fn sampler(mut self, sampler: Sampler) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::Sampler, sampler.as_str())?;
+        self.require_support(RequestOption::Sampler, sampler.as_str())?;
         self.sampler = Some(sampler);
         Ok(self)
     }
 
-    /// Guidance by CLIP. v1 API.
+    /// Sets the preset of CLIP guidance. v1 engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where the engine does not take it.
+    /// [`InvalidRequest`] if the engine does not support it.
     pub fn clip_guidance(mut self, guidance: ClipGuidance) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::ClipGuidance, guidance.as_str())?;
+        self.require_support(RequestOption::ClipGuidance, guidance.as_str())?;
         self.clip_guidance = Some(guidance);
         Ok(self)
     }
 
-    /// A look that the API knows by name. v1 API and `core`.
+    /// Sets the visual style. v1 engines and `core` only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where the engine does not take it.
+    /// [`InvalidRequest`] if the engine does not support it.
     pub fn style_preset(mut self, preset: StylePreset) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::StylePreset, preset.as_str())?;
+        self.require_support(RequestOption::StylePreset, preset.as_str())?;
         self.style_preset = Some(preset);
         Ok(self)
     }
 
-    /// How the picture is encoded. v2beta API; PNG unless set.
+    /// Sets the file format of the image. Default: PNG. v2beta engines only.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] where the engine does not take it.
+    /// [`InvalidRequest`] if the engine does not support it.
     pub fn output_format(mut self, format: OutputFormat) -> Result<Self, InvalidRequest> {
-        self.taken(Knob::OutputFormat, format.as_str())?;
+        self.require_support(RequestOption::OutputFormat, format.as_str())?;
         self.output_format = format;
         Ok(self)
     }
 
-    /// The engine it is for.
+    /// Returns the engine of the request.
     pub fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// The seed that is asked for; `None` where it is left to the API.
-    pub(crate) fn asked_seed(&self) -> Option<u32> {
+    /// The seed that was set; `None` if the API chooses it.
+    pub(crate) fn explicit_seed(&self) -> Option<u32> {
         (self.seed != 0).then_some(self.seed)
     }
 
-    /// Its main prompt.
+    /// Returns the main prompt.
     pub fn prompt(&self) -> &str {
         &self.prompts[0].text
     }
 
-    /// The request to send, with the answer in this form where the API can give it so.
-    pub(crate) fn to_http(&self, form: AnswerForm) -> HttpRequest {
-        let body = match self.engine.family() {
-            Family::V1 => HttpBody::Json(v1::body(self)),
-            Family::V2Beta => HttpBody::Form(v2beta::form(self)),
+    /// Returns the HTTP request, which asks for a response in this format where the API supports it.
+    pub(crate) fn to_http_request(&self, form: ResponseFormat) -> HttpRequest {
+        let body = match self.engine.api_version() {
+            ApiVersion::V1 => HttpBody::Json(v1::body(self)),
+            ApiVersion::V2Beta => HttpBody::Form(v2beta::form(self)),
         };
-        let accept = match (form, self.engine.family()) {
-            // Several pictures come as JSON only.
-            (AnswerForm::Image, Family::V1) if self.samples == 1 => "image/png",
-            (AnswerForm::Image, Family::V2Beta) => "image/*",
-            (AnswerForm::Json | AnswerForm::Image, _) => "application/json",
+        let accept = match (form, self.engine.api_version()) {
+            // Several images are only available as JSON.
+            (ResponseFormat::Image, ApiVersion::V1) if self.samples == 1 => "image/png",
+            (ResponseFormat::Image, ApiVersion::V2Beta) => "image/*",
+            (ResponseFormat::Json | ResponseFormat::Image, _) => "application/json",
         };
-        HttpRequest { path: self.engine.path(), body, accept, resends: 0 }
+        HttpRequest { path: self.engine.path(), body, accept, resend_count: 0 }
     }
 
-    fn taken(&self, knob: Knob, value: impl Display) -> Result<(), InvalidRequest> {
-        if self.engine.takes(knob) {
+    fn require_support(&self, knob: RequestOption, value: impl Display) -> Result<(), InvalidRequest> {
+        if self.engine.supports(knob) {
             return Ok(());
         }
-        Err(InvalidRequest::new(knob.field(), value, format!("not taken by {}", self.engine)))
+        Err(InvalidRequest::new(knob.field(), value, format!("not supported by {}", self.engine)))
     }
 }
 
-fn checked_text(engine: Engine, field: &'static str, text: String) -> Result<String, InvalidRequest> {
+fn validate_text(engine: Engine, field: &'static str, text: String) -> Result<String, InvalidRequest> {
     let (length, max) = (text.chars().count(), engine.max_prompt_chars());
     if text.trim().is_empty() || length > max {
         let value = format_args!("{length} characters").to_string();

@@ -4,96 +4,109 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 
-/// The waits before each retry, and the time they may take in all.
+/// How often and when failed requests are retried, and the time limit of a call.
 ///
-/// A picture that cannot be used (damaged, or not accepted by the caller) is generated once more at most. That uses up a retry, without a wait.
+/// An unusable image (damaged, or rejected by the caller) is generated once more at most. That uses one retry, without
+/// its delay.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
-    /// The wait before each retry; its length is the number of retries. A `Retry-After` that is longer wins.
+    /// The delay before each retry; the length of the list is the number of retries.
+    ///
+    /// A longer `Retry-After` takes precedence.
     pub delays: Vec<Duration>,
-    /// The time limit of one call: no wait for a retry, a pause or the quota ends later than this after the first request got its turn, and no
-    /// unusable picture is generated again after it.
-    pub total: Duration,
-    /// How much longer a wait may be, by chance, as a share of itself: 0.25 makes 2 s at most 2.5 s. 0 is none.
+    /// Time limit of one call, measured from the moment its first request gets its turn.
+    ///
+    /// No wait for a retry, a rate-limit pause or the quota ends later, and no unusable image is generated again later.
+    /// Waits for a turn are not limited, and a request in flight is completed.
+    pub total_timeout: Duration,
+    /// Maximum random extension of each delay, as a fraction of it: 0 to 10, where 0 disables jitter.
+    ///
+    /// With 0.25, a delay of 2 s lasts 2 to 2.5 s.
     pub jitter: f64,
 }
 
 impl Default for RetryPolicy {
-    /// 2, 5 and 10 seconds, 5 minutes in all, no jitter.
+    /// Delays of 2, 5 and 10 seconds, a time limit of 5 minutes, no jitter.
     fn default() -> Self {
-        Self { delays: [2, 5, 10].map(Duration::from_secs).to_vec(), total: Duration::from_mins(5), jitter: 0.0 }
+        Self {
+            delays: [2, 5, 10].map(Duration::from_secs).to_vec(),
+            total_timeout: Duration::from_mins(5),
+            jitter: 0.0,
+        }
     }
 }
 
 impl RetryPolicy {
-    /// The wait before retry number `retry` (from 0); `None` after the last one.
+    /// The delay before retry number `retry` (from 0), with jitter; `None` after the last one.
     pub(crate) fn delay(&self, retry: u32) -> Option<Duration> {
         let delay = self.delays.get(usize::try_from(retry).ok()?)?;
         Some(delay.mul_f64(1.0 + self.jitter.clamp(0.0, 10.0) * fastrand::f64()))
     }
 }
 
-/// A request that will be sent again.
+/// A retry that a call is about to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// Requests sent so far for this call.
+    /// Number of requests sent so far in this call.
     pub attempt: u32,
     /// [`crate::Error::kind`] of the last failure.
-    pub cause: &'static str,
-    /// How long is waited first.
+    pub error_kind: &'static str,
+    /// How long the call waits before the retry.
     pub wait: Duration,
 }
 
-/// Is told what the client waits for; for metrics. It is called on the way and should return at once.
+/// Receives the events of a client, for example to record metrics.
+///
+/// The methods are called synchronously while a call runs and should return at once. By default they do nothing.
 pub trait Observer: Send + Sync {
-    /// A request failed and is sent again after a wait.
-    fn retrying(&self, retry: &Retry) {
+    /// A request failed and is retried after a wait. Not called for rate-limit pauses, which use no retry.
+    fn on_retry(&self, retry: &Retry) {
         let _ = retry;
     }
 
-    /// The account is paused after a 429: nobody sends for this long.
-    fn paused(&self, pause: Duration) {
+    /// All requests are paused for this long after a 429 response.
+    fn on_pause(&self, pause: Duration) {
         let _ = pause;
     }
 
-    /// A request has waited so long for its turn and for the quota, and may be sent or has given up.
-    fn admitted(&self, wait: Duration) {
+    /// A request waited this long for its turn and the quota; it was admitted or gave up.
+    fn on_admission_wait(&self, wait: Duration) {
         let _ = wait;
     }
 
-    /// A request had its end: an answer or a failure.
-    fn answered(&self, exchange: &Exchange) {
+    /// A request ended, with a response or a failure.
+    fn on_request_end(&self, exchange: &RequestOutcome) {
         let _ = exchange;
     }
 
-    /// A call had its end: a picture or a failure, after all its requests.
-    fn finished(&self, call: &Finished) {
+    /// A call ended after all its requests, with an accepted result or a failure.
+    fn on_call_end(&self, call: &CallOutcome) {
         let _ = call;
     }
 }
 
-/// One request and what became of it.
+/// The outcome of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exchange {
-    /// What was asked.
+pub struct RequestOutcome {
+    /// The engine of the request.
     pub engine: Engine,
-    /// [`crate::Error::kind`] where it failed.
-    pub failure: Option<&'static str>,
-    /// Of the answer, where there was one.
+    /// [`crate::Error::kind`] of the failure; `None` on success.
+    pub error_kind: Option<&'static str>,
+    /// HTTP status code; `None` if there was no response.
     pub status: Option<u16>,
-    /// From sending it to the end of its answer.
-    pub took: Duration,
+    /// Time from sending the request to the end of its response, or to its failure.
+    pub duration: Duration,
 }
 
-/// One call of [`crate::Client::generate_with`] and what became of it.
+/// The outcome of one call of [`crate::Client::generate_with`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Finished {
-    /// What was asked.
+pub struct CallOutcome {
+    /// The engine of the request.
     pub engine: Engine,
-    /// [`crate::Error::kind`] where it failed.
-    pub failure: Option<&'static str>,
-    /// Every wait and every request in it; not the time spent in `accept`.
-    pub took: Duration,
+    /// [`crate::Error::kind`] of the failure; `None` on success.
+    pub error_kind: Option<&'static str>,
+    /// Duration of the call with all its waits and requests, but without the time spent in `accept`.
+    pub duration: Duration,
 }
 
 #[cfg(test)]
@@ -101,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_lengthens_a_delay_by_its_share_at_most() {
+    fn jitter_lengthens_delays_within_its_bound() {
         let delays = |policy: &RetryPolicy| (0..4).map(|retry| policy.delay(retry)).collect::<Vec<_>>();
         let exact = delays(&RetryPolicy::default());
         assert_eq!(exact, [Some(2), Some(5), Some(10), None].map(|seconds| seconds.map(Duration::from_secs)));

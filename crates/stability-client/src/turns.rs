@@ -1,5 +1,6 @@
-//! Who is next, where more requests are asked for than may be in flight: the parties that share a client take turns, and within each of them whoever
-//! waits longest is next.
+//! Fair scheduling of requests that wait because the maximum number is in flight.
+//!
+//! Turns are granted by weighted round-robin among the tenants of a client, and in order of arrival within a tenant.
 
 use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -7,116 +8,123 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Who asks. All that name no party are one.
+/// A group of calls that shares a client fairly with other groups.
+///
+/// Calls that name no tenant belong to the default one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Party {
-    /// What tells it from others.
+pub struct Tenant {
+    /// Identifies the tenant.
     pub id: u128,
-    /// How many requests it may send in each round.
+    /// Number of requests that the tenant may send in each round.
     pub weight: NonZeroU32,
 }
 
-impl Default for Party {
+impl Default for Tenant {
+    /// Id 0, weight 1.
     fn default() -> Self {
         Self { id: 0, weight: NonZeroU32::MIN }
     }
 }
 
-/// The turns of a client: a bounded number is out at once.
-pub(crate) struct Turns {
-    table: Arc<Table>,
+/// Grants turns to the calls of a client: at most `capacity` are in use at a time.
+pub(crate) struct FairScheduler {
+    shared: Arc<Shared>,
 }
 
-/// The right to have one request in flight, until it is dropped.
+/// Permission for one request in flight. Dropping it passes the turn on, or releases it if no call waits.
 pub(crate) struct Turn {
-    /// None where it was handed on.
-    table: Option<Arc<Table>>,
+    /// `None` if dropping the turn must not release it.
+    shared: Option<Arc<Shared>>,
 }
 
-struct Table(Mutex<State>);
+struct Shared(Mutex<SchedulerState>);
 
-struct State {
-    /// Turns there are.
-    all: usize,
-    /// Turns that nobody has. While there are some, nobody waits.
-    free: usize,
-    /// The parties that wait; the first one is next.
-    ring: VecDeque<Waiting>,
+struct SchedulerState {
+    /// Number of turns in total.
+    capacity: usize,
+    /// Number of unused turns. While it is above 0, no call waits.
+    available: usize,
+    /// The tenants with waiting calls; the first one is next.
+    queues: VecDeque<TenantQueue>,
 }
 
-struct Waiting {
-    party: Party,
-    /// How many turns it has left in this round.
-    left: u32,
+struct TenantQueue {
+    tenant: Tenant,
+    /// Number of turns left to the tenant in this round.
+    turns_left: u32,
     waiters: VecDeque<oneshot::Sender<Turn>>,
 }
 
-impl Turns {
+impl FairScheduler {
     pub(crate) fn new(at_once: NonZeroUsize) -> Self {
         let all = at_once.get();
-        let state = State { all, free: all, ring: VecDeque::new() };
-        Self { table: Arc::new(Table(Mutex::new(state))) }
+        let state = SchedulerState { capacity: all, available: all, queues: VecDeque::new() };
+        Self { shared: Arc::new(Shared(Mutex::new(state))) }
     }
 
-    /// How many turns are out.
-    pub(crate) fn out(&self) -> usize {
-        let state = self.table.lock();
-        state.all - state.free
+    /// Number of turns in use.
+    pub(crate) fn in_use(&self) -> usize {
+        let state = self.shared.lock();
+        state.capacity - state.available
     }
 
-    /// Waits for a turn. Cancel-safe: whoever is dropped while waiting has used none.
-    pub(crate) async fn next(&self, party: Party) -> Turn {
+    /// Waits for a turn. Cancel-safe: a future that is dropped while it waits uses no turn.
+    pub(crate) async fn acquire(&self, party: Tenant) -> Turn {
         let waiter = {
-            let mut state = self.table.lock();
-            if state.free > 0 {
-                state.free -= 1;
-                return Turn { table: Some(self.table.clone()) };
+            let mut state = self.shared.lock();
+            if state.available > 0 {
+                state.available -= 1;
+                return Turn { shared: Some(self.shared.clone()) };
             }
             let (sender, waiter) = oneshot::channel();
-            match state.ring.iter_mut().find(|waiting| waiting.party.id == party.id) {
+            match state.queues.iter_mut().find(|waiting| waiting.tenant.id == party.id) {
                 Some(waiting) => waiting.waiters.push_back(sender),
-                None => state.ring.push_back(Waiting { party, left: party.weight.get(), waiters: [sender].into() }),
+                None => state.queues.push_back(TenantQueue {
+                    tenant: party,
+                    turns_left: party.weight.get(),
+                    waiters: [sender].into(),
+                }),
             }
             waiter
         };
-        waiter.await.expect("a turn comes to each waiter that waits for it")
+        waiter.await.expect("the sender of a waiting call is not dropped before it sends a turn")
     }
 }
 
-impl Table {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, SchedulerState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whoever is next; `None`, and one more turn is free, where nobody waits.
-    fn take_next(&self) -> Option<oneshot::Sender<Turn>> {
+    /// Removes and returns the next waiter. If no call waits, counts the turn as available and returns `None`.
+    fn next_waiter_or_release(&self) -> Option<oneshot::Sender<Turn>> {
         let mut state = self.lock();
-        while let Some(mut waiting) = state.ring.pop_front() {
+        while let Some(mut waiting) = state.queues.pop_front() {
             let Some(waiter) = waiting.waiters.pop_front() else { continue };
-            waiting.left -= 1;
+            waiting.turns_left -= 1;
             if waiting.waiters.is_empty() {
-                // Its round is over: when it asks again it comes last.
-            } else if waiting.left > 0 {
-                state.ring.push_front(waiting);
+                // No call of this tenant waits any more: its next one is queued last.
+            } else if waiting.turns_left > 0 {
+                state.queues.push_front(waiting);
             } else {
-                waiting.left = waiting.party.weight.get();
-                state.ring.push_back(waiting);
+                waiting.turns_left = waiting.tenant.weight.get();
+                state.queues.push_back(waiting);
             }
             return Some(waiter);
         }
-        state.free += 1;
+        state.available += 1;
         None
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let Some(table) = self.table.take() else { return };
-        while let Some(waiter) = table.take_next() {
-            match waiter.send(Turn { table: Some(table.clone()) }) {
+        let Some(table) = self.shared.take() else { return };
+        while let Some(waiter) = table.next_waiter_or_release() {
+            match waiter.send(Turn { shared: Some(table.clone()) }) {
                 Ok(()) => return,
-                // It has gone away meanwhile.
-                Err(mut turn) => turn.table = None,
+                // The waiter was dropped meanwhile; its turn must not be released while this one is passed on.
+                Err(mut turn) => turn.shared = None,
             }
         }
     }
@@ -128,24 +136,24 @@ mod tests {
 
     use super::*;
 
-    fn party(id: u128, weight: u32) -> Party {
-        Party { id, weight: NonZeroU32::new(weight).expect("not 0") }
+    fn tenant(id: u128, weight: u32) -> Tenant {
+        Tenant { id, weight: NonZeroU32::new(weight).expect("the weight is not 0") }
     }
 
-    /// The order in which waiters of these parties get the one turn there is, where all of them wait already.
-    async fn order(asked: &[Party]) -> Vec<u128> {
-        let turns = Arc::new(Turns::new(NonZeroUsize::MIN));
-        let first = turns.next(Party::default()).await;
+    /// The order in which waiting calls of these tenants get the only turn.
+    async fn service_order(asked: &[Tenant]) -> Vec<u128> {
+        let turns = Arc::new(FairScheduler::new(NonZeroUsize::MIN));
+        let first = turns.acquire(Tenant::default()).await;
         let served = Arc::new(Mutex::new(Vec::new()));
         let mut waiters = JoinSet::new();
         for party in asked.iter().copied() {
             let (turns, served) = (turns.clone(), served.clone());
             waiters.spawn(async move {
-                let turn = turns.next(party).await;
+                let turn = turns.acquire(party).await;
                 served.lock().expect("no panic").push(party.id);
                 drop(turn);
             });
-            // So that they wait in this order.
+            // The task starts to wait before the next one is spawned, which fixes their order.
             tokio::task::yield_now().await;
         }
         drop(first);
@@ -155,37 +163,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn parties_take_turns_however_many_requests_each_has() {
-        let asked = [1, 1, 1, 1, 2, 2, 3].map(|id| party(id, 1));
-        assert_eq!(order(&asked).await, [1, 2, 3, 1, 2, 1, 1]);
+    async fn tenants_are_served_round_robin() {
+        let asked = [1, 1, 1, 1, 2, 2, 3].map(|id| tenant(id, 1));
+        assert_eq!(service_order(&asked).await, [1, 2, 3, 1, 2, 1, 1]);
     }
 
     #[tokio::test]
-    async fn a_party_of_twice_the_weight_has_two_turns_in_each_round() {
-        let asked = [party(1, 1), party(1, 1), party(1, 1), party(2, 2), party(2, 2), party(2, 2)];
-        assert_eq!(order(&asked).await, [1, 2, 2, 1, 2, 1]);
+    async fn tenant_of_weight_two_gets_two_turns_per_round() {
+        let asked = [tenant(1, 1), tenant(1, 1), tenant(1, 1), tenant(2, 2), tenant(2, 2), tenant(2, 2)];
+        assert_eq!(service_order(&asked).await, [1, 2, 2, 1, 2, 1]);
     }
 
     #[tokio::test]
-    async fn whoever_goes_away_has_used_no_turn() {
-        let turns = Turns::new(NonZeroUsize::MIN);
-        let first = turns.next(party(1, 1)).await;
-        let mut gone = Box::pin(turns.next(party(2, 1)));
-        let mut waits = Box::pin(turns.next(party(3, 1)));
-        assert!(futures_now(&mut gone).await.is_none() && futures_now(&mut waits).await.is_none());
+    async fn dropped_waiter_uses_no_turn() {
+        let turns = FairScheduler::new(NonZeroUsize::MIN);
+        let first = turns.acquire(tenant(1, 1)).await;
+        let mut gone = Box::pin(turns.acquire(tenant(2, 1)));
+        let mut waits = Box::pin(turns.acquire(tenant(3, 1)));
+        assert!(poll_once(&mut gone).await.is_none() && poll_once(&mut waits).await.is_none());
         drop(gone);
         drop(first);
-        let third = futures_now(&mut waits).await.expect("it is next");
-        // One that got its turn and never looked gives it on.
-        let mut unseen = Box::pin(turns.next(party(4, 1)));
-        assert!(futures_now(&mut unseen).await.is_none());
+        let third = poll_once(&mut waits).await.expect("the waiting call is next");
+        // A waiter that is dropped after it was sent a turn, but before it was polled, passes the turn on.
+        let mut unseen = Box::pin(turns.acquire(tenant(4, 1)));
+        assert!(poll_once(&mut unseen).await.is_none());
         drop(third);
         drop(unseen);
-        assert!(futures_now(&mut Box::pin(turns.next(party(5, 1)))).await.is_some());
+        assert!(poll_once(&mut Box::pin(turns.acquire(tenant(5, 1)))).await.is_some());
     }
 
-    /// What a future has to give at this moment.
-    async fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    /// Polls a future once and returns its output if it is ready.
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::future::poll_fn(|context| {
             std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
                 std::task::Poll::Ready(value) => Some(value),

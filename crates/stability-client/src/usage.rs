@@ -1,13 +1,13 @@
-//! What one call used.
+//! What one call used: requests and retries.
 
-/// Requests and retries of one call.
+/// The requests and retries that one call used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Requests that were sent.
+    /// Number of requests sent.
     pub requests: u32,
-    /// Requests that were, or may have been, charged.
+    /// Number of requests that were, or may have been, charged.
     pub possibly_charged: u32,
-    /// Retries that were used up; waiting out a lock-out uses up none.
+    /// Number of retries used; rate-limit pauses use none.
     pub retries: u32,
 }
 

@@ -1,25 +1,25 @@
-//! One HTTP request and its response, as the client sees them: plain data without behaviour.
+//! HTTP requests and responses as plain data, independent of the HTTP library.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-/// The longest body that is read, in bytes (64 MiB): ten pictures of the largest size in base64 fit twice.
+/// Maximum length of a response body, in bytes: 64 MiB, twice what ten images of the largest size take in base64.
 pub const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 
 /// A request to the API.
 #[derive(Debug, Clone)]
 pub(crate) struct HttpRequest {
-    /// Below the base URL, without a leading slash.
+    /// Relative to the base URL, without a leading slash.
     pub(crate) path: String,
     pub(crate) body: HttpBody,
     pub(crate) accept: &'static str,
-    /// Requests that were sent for the same purpose before.
-    pub(crate) resends: u32,
+    /// Number of requests that the same call sent before.
+    pub(crate) resend_count: u32,
 }
 
-/// What is sent: `POST` with a body, or `GET` without one.
+/// Body of a request, sent as `POST`; a request without a body is a `GET`.
 #[derive(Debug, Clone)]
 pub(crate) enum HttpBody {
     None,
@@ -33,11 +33,11 @@ pub(crate) enum HttpBody {
 pub(crate) struct HttpResponse {
     pub(crate) status: u16,
     pub(crate) retry_after: Option<Duration>,
-    /// Without its parameters.
+    /// The media type without its parameters, in lower case.
     pub(crate) content_type: Option<String>,
-    /// Of a response that is a picture.
+    /// The `finish-reason` header, which accompanies an image file.
     pub(crate) finish_reason: Option<String>,
-    /// Of a response that is a picture.
+    /// The `seed` header, which accompanies an image file.
     pub(crate) seed: Option<u32>,
     pub(crate) body: Bytes,
 }

@@ -1,7 +1,7 @@
-//! What goes wrong on request: by a word in the prompt, or by the control endpoint.
+//! Faults injected on request, by a marker in the prompt or by the control endpoint.
 //!
-//! A word stands in brackets: `[fault:status=500]`, and with a count only the first requests of that prompt meet it:
-//! `[fault:timeout x2]`. Faults can be had in every kind a client must survive.
+//! A marker stands in brackets: `[fault:status=500]`. With a count, it applies only to the first requests of that
+//! prompt: `[fault:drop x2]`. The faults cover every kind of failure that a client must handle.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -9,36 +9,36 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// One way to go wrong.
+/// A fault that the sandbox can inject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// `status=503`: this status with the API's error body; `status=429:7` adds `Retry-After: 7`.
     Status(u16, Option<u64>),
-    /// `filtered`: the picture is made and, blurred, withheld.
+    /// `filtered`: the image is blurred and has the finish reason `CONTENT_FILTERED`.
     Filtered,
-    /// `error`: the API says that the picture could not be finished.
+    /// `error`: the finish reason is `ERROR`: the image could not be finished.
     Error,
-    /// `corrupt`: the picture's bytes are damaged.
+    /// `corrupt`: the image file is cut off in the middle.
     Corrupt,
-    /// `wrong-size`: a picture of 512x512.
+    /// `wrong-size`: an image of 512x512.
     WrongSize,
-    /// `blank`: a picture of one colour.
+    /// `blank`: an image of one colour.
     Blank,
-    /// `blurred`: a picture that is blurred away, sent as if it were good.
+    /// `blurred`: an image blurred beyond recognition, with the finish reason `SUCCESS`.
     Blurred,
-    /// `bomb`: a small file that unpacks to a picture of 30000x30000.
+    /// `bomb`: a small file whose header declares 30000x30000 pixels.
     Bomb,
     /// `oversized`: a body of 40 MiB.
     Oversized,
-    /// `truncated`: the JSON ends in the middle.
+    /// `truncated`: the response body ends in the middle.
     Truncated,
-    /// `html`: a page instead of JSON, with status 200.
+    /// `html`: an HTML page, with status 200.
     Html,
     /// `empty`: no body, with status 200.
     Empty,
-    /// `slow=1500`: this many milliseconds later, but well.
+    /// `slow=1500`: a normal response, this many milliseconds later.
     Slow(u64),
-    /// `drop`: the connection breaks in the middle of the answer.
+    /// `drop`: the connection breaks in the middle of the response.
     Drop,
 }
 
@@ -49,7 +49,7 @@ impl FromStr for Fault {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         let refused = || {
             format!(
-                "fault {text:?} is not known; status=N, status=429:SECONDS, slow=MILLISECONDS, filtered, error, corrupt, wrong-size, blank, blurred, bomb, oversized, truncated, html, empty, drop"
+                "unknown fault {text:?}; allowed: status=N, status=429:SECONDS, slow=MILLISECONDS, filtered, error, corrupt, wrong-size, blank, blurred, bomb, oversized, truncated, html, empty, drop"
             )
         };
         match name {
@@ -78,7 +78,7 @@ impl FromStr for Fault {
 }
 
 impl Fault {
-    /// How much later than usual the answer comes.
+    /// Additional delay of the response.
     pub(crate) fn delay(self) -> Duration {
         match self {
             Self::Slow(ms) => Duration::from_millis(ms),
@@ -87,67 +87,67 @@ impl Fault {
     }
 }
 
-/// A fault that the control endpoint was asked for.
+/// A fault to inject, with the requests that it applies to.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FaultOrder {
-    /// As it would stand in a prompt, without `fault:`, such as `status=500`.
+pub struct FaultSpec {
+    /// The fault as in a prompt marker, without `fault:`, such as `status=500`.
     pub fault: String,
-    /// How many requests meet it; all unless set.
+    /// Number of requests that it applies to; all if unset.
     pub times: Option<u32>,
-    /// Only prompts that hold this text; all unless set.
+    /// Applies only to prompts that contain this text; to all if unset.
     pub prompt_contains: Option<String>,
 }
 
-struct Ordered {
+struct InjectedFault {
     fault: Fault,
-    times: Option<u32>,
+    remaining: Option<u32>,
     prompt_contains: Option<String>,
 }
 
-/// The faults in force.
+/// Injected faults, and the number of requests for each prompt with a marker.
 #[derive(Default)]
 pub(crate) struct Faults {
-    ordered: Vec<Ordered>,
-    met: HashMap<String, u32>,
+    injected: Vec<InjectedFault>,
+    hits_by_prompt: HashMap<String, u32>,
 }
 
 impl Faults {
-    pub(crate) fn order(&mut self, order: FaultOrder) -> Result<(), String> {
-        let FaultOrder { fault, times, prompt_contains } = order;
-        self.ordered.push(Ordered { fault: fault.parse()?, times, prompt_contains });
+    pub(crate) fn inject(&mut self, order: FaultSpec) -> Result<(), String> {
+        let FaultSpec { fault, times, prompt_contains } = order;
+        self.injected.push(InjectedFault { fault: fault.parse()?, remaining: times, prompt_contains });
         Ok(())
     }
 
     pub(crate) fn clear(&mut self) {
-        self.ordered.clear();
+        self.injected.clear();
     }
 
-    /// The fault that this request meets, if any. What was ordered comes before what stands in the prompt.
-    pub(crate) fn next(&mut self, prompt: &str) -> Result<Option<Fault>, String> {
-        let ordered = self.ordered.iter_mut().find(|ordered| {
-            ordered.times != Some(0) && ordered.prompt_contains.as_ref().is_none_or(|text| prompt.contains(text))
+    /// The fault for a request with this prompt, if any. Injected faults have precedence over markers.
+    pub(crate) fn next_fault(&mut self, prompt: &str) -> Result<Option<Fault>, String> {
+        let ordered = self.injected.iter_mut().find(|ordered| {
+            ordered.remaining != Some(0) && ordered.prompt_contains.as_ref().is_none_or(|text| prompt.contains(text))
         });
         if let Some(ordered) = ordered {
-            ordered.times = ordered.times.map(|times| times - 1);
+            ordered.remaining = ordered.remaining.map(|times| times - 1);
             return Ok(Some(ordered.fault));
         }
-        let Some(word) = word_in(prompt) else { return Ok(None) };
+        let Some(word) = find_marker(prompt) else { return Ok(None) };
         let (name, times) = match word.rsplit_once(" x") {
             None => (word, None),
             Some((name, times)) => {
-                (name, Some(times.parse::<u32>().map_err(|_| format!("fault {word:?}: {times:?} is not a count"))?))
+                (name, Some(times.parse::<u32>().map_err(|_| format!("fault {word:?}: invalid count {times:?}"))?))
             }
         };
         let fault = name.trim().parse()?;
-        let met = self.met.entry(prompt.to_owned()).or_default();
+        let met = self.hits_by_prompt.entry(prompt.to_owned()).or_default();
         *met += 1;
         Ok((times.is_none_or(|times| *met <= times)).then_some(fault))
     }
 }
 
-/// What stands between `[fault:` and `]`.
-fn word_in(prompt: &str) -> Option<&str> {
+/// The text between `[fault:` and `]`.
+fn find_marker(prompt: &str) -> Option<&str> {
     let (_, rest) = prompt.split_once("[fault:")?;
     Some(rest.split_once(']')?.0)
 }
@@ -157,26 +157,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_in_the_prompt_is_met_as_often_as_it_says() {
+    fn prompt_marker_triggers_its_fault_as_often_as_requested() {
         let mut faults = Faults::default();
         let twice = "A fox [fault:status=500 x2], 4k";
-        assert_eq!(faults.next(twice), Ok(Some(Fault::Status(500, None))));
-        assert_eq!(faults.next(twice), Ok(Some(Fault::Status(500, None))));
-        assert_eq!(faults.next(twice), Ok(None));
+        assert_eq!(faults.next_fault(twice), Ok(Some(Fault::Status(500, None))));
+        assert_eq!(faults.next_fault(twice), Ok(Some(Fault::Status(500, None))));
+        assert_eq!(faults.next_fault(twice), Ok(None));
         for _ in 0..5 {
-            assert_eq!(faults.next("A fox [fault:status=429:7]"), Ok(Some(Fault::Status(429, Some(7)))));
+            assert_eq!(faults.next_fault("A fox [fault:status=429:7]"), Ok(Some(Fault::Status(429, Some(7)))));
         }
-        assert_eq!(faults.next("A fox"), Ok(None));
-        assert!(faults.next("A fox [fault:explode]").is_err_and(|error| error.contains("explode")));
+        assert_eq!(faults.next_fault("A fox"), Ok(None));
+        assert!(faults.next_fault("A fox [fault:explode]").is_err_and(|error| error.contains("explode")));
     }
 
     #[test]
-    fn an_ordered_fault_is_met_by_the_prompts_it_names() {
+    fn injected_fault_applies_only_to_matching_prompts() {
         let mut faults = Faults::default();
-        let order = FaultOrder { fault: "slow=5".into(), times: Some(1), prompt_contains: Some("fox".into()) };
-        faults.order(order).expect("a known fault");
-        assert_eq!(faults.next("A cat"), Ok(None));
-        assert_eq!(faults.next("A fox"), Ok(Some(Fault::Slow(5))));
-        assert_eq!(faults.next("A fox"), Ok(None));
+        let order = FaultSpec { fault: "slow=5".into(), times: Some(1), prompt_contains: Some("fox".into()) };
+        faults.inject(order).expect("a known fault");
+        assert_eq!(faults.next_fault("A cat"), Ok(None));
+        assert_eq!(faults.next_fault("A fox"), Ok(Some(Fault::Slow(5))));
+        assert_eq!(faults.next_fault("A fox"), Ok(None));
     }
 }

@@ -1,50 +1,50 @@
-//! What the sandbox was asked, and what would have been paid for.
+//! Counts of the requests that the sandbox received and of the images that it charged for.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// The sandbox's counts since it started.
+/// Requests and charged images since the sandbox started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// Requests for pictures, refused ones included.
+    /// Image requests, including rejected ones.
     pub requests: u32,
-    /// Pictures that were made, and so charged, withheld and damaged ones included.
+    /// Generated, and therefore charged, images, including filtered and damaged ones.
     pub charged: u32,
-    /// Requests in flight at this moment.
+    /// Image requests in flight now.
     pub in_flight: u32,
-    /// The most requests that were in flight at once.
+    /// Highest number of image requests in flight at the same time.
     pub max_in_flight: u32,
-    /// Requests by the status they were answered with.
+    /// Answered image requests by HTTP status.
     pub by_status: BTreeMap<u16, u32>,
-    /// The same, for each prompt.
-    pub by_prompt: BTreeMap<String, Asked>,
+    /// Requests and charged images by prompt.
+    pub by_prompt: BTreeMap<String, PromptCounts>,
 }
 
-/// A request for pictures.
+/// An image request in the request log.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival {
-    /// When it came.
-    pub at: Instant,
-    /// What it was answered with; `None` while it is in flight, and where the caller hung up.
+pub struct RequestRecord {
+    /// When the request arrived.
+    pub received_at: Instant,
+    /// HTTP status of the response; `None` while the request is in flight, and if the caller disconnected.
     pub status: Option<u16>,
 }
 
-/// What was asked with one prompt.
+/// Requests and charged images of one prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
-    /// Requests.
+pub struct PromptCounts {
+    /// Requests that passed validation.
     pub requests: u32,
-    /// Pictures made.
+    /// Images that were generated and charged.
     pub charged: u32,
 }
 
 impl Ledger {
-    /// What was asked with prompts that hold `text`.
-    pub fn asked(&self, text: &str) -> Asked {
+    /// Sums the counts of all prompts that contain `text`.
+    pub fn prompt_counts(&self, text: &str) -> PromptCounts {
         let matching = self.by_prompt.iter().filter(|(prompt, _)| prompt.contains(text));
-        matching.fold(Asked::default(), |sum, (_, asked)| Asked {
+        matching.fold(PromptCounts::default(), |sum, (_, asked)| PromptCounts {
             requests: sum.requests + asked.requests,
             charged: sum.charged + asked.charged,
         })

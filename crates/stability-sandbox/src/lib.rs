@@ -1,11 +1,11 @@
-//! A stand-in for Stability AI's API, for tests and demos: no key, no bill, no network.
+//! A sandbox of Stability AI's image API for tests and demos: no API key, no cost, no network.
 //!
-//! It holds to the API's rules (keys, sizes, ranges, English only, the lock-out above 150 requests in 10 seconds, error bodies),
-//! paints a picture that shows its prompt, injects faults on request, and counts what it was asked, so that a test can say what
-//! would have been paid for. It is not a place for the worker's own rules.
+//! It enforces the API's rules (keys, dimensions, ranges, English only, the lockout above 150 requests in 10 seconds,
+//! error bodies), renders an image that shows its prompt, injects faults on request, and counts requests and charged
+//! images, so that a test can check what would have been paid for. The worker's own rules do not belong here.
 //!
-//! In reading order: the [`server`](Sandbox) checks a request by the `rules` and the `limiter`, meets the [`faults`] that were
-//! asked for, `paint`s, and writes everything into the [`ledger`].
+//! In reading order: the [`server`](Sandbox) checks a request by the `rules` and the `limiter`, applies injected
+//! [`faults`], renders the image with `paint`, and records the request in the [`ledger`].
 
 pub mod faults;
 pub mod ledger;

@@ -1,4 +1,4 @@
-//! `stability-sandbox`: the stand-in as a program.
+//! The program `stability-sandbox`, which runs the sandbox until SIGINT or SIGTERM.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -8,29 +8,29 @@ use anyhow::Context;
 use clap::Parser;
 use stability_sandbox::{Sandbox, Settings};
 
-/// A stand-in for Stability AI's API: its rules, limits and errors, and pictures that show their prompt.
+/// Run a sandbox of Stability AI's image API with its rules, limits and errors; images show their prompt
 #[derive(Parser)]
 #[command(version, about)]
 struct Options {
-    /// Where to listen; port 0 takes a free one, which is printed
+    /// Listen on this address; port 0 chooses a free port, which is logged
     #[arg(long, default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
-    /// A key that is accepted; may be given more than once
+    /// Accept this API key; can be repeated
     #[arg(long = "key", default_value = "sk-sandbox")]
     keys: Vec<String>,
-    /// Requests allowed in 10 seconds
+    /// Allow this many requests in 10 seconds
     #[arg(long, default_value_t = 150)]
     limit: u32,
-    /// Seconds that a caller over the limit is locked out
+    /// Reject all requests for this many seconds after the limit was exceeded
     #[arg(long, default_value_t = 60)]
     lockout_s: u64,
-    /// Milliseconds that painting takes at least
+    /// Take at least this many milliseconds for a generation
     #[arg(long, default_value_t = 0)]
     latency_ms: u64,
-    /// Paint sketches, which take a tenth of the time
+    /// Render sketches instead of scenes, in a tenth of the time
     #[arg(long)]
     sketch: bool,
-    /// Credits of the account; a picture costs 2
+    /// Start with this many credits; an image costs 2
     #[arg(long, default_value_t = 10_000.0)]
     credits: f64,
 }
@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
         ..Settings::default()
     };
     let sandbox = Sandbox::start(settings).await.with_context(|| format!("cannot listen on {}", options.listen))?;
-    tracing::info!(url = sandbox.base_url(), "the sandbox is listening");
+    tracing::info!(url = sandbox.base_url(), "sandbox listening");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => {}

@@ -1,29 +1,29 @@
-//! Error answers as the API words them.
+//! Error responses, worded like those of the API.
 
 use axum::Json;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// The API's id of a failure, for its support.
-const ID: &str = "9160aa70222d77b8";
+/// The error id, which identifies a failure to the API's support; always the same here.
+const ERROR_ID: &str = "9160aa70222d77b8";
 
-/// A refusal: status, name and message of the API's error body.
+/// An API error: HTTP status, and name and message of the error body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct ApiError {
     pub(crate) status: u16,
     pub(crate) name: &'static str,
     pub(crate) message: String,
     pub(crate) retry_after_s: Option<u64>,
 }
 
-impl Refusal {
+impl ApiError {
     pub(crate) fn new(status: u16, name: &'static str, message: impl Into<String>) -> Self {
         Self { status, name, message: message.into(), retry_after_s: None }
     }
 
-    /// The refusal that the API gives with this status when nothing more is known.
-    pub(crate) fn of_status(status: u16) -> Self {
+    /// The API's general error for this status.
+    pub(crate) fn from_status(status: u16) -> Self {
         let (name, message) = match status {
             400 => ("bad_request", "the request is not valid"),
             401 => ("unauthorized", "missing or incorrect authorization header"),
@@ -42,14 +42,14 @@ impl Refusal {
     }
 }
 
-impl Refusal {
-    /// The error body of the v2beta API.
+impl ApiError {
+    /// The error response of the v2beta API.
     pub(crate) fn into_v2beta(self) -> Response {
-        let body = json!({"id": ID, "name": self.name, "errors": [self.message]});
-        self.with(body)
+        let body = json!({"id": ERROR_ID, "name": self.name, "errors": [self.message]});
+        self.into_response_with(body)
     }
 
-    fn with(self, body: serde_json::Value) -> Response {
+    fn into_response_with(self, body: serde_json::Value) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = Json(body);
         let retry_after: Option<[(HeaderName, String); 1]> =
@@ -61,10 +61,10 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
-    /// The error body of the v1 API.
+impl IntoResponse for ApiError {
+    /// The error response of the v1 API.
     fn into_response(self) -> Response {
-        let body = json!({"id": ID, "name": self.name, "message": self.message});
-        self.with(body)
+        let body = json!({"id": ERROR_ID, "name": self.name, "message": self.message});
+        self.into_response_with(body)
     }
 }

@@ -1,9 +1,9 @@
-//! What the API takes, and how it refuses the rest.
+//! Validation of requests by the rules of the API.
 
 pub(crate) mod v1;
 pub(crate) mod v2beta;
 
-use crate::reply::Refusal;
+use crate::reply::ApiError;
 
 const STYLE_PRESETS: [&str; 17] = [
     "enhance",
@@ -25,23 +25,23 @@ const STYLE_PRESETS: [&str; 17] = [
     "tile-texture",
 ];
 
-/// Words whose prompts the sandbox refuses, as the API refuses what its moderation flags.
-const REFUSED_WORDS: [&str; 5] = ["gore", "gory", "beheading", "nude", "naked"];
+/// Words that make the sandbox reject a prompt, in place of the API's moderation.
+const BLOCKED_WORDS: [&str; 5] = ["gore", "gory", "beheading", "nude", "naked"];
 
-/// A request that keeps to the rules.
+/// A valid image request.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Order {
-    /// The prompts of positive weight, joined.
+pub(crate) struct ImageRequest {
+    /// The prompts of positive weight, joined by spaces.
     pub(crate) prompt: String,
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) samples: u32,
-    /// 0 lets the sandbox choose.
+    /// 0: the sandbox chooses the seed.
     pub(crate) seed: u32,
     pub(crate) format: Format,
 }
 
-/// How a picture is to be encoded.
+/// The file format of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Png,
@@ -59,21 +59,21 @@ impl Format {
     }
 }
 
-/// Whether moderation refuses a prompt.
-fn is_refused(prompt: &str) -> bool {
+/// Whether the prompt contains a blocked word, in upper or lower case.
+fn is_flagged_by_moderation(prompt: &str) -> bool {
     prompt
         .split(|c: char| !c.is_alphanumeric())
-        .any(|word| REFUSED_WORDS.iter().any(|refused| word.eq_ignore_ascii_case(refused)))
+        .any(|word| BLOCKED_WORDS.iter().any(|refused| word.eq_ignore_ascii_case(refused)))
 }
 
-fn check_language(text: &str) -> Result<(), Refusal> {
+fn check_language(text: &str) -> Result<(), ApiError> {
     if is_english(text) {
         return Ok(());
     }
-    Err(Refusal::new(400, "invalid_language", "English is the only supported language for this service"))
+    Err(ApiError::new(400, "invalid_language", "English is the only supported language for this service"))
 }
 
-/// Letters of other scripts are not English; accents, symbols and emoji pass.
+/// Whether all letters are Latin (up to U+024F); symbols and emoji are allowed.
 fn is_english(text: &str) -> bool {
     !text.chars().any(|c| c.is_alphabetic() && u32::from(c) > 0x024F)
 }

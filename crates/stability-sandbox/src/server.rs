@@ -1,4 +1,4 @@
-//! The HTTP side: text-to-image of v1 and v2beta, balance, engines, and the control endpoints below `/_sandbox`.
+//! The HTTP server: text-to-image of v1 and v2beta, balance, engines, and control endpoints below `/_sandbox`.
 
 mod account;
 mod artwork;
@@ -18,12 +18,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::Settings;
-use crate::faults::{FaultOrder, Faults};
-use crate::ledger::{Arrival, Ledger};
+use crate::faults::{FaultSpec, Faults};
+use crate::ledger::{Ledger, RequestRecord};
 use crate::limiter::Limiter;
-use crate::reply::Refusal;
+use crate::reply::ApiError;
 
-/// A running sandbox; it stops when this is dropped.
+/// A running sandbox, which stops when this value is dropped.
 pub struct Sandbox {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -33,12 +33,12 @@ pub struct Sandbox {
 struct Shared {
     settings: Settings,
     state: Mutex<Inner>,
-    seeds: AtomicU32,
+    next_seed: AtomicU32,
 }
 
 struct Inner {
     ledger: Ledger,
-    arrivals: Vec<Arrival>,
+    request_log: Vec<RequestRecord>,
     faults: Faults,
     limiter: Limiter,
     credits: f64,
@@ -51,7 +51,7 @@ impl Inner {
     fn new(settings: &Settings) -> Self {
         Self {
             ledger: Ledger::default(),
-            arrivals: Vec::new(),
+            request_log: Vec::new(),
             faults: Faults::default(),
             limiter: Limiter::new(settings.limit, settings.window, settings.lockout),
             credits: settings.credits,
@@ -63,71 +63,71 @@ impl Inner {
 }
 
 impl Sandbox {
-    /// Starts a sandbox in the background of this runtime.
+    /// Starts a sandbox as a background task of the current runtime.
     ///
     /// # Errors
     ///
-    /// Where it cannot listen on the address.
-    #[expect(clippy::disallowed_methods, reason = "the task is kept, and ended when the sandbox is dropped")]
+    /// If it cannot listen on the address.
+    #[expect(clippy::disallowed_methods, reason = "the handle is kept; dropping the sandbox aborts the task")]
     pub async fn start(settings: Settings) -> std::io::Result<Self> {
         let listener = TcpListener::bind(settings.listen).await?;
         let address = listener.local_addr()?;
         let state = Mutex::new(Inner::new(&settings));
-        let shared = Arc::new(Shared { settings, state, seeds: AtomicU32::new(1) });
+        let shared = Arc::new(Shared { settings, state, next_seed: AtomicU32::new(1) });
         let router = router(shared.clone());
         let server = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the sandbox stopped");
+                tracing::error!(%error, "sandbox server failed");
             }
         });
         Ok(Self { address, shared, server })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The base URL that a client is given.
+    /// The base URL for clients, with a trailing slash.
     pub fn base_url(&self) -> String {
         format!("http://{}/", self.address)
     }
 
-    /// What it was asked so far.
+    /// A copy of the counts so far.
     pub fn ledger(&self) -> Ledger {
         self.shared.lock().ledger.clone()
     }
 
-    /// Every request for pictures, in the order they came.
-    pub fn arrivals(&self) -> Vec<Arrival> {
-        self.shared.lock().arrivals.clone()
+    /// All image requests, in order of arrival.
+    pub fn request_log(&self) -> Vec<RequestRecord> {
+        self.shared.lock().request_log.clone()
     }
 
-    /// Lets requests meet a fault.
+    /// Injects a fault into matching requests.
     ///
     /// # Errors
     ///
-    /// A sentence, where the fault is not known.
-    pub fn order(&self, order: FaultOrder) -> Result<(), String> {
-        self.shared.lock().faults.order(order)
+    /// A message that lists the known faults, if the fault is unknown.
+    pub fn inject_fault(&self, order: FaultSpec) -> Result<(), String> {
+        self.shared.lock().faults.inject(order)
     }
 
-    /// Lets every request be well again, but for the faults in prompts.
+    /// Removes all injected faults; markers in prompts keep their effect.
     pub fn clear_faults(&self) {
         self.shared.lock().faults.clear();
     }
 
-    /// Sets how long painting takes at least.
+    /// Sets the minimum duration of a generation.
     pub fn set_latency(&self, latency: Duration) {
         self.shared.lock().latency = latency;
     }
 
-    /// Lets pictures be sketches, or scenes again.
+    /// Sets whether images are sketches or scenes.
     pub fn set_sketch(&self, sketch: bool) {
         self.shared.lock().sketch = sketch;
     }
 
-    /// Lets the balance be answered with this status, or well again.
+    /// Makes balance requests fail with this status, or succeed if `None`.
     pub fn set_balance_status(&self, status: Option<u16>) {
         self.shared.lock().balance_status = status;
     }
@@ -149,15 +149,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The key must be one of the account's.
-    fn check_key(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// Checks that the bearer token is one of the account's keys.
+    fn check_key(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let key = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "));
         match key {
             Some(key) if self.settings.keys.iter().any(|known| known == key) => Ok(()),
-            _ => Err(Refusal::of_status(401)),
+            _ => Err(ApiError::from_status(401)),
         }
     }
 }
@@ -169,9 +169,9 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/user/balance", get(account::balance))
         .route("/v1/engines/list", get(account::engines))
         .route("/_sandbox/ledger", get(control::ledger))
-        .route("/_sandbox/faults", post(control::order_fault).delete(control::clear_faults))
-        .fallback(|| async { Refusal::new(404, "not_found", "no such path") })
-        .method_not_allowed_fallback(|| async { Refusal::of_status(405) })
+        .route("/_sandbox/faults", post(control::inject_fault).delete(control::clear_faults))
+        .fallback(|| async { ApiError::new(404, "not_found", "no such path") })
+        .method_not_allowed_fallback(|| async { ApiError::from_status(405) })
         .layer(DefaultBodyLimit::max(1024 * 1024))
         .with_state(shared)
 }

@@ -1,33 +1,33 @@
-//! How the sandbox behaves.
+//! Settings of the sandbox.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// The sandbox's settings.
+/// Behaviour of a sandbox: address, keys, rate limit, latency and credits.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 chooses a free port.
     pub listen: SocketAddr,
-    /// Keys that are accepted.
+    /// Accepted API keys.
     pub keys: Vec<String>,
-    /// Requests that are allowed within `window`.
+    /// Number of requests allowed within `window`.
     pub limit: u32,
-    /// The window of the limit.
+    /// Length of the sliding window of `limit`.
     pub window: Duration,
-    /// How long a caller that went over the limit is locked out.
+    /// How long all requests are rejected after the limit was exceeded.
     pub lockout: Duration,
-    /// How long painting takes at least.
+    /// Minimum duration of a generation.
     pub latency: Duration,
-    /// Whether pictures are sketches, which take a tenth of the time of a scene.
+    /// Whether images are sketches, which take a tenth of the rendering time of scenes.
     pub sketch: bool,
-    /// Credits of the account at the start.
+    /// Initial credits of the account.
     pub credits: f64,
-    /// Credits that one picture costs.
-    pub credits_per_picture: f64,
+    /// Price of one image in credits.
+    pub credits_per_image: f64,
 }
 
 impl Default for Settings {
-    /// The real API's limits: 150 requests in 10 seconds, else a lock-out of 60 seconds.
+    /// The real API's limits: 150 requests in 10 seconds, and a lockout of 60 seconds when they are exceeded.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -38,7 +38,7 @@ impl Default for Settings {
             latency: Duration::ZERO,
             sketch: false,
             credits: 10_000.0,
-            credits_per_picture: 2.0,
+            credits_per_image: 2.0,
         }
     }
 }

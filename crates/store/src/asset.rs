@@ -1,14 +1,14 @@
-//! A row of `assets`.
+//! The table `assets`.
 
 use domain::failure::ImageFailureCode;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
-use domain::recipe::Recipe;
+use domain::recipe::GenerationParams;
 use domain::state::RowState;
 use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 
-pub(super) const IMAGE: &str = "image";
+pub(super) const IMAGE_TYPE: &str = "image";
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "assets")]
@@ -33,7 +33,8 @@ pub(super) struct Model {
     pub(super) error_code: Option<String>,
     #[sea_orm(column_type = "Text", nullable)]
     pub(super) error_message: Option<String>,
-    pub(super) may_pass: Option<bool>,
+    #[sea_orm(column_name = "may_pass")]
+    pub(super) retryable: Option<bool>,
     pub(super) requests: i32,
     pub(super) charged: i32,
     pub(super) created_at: TimeDateTimeWithTimeZone,
@@ -45,13 +46,13 @@ pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// What `metadata` holds. Before an image is finished only the first two are known.
+/// The JSON in the column `metadata`. Until an image is completed or has failed, only the first two fields are set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Metadata {
     pub(super) description: String,
     pub(super) index: u32,
     #[serde(flatten)]
-    pub(super) recipe: Option<Recipe>,
+    pub(super) params: Option<GenerationParams>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) seed: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,37 +62,37 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    pub(super) fn json(&self) -> Json {
-        serde_json::to_value(self).expect("plain data serialises")
+    pub(super) fn to_json(&self) -> Json {
+        serde_json::to_value(self).expect("metadata is serializable")
     }
 }
 
 impl Model {
-    pub(super) fn number(&self) -> u32 {
+    pub(super) fn image_index(&self) -> u32 {
         u32::try_from(self.index).unwrap_or_default()
     }
 
-    pub(super) fn metadata(&self) -> Metadata {
+    pub(super) fn parse_metadata(&self) -> Metadata {
         serde_json::from_value(self.metadata.clone()).unwrap_or_default()
     }
 
-    /// What the row says of its image. A row that says nonsense counts as untried, so that its image is made anew.
+    /// The state of the image. An inconsistent row counts as untried, so that its image is generated again.
     pub(super) fn state(&self) -> ImageState {
         let state = RowState::ALL.iter().find(|state| state.as_str() == self.status);
         match state {
             Some(RowState::Completed) => {
-                self.finished().map_or(ImageState::Untried, |asset| ImageState::Completed(Box::new(asset)))
+                self.completed_asset().map_or(ImageState::Untried, |asset| ImageState::Completed(Box::new(asset)))
             }
             Some(RowState::Failed) => self.failure().map_or(ImageState::Untried, ImageState::Failed),
             Some(RowState::Pending) | None => ImageState::Untried,
         }
     }
 
-    fn finished(&self) -> Option<Asset> {
-        let metadata = self.metadata();
+    fn completed_asset(&self) -> Option<Asset> {
+        let metadata = self.parse_metadata();
         Some(Asset {
             id: self.id,
-            index: self.number(),
+            index: self.image_index(),
             file_path: self.file_path.clone()?,
             uri: metadata.uri?,
             width: u32::try_from(self.width?).ok()?,
@@ -100,7 +101,7 @@ impl Model {
             size_bytes: u64::try_from(self.size_bytes?).ok()?,
             sha256: self.sha256.clone()?,
             description: metadata.description,
-            recipe: metadata.recipe?,
+            params: metadata.params?,
             seed: metadata.seed?,
             origin: metadata.origin?,
         })
@@ -109,10 +110,10 @@ impl Model {
     fn failure(&self) -> Option<ImageFailure> {
         let code = self.error_code.as_deref()?.parse::<ImageFailureCode>().ok()?;
         Some(ImageFailure {
-            index: self.number(),
-            description: self.metadata().description,
+            index: self.image_index(),
+            description: self.parse_metadata().description,
             code,
-            may_pass: self.may_pass.unwrap_or_else(|| code.may_pass()),
+            retryable: self.retryable.unwrap_or_else(|| code.is_retryable()),
             message: self.error_message.clone().unwrap_or_default(),
             attempts: u32::try_from(self.requests).unwrap_or_default(),
         })

@@ -1,4 +1,4 @@
-//! Images made before, found by their fingerprint. Their files are the cache.
+//! Cached images: completed images of earlier jobs, found by their fingerprint.
 
 use domain::image_spec::ImageFormat;
 use domain::state::RowState;
@@ -7,48 +7,48 @@ use uuid::Uuid;
 
 use tracing::Instrument;
 
-use super::{Doing, Store, StoreError, asset};
+use super::{QueryExt, Store, StoreError, asset};
 
-/// How many candidates are looked at: where so many files are missing or damaged, the next one hardly helps.
-const CANDIDATES: u64 = 16;
+/// Maximum number of candidates: if the files of so many are missing or damaged, another one is unlikely to help.
+const MAX_CANDIDATES: u64 = 16;
 
-/// An image made before, as its row has it. Whether its file is still there and whole is for others to find out.
+/// A completed image as recorded in its row. The caller checks that the file still exists and is intact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedImage {
-    /// The path below the storage root.
+    /// The path relative to the storage root.
     pub file_path: String,
-    /// How it is encoded.
+    /// The file format.
     pub format: ImageFormat,
-    /// Length of the file.
+    /// Size of the file in bytes.
     pub size_bytes: u64,
     /// SHA-256 of the file, in lower-case hex.
     pub sha256: String,
-    /// The seed it was made with.
+    /// The seed with which it was generated.
     pub seed: u32,
 }
 
 impl Store {
-    /// Finished images with this fingerprint, the newest first; at most 16.
-    pub async fn cached_images(&self, fingerprint: Uuid) -> Result<Vec<CachedImage>, StoreError> {
+    /// Completed images with this fingerprint, the newest first, at most 16.
+    pub async fn find_cached_images(&self, fingerprint: Uuid) -> Result<Vec<CachedImage>, StoreError> {
         async {
             let rows = asset::Entity::find()
                 .filter(asset::Column::Fingerprint.eq(fingerprint))
                 .filter(asset::Column::Status.eq(RowState::Completed.as_str()))
                 .order_by_desc(asset::Column::UpdatedAt)
-                .limit(CANDIDATES)
+                .limit(MAX_CANDIDATES)
                 .all(&self.db)
-                .doing("look for a cached image")
+                .with_timeout("find cached images")
                 .await?;
-            Ok(rows.into_iter().filter_map(cached).collect())
+            Ok(rows.into_iter().filter_map(cached_image).collect())
         }
-        .instrument(self.asked("find", "assets"))
+        .instrument(self.operation_span("find", "assets"))
         .await
     }
 }
 
-fn cached(row: asset::Model) -> Option<CachedImage> {
+fn cached_image(row: asset::Model) -> Option<CachedImage> {
     Some(CachedImage {
-        seed: row.metadata().seed?,
+        seed: row.parse_metadata().seed?,
         format: ImageFormat::parse(row.format.as_deref()?)?,
         size_bytes: u64::try_from(row.size_bytes?).ok()?,
         sha256: row.sha256?,

@@ -1,4 +1,4 @@
-//! Taking a job on: it is new, to be continued, held by somebody, finished, or in conflict with another of the same id.
+//! Claiming a job: it is new, can be continued, is leased elsewhere, has ended, or its id belongs to another command.
 
 use std::time::Duration;
 
@@ -20,66 +20,66 @@ use uuid::Uuid;
 
 use tracing::Instrument;
 
-use super::{Doing, Lease, Store, StoreError, asset, job, lease, style};
+use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
 
-/// A terminal event as it was stored with its job.
+/// A terminal event as stored with its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TerminalEvent {
     /// The event, byte for byte.
     pub event: Event,
-    /// Whether a queue has taken it before.
+    /// Whether a queue has already received it.
     pub published: bool,
-    /// Why the job failed; `None` where it completed.
+    /// Why the job failed; `None` if it completed.
     pub error: Option<JobFailureCode>,
 }
 
 impl TerminalEvent {
-    /// The terminal event of a job that has just ended.
+    /// Creates the terminal event of a job that has just ended; it is not published yet.
     pub fn new(event: Event, error: Option<JobFailureCode>) -> Self {
         Self { event, published: false, error }
     }
 }
 
-/// What a command's job turned out to be.
+/// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// It is ours to work on.
-    Run(Claimed),
+    /// This worker holds the job's lease now.
+    Acquired(ClaimedJob),
     /// Another worker holds its lease.
     Leased,
-    /// It has ended; this is its terminal event.
+    /// The job has ended; this is its terminal event.
     Ended(TerminalEvent),
-    /// The id belongs to another command.
+    /// The job id belongs to another command.
     Conflict,
 }
 
-/// On what terms a job is claimed.
+/// Options of a claim.
 #[derive(Debug, Clone, Copy)]
-pub struct ClaimTerms<'a> {
-    /// How long the lease holds unless it is renewed.
-    pub lease: Duration,
-    /// What a new job's images share where neither its command nor its project says so.
-    pub usual_style: &'a Style,
+pub struct ClaimOptions<'a> {
+    /// Time after which the lease expires unless it is renewed.
+    pub lease_duration: Duration,
+    /// The style of a new job where neither its command nor its project sets one.
+    pub default_style: &'a Style,
 }
 
-/// A job that is ours to work on.
+/// A job whose lease this worker holds.
 #[derive(Debug)]
-pub struct Claimed {
-    /// The right to work on it.
+pub struct ClaimedJob {
+    /// The lease of this claim.
     pub lease: Lease,
-    /// How often in a row its lease was lost without an image being finished.
-    pub losses: u32,
-    /// Nobody claimed it before.
-    pub first: bool,
-    /// The trace of the worker that had it last, where that traced.
-    pub earlier: Option<TraceContext>,
-    /// Tries that have ended.
+    /// Number of consecutive leases that expired without an image being completed.
+    pub lease_losses: u32,
+    /// Whether this is the first claim of the job.
+    pub first_claim: bool,
+    /// The trace of the previous claim, if it was traced.
+    pub previous_trace: Option<TraceContext>,
+    /// Number of attempts that have ended.
     pub attempts: u32,
     /// When it was first claimed.
     pub created_at: OffsetDateTime,
-    /// What its images share, as it was settled at the first claim.
+    /// The style of its images, as resolved at the first claim.
     pub style: Style,
-    /// Its images, by index.
+    /// Its images in the order of their index.
     pub images: Vec<ClaimedImage>,
 }
 
@@ -88,49 +88,51 @@ pub struct Claimed {
 pub struct ClaimedImage {
     /// The row's id.
     pub id: Uuid,
-    /// From 1.
+    /// Index within the job, from 1.
     pub index: u32,
-    /// As the command has it.
+    /// The description from the command.
     pub description: String,
-    /// As far as it has come.
+    /// Whether it is untried, completed or failed.
     pub state: ImageState,
-    /// The path an earlier try reserved.
+    /// The path reserved by an earlier attempt.
     pub file_path: Option<String>,
-    /// Requests sent so far.
+    /// Number of requests sent so far.
     pub requests: u32,
-    /// Those of them that may have been charged.
+    /// Number of these requests that may have been charged.
     pub charged: u32,
 }
 
 impl Store {
-    /// Claims the job of a command, making its rows where there are none. `trace` is kept with it, for whoever comes next.
+    /// Claims the job of a command; creates its rows if there are none. `trace` is stored for the next claim.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
+    /// [`StoreError`]; nothing was written.
     pub async fn claim(
         &self,
         command: &Command,
         trace: Option<&TraceContext>,
-        terms: ClaimTerms<'_>,
+        terms: ClaimOptions<'_>,
     ) -> Result<Claim, StoreError> {
         async {
-            let transaction = self.db.begin().doing("claim a job").await?;
-            let claim = claimed(&transaction, command, trace, terms).doing("claim a job").await?;
-            transaction.commit().doing("claim a job").await?;
+            let transaction = self.db.begin().with_timeout("claim a job").await?;
+            let claim = claim_in_transaction(&transaction, command, trace, terms).with_timeout("claim a job").await?;
+            transaction.commit().with_timeout("claim a job").await?;
             Ok(claim)
         }
-        .instrument(self.asked("claim", "jobs"))
+        .instrument(self.operation_span("claim", "jobs"))
         .await
     }
 
-    /// Records a job that never ran as failed. Where a job of that id is known, nothing is written; its terminal event is
-    /// given back if it is the one of this very command or body (as its `digest` says), so that a repeat after a crash publishes it after all.
+    /// Records a job that was never claimed as failed and returns its terminal event.
+    ///
+    /// Writes nothing if a job with this id is known. The job's stored terminal event is then returned only if
+    /// its `digest` is the same, so that a repeat after a crash publishes the event.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn record_unrun(
+    /// [`StoreError`]; nothing was written.
+    pub async fn fail_unclaimed_job(
         &self,
         key: JobKey,
         digest: String,
@@ -139,12 +141,12 @@ impl Store {
         event: &Event,
     ) -> Result<Option<Event>, StoreError> {
         async {
-            let doing = "record an invalid job";
+            let doing = "record an unclaimed job as failed";
             let now = OffsetDateTime::now_utc();
             let row = job::ActiveModel {
                 id: Set(key.job_id),
                 project_id: Set(key.project_id),
-                status: Set(step::REFUSE.to.as_str().to_owned()),
+                status: Set(step::FAIL_UNCLAIMED.to.as_str().to_owned()),
                 digest: Set(digest.clone()),
                 total: Set(0),
                 attempts: Set(0),
@@ -159,42 +161,45 @@ impl Store {
                 finished_at: Set(Some(now)),
                 ..Default::default()
             };
-            let inserted =
-                job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(&self.db).doing(doing).await?;
+            let inserted = job::Entity::insert(row)
+                .on_conflict_do_nothing()
+                .exec_without_returning(&self.db)
+                .with_timeout(doing)
+                .await?;
             if matches!(inserted, TryInsertResult::Inserted(1..)) {
                 return Ok(Some(event.clone()));
             }
-            let known = job::Entity::find_by_id(key.job_id).one(&self.db).doing(doing).await?;
+            let known = job::Entity::find_by_id(key.job_id).one(&self.db).with_timeout(doing).await?;
             Ok(known
                 .filter(|row| row.digest == digest)
                 .and_then(|row| terminal_event(&row))
                 .map(|terminal| terminal.event))
         }
-        .instrument(self.asked("fail", "jobs"))
+        .instrument(self.operation_span("fail", "jobs"))
         .await
     }
 }
 
-async fn claimed(
+async fn claim_in_transaction(
     db: &DatabaseTransaction,
     command: &Command,
     trace: Option<&TraceContext>,
-    terms: ClaimTerms<'_>,
+    terms: ClaimOptions<'_>,
 ) -> Result<Claim, DbErr> {
     let digest = command.digest();
-    // The insert comes first: it takes the write lock at once, and of two claims only one inserts.
+    // The insert comes first: it takes the write lock at once, and only one of two concurrent claims inserts.
     let inserted =
-        job::Entity::insert(new_job(command, &digest)).on_conflict_do_nothing().exec_without_returning(db).await?;
+        job::Entity::insert(new_job_row(command, &digest)).on_conflict_do_nothing().exec_without_returning(db).await?;
     let first = matches!(inserted, TryInsertResult::Inserted(1..));
     if first {
-        let style = style::settled(db, command, terms.usual_style).await?;
-        let style = serde_json::to_value(style).expect("a style serialises");
+        let style = style::resolve_style(db, command, terms.default_style).await?;
+        let style = serde_json::to_value(style).expect("a style is serializable");
         job::Entity::update_many()
             .col_expr(job::Column::Style, Expr::value(style))
             .filter(job::Column::Id.eq(command.job_id))
             .exec(db)
             .await?;
-        asset::Entity::insert_many(new_assets(command)).exec_without_returning(db).await?;
+        asset::Entity::insert_many(new_asset_rows(command)).exec_without_returning(db).await?;
     }
     let row = job::Entity::find_by_id(command.job_id)
         .one(db)
@@ -207,9 +212,9 @@ async fn claimed(
         return Ok(Claim::Ended(terminal));
     }
     let lease = if first {
-        Some(lease::opened(db, row.id, terms.lease).await?)
+        Some(lease::create_lease(db, row.id, terms.lease_duration).await?)
     } else {
-        lease::taken(db, row.id, terms.lease).await?
+        lease::acquire_lease(db, row.id, terms.lease_duration).await?
     };
     let Some(lease) = lease else { return Ok(Claim::Leased) };
     let earlier = TraceContext::parse(row.trace_parent.as_deref(), None);
@@ -228,11 +233,11 @@ async fn claimed(
         .all(db)
         .await?;
     let number = |value: i32| u32::try_from(value).unwrap_or_default();
-    Ok(Claim::Run(Claimed {
+    Ok(Claim::Acquired(ClaimedJob {
         lease,
-        losses: number(losses),
-        first,
-        earlier,
+        lease_losses: number(losses),
+        first_claim: first,
+        previous_trace: earlier,
         attempts: number(row.attempts),
         created_at: row.created_at,
         style: kept.unwrap_or_else(|| command.config.style()),
@@ -242,7 +247,7 @@ async fn claimed(
             .map(|(row, description)| ClaimedImage {
                 description: description.clone(),
                 id: row.id,
-                index: row.number(),
+                index: row.image_index(),
                 state: row.state(),
                 requests: number(row.requests),
                 charged: number(row.charged),
@@ -252,14 +257,14 @@ async fn claimed(
     }))
 }
 
-fn new_job(command: &Command, digest: &str) -> job::ActiveModel {
+fn new_job_row(command: &Command, digest: &str) -> job::ActiveModel {
     let now = OffsetDateTime::now_utc();
     job::ActiveModel {
         id: Set(command.job_id),
         project_id: Set(command.project_id),
-        status: Set(step::OPEN.to.as_str().to_owned()),
+        status: Set(step::CREATE.to.as_str().to_owned()),
         digest: Set(digest.to_owned()),
-        command: Set(Some(serde_json::to_value(command).expect("a command serialises"))),
+        command: Set(Some(serde_json::to_value(command).expect("a command is serializable"))),
         total: Set(i32::try_from(command.image_descriptions.len()).expect("a command has at most 200 images")),
         attempts: Set(0),
         cost_usd: Set(0.0),
@@ -269,7 +274,7 @@ fn new_job(command: &Command, digest: &str) -> job::ActiveModel {
     }
 }
 
-fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
+fn new_asset_rows(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
     let now = OffsetDateTime::now_utc();
     (1_u32..).zip(&command.image_descriptions).map(move |(index, description)| {
         let metadata = asset::Metadata { description: description.clone(), index, ..asset::Metadata::default() };
@@ -278,9 +283,9 @@ fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
             project_id: Set(command.project_id),
             job_id: Set(command.job_id),
             index: Set(i32::try_from(index).expect("a command has at most 200 images")),
-            kind: Set(asset::IMAGE.to_owned()),
-            status: Set(image_step::OPEN.to.as_str().to_owned()),
-            metadata: Set(metadata.json()),
+            kind: Set(asset::IMAGE_TYPE.to_owned()),
+            status: Set(image_step::CREATE.to.as_str().to_owned()),
+            metadata: Set(metadata.to_json()),
             requests: Set(0),
             charged: Set(0),
             created_at: Set(now),
@@ -293,7 +298,7 @@ fn new_assets(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
 /// The terminal event of a job that has ended.
 pub(super) fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
-    let event = Event::stored(kind, event_id(row.id, kind, None), row.terminal_event.clone()?);
+    let event = Event::from_stored(kind, event_id(row.id, kind, None), row.terminal_event.clone()?);
     let error = row.error_code.as_deref().and_then(|code| code.parse().ok());
     Some(TerminalEvent { event, published: row.published_at.is_some(), error })
 }

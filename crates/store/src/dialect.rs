@@ -1,19 +1,20 @@
-//! What PostgreSQL and SQLite write differently.
+//! SQL that differs between PostgreSQL and SQLite.
 
 use sea_orm::DbBackend;
 
-/// SQL of one database.
+/// SQL expressions of one database.
 pub(super) struct Dialect {
-    /// Microseconds since 1970, at this very statement and not at the beginning of its transaction. SQLite's clock has milliseconds.
+    /// Microseconds since 1970 at the time of the statement, not of the start of its transaction. SQLite's clock has a
+    /// resolution of milliseconds.
     pub(super) clock_us: &'static str,
-    /// The day in UTC, as `2026-11-24`.
+    /// The current day in UTC, such as `2026-11-24`.
     pub(super) today: &'static str,
-    /// The function that returns the greatest of its arguments.
+    /// Name of the function that returns the greatest of its arguments.
     pub(super) greatest: &'static str,
 }
 
 impl Dialect {
-    pub(super) fn of(backend: DbBackend) -> Self {
+    pub(super) fn for_backend(backend: DbBackend) -> Self {
         match backend {
             DbBackend::Sqlite => Self {
                 clock_us: "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS BIGINT) * 1000",

@@ -1,4 +1,4 @@
-//! The end of a job.
+//! Finishing a job, and tracking whether its terminal event is published.
 
 use domain::event::{Event, JobError};
 use domain::outcome::ImageState;
@@ -11,44 +11,44 @@ use uuid::Uuid;
 use tracing::Instrument;
 
 use super::claim::{TerminalEvent, terminal_event};
-use super::image::failed;
-use super::lease::{held, may};
-use super::{Doing, Lease, Store, StoreError, job};
+use super::image::mark_failed;
+use super::lease::{precondition, require_lease};
+use super::{Lease, QueryExt, Store, StoreError, job};
 
-/// How a job ends.
+/// The end of a job.
 #[derive(Debug)]
-pub struct Ending<'a> {
-    /// The right to end it.
+pub struct JobEnd<'a> {
+    /// The lease of the job.
     pub lease: Lease,
-    /// Its images; those that failed are written as they stand here.
+    /// Its images; the failed ones are written to their rows.
     pub images: &'a [(Uuid, ImageState)],
-    /// Why it failed, if it did.
+    /// Why the job failed; `None` if it completed.
     pub error: Option<&'a JobError>,
-    /// What it cost.
+    /// What the job cost, in USD.
     pub cost_usd: f64,
-    /// The event that says so.
+    /// The terminal event.
     pub event: &'a Event,
 }
 
-/// A job that has a row.
+/// A job that has a row in `jobs`.
 #[derive(Debug)]
 pub struct KnownJob {
-    /// Its terminal event, if it has ended.
-    pub terminal: Option<TerminalEvent>,
+    /// Its terminal event, if the job has ended.
+    pub terminal_event: Option<TerminalEvent>,
 }
 
 impl Store {
-    /// Ends a job: its outcome, its failed images and its terminal event, together or not at all.
+    /// Ends a job: writes its outcome, its failed images and its terminal event in one transaction.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written. Where somebody else has ended it, that is [`StoreError::LeaseLost`].
-    pub async fn finish(&self, ending: &Ending<'_>) -> Result<(), StoreError> {
+    /// [`StoreError`]; nothing was written. [`StoreError::LeaseLost`] if another worker has claimed or ended the job.
+    pub async fn finish(&self, ending: &JobEnd<'_>) -> Result<(), StoreError> {
         async {
-            let doing = "end a job";
+            let doing = "finish a job";
             let now = OffsetDateTime::now_utc();
             let step = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
-            let transaction = self.begin_held(ending.lease, doing).await?;
+            let transaction = self.begin_with_lease(ending.lease, doing).await?;
             let ended = job::Entity::update_many()
                 .col_expr(job::Column::Status, Expr::value(step.to.as_str()))
                 .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
@@ -60,60 +60,60 @@ impl Store {
                 .col_expr(job::Column::UpdatedAt, Expr::value(now))
                 .col_expr(job::Column::FinishedAt, Expr::value(now))
                 .filter(job::Column::Id.eq(ending.lease.job_id))
-                .filter(may(step))
+                .filter(precondition(step))
                 .exec(&transaction)
-                .doing(doing)
+                .with_timeout(doing)
                 .await?;
-            held(ended.rows_affected)?;
+            require_lease(ended.rows_affected)?;
             for (id, state) in ending.images {
                 if let ImageState::Failed(failure) = state {
-                    failed(&transaction, *id, failure).doing(doing).await?;
+                    mark_failed(&transaction, *id, failure).with_timeout(doing).await?;
                 }
             }
-            transaction.commit().doing(doing).await
+            transaction.commit().with_timeout(doing).await
         }
-        .instrument(self.asked("finish", "jobs"))
+        .instrument(self.operation_span("finish", "jobs"))
         .await
     }
 
-    /// Looks a job up; `None` where no worker has claimed it.
+    /// Finds a job; `None` if it has no row: no worker has claimed it or recorded its failure.
     pub async fn find_job(&self, job_id: Uuid) -> Result<Option<KnownJob>, StoreError> {
         async {
-            let row = job::Entity::find_by_id(job_id).one(&self.db).doing("look for a job").await?;
-            Ok(row.map(|row| KnownJob { terminal: terminal_event(&row) }))
+            let row = job::Entity::find_by_id(job_id).one(&self.db).with_timeout("find a job").await?;
+            Ok(row.map(|row| KnownJob { terminal_event: terminal_event(&row) }))
         }
-        .instrument(self.asked("find", "jobs"))
+        .instrument(self.operation_span("find", "jobs"))
         .await
     }
 
-    /// Terminal events that no queue has taken, the oldest first.
+    /// Terminal events that no queue has received yet, the oldest first.
     pub async fn unpublished_events(&self) -> Result<Vec<(Uuid, Event)>, StoreError> {
         let rows = job::Entity::find()
             .filter(job::Column::TerminalEvent.is_not_null())
             .filter(job::Column::PublishedAt.is_null())
             .order_by_asc(job::Column::FinishedAt)
             .all(&self.db)
-            .doing("look for terminal events")
+            .with_timeout("find unpublished terminal events")
             .await?;
         Ok(rows.iter().filter_map(|row| Some((row.id, terminal_event(row)?.event))).collect())
     }
 
-    /// Notes that a queue has taken the job's terminal event.
+    /// Records that a queue has received the job's terminal event.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
+    /// [`StoreError`]; nothing was written.
     pub async fn mark_published(&self, job_id: Uuid) -> Result<(), StoreError> {
         async {
             job::Entity::update_many()
                 .col_expr(job::Column::PublishedAt, Expr::value(OffsetDateTime::now_utc()))
                 .filter(job::Column::Id.eq(job_id))
                 .exec(&self.db)
-                .doing("note a published event")
+                .with_timeout("mark a terminal event as published")
                 .await
                 .map(drop)
         }
-        .instrument(self.asked("mark_published", "jobs"))
+        .instrument(self.operation_span("mark_published", "jobs"))
         .await
     }
 }

@@ -1,4 +1,4 @@
-//! A row of `jobs`.
+//! The table `jobs`.
 
 use sea_orm::entity::prelude::*;
 

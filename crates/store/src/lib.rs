@@ -1,6 +1,7 @@
-//! The database: jobs, assets, translations, styles, money, and what may become of them. The only crate that names `sea-orm`; no type of it leaves.
+//! Database access: jobs, leases, assets, cached images, translations, project styles, spending and quota.
 //!
-//! Every method is one short transaction or statement; none waits for anything but the database.
+//! The only crate that uses `sea-orm`; its public API contains no type of it. Each method runs one short transaction or
+//! statement, and none waits for anything but the database.
 
 mod asset;
 mod cached;
@@ -28,96 +29,96 @@ use tracing::{Span, info_span};
 use url::Url;
 
 pub use cached::CachedImage;
-pub use claim::{Claim, ClaimTerms, Claimed, ClaimedImage, TerminalEvent};
-pub use finish::{Ending, KnownJob};
+pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
+pub use finish::{JobEnd, KnownJob};
 pub use lease::Lease;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
-pub use spending::{PaidImage, Payment};
+pub use spending::{LeasedImage, PaymentOutcome};
 pub use translation::Translation;
 
-/// How long a connection is waited for.
+/// Timeout for connecting and for getting a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The bound on any single answer: statements take milliseconds, or the database is in trouble.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest description of a failure in a span.
-const MAX_DESCRIPTION_CHARS: usize = 300;
-/// A job holds no connection while it waits for anything else, so that few are enough.
+/// Timeout for each statement, which normally takes milliseconds.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum length of `otel.status_description`.
+const MAX_STATUS_CHARS: usize = 300;
+/// Size of the connection pool. A job holds no connection while it waits for anything else, so a few are enough.
 const MAX_CONNECTIONS: u32 = 8;
 
-/// Why something was not written or read.
+/// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database failed, while doing what.
-    #[error("the database cannot {doing}")]
-    Failed {
-        /// What it was asked to do.
-        doing: &'static str,
-        /// Why it did not.
+    /// The database returned an error, or did not respond in time.
+    #[error("database: cannot {operation}")]
+    Database {
+        /// The operation, as a verb phrase.
+        operation: &'static str,
+        /// The error of the database or its driver.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Somebody else has claimed the job, or ended it.
-    #[error("the job's lease was lost")]
+    /// Another worker has claimed the job, or the job has ended.
+    #[error("job lease lost")]
     LeaseLost,
 }
 
-/// Bounds a wait for the database, and names what was waited for.
-trait Doing<'a, T> {
-    fn doing(self, doing: &'static str) -> impl Future<Output = Result<T, StoreError>> + Send + 'a;
+/// Awaits a database operation for at most [`QUERY_TIMEOUT`] and names it in the error.
+trait QueryExt<'a, T> {
+    fn with_timeout(self, doing: &'static str) -> impl Future<Output = Result<T, StoreError>> + Send + 'a;
 }
 
-impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> Doing<'a, T> for F {
-    fn doing(self, doing: &'static str) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
-        // Boxed, since these futures hold kilobytes and go into all that waits for them.
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, Box::pin(self));
+impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> QueryExt<'a, T> for F {
+    fn with_timeout(self, doing: &'static str) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
+        // Boxed because these futures take kilobytes and would be embedded in every future that awaits them.
+        let answer = tokio::time::timeout(QUERY_TIMEOUT, Box::pin(self));
         async move {
-            let late = |_| Err(DbErr::Custom(format!("no answer within {ANSWER_TIMEOUT:?}")));
+            let late = |_| Err(DbErr::Custom(format!("no response within {QUERY_TIMEOUT:?}")));
             answer.await.unwrap_or_else(late).map_err(|error| {
-                note_failure(&error);
-                StoreError::failed(doing, error)
+                record_error_on_span(&error);
+                StoreError::database(doing, error)
             })
         }
     }
 }
 
-/// Notes a failure on the span of the statement.
-fn note_failure(error: &DbErr) {
+/// Records an error on the span of the current operation.
+fn record_error_on_span(error: &DbErr) {
     let span = Span::current();
     span.record("error.type", "database");
     span.record("otel.status_code", "ERROR");
-    span.record("otel.status_description", error.to_string().chars().take(MAX_DESCRIPTION_CHARS).collect::<String>());
+    span.record("otel.status_description", error.to_string().chars().take(MAX_STATUS_CHARS).collect::<String>());
 }
 
 impl StoreError {
-    fn failed(doing: &'static str, error: DbErr) -> Self {
-        Self::Failed { doing, source: Box::new(error) }
+    fn database(operation: &'static str, error: DbErr) -> Self {
+        Self::Database { operation, source: Box::new(error) }
     }
 }
 
-/// A pool of connections. Clones share it.
+/// A pool of database connections. Clones share the pool.
 #[derive(Clone)]
 pub struct Store {
     db: DatabaseConnection,
-    /// Where the database is a server.
-    server: Option<Server>,
-    /// Where the database is a file.
+    /// For PostgreSQL: its address.
+    server: Option<ServerAddress>,
+    /// For SQLite: the path of its file.
     file: Option<PathBuf>,
 }
 
 impl Store {
-    /// Connects to `postgres://…` or `sqlite://…`; the folder of an SQLite file is made.
+    /// Connects to `postgres://…` or `sqlite://…`; creates the directory of an SQLite file.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] where the database cannot be reached or opened.
+    /// [`StoreError`] if the database cannot be reached or opened.
     pub async fn connect(url: &SecretString) -> Result<Self, StoreError> {
         let url = url.expose_secret();
-        let file = sqlite_file(url);
+        let file = sqlite_path(url);
         if let Some(folder) = file.and_then(Path::parent) {
             std::fs::create_dir_all(folder).map_err(|error| {
-                let error = format!("cannot make the folder {}: {error}", folder.display());
-                StoreError::failed("be opened", DbErr::Custom(error))
+                let error = format!("cannot create the directory {}: {error}", folder.display());
+                StoreError::database("open the database file", DbErr::Custom(error))
             })?;
         }
         let mut options = ConnectOptions::new(url);
@@ -127,15 +128,15 @@ impl Store {
             .connect_timeout(ACQUIRE_TIMEOUT)
             .sqlx_logging(false)
             .map_sqlx_sqlite_opts(|options| {
-                // Readers do not wait for the one writer, and writers wait for each other.
+                // With WAL, readers do not wait for the writer; the busy timeout makes writers wait for each other.
                 options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
             });
-        let db = Database::connect(options).doing("be reached").await?;
-        Ok(Self { db, server: Server::of(url), file: file.map(Path::to_owned) })
+        let db = Database::connect(options).with_timeout("connect").await?;
+        Ok(Self { db, server: ServerAddress::from_url(url), file: file.map(Path::to_owned) })
     }
 
-    /// The span of one short piece of work, by OpenTelemetry's conventions for databases.
-    fn asked(&self, operation: &'static str, table: &'static str) -> Span {
+    /// The span of one operation, by OpenTelemetry's semantic conventions for databases.
+    fn operation_span(&self, operation: &'static str, table: &'static str) -> Span {
         let system = match self.db.get_database_backend() {
             DbBackend::Postgres => "postgresql",
             DbBackend::MySql => "mysql",
@@ -158,34 +159,34 @@ impl Store {
         )
     }
 
-    /// Asks the database for an answer.
+    /// Checks that the database responds.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] where it gives none.
+    /// [`StoreError`] if it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.db.ping().doing("be reached").await
+        self.db.ping().with_timeout("check the connection").await
     }
 }
 
-/// Where a database is, for spans.
+/// Address and name of a PostgreSQL database, for span attributes.
 #[derive(Debug, Clone)]
-struct Server {
+struct ServerAddress {
     host: String,
     port: u16,
     database: String,
 }
 
-impl Server {
-    fn of(url: &str) -> Option<Self> {
+impl ServerAddress {
+    fn from_url(url: &str) -> Option<Self> {
         let url = Url::parse(url).ok().filter(|url| url.scheme().starts_with("postgres"))?;
         let database = url.path().trim_start_matches('/').to_owned();
         Some(Self { host: url.host_str()?.to_owned(), port: url.port().unwrap_or(5432), database })
     }
 }
 
-/// The file of an SQLite URL; none for a database in memory or another kind.
-fn sqlite_file(url: &str) -> Option<&Path> {
+/// The file path of an SQLite URL; `None` for an in-memory or another database.
+fn sqlite_path(url: &str) -> Option<&Path> {
     let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
     let path = rest.split('?').next().unwrap_or(rest);
     (!path.is_empty() && path != ":memory:").then(|| Path::new(path))

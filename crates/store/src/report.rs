@@ -1,62 +1,62 @@
-//! What `asset-worker jobs` shows.
+//! Reports for `asset-worker jobs`.
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Doing, Store, StoreError, asset, job};
+use super::{QueryExt, Store, StoreError, asset, job};
 
-/// A job, for people.
+/// A job as shown by `asset-worker jobs`.
 #[derive(Debug, Serialize)]
 pub struct JobReport {
-    /// Its id.
+    /// The job's id.
     pub job_id: Uuid,
-    /// Its project.
+    /// The id of its project.
     pub project_id: i64,
     /// `running`, `completed` or `failed`.
     pub status: String,
-    /// Images asked for.
+    /// Number of images requested by the command.
     pub total: i32,
-    /// Tries that have ended without an end of the job.
+    /// Number of attempts that have ended without ending the job.
     pub attempts: i32,
-    /// Why it failed.
+    /// The code of its failure.
     pub error_code: Option<String>,
-    /// Why it failed, in a sentence.
+    /// The failure as a sentence.
     pub error_message: Option<String>,
-    /// What it cost, in USD.
+    /// What the job cost, in USD.
     pub cost_usd: f64,
-    /// Whether a queue has taken its terminal event.
+    /// Whether a queue has received its terminal event.
     pub event_published: bool,
-    /// When it was first claimed.
+    /// When the job was first claimed.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When it ended.
+    /// When the job ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub finished_at: Option<OffsetDateTime>,
-    /// Its images; empty in a list.
+    /// The job's images; empty in a list of jobs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub assets: Vec<AssetReport>,
 }
 
-/// An image, for people.
+/// An image as shown by `asset-worker jobs`.
 #[derive(Debug, Serialize)]
 pub struct AssetReport {
-    /// From 1.
+    /// Index within the job, from 1.
     pub index: i32,
     /// `pending`, `completed` or `failed`.
     pub status: String,
-    /// Below the storage root.
+    /// The path relative to the storage root.
     pub file_path: Option<String>,
-    /// Length of the file.
+    /// Size of the file in bytes.
     pub size_bytes: Option<i64>,
-    /// Why it failed.
+    /// The code of its failure.
     pub error_code: Option<String>,
-    /// Why it failed, in a sentence.
+    /// The failure as a sentence.
     pub error_message: Option<String>,
-    /// Requests sent for it.
+    /// Number of requests sent for it.
     pub requests: i32,
-    /// Description, prompt, seed and so on.
+    /// The image metadata: description, prompt, seed and others.
     pub metadata: serde_json::Value,
 }
 
@@ -80,25 +80,25 @@ impl From<job::Model> for JobReport {
 }
 
 impl Store {
-    /// The newest jobs, newest first.
-    pub async fn jobs(&self, project_id: Option<i64>, limit: u64) -> Result<Vec<JobReport>, StoreError> {
+    /// The newest jobs, at most `limit`, newest first; all projects or one.
+    pub async fn list_jobs(&self, project_id: Option<i64>, limit: u64) -> Result<Vec<JobReport>, StoreError> {
         let mut query = job::Entity::find().order_by_desc(job::Column::CreatedAt).limit(limit);
         if let Some(project_id) = project_id {
             query = query.filter(job::Column::ProjectId.eq(project_id));
         }
-        Ok(query.all(&self.db).doing("list jobs").await?.into_iter().map(JobReport::from).collect())
+        Ok(query.all(&self.db).with_timeout("list jobs").await?.into_iter().map(JobReport::from).collect())
     }
 
-    /// One job with its images.
-    pub async fn job(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
-        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).doing("show a job").await? else {
+    /// A job with its images; `None` if it is not known.
+    pub async fn job_report(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
+        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).with_timeout("read a job").await? else {
             return Ok(None);
         };
         let assets = asset::Entity::find()
             .filter(asset::Column::JobId.eq(job_id))
             .order_by_asc(asset::Column::Index)
             .all(&self.db)
-            .doing("show a job")
+            .with_timeout("read a job")
             .await?;
         let assets = assets
             .into_iter()

@@ -1,6 +1,6 @@
-//! Money: each request is paid for before it is sent, in its image's row and in the day's sum of all workers.
+//! Spending: each request is paid for before it is sent, in its image's row and in the daily total of all workers.
 //!
-//! Whatever dies between the payment and the answer leaves the request paid, so that no crash loop burns more than a day's budget.
+//! A crash between payment and response leaves the request paid, so that a crash loop spends at most the daily budget.
 
 use domain::money::MicroUsd;
 use sea_orm::entity::prelude::*;
@@ -10,7 +10,7 @@ use sea_orm::{DatabaseTransaction, ExprTrait, Statement};
 use tracing::Instrument;
 
 use super::dialect::Dialect;
-use super::{Doing, Lease, Store, StoreError, asset, job};
+use super::{Lease, QueryExt, Store, StoreError, asset, job};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "spending")]
@@ -26,88 +26,97 @@ pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// What came of paying for a request.
+/// The result of paying for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Payment {
-    /// It is paid, in the sum of this day.
+pub enum PaymentOutcome {
+    /// Paid; holds the day in whose total the request is counted.
     Paid(String),
-    /// The day's budget does not hold it.
+    /// Not paid: the request would exceed the daily budget.
     OverBudget,
 }
 
-/// Whose request is paid for.
+/// The image whose request is paid for, with the lease of its job.
 #[derive(Debug, Clone, Copy)]
-pub struct PaidImage {
-    /// The right to work on its job.
+pub struct LeasedImage {
+    /// The lease of its job.
     pub lease: Lease,
-    /// The image's row.
+    /// The id of the image's row.
     pub asset_id: Uuid,
 }
 
 impl Store {
-    /// Pays for one request for an image, unless the day's sum of all workers would go above `daily`. The day is the database's, in UTC.
+    /// Pays for one request for an image, unless the daily total of all workers would exceed `daily_limit`.
+    ///
+    /// The day is that of the database's clock, in UTC.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn pay(&self, image: PaidImage, price: MicroUsd, daily: Option<MicroUsd>) -> Result<Payment, StoreError> {
+    /// [`StoreError`]; nothing was written.
+    pub async fn pay(
+        &self,
+        image: LeasedImage,
+        price: MicroUsd,
+        daily: Option<MicroUsd>,
+    ) -> Result<PaymentOutcome, StoreError> {
         async {
             let doing = "pay for a request";
             if daily.is_some_and(|daily| price > daily) {
-                return Ok(Payment::OverBudget);
+                return Ok(PaymentOutcome::OverBudget);
             }
-            let transaction = self.begin_held(image.lease, doing).await?;
-            let Some(day) = added(&transaction, price, daily).doing(doing).await? else {
-                // In so many words: one that is merely dropped keeps its locks until its connection is used again.
-                transaction.rollback().doing(doing).await?;
-                return Ok(Payment::OverBudget);
+            let transaction = self.begin_with_lease(image.lease, doing).await?;
+            let Some(day) = add_to_daily_total(&transaction, price, daily).with_timeout(doing).await? else {
+                // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
+                transaction.rollback().with_timeout(doing).await?;
+                return Ok(PaymentOutcome::OverBudget);
             };
-            booked(&transaction, image, price, 1, 1).doing(doing).await?;
-            transaction.commit().doing(doing).await?;
-            Ok(Payment::Paid(day))
+            record_cost(&transaction, image, price, 1, 1).with_timeout(doing).await?;
+            transaction.commit().with_timeout(doing).await?;
+            Ok(PaymentOutcome::Paid(day))
         }
-        .instrument(self.asked("pay", "spending"))
+        .instrument(self.operation_span("pay", "spending"))
         .await
     }
 
-    /// Takes back what was paid for a request that turned out to be free. That it was sent stays counted.
+    /// Refunds a request that was not charged. It still counts as sent.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written, and the request stays paid.
-    pub async fn take_back(&self, image: PaidImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
+    /// [`StoreError`]; nothing was written, and the request stays paid.
+    pub async fn refund(&self, image: LeasedImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
         async {
-            let doing = "take back a payment";
-            let transaction = self.begin_held(image.lease, doing).await?;
+            let doing = "refund a request";
+            let transaction = self.begin_with_lease(image.lease, doing).await?;
             Entity::update_many()
                 .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
                 .filter(Column::Day.eq(day))
                 .exec(&transaction)
-                .doing(doing)
+                .with_timeout(doing)
                 .await?;
-            booked(&transaction, image, MicroUsd(-price.0), 0, -1).doing(doing).await?;
-            transaction.commit().doing(doing).await
+            record_cost(&transaction, image, MicroUsd(-price.0), 0, -1).with_timeout(doing).await?;
+            transaction.commit().with_timeout(doing).await
         }
-        .instrument(self.asked("refund", "spending"))
+        .instrument(self.operation_span("refund", "spending"))
         .await
     }
 }
 
 impl Store {
-    /// What all workers have spent today.
+    /// What all workers together have spent on the current UTC day.
     pub async fn spent_today(&self) -> Result<MicroUsd, StoreError> {
-        let sql =
-            format!("SELECT micro_usd FROM spending WHERE day = {}", Dialect::of(self.db.get_database_backend()).today);
+        let sql = format!(
+            "SELECT micro_usd FROM spending WHERE day = {}",
+            Dialect::for_backend(self.db.get_database_backend()).today
+        );
         let statement = Statement::from_string(self.db.get_database_backend(), sql);
-        let row = self.db.query_one_raw(statement).doing("look at today's spending").await?;
+        let row = self.db.query_one_raw(statement).with_timeout("read today's spending").await?;
         Ok(row.and_then(|row| row.try_get("", "micro_usd").ok()).map(MicroUsd).unwrap_or_default())
     }
 }
 
-/// Adds to what an image and its job have cost.
-async fn booked(
+/// Adds to the request counts of an image and to the cost of its job.
+async fn record_cost(
     db: &DatabaseTransaction,
-    image: PaidImage,
+    image: LeasedImage,
     cost: MicroUsd,
     requests: i32,
     charged: i32,
@@ -126,11 +135,15 @@ async fn booked(
         .map(drop)
 }
 
-/// Adds a price to the sum of today, which it returns, unless that would go above the budget.
-async fn added(db: &DatabaseTransaction, price: MicroUsd, daily: Option<MicroUsd>) -> Result<Option<String>, DbErr> {
+/// Adds a price to today's total and returns the day; `None` if the total would exceed the limit.
+async fn add_to_daily_total(
+    db: &DatabaseTransaction,
+    price: MicroUsd,
+    daily: Option<MicroUsd>,
+) -> Result<Option<String>, DbErr> {
     let backend = db.get_database_backend();
-    let today = Dialect::of(backend).today;
-    // One statement, so that two workers cannot both take the last cent.
+    let today = Dialect::for_backend(backend).today;
+    // One statement, so that two workers cannot both spend the rest of the budget.
     let sql = format!(
         "INSERT INTO spending (day, requests, micro_usd) VALUES ({today}, 1, $1) \
          ON CONFLICT (day) DO UPDATE SET requests = spending.requests + 1, micro_usd = spending.micro_usd + excluded.micro_usd \

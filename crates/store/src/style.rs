@@ -1,4 +1,4 @@
-//! The style that a project keeps, so that its series looks alike.
+//! Stored styles of projects, which give all jobs of a project the same look.
 
 use domain::command::Command;
 use domain::style::Style;
@@ -7,7 +7,7 @@ use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::OnConflict;
 use time::OffsetDateTime;
 
-use super::{Doing, Store, StoreError};
+use super::{QueryExt, Store, StoreError};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "project_styles")]
@@ -24,47 +24,47 @@ pub(super) enum Relation {}
 impl ActiveModelBehavior for ActiveModel {}
 
 impl Store {
-    /// The style of a project, where one is kept.
+    /// The stored style of a project.
     pub async fn project_style(&self, project_id: i64) -> Result<Option<Style>, StoreError> {
-        kept(&self.db, project_id).doing("read a project's style").await
+        find_style(&self.db, project_id).with_timeout("read a project's style").await
     }
 
-    /// Keeps a style for the later jobs of a project, in place of what was kept.
+    /// Stores a style for later jobs of a project, replacing the stored one.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn keep_project_style(&self, project_id: i64, style: &Style) -> Result<(), StoreError> {
+    /// [`StoreError`]; nothing was written.
+    pub async fn save_project_style(&self, project_id: i64, style: &Style) -> Result<(), StoreError> {
         let row = ActiveModel {
             project_id: Set(project_id),
-            style: Set(serde_json::to_value(style).expect("a style serialises")),
+            style: Set(serde_json::to_value(style).expect("a style is serializable")),
             updated_at: Set(OffsetDateTime::now_utc()),
         };
         let instead =
             OnConflict::column(Column::ProjectId).update_columns([Column::Style, Column::UpdatedAt]).to_owned();
         let keep = Entity::insert(row).on_conflict(instead).exec_without_returning(&self.db);
-        keep.doing("keep a project's style").await.map(drop)
+        keep.with_timeout("save a project's style").await.map(drop)
     }
 
-    /// Forgets the style of a project. `false` where none was kept.
+    /// Deletes the stored style of a project. Returns `false` if there was none.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
+    /// [`StoreError`]; nothing was written.
     pub async fn clear_project_style(&self, project_id: i64) -> Result<bool, StoreError> {
-        let cleared = Entity::delete_by_id(project_id).exec(&self.db).doing("forget a project's style").await?;
+        let cleared = Entity::delete_by_id(project_id).exec(&self.db).with_timeout("delete a project's style").await?;
         Ok(cleared.rows_affected > 0)
     }
 }
 
-/// What the images of a new job share: what its command says, then what its project keeps, then what is usual here.
-pub(super) async fn settled(db: &impl ConnectionTrait, command: &Command, usual: &Style) -> Result<Style, DbErr> {
-    let kept = kept(db, command.project_id).await?;
+/// The style of a new job: for each key the command's value, otherwise the project's, otherwise the default.
+pub(super) async fn resolve_style(db: &impl ConnectionTrait, command: &Command, usual: &Style) -> Result<Style, DbErr> {
+    let kept = find_style(db, command.project_id).await?;
     Ok(command.config.style().or(kept.unwrap_or_default()).or(usual.clone()))
 }
 
-async fn kept(db: &impl ConnectionTrait, project_id: i64) -> Result<Option<Style>, DbErr> {
+async fn find_style(db: &impl ConnectionTrait, project_id: i64) -> Result<Option<Style>, DbErr> {
     let Some(row) = Entity::find_by_id(project_id).one(db).await? else { return Ok(None) };
     let style = serde_json::from_value(row.style);
-    style.map(Some).map_err(|error| DbErr::Type(format!("the style of project {project_id} is not readable ({error})")))
+    style.map(Some).map_err(|error| DbErr::Type(format!("cannot parse the style of project {project_id}: {error}")))
 }

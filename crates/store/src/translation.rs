@@ -1,4 +1,4 @@
-//! What was translated before.
+//! Stored translations.
 
 use std::collections::HashMap;
 
@@ -9,10 +9,10 @@ use time::OffsetDateTime;
 
 use tracing::Instrument;
 
-use super::{Doing, Store, StoreError};
+use super::{QueryExt, Store, StoreError};
 
-/// How many texts are looked up in one statement: a job of 200 descriptions and 51 other texts takes two.
-const AT_ONCE: usize = 200;
+/// Maximum number of texts in one lookup statement: a job with 200 descriptions and 51 other texts takes two.
+const LOOKUP_BATCH: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "translations")]
@@ -32,41 +32,37 @@ pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// A text and its English.
+/// A text and its English translation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Translation {
-    /// As it came.
+    /// The text before translation.
     pub original: String,
-    /// In English.
+    /// The text in English.
     pub english: String,
 }
 
 impl Store {
-    /// The English of those texts that were translated before.
-    pub async fn translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
+    /// The stored translations of these texts, by original text.
+    pub async fn find_translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
         let looking = async {
             let mut found = HashMap::new();
-            for texts in texts.chunks(AT_ONCE) {
+            for texts in texts.chunks(LOOKUP_BATCH) {
                 let digests = texts.iter().map(digest::sha256);
                 let rows = Entity::find().filter(Column::Digest.is_in(digests)).all(&self.db);
-                let rows = rows.doing("look for translations").await?;
+                let rows = rows.with_timeout("find translations").await?;
                 found.extend(rows.into_iter().map(|row| (row.original, row.english)));
             }
             Ok(found)
         };
-        looking.instrument(self.asked("find", "translations")).await
+        looking.instrument(self.operation_span("find", "translations")).await
     }
 
-    /// Remembers translations; what is known already stays.
+    /// Saves translations by `translator`; a stored translation of the same text is kept.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; then nothing was written.
-    pub async fn remember_translations(
-        &self,
-        translations: &[Translation],
-        translator: &str,
-    ) -> Result<(), StoreError> {
+    /// [`StoreError`]; nothing was written.
+    pub async fn save_translations(&self, translations: &[Translation], translator: &str) -> Result<(), StoreError> {
         if translations.is_empty() {
             return Ok(());
         }
@@ -79,7 +75,8 @@ impl Store {
             created_at: Set(now),
         });
         let remember = Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(&self.db);
-        let remembering = remember.doing("save translations").instrument(self.asked("save", "translations"));
+        let remembering =
+            remember.with_timeout("save translations").instrument(self.operation_span("save", "translations"));
         remembering.await.map(drop)
     }
 }

@@ -1,13 +1,13 @@
-//! Wiring at start: opens what a job needs, as the settings say.
+//! Startup wiring: opens and builds from the settings what jobs need.
 
 use std::sync::Arc;
 
 use domain::rules::Rules;
-use picture::Glance;
+use picture::QualityCheck;
 use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, Observer, RetryPolicy, STEPS, StylePreset};
 use store::{Store, StoreError};
 
-use crate::image::ImageParts;
+use crate::image::ImageResources;
 use crate::image_pool::ImagePool;
 use crate::job::JobRunner;
 use crate::settings::{SettingError, Settings};
@@ -17,29 +17,29 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
 use crate::translation::Translator;
 
-/// Database or storage could not be opened.
+/// The database or the storage could not be opened at start.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// The database is away; it may come back.
+    /// The database cannot be reached or migrated; a later attempt may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The storage cannot be used.
+    /// The storage cannot be used. The worker does not retry.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
-/// Opens the storage and the database, and applies the migrations.
+/// Opens the storage and the database, and applies pending migrations.
 pub async fn open(settings: &Settings) -> Result<(Store, Storage), BootstrapError> {
     let storage = Storage::open(&settings.storage_root)?;
     let store = Store::connect(&settings.database_url).await?;
     let applied = store.migrate().await?;
     if applied > 0 {
-        tracing::info!(applied, "the database was migrated");
+        tracing::info!(applied, "database migrations applied");
     }
     Ok((store, storage))
 }
 
-/// The limits of a command: what the API behind this worker takes.
+/// Returns the validation limits of commands: the values that the Stability API accepts.
 pub fn rules() -> Rules {
     Rules {
         engines: Engine::ALL.iter().map(|engine| engine.id()).collect(),
@@ -49,12 +49,12 @@ pub fn rules() -> Rules {
     }
 }
 
-/// Builds the [`JobRunner`]. Besides the metrics, `observer` is notified of each request.
+/// Builds the [`JobRunner`]. `observer`, if given, is notified of each API request in addition to the metrics.
 ///
 /// # Errors
 ///
-/// [`SettingError`] where a key is missing, or cannot stand in a header.
-pub fn job_runner(
+/// [`SettingError`] if an API key is missing or is not a valid HTTP header value.
+pub fn build_job_runner(
     settings: &Settings,
     store: Store,
     storage: Storage,
@@ -63,48 +63,48 @@ pub fn job_runner(
 ) -> Result<JobRunner, SettingError> {
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
-    let builder = client_of(settings)?.quota(Arc::new(quota)).observer(Arc::new(metrics.clone()));
-    let client = build(observer.into_iter().fold(builder, ClientBuilder::observer))?;
+    let builder = client_builder(settings)?.quota(Arc::new(quota)).observer(Arc::new(metrics.clone()));
+    let client = build_client(observer.into_iter().fold(builder, ClientBuilder::observer))?;
     let api = &settings.stability.base_url;
-    metrics.set_api(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
-    let pool = ImagePool::new(settings.image, Glance { min_sharpness: settings.min_sharpness });
-    show_bounds(metrics, &client, &pool, settings);
+    metrics.set_api_address(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
+    let pool = ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness });
+    register_concurrency_gauges(metrics, &client, &pool, settings);
     let (metrics, lease_length) = (metrics.clone(), settings.jobs.lease);
-    let parts = ImageParts { client, pool, storage, store, metrics, lease_length };
+    let parts = ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length };
     Ok(JobRunner::new(settings, parts, translator))
 }
 
-/// Shows in gauges how many requests and pictures are in flight, and how many may be.
-fn show_bounds(metrics: &Metrics, client: &Client, pool: &ImagePool, settings: &Settings) {
+/// Registers gauges for the requests and images in flight, and for their limits.
+fn register_concurrency_gauges(metrics: &Metrics, client: &Client, pool: &ImagePool, settings: &Settings) {
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     let (client, limit) = (client.clone(), count(settings.stability.max_concurrent.get()));
-    metrics.gauge(&names::REQUESTS_IN_FLIGHT, &[], move || Some(count(client.in_flight())));
-    metrics.gauge(&names::REQUESTS_LIMIT, &[], move || Some(limit));
-    let (pool, limit) = (pool.clone(), count(pool.slots()));
-    metrics.gauge(&names::FINISHER_IN_FLIGHT, &[], move || Some(count(pool.in_flight())));
-    metrics.gauge(&names::FINISHER_LIMIT, &[], move || Some(limit));
+    metrics.register_gauge(&names::REQUESTS_IN_FLIGHT, &[], move || Some(count(client.in_flight())));
+    metrics.register_gauge(&names::REQUESTS_LIMIT, &[], move || Some(limit));
+    let (pool, limit) = (pool.clone(), count(pool.capacity()));
+    metrics.register_gauge(&names::IMAGE_POOL_IN_FLIGHT, &[], move || Some(count(pool.in_flight())));
+    metrics.register_gauge(&names::IMAGE_POOL_LIMIT, &[], move || Some(limit));
 }
 
-/// Makes a client of the API that knows no other workers: for a question, not for pictures.
+/// Builds an API client without the shared quota: for account checks, not for image generation.
 ///
 /// # Errors
 ///
-/// [`SettingError`] where there is no key, or one that cannot stand in a header.
-pub fn client(settings: &Settings) -> Result<Client, SettingError> {
-    build(client_of(settings)?)
+/// [`SettingError`] if the API key is missing or is not a valid HTTP header value.
+pub fn standalone_client(settings: &Settings) -> Result<Client, SettingError> {
+    build_client(client_builder(settings)?)
 }
 
-fn build(builder: ClientBuilder) -> Result<Client, SettingError> {
+fn build_client(builder: ClientBuilder) -> Result<Client, SettingError> {
     builder.build().map_err(|error| SettingError::unusable("STABILITY_API_KEY", &error))
 }
 
-fn client_of(settings: &Settings) -> Result<ClientBuilder, SettingError> {
+fn client_builder(settings: &Settings) -> Result<ClientBuilder, SettingError> {
     let stability = &settings.stability;
     let builder = Client::builder(settings.require_api_key()?.clone())
         .base_url(stability.base_url.clone())
         .request_timeout(stability.timeout)
         .max_in_flight(stability.max_concurrent)
-        .retries(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
+        .retry_policy(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
         .lockout(stability.lockout)
         .client_id("asset-worker", env!("CARGO_PKG_VERSION"));
     Ok(builder)

@@ -1,4 +1,4 @@
-//! Money for one job: what it may cost is checked before its first request, and again before each.
+//! Budget of one job: its cost limit is checked before the first request, and again before each request.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use domain::failure::JobFailureCode;
 use domain::money::MicroUsd;
 use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
-use store::{Lease, PaidImage, Payment, Store, StoreError};
+use store::{Lease, LeasedImage, PaymentOutcome, Store, StoreError};
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
@@ -16,44 +16,44 @@ use crate::error_chain::error_chain;
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
 
-/// A credit of the account in US dollars. Source: Stability's pricing page.
+/// Price of one account credit in US dollars. Source: Stability's pricing page.
 const USD_PER_CREDIT: f64 = 0.01;
 
-/// Prices and limits of this process.
+/// Prices and spending limits of this process.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Prices {
-    image_usd: f64,
-    daily_usd: Option<f64>,
+pub(crate) struct CostPolicy {
+    price_per_image_usd: f64,
+    daily_budget_usd: Option<f64>,
     check_balance: bool,
 }
 
-impl Prices {
+impl CostPolicy {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
-            image_usd: settings.stability.cost_per_image_usd,
-            daily_usd: settings.jobs.daily_budget_usd,
+            price_per_image_usd: settings.stability.cost_per_image_usd,
+            daily_budget_usd: settings.jobs.daily_budget_usd,
             check_balance: settings.stability.check_balance,
         }
     }
 
     /// The price of one request.
-    fn image(&self) -> MicroUsd {
-        MicroUsd::from_usd(self.image_usd)
+    fn image_price(&self) -> MicroUsd {
+        MicroUsd::from_usd(self.price_per_image_usd)
     }
 
     /// The cost of this many requests, in US dollars.
-    pub(crate) fn cost(&self, requests: u32) -> f64 {
-        self.image().times(requests)
+    pub(crate) fn cost_usd(&self, requests: u32) -> f64 {
+        self.image_price().total_usd(requests)
     }
 
-    /// How many requests `limit_usd` pays for; `None` where there is no limit.
-    fn requests_for(&self, limit_usd: Option<f64>) -> Option<u32> {
-        self.image().times_in(MicroUsd::from_usd(limit_usd?))
+    /// The number of requests that `limit_usd` pays for; `None` if there is no limit.
+    fn affordable_requests(&self, limit_usd: Option<f64>) -> Option<u32> {
+        self.image_price().affordable_count(MicroUsd::from_usd(limit_usd?))
     }
 }
 
-/// An amount as text: with cents, or as many digits as it takes.
-fn dollars(usd: f64) -> String {
+/// Formats an amount in US dollars with two decimals, or with up to six if it needs more.
+fn format_usd(usd: f64) -> String {
     let cents = format!("{usd:.2}");
     let exact = format!("{usd:.6}");
     if exact.ends_with("0000") { cents } else { exact.trim_end_matches('0').to_owned() }
@@ -62,7 +62,7 @@ fn dollars(usd: f64) -> String {
 /// Payments of one job.
 #[derive(Debug, Clone, Copy)]
 struct Ledger {
-    /// Requests of all attempts that were, or may have been, charged; reserved ones included.
+    /// Requests of all attempts that were, or may have been, charged, including reserved ones.
     charged: u32,
     /// Requests of this attempt that are reserved and have not ended.
     pending: u32,
@@ -70,46 +70,51 @@ struct Ledger {
     ended: u64,
 }
 
-/// Pays for the requests of one attempt: from what the job may cost, and from the daily budget of all workers.
+/// Pays for the requests of one attempt, within the job's `max_cost_usd` and the daily budget of all workers.
 pub(crate) struct JobBudget {
     store: Store,
     metrics: Metrics,
-    prices: Prices,
+    cost_policy: CostPolicy,
     lease: Lease,
-    /// Cancelled as [`CancelReason::LeaseLost`] where a payment finds that the lease was lost.
+    /// Cancelled with [`CancelReason::LeaseLost`] if a payment finds that the lease was lost.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
     ledger: watch::Sender<Ledger>,
 }
 
 impl JobBudget {
-    /// The budget of an attempt; earlier attempts have been charged for `charged` requests.
+    /// Creates the budget of an attempt; `charged` is the number of requests charged in earlier attempts.
     pub(crate) fn new(
         store: Store,
         metrics: Metrics,
-        prices: Prices,
+        cost_policy: CostPolicy,
         lease: Lease,
         cancel: CancelToken,
         max_cost_usd: Option<f64>,
         charged: u32,
     ) -> Self {
         let ledger = watch::Sender::new(Ledger { charged, pending: 0, ended: 0 });
-        Self { store, metrics, prices, lease, cancel, max_cost_usd, ledger }
+        Self { store, metrics, cost_policy, lease, cancel, max_cost_usd, ledger }
     }
 
-    /// The budget as one image sees it: its requests are counted in the image's row.
+    /// The budget of one image, whose requests are counted in the image's row.
     pub(crate) fn for_image(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
-        ImageBudget { job: self.clone(), image: PaidImage { lease: self.lease, asset_id } }
+        ImageBudget { job: self.clone(), image: LeasedImage { lease: self.lease, asset_id } }
     }
 
-    /// Why this many images cannot be paid for, as far as is known before the first request. An unreadable balance is not a shortfall.
+    /// Returns why this many images cannot be paid for, as far as known before the first request.
+    ///
+    /// A balance that cannot be read is not a shortfall.
     pub(crate) async fn find_shortfall(&self, images: u32, client: &Client) -> Option<(JobFailureCode, String)> {
-        let prices = self.prices;
-        let cost = dollars(prices.cost(images));
-        // Where earlier attempts were charged, each request is checked alone.
+        let prices = self.cost_policy;
+        let cost = format_usd(prices.cost_usd(images));
+        // After charged attempts, `max_cost_usd` is checked only before each request.
         let limit = self.max_cost_usd.filter(|_| self.ledger.borrow().charged == 0);
-        if let Some(limit) = limit.filter(|limit| prices.requests_for(Some(*limit)).is_some_and(|paid| paid < images)) {
-            let message = format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", dollars(limit));
+        if let Some(limit) =
+            limit.filter(|limit| prices.affordable_requests(Some(*limit)).is_some_and(|paid| paid < images))
+        {
+            let message =
+                format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
             return Some((JobFailureCode::BudgetExceeded, message));
         }
         if !prices.check_balance {
@@ -118,8 +123,8 @@ impl JobBudget {
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
             Ok(Balance { credits, .. }) => {
                 let left = credits * USD_PER_CREDIT;
-                (left + 1e-9 < prices.cost(images)).then(|| {
-                    let left = dollars(left);
+                (left + 1e-9 < prices.cost_usd(images)).then(|| {
+                    let left = format_usd(left);
                     let message = format!(
                         "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {left})"
                     );
@@ -127,15 +132,15 @@ impl JobBudget {
                 })
             }
             Err(error) => {
-                warn!(error = error_chain(&error), "the account's credits are not known; the job goes on");
+                warn!(error = error_chain(&error), "account balance could not be read; the job continues");
                 None
             }
         }
     }
 
-    /// Counts a request as charged, unless the job may not cost that much.
-    fn open(&self) -> bool {
-        let affordable = self.prices.requests_for(self.max_cost_usd);
+    /// Counts a request as charged and pending; returns `false` if the job's cost would exceed `max_cost_usd`.
+    fn try_reserve(&self) -> bool {
+        let affordable = self.cost_policy.affordable_requests(self.max_cost_usd);
         self.ledger.send_if_modified(|ledger| {
             let paid = affordable.is_none_or(|affordable| ledger.charged < affordable);
             ledger.charged += u32::from(paid);
@@ -144,8 +149,8 @@ impl JobBudget {
         })
     }
 
-    /// A reserved request has ended, or was not paid for after all.
-    fn close(&self, charged: bool, ended: bool) {
+    /// Ends the reservation of a request that has `ended`, or that was not paid for after all.
+    fn end_reservation(&self, charged: bool, ended: bool) {
         self.ledger.send_modify(|ledger| {
             ledger.pending -= 1;
             ledger.charged -= u32::from(!charged);
@@ -157,26 +162,26 @@ impl JobBudget {
 /// Pays for the requests of one image.
 pub(crate) struct ImageBudget {
     job: Arc<JobBudget>,
-    image: PaidImage,
+    image: LeasedImage,
 }
 
 impl ImageBudget {
-    /// Tries to pay once. [`BudgetError::Exceeded`] is not final while other payments are pending.
-    async fn pay(&self) -> Result<Reservation, BudgetError> {
-        let JobBudget { store, prices, cancel, ledger, .. } = &*self.job;
-        if !self.job.open() {
-            let spent = dollars(prices.cost(ledger.borrow().charged));
+    /// Tries to pay once. [`BudgetError::Exceeded`] is not final while other requests of the job are pending.
+    async fn try_pay(&self) -> Result<Reservation, BudgetError> {
+        let JobBudget { store, cost_policy: prices, cancel, ledger, .. } = &*self.job;
+        if !self.job.try_reserve() {
+            let spent = format_usd(prices.cost_usd(ledger.borrow().charged));
             return Err(BudgetError::Exceeded(format!(
-                "the job has cost USD {spent}, and one more request would go above its max_cost_usd"
+                "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
-        let daily = prices.daily_usd.map(MicroUsd::from_usd);
-        let error = match store.pay(self.image, prices.image(), daily).await {
-            Ok(Payment::Paid(day)) => return Ok(Reservation(day)),
-            Ok(Payment::OverBudget) => {
-                let limit = dollars(prices.daily_usd.unwrap_or_default());
+        let daily = prices.daily_budget_usd.map(MicroUsd::from_usd);
+        let error = match store.pay(self.image, prices.image_price(), daily).await {
+            Ok(PaymentOutcome::Paid(day)) => return Ok(Reservation(day)),
+            Ok(PaymentOutcome::OverBudget) => {
+                let limit = format_usd(prices.daily_budget_usd.unwrap_or_default());
                 BudgetError::Exceeded(format!(
-                    "today's budget of all workers, WORKER_DAILY_BUDGET_USD={limit}, is used up"
+                    "the daily budget of all workers, WORKER_DAILY_BUDGET_USD={limit}, is used up"
                 ))
             }
             Err(error) => {
@@ -186,19 +191,19 @@ impl ImageBudget {
                 BudgetError::Unavailable(Box::new(error))
             }
         };
-        self.job.close(false, false);
+        self.job.end_reservation(false, false);
         Err(error)
     }
 }
 
 #[async_trait]
 impl Budget for ImageBudget {
-    /// Where the money is used up, waits for the end of pending requests of the job: what they have reserved may be refunded.
+    /// If the budget is used up, waits for pending requests of the job to end: their reservations may be refunded.
     async fn reserve(&self) -> Result<Reservation, BudgetError> {
         loop {
             let mut changes = self.job.ledger.subscribe();
             let ended = changes.borrow().ended;
-            let error = match self.pay().await {
+            let error = match self.try_pay().await {
                 Err(error @ BudgetError::Exceeded(_)) => error,
                 decided => return decided,
             };
@@ -211,14 +216,14 @@ impl Budget for ImageBudget {
     }
 
     async fn commit(&self, _reservation: Reservation) {
-        self.job.metrics.spent(self.job.prices.image_usd);
-        self.job.close(true, true);
+        self.job.metrics.record_cost(self.job.cost_policy.price_per_image_usd);
+        self.job.end_reservation(true, true);
     }
 
     async fn refund(&self, Reservation(day): Reservation) {
-        if let Err(error) = self.job.store.take_back(self.image, self.job.prices.image(), &day).await {
-            warn!(error = error_chain(&error), "refund failed; an uncharged request stays paid");
+        if let Err(error) = self.job.store.refund(self.image, self.job.cost_policy.image_price(), &day).await {
+            warn!(error = error_chain(&error), "refund failed; the uncharged request stays counted as paid");
         }
-        self.job.close(false, true);
+        self.job.end_reservation(false, true);
     }
 }

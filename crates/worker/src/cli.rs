@@ -1,4 +1,4 @@
-//! The command line: what can be asked of the program, and what it exits with.
+//! The command line: subcommands and exit codes.
 
 mod dead_letters;
 mod doctor;
@@ -16,53 +16,54 @@ mod tables;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 use crate::settings::{Settings, TelemetrySettings};
 use crate::telemetry::Telemetry;
-use exit::{Exit, Failure};
+use exit::{CliError, ExitStatus};
 use screen::Screen;
 
-/// Turns lists of picture descriptions into finished images
+/// Generate images from lists of descriptions
 ///
-/// Takes commands from RabbitMQ, makes images with Stability AI's API, stores files and rows, and publishes events.
+/// Takes commands from RabbitMQ, generates images with Stability AI's API, stores files and database rows, and
+/// publishes events.
 #[derive(Debug, Parser)]
 #[command(name = "asset-worker", version, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
-    asked: Asked,
+    subcommand: Subcommand,
 }
 
 const AFTER_HELP: &str = "\
-Settings are environment variables; the README lists them all. The one that has no default is STABILITY_API_KEY.
+Settings are environment variables; the README lists them all. Only STABILITY_API_KEY is required.
 
-Exit codes: 0 well, 1 the job failed, 64 bad setting or usage, 69 a service could not be reached, 70 a bug";
+Exit codes: 0 success, 1 the job failed, 64 bad setting or usage, 69 a service could not be reached, 70 a bug";
 
-#[derive(Debug, Subcommand)]
-enum Asked {
-    /// Take commands from the queue until told to stop
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
+    /// Process commands from the queue until SIGTERM or SIGINT
     Run,
-    /// Put a command on the queue
+    /// Publish a command to the queue
     Submit(submit::Options),
-    /// Make the images of one command here and now, without a broker
+    /// Generate the images of one command in this process, without a broker
     Generate(generate::Options),
-    /// Show what the database knows of jobs
+    /// List and show jobs, or publish their terminal events again
     Jobs(jobs::Options),
-    /// Look at commands that nobody could deal with, put them back, or throw them away
+    /// Inspect, replay or discard dead-lettered commands
     DeadLetters(dead_letters::Options),
-    /// Keep, show or forget how a project's images look
+    /// Set, show or clear the style of a project's images
     Style(style::Options),
-    /// Show how a picture was made
+    /// Show the metadata embedded in an image file
     Inspect(inspect::Options),
-    /// Bring the database's schema up to date
+    /// Apply pending database migrations
     Migrate(migrate::Options),
-    /// Check every setting and connection, and say what to do
+    /// Check all settings and connections, and suggest fixes
     Doctor(doctor::Options),
 }
 
-impl Asked {
-    /// What is logged where `RUST_LOG` is not set: a service tells its story, a command only what is amiss.
-    fn default_filter(&self) -> &'static str {
+impl Subcommand {
+    /// The log filter if `RUST_LOG` is not set: `info` for the worker, only warnings and errors for other subcommands.
+    fn default_log_filter(&self) -> &'static str {
         match self {
             Self::Run => "info",
             Self::Submit(_)
@@ -77,70 +78,76 @@ impl Asked {
     }
 }
 
-impl Asked {
-    /// Whether it takes part in jobs, so that its telemetry is of interest; a short look at something need not wait for a collector.
-    fn is_traced(&self) -> bool {
+impl Subcommand {
+    /// Whether the subcommand exports telemetry: only those that take part in jobs do. The others are short and should
+    /// not wait for a collector.
+    fn exports_telemetry(&self) -> bool {
         matches!(self, Self::Run | Self::Submit(_) | Self::Generate(_))
     }
 }
 
-/// The program: reads its arguments and its environment, does what was asked, and says how that went.
+/// Entry point of the program: parses arguments and environment, runs the subcommand and returns the exit code.
 pub fn main() -> ExitCode {
-    // A panic is a bug, and is reported by the panic hook.
+    // A panic is a bug; the panic hook reports it.
     let exit = std::panic::catch_unwind(|| match Cli::try_parse() {
-        Ok(cli) => done(cli.asked),
+        Ok(cli) => execute(cli.subcommand),
         Err(refused) => {
-            // Nobody is there to be told that nobody is there.
+            // A failed print cannot be reported.
             let _ = refused.print();
-            if refused.use_stderr() { Exit::Usage } else { Exit::Well }
+            if refused.use_stderr() { ExitStatus::Usage } else { ExitStatus::Well }
         }
     });
-    exit.unwrap_or(Exit::Bug).into()
+    exit.unwrap_or(ExitStatus::Bug).into()
 }
 
-fn done(asked: Asked) -> Exit {
+fn execute(asked: Subcommand) -> ExitStatus {
     let screen = Screen::new();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::unreachable(format!("the runtime cannot be started ({error})")))
-        .and_then(|runtime| runtime.block_on(follow(asked, &screen)));
+        .map_err(|error| CliError::unreachable(format!("the async runtime cannot be started ({error})")))
+        .and_then(|runtime| runtime.block_on(run_subcommand(asked, &screen)));
     match outcome {
-        Ok(()) => Exit::Well,
+        Ok(()) => ExitStatus::Well,
         Err(failure) => {
-            screen.complain(&failure.to_string());
-            failure.exit()
+            screen.print_error(&failure.to_string());
+            failure.exit_status()
         }
     }
 }
 
-async fn follow(asked: Asked, screen: &Screen) -> Result<(), Failure> {
-    if let Asked::Doctor(options) = asked {
-        // A bad setting is the doctor's first finding.
-        return doctor::doctor(&options, Settings::from_env(), screen).await;
+async fn run_subcommand(asked: Subcommand, screen: &Screen) -> Result<(), CliError> {
+    if let Subcommand::Doctor(options) = asked {
+        // `doctor` reports an invalid setting as a finding.
+        return doctor::run(&options, Settings::from_env(), screen).await;
     }
-    if let Asked::Inspect(options) = asked {
-        // A file can be looked at whatever the settings are.
-        return inspect::inspect(&options, screen);
+    if let Subcommand::Inspect(options) = asked {
+        // Reading an image file needs no settings.
+        return inspect::run(&options, screen);
     }
     let settings = Settings::from_env()?;
     let nothing = TelemetrySettings::default();
-    let exported = if asked.is_traced() { &settings.telemetry } else { &nothing };
-    let telemetry = Telemetry::start(&settings, exported, asked.default_filter(), screen.log_writer())?;
-    let done = Box::pin(did(asked, &settings, &telemetry, screen)).await;
-    telemetry.finish();
+    let exported = if asked.exports_telemetry() { &settings.telemetry } else { &nothing };
+    let telemetry = Telemetry::start(&settings, exported, asked.default_log_filter(), screen.log_writer())?;
+    let done = Box::pin(dispatch(asked, &settings, &telemetry, screen)).await;
+    telemetry.shutdown();
     done
 }
 
-async fn did(asked: Asked, settings: &Settings, telemetry: &Telemetry, screen: &Screen) -> Result<(), Failure> {
+async fn dispatch(
+    asked: Subcommand,
+    settings: &Settings,
+    telemetry: &Telemetry,
+    screen: &Screen,
+) -> Result<(), CliError> {
     match asked {
-        Asked::Run => run::run(settings, telemetry).await,
-        Asked::Submit(options) => submit::submit(&options, settings, screen).await,
-        Asked::Generate(options) => generate::generate(&options, settings, &telemetry.metrics, screen).await,
-        Asked::Jobs(options) => jobs::jobs(&options, settings, screen).await,
-        Asked::DeadLetters(options) => dead_letters::dead_letters(&options, settings, screen).await,
-        Asked::Style(options) => style::style(&options, settings, screen).await,
-        Asked::Migrate(options) => migrate::migrate(&options, settings, screen).await,
-        Asked::Inspect(_) | Asked::Doctor(_) => Ok(()),
+        Subcommand::Run => run::run(settings, telemetry).await,
+        Subcommand::Submit(options) => submit::run(&options, settings, screen).await,
+        Subcommand::Generate(options) => generate::run(&options, settings, &telemetry.metrics, screen).await,
+        Subcommand::Jobs(options) => jobs::run(&options, settings, screen).await,
+        Subcommand::DeadLetters(options) => dead_letters::run(&options, settings, screen).await,
+        Subcommand::Style(options) => style::run(&options, settings, screen).await,
+        Subcommand::Migrate(options) => migrate::run(&options, settings, screen).await,
+        Subcommand::Inspect(_) | Subcommand::Doctor(_) => Ok(()),
     }
 }

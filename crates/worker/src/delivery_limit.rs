@@ -1,9 +1,10 @@
-//! Messages whose delivery limit was exceeded: the broker dead-letters a command that was delivered too often without being settled, since it ended or lost
-//! its worker each time.
+//! Handles messages that the broker dead-lettered because their delivery limit was exceeded.
+//!
+//! Such a command was delivered too often without being settled: its worker crashed or was lost each time.
 
 use std::time::Duration;
 
-use broker::{Commands, Message, Settlement};
+use broker::{CommandStream, Message, Settlement};
 use domain::command::{Command, InvalidCommand, JobKey};
 use domain::digest;
 use domain::event::JobError;
@@ -18,16 +19,16 @@ use crate::handler::{CommandHandler, HandleError};
 use crate::telemetry::metrics::DeadLetterReason;
 use crate::telemetry::trace;
 
-/// The wait before a message that could not be handled is read again.
+/// The delay before a message whose handling failed is handled again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Handles each message that was dead-lettered; returns when the broker delivers no more.
-pub(crate) async fn handle_dead_lettered(mut messages: Commands, handler: CommandHandler) {
+/// Handles each dead-lettered message; returns when the consumer ends or a message cannot be settled.
+pub(crate) async fn handle_dead_lettered(mut messages: CommandStream, handler: CommandHandler) {
     while let Ok(message) = messages.next().await {
         let ack = message.ack.clone();
-        // A task of its own: this message may have crashed its workers. If its handling panics, it stays dead-lettered.
+        // In its own task: this message may have crashed its workers. If its handling panics, it stays dead-lettered.
         let mut task = JoinSet::new();
-        task.spawn(handle(handler.clone(), message));
+        task.spawn(handle_message(handler.clone(), message));
         let settlement = task.join_next().await.and_then(Result::ok).unwrap_or_else(|| {
             error!("handling a dead-lettered command panicked; it stays dead-lettered");
             Settlement::Acknowledge
@@ -41,14 +42,14 @@ pub(crate) async fn handle_dead_lettered(mut messages: Commands, handler: Comman
     }
 }
 
-async fn handle(handler: CommandHandler, message: Message) -> Settlement {
+async fn handle_message(handler: CommandHandler, message: Message) -> Settlement {
     if !message.exceeded_delivery_limit() {
-        // A worker has dead-lettered it, and has handled its job.
+        // Dead-lettered by a worker, which has already handled its job.
         return Settlement::Acknowledge;
     }
-    let span = handler.span("process", "consumer", &message);
-    trace::follow(&span, message.trace().as_ref());
-    match end_job(&handler, &message).instrument(span).await {
+    let span = handler.consumer_span("process", "consumer", &message);
+    trace::set_parent(&span, message.trace().as_ref());
+    match fail_or_resume_job(&handler, &message).instrument(span).await {
         Ok(()) => Settlement::Acknowledge,
         Err(error) => {
             let error = error_chain(&error);
@@ -58,41 +59,41 @@ async fn handle(handler: CommandHandler, message: Message) -> Settlement {
     }
 }
 
-/// The command stays dead-lettered and its job has failed, unless the job is known: then it goes on.
-async fn end_job(handler: &CommandHandler, message: &Message) -> Result<(), HandleError> {
+/// Requeues the command of an unfinished job; otherwise the command stays dead-lettered, and an unknown job fails.
+async fn fail_or_resume_job(handler: &CommandHandler, message: &Message) -> Result<(), HandleError> {
     let (key, digest) = match Command::parse(&message.body, &handler.rules) {
         Ok(command) => (Some(command.key()), command.digest()),
         Err(InvalidCommand { key, .. }) => (key, digest::sha256(&message.body)),
     };
     let Some(key) = key else {
-        note_dead_letter(handler);
+        record_dead_letter(handler);
         return Ok(());
     };
     let JobKey { job_id, project_id } = key;
-    // Its fields are those of a job's own span, so that its log lines are found.
+    // The same fields as in the span of a running job, so that a search for the job finds these log lines.
     let span = info_span!("job", job.id = %job_id, project.id = project_id);
     let ending = async {
         match handler.store().find_job(job_id).await? {
-            Some(KnownJob { terminal: None }) => {
-                handler.publisher.hand_back(message).await?;
-                warn!("delivery limit exceeded; the job is known and goes on");
+            Some(KnownJob { terminal_event: None }) => {
+                handler.publisher.requeue_at_end(message).await?;
+                warn!("delivery limit exceeded; the command of the unfinished job is requeued");
                 return Ok(());
             }
-            Some(KnownJob { terminal: Some(terminal) }) => handler.publish_terminal(job_id, &terminal).await?,
+            Some(KnownJob { terminal_event: Some(terminal) }) => handler.publish_terminal(job_id, &terminal).await?,
             None => {
                 let code = JobFailureCode::AttemptsExhausted;
-                let reason = "its command was delivered again and again, and ended or lost its worker each time";
-                handler.fail_unrun(message, key, digest, JobError { code, message: reason.to_owned() }).await?;
+                let reason = "the delivery limit of its command was exceeded: its worker crashed or was lost each time";
+                handler.fail_unstarted_job(message, key, digest, JobError { code, message: reason.to_owned() }).await?;
             }
         }
-        note_dead_letter(handler);
+        record_dead_letter(handler);
         Ok(())
     };
     ending.instrument(span).await
 }
 
-/// Called last: if an earlier step fails, the message is handled again and would be counted twice.
-fn note_dead_letter(handler: &CommandHandler) {
-    handler.metrics().dead_letter(DeadLetterReason::DeliveryLimit);
+/// Must be called last: if an earlier step fails, the message is handled again and would be counted twice.
+fn record_dead_letter(handler: &CommandHandler) {
+    handler.metrics().record_dead_letter(DeadLetterReason::DeliveryLimit);
     error!("delivery limit exceeded; the command stays dead-lettered");
 }

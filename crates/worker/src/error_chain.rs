@@ -1,6 +1,9 @@
-//! Errors in log lines and messages.
+//! Formats errors for log lines and messages.
 
-/// An error and its causes in one line. Errors of this crate never repeat their source, so that nothing is said twice.
+/// Formats an error and its causes in one line.
+///
+/// A cause whose text already ends the line is skipped: errors of other crates may repeat their source. Errors of this
+/// crate never do.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,36 +1,36 @@
-//! Where a job's events go while it runs.
+//! Destination of a job's events while the job runs.
 
 use async_trait::async_trait;
-use broker::{Publisher, Routed};
+use broker::{PublishOutcome, Publisher};
 use domain::event::Event;
 
-use crate::telemetry::metrics::Coded;
+use crate::telemetry::metrics::ErrorCode;
 
-/// An event was not published.
+/// An event could not be published.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot publish: {0}")]
+#[error("cannot publish event: {0}")]
 pub struct PublishError(pub String);
 
-impl Coded for PublishError {
+impl ErrorCode for PublishError {
     fn code(&self) -> &'static str {
         "broker"
     }
 }
 
-/// Takes events: the broker for `run`, the terminal for `generate`.
+/// Receives a job's events: the broker in `run`, the terminal in `generate`.
 #[async_trait]
 pub trait EventSink: Send + Sync {
-    /// Publishes an event; when this returns, it is safe with whoever takes it.
+    /// Publishes an event and waits until the receiver has confirmed it.
     ///
     /// # Errors
     ///
-    /// [`PublishError`] where it is not known to be safe.
-    async fn publish(&self, event: &Event) -> Result<Routed, PublishError>;
+    /// [`PublishError`] if the event was not confirmed; it may have been received nevertheless.
+    async fn publish(&self, event: &Event) -> Result<PublishOutcome, PublishError>;
 }
 
 #[async_trait]
 impl EventSink for Publisher {
-    async fn publish(&self, event: &Event) -> Result<Routed, PublishError> {
+    async fn publish(&self, event: &Event) -> Result<PublishOutcome, PublishError> {
         self.publish_event(event).await.map_err(|error| PublishError(error.to_string()))
     }
 }

@@ -1,10 +1,13 @@
-//! Points at which a test can hold the process, to kill it there. Only development builds have them.
+//! Failpoints: places where a test can pause the process, for example to kill it there. Only debug builds have them.
 
-/// Stays here where `ASSET_WORKER_PAUSE_AT` names this point, and says so in the log: until the file `ASSET_WORKER_PAUSE_UNTIL` is there, else for ever.
+/// Pauses here if `ASSET_WORKER_PAUSE_AT` names this failpoint, and logs it.
+///
+/// The pause ends when the file that `ASSET_WORKER_PAUSE_UNTIL` names exists; if the variable is not set, it never
+/// ends.
 pub(crate) async fn reach(name: &'static str) {
     #[cfg(debug_assertions)]
     if is_asked_for(name) {
-        tracing::warn!(point = name, "paused");
+        tracing::warn!(point = name, "paused at a failpoint");
         while !is_over() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
@@ -14,13 +17,13 @@ pub(crate) async fn reach(name: &'static str) {
 }
 
 #[cfg(debug_assertions)]
-#[expect(clippy::disallowed_methods, reason = "as below")]
+#[expect(clippy::disallowed_methods, reason = "not a setting: for tests only, and not in release builds")]
 fn is_over() -> bool {
     std::env::var_os("ASSET_WORKER_PAUSE_UNTIL").is_some_and(|file| std::path::Path::new(&file).exists())
 }
 
 #[cfg(debug_assertions)]
-#[expect(clippy::disallowed_methods, reason = "no setting: it is for tests, and a released program does not have it")]
+#[expect(clippy::disallowed_methods, reason = "not a setting: for tests only, and not in release builds")]
 fn is_asked_for(name: &str) -> bool {
     std::env::var_os("ASSET_WORKER_PAUSE_AT").is_some_and(|asked| asked == name)
 }

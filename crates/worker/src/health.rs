@@ -1,7 +1,7 @@
-//! Whether the worker is well: what `/livez`, `/readyz` and the gauges say.
+//! Health of the worker, for `/livez`, `/readyz` and the gauges.
 //!
-//! Broker, loop and jobs tell it how they are; database, storage and key are looked at. Looking is shared: however many ask, each part is asked at most
-//! once in its interval.
+//! The state of broker connection, consumer loop and jobs is reported by the code that runs them; database, storage and
+//! API key are checked. Concurrent requests share the checks: each dependency is checked at most once per interval.
 
 mod looks;
 mod queue;
@@ -15,59 +15,60 @@ use std::time::Duration;
 use domain::money::MicroUsd;
 use opentelemetry::KeyValue;
 use serde::Serialize;
-use stability_client::{Exchange, Observer};
+use stability_client::{Observer, RequestOutcome};
 use tokio::time::Instant;
 
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
-pub(crate) use looks::Looked;
-use looks::Looks;
-pub(crate) use queue::{INTERVAL as QUEUE_INTERVAL, QueueWatch};
-pub(crate) use server::Probes;
+use looks::HealthChecks;
+pub(crate) use looks::HealthDependencies;
+pub(crate) use queue::{QUEUE_INTERVAL, QueueStats};
+pub(crate) use server::ProbeServer;
 
-/// The loop tells that it goes on every few seconds; a worker that has not for so long is stuck. Longer than each wait between two beats: 15 s for an
-/// answer of the broker, a minute between tries to reach it.
-const STUCK: Duration = Duration::from_mins(2);
+/// A worker is stuck if its consumer loop has recorded no heartbeat for this long; normally it records one every 5 s.
+///
+/// Longer than every wait of the loop: 15 s for a response of the broker, a minute between attempts to connect to it.
+const STUCK_AFTER: Duration = Duration::from_mins(2);
 
-/// How the worker is. Clones share it.
+/// The health of the worker. Clones share its state.
 #[derive(Clone)]
 pub struct Health {
-    state: Arc<State>,
+    state: Arc<HealthState>,
 }
 
-struct State {
-    origin: Instant,
-    /// Milliseconds from the origin to the last beat.
-    beat: AtomicU64,
-    broker: AtomicBool,
+struct HealthState {
+    started: Instant,
+    /// Milliseconds from `started` to the last heartbeat.
+    last_heartbeat_ms: AtomicU64,
+    broker_connected: AtomicBool,
     stopping: AtomicBool,
     ready: AtomicBool,
-    jobs: AtomicUsize,
-    looks: OnceLock<Looks>,
-    queue: Mutex<QueueWatch>,
+    jobs_in_flight: AtomicUsize,
+    checks: OnceLock<HealthChecks>,
+    queue: Mutex<QueueStats>,
     credits: Mutex<Option<f64>>,
     spent_today: Mutex<Option<MicroUsd>>,
 }
 
-impl State {
-    /// Since the last beat.
-    fn silence(&self) -> Duration {
-        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
-        self.origin.elapsed().saturating_sub(beat)
+impl HealthState {
+    /// Time since the last heartbeat.
+    fn heartbeat_age(&self) -> Duration {
+        let beat = Duration::from_millis(self.last_heartbeat_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(beat)
     }
 }
 
 impl Default for Health {
     fn default() -> Self {
-        let state = State {
-            origin: Instant::now(),
-            beat: AtomicU64::new(0),
-            broker: AtomicBool::new(false),
+        let state = HealthState {
+            started: Instant::now(),
+            last_heartbeat_ms: AtomicU64::new(0),
+            broker_connected: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             ready: AtomicBool::new(false),
-            jobs: AtomicUsize::new(0),
-            looks: OnceLock::new(),
+            jobs_in_flight: AtomicUsize::new(0),
+            checks: OnceLock::new(),
             queue: Mutex::default(),
             credits: Mutex::default(),
             spent_today: Mutex::default(),
@@ -76,7 +77,7 @@ impl Default for Health {
     }
 }
 
-/// What `/readyz` says: `ok` where a part is well, else what is wrong with it.
+/// Body of `/readyz`: for each dependency `ok` or the problem.
 #[derive(Debug, Serialize)]
 struct Readiness {
     status: &'static str,
@@ -87,57 +88,58 @@ struct Readiness {
 }
 
 impl Health {
-    /// Whether commands can be taken from the broker.
-    pub fn set_broker(&self, connected: bool) {
-        self.state.broker.store(connected, Ordering::Relaxed);
+    /// Sets whether commands can be received from the broker.
+    pub fn set_broker_connected(&self, connected: bool) {
+        self.state.broker_connected.store(connected, Ordering::Relaxed);
     }
 
-    /// No further command is taken.
+    /// Marks the worker as shutting down: `/readyz` answers 503 from now on.
     pub fn set_stopping(&self) {
         self.state.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// So many commands are held.
-    pub(crate) fn set_jobs(&self, jobs: usize) {
-        self.state.jobs.store(jobs, Ordering::Relaxed);
+    /// Sets the number of commands that are being handled.
+    pub(crate) fn set_jobs_in_flight(&self, jobs: usize) {
+        self.state.jobs_in_flight.store(jobs, Ordering::Relaxed);
     }
 
-    /// The loop goes on.
-    pub(crate) fn beat(&self) {
-        let since = u64::try_from(self.state.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.state.beat.store(since, Ordering::Relaxed);
+    /// Records a heartbeat of the consumer loop.
+    pub(crate) fn record_heartbeat(&self) {
+        let since = u64::try_from(self.state.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.state.last_heartbeat_ms.store(since, Ordering::Relaxed);
     }
 
-    /// For how long the loop has not been heard of, where that is too long.
+    /// The time since the last heartbeat, if the loop is stuck.
     fn stuck_for(&self) -> Option<Duration> {
-        Some(self.state.silence()).filter(|silence| *silence > STUCK)
+        Some(self.state.heartbeat_age()).filter(|silence| *silence > STUCK_AFTER)
     }
 
-    /// Database, storage and API can be looked at.
-    pub(crate) fn set_parts(&self, parts: Looked) {
-        // Set once, when the worker has them.
-        let _ = self.state.looks.set(Looks::new(parts));
+    /// Sets the dependencies to check: database, storage and API client.
+    pub(crate) fn set_dependencies(&self, parts: HealthDependencies) {
+        // Called once, when the worker has opened them.
+        let _ = self.state.checks.set(HealthChecks::new(parts));
     }
 
-    /// The API took the key, or refused it: what a request found is known without another look.
-    pub(crate) fn note_key(&self, accepted: bool) {
-        if let Some(looks) = self.state.looks.get() {
-            looks.note_key(accepted);
+    /// Records whether the API accepted the key of a request, so that no separate check is needed.
+    pub(crate) fn record_key_status(&self, accepted: bool) {
+        if let Some(looks) = self.state.checks.get() {
+            looks.record_key_status(accepted);
         }
     }
 
-    /// What is known of the queue of commands.
-    pub(crate) fn queue<T>(&self, tell: impl FnOnce(&mut QueueWatch) -> T) -> T {
+    /// Reads or updates the statistics of the command queue.
+    pub(crate) fn queue<T>(&self, tell: impl FnOnce(&mut QueueStats) -> T) -> T {
         tell(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn readiness(&self) -> Readiness {
+    async fn check_readiness(&self) -> Readiness {
         let missing = || Err("not opened yet".to_owned());
-        let (database, storage, key) = match self.state.looks.get() {
-            Some(looks) => tokio::join!(looks.database(), looks.storage(), looks.key()),
+        let (database, storage, key) = match self.state.checks.get() {
+            Some(looks) => tokio::join!(looks.check_database(), looks.check_storage(), looks.check_key()),
             None => (missing(), missing(), Ok(())),
         };
-        let broker = if self.state.broker.load(Ordering::Relaxed) { Ok(()) } else { Err("not connected".to_owned()) };
+        let broker =
+            if self.state.broker_connected.load(Ordering::Relaxed) { Ok(()) } else { Err("not connected".to_owned()) };
         let stopping = self.state.stopping.load(Ordering::Relaxed);
         let ready = !stopping && [&broker, &database, &storage, &key].iter().all(|part| part.is_ok());
         self.state.ready.store(ready, Ordering::Relaxed);
@@ -158,74 +160,81 @@ impl Health {
         }
     }
 
-    /// Looks at everything again and again, for the gauges, for as long as it is let.
-    pub(crate) async fn watch(&self) -> Infallible {
-        let mut every = tokio::time::interval(looks::INTERVAL);
+    /// Runs all checks periodically, for the gauges. Never returns; dropping the future stops it.
+    pub(crate) async fn poll_for_gauges(&self) -> Infallible {
+        let mut every = tokio::time::interval(looks::GAUGE_INTERVAL);
         loop {
             every.tick().await;
-            self.readiness().await;
-            if let Some(looks) = self.state.looks.get() {
+            self.check_readiness().await;
+            if let Some(looks) = self.state.checks.get() {
                 *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner) = looks.credits();
                 *self.state.spent_today.lock().unwrap_or_else(PoisonError::into_inner) = looks.spent_today().await;
             }
         }
     }
 
-    /// Lets the gauges show how the worker is.
-    pub(crate) fn show(&self, metrics: &Metrics, settings: &Settings) {
-        let state = |read: fn(&State) -> Option<f64>| {
+    /// Registers the gauges that show the health and the limits of the worker.
+    pub(crate) fn register_gauges(&self, metrics: &Metrics, settings: &Settings) {
+        let state = |read: fn(&HealthState) -> Option<f64>| {
             let state = self.state.clone();
             move || read(&state)
         };
         let fixed = |value: f64| move || Some(value);
-        metrics.gauge(
+        metrics.register_gauge(
             &names::READY,
             &[],
             state(|state| Some(f64::from(u8::from(state.ready.load(Ordering::Relaxed))))),
         );
-        metrics.gauge(&names::JOBS_IN_FLIGHT, &[], state(|state| Some(count(state.jobs.load(Ordering::Relaxed)))));
-        metrics.gauge(&names::SILENCE, &[], state(|state| Some(state.silence().as_secs_f64())));
-        metrics.gauge(&names::JOBS_LIMIT, &[], fixed(count(settings.jobs.max_in_flight.get())));
-        metrics.gauge(&names::QUOTA_LIMIT, &[], fixed(f64::from(settings.stability.rate_limit.get())));
-        let known = |state: &State, read: fn(&QueueWatch) -> Option<f64>| {
+        metrics.register_gauge(
+            &names::JOBS_IN_FLIGHT,
+            &[],
+            state(|state| Some(count_to_f64(state.jobs_in_flight.load(Ordering::Relaxed)))),
+        );
+        metrics.register_gauge(&names::HEARTBEAT_AGE, &[], state(|state| Some(state.heartbeat_age().as_secs_f64())));
+        metrics.register_gauge(&names::JOBS_LIMIT, &[], fixed(count_to_f64(settings.jobs.max_in_flight.get())));
+        metrics.register_gauge(&names::QUOTA_LIMIT, &[], fixed(f64::from(settings.stability.rate_limit.get())));
+        let known = |state: &HealthState, read: fn(&QueueStats) -> Option<f64>| {
             read(&state.queue.lock().unwrap_or_else(PoisonError::into_inner))
         };
         for (queue, read) in [
-            ("assets.generate", QueueWatch::waiting as fn(&QueueWatch) -> Option<f64>),
-            ("assets.generate.dead", QueueWatch::dead),
+            ("assets.generate", QueueStats::waiting as fn(&QueueStats) -> Option<f64>),
+            ("assets.generate.dead", QueueStats::dead_letters),
         ] {
             let state = self.state.clone();
-            metrics.gauge(&names::QUEUE_MESSAGES, &[KeyValue::new("queue", queue)], move || known(&state, read));
+            metrics
+                .register_gauge(&names::QUEUE_MESSAGES, &[KeyValue::new("queue", queue)], move || known(&state, read));
         }
         for (spec, read) in [
-            (names::QUEUE_CONSUMERS, QueueWatch::consumers as fn(&QueueWatch) -> Option<f64>),
-            (names::QUEUE_AGE, QueueWatch::oldest_s),
+            (names::QUEUE_CONSUMERS, QueueStats::consumers as fn(&QueueStats) -> Option<f64>),
+            (names::OLDEST_MESSAGE_AGE, QueueStats::oldest_age_seconds),
         ] {
             let state = self.state.clone();
-            metrics.gauge(&spec, &[], move || known(&state, read));
+            metrics.register_gauge(&spec, &[], move || known(&state, read));
         }
         let state = self.state.clone();
-        metrics.gauge(&names::CREDITS, &[], move || *state.credits.lock().unwrap_or_else(PoisonError::into_inner));
+        metrics.register_gauge(&names::CREDITS, &[], move || {
+            *state.credits.lock().unwrap_or_else(PoisonError::into_inner)
+        });
         if let Some(limit) = settings.jobs.daily_budget_usd {
-            metrics.gauge(&names::BUDGET_LIMIT, &[], fixed(limit));
+            metrics.register_gauge(&names::BUDGET_LIMIT, &[], fixed(limit));
             let state = self.state.clone();
             let spent = move || state.spent_today.lock().unwrap_or_else(PoisonError::into_inner).map(MicroUsd::usd);
-            metrics.gauge(&names::BUDGET_SPENT, &[], spent);
+            metrics.register_gauge(&names::BUDGET_SPENT, &[], spent);
         }
     }
 }
 
-/// Counts here are small.
-fn count(number: usize) -> f64 {
+/// Converts a count; values above `u32::MAX` do not occur.
+fn count_to_f64(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 impl Observer for Health {
-    /// Notes what requests show about the key.
-    fn answered(&self, exchange: &Exchange) {
-        match exchange.failure {
-            None => self.note_key(true),
-            Some("unauthorized") => self.note_key(false),
+    /// Records whether the request shows that the key is accepted or rejected.
+    fn on_request_end(&self, exchange: &RequestOutcome) {
+        match exchange.error_kind {
+            None => self.record_key_status(true),
+            Some("unauthorized") => self.record_key_status(false),
             Some(_) => {}
         }
     }
@@ -236,14 +245,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_is_not_heard_of_for_two_minutes_is_stuck() {
+    async fn loop_without_heartbeat_for_two_minutes_is_stuck() {
         let health = Health::default();
-        health.beat();
-        tokio::time::advance(STUCK).await;
+        health.record_heartbeat();
+        tokio::time::advance(STUCK_AFTER).await;
         assert_eq!(health.stuck_for(), None);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(health.stuck_for().is_some_and(|silence| silence > STUCK));
-        health.beat();
+        assert!(health.stuck_for().is_some_and(|silence| silence > STUCK_AFTER));
+        health.record_heartbeat();
         assert_eq!(health.stuck_for(), None);
     }
 }

@@ -1,6 +1,6 @@
-//! Makes one image: adopts a stored file, generates a picture, or lets an earlier image stand in.
+//! Makes one image: adopts a stored file, generates a new image, or falls back to a cached one.
 //!
-//! Knows nothing of the job's progress: what became of an image is reported, and recorded by the attempt.
+//! Independent of the job's progress: it reports the result of an image, and the attempt records it.
 
 mod adopt;
 mod cache;
@@ -15,9 +15,9 @@ use std::time::Duration;
 use domain::command::{CacheMode, Command};
 use domain::image_spec::ImageDefect;
 use domain::outcome::{Asset, Origin};
-use domain::story::Story;
-use picture::{Finished, texts};
-use stability_client::{CallOptions, Client, GenerateError, Generated, Party, Picture, UnusablePicture, Usage};
+use domain::story::ImageMetadata;
+use picture::{ProcessedImage, texts};
+use stability_client::{CallOptions, Client, GenerateError, GeneratedImage, Generation, Tenant, UnusableImage, Usage};
 use store::{Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
 
@@ -26,27 +26,27 @@ use crate::cancel::{CancelReason, CancelToken};
 use crate::failpoint;
 use crate::image_pool::ImagePool;
 use crate::storage::Storage;
-use crate::telemetry::metrics::{Coded, Metrics, Stage};
-use adopt::find_stored;
-use cache::copy_earlier;
+use crate::telemetry::metrics::{ErrorCode, Metrics, Stage};
+use adopt::find_stored_file;
+use cache::copy_cached;
 use file::{ImageFiles, StoredFile};
 
 pub(crate) use error::ImageError;
 pub(crate) use task::{ImageReport, ImageTask};
 
-/// Requests of an urgent job for each one of another.
-const URGENT_WEIGHT: NonZeroU32 = NonZeroU32::new(2).expect("not 0");
+/// Request turns of an urgent job for each turn of another job.
+const URGENT_WEIGHT: NonZeroU32 = NonZeroU32::new(2).expect("2 is not zero");
 
-/// What every image is made with.
+/// The services that every image needs.
 #[derive(Clone)]
-pub(crate) struct ImageParts {
+pub(crate) struct ImageResources {
     pub(crate) client: Client,
     pub(crate) pool: ImagePool,
     pub(crate) storage: Storage,
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
-    /// How long a lease holds when it is renewed.
-    pub(crate) lease_length: Duration,
+    /// How long a lease lasts after each renewal.
+    pub(crate) lease_duration: Duration,
 }
 
 /// Makes the images of one attempt at a job, under its lease.
@@ -57,43 +57,45 @@ pub(crate) struct ImageGenerator {
     budget: Arc<JobBudget>,
     cancel: CancelToken,
     cache_mode: CacheMode,
-    party: Party,
+    tenant: Tenant,
 }
 
-/// The span of one image, below the current span.
+/// Creates the span of one image, as a child of the current span.
 pub(crate) fn image_span(index: u32) -> Span {
     info_span!("image", image.index = index)
 }
 
 impl ImageGenerator {
-    /// A generator for one attempt. Images of an `urgent` job have two turns for each one of another job.
+    /// Creates a generator for one attempt. An `urgent` job gets two request turns for each turn of another job.
     pub(crate) fn new(
-        parts: &ImageParts,
+        parts: &ImageResources,
         command: &Command,
         urgent: bool,
         lease: Lease,
         budget: Arc<JobBudget>,
         cancel: CancelToken,
     ) -> Self {
-        let ImageParts { client, pool, storage, store, metrics, lease_length } = parts.clone();
+        let ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length } = parts.clone();
         let weight = if urgent { URGENT_WEIGHT } else { NonZeroU32::MIN };
         Self {
             client,
-            files: ImageFiles { store, storage, pool, key: command.key(), lease, lease_length },
+            files: ImageFiles { store, storage, pool, key: command.key(), lease, lease_duration: lease_length },
             metrics,
             budget,
             cancel,
             cache_mode: command.config.cache.unwrap_or_default(),
-            party: Party { id: command.job_id.as_u128(), weight },
+            tenant: Tenant { id: command.job_id.as_u128(), weight },
         }
     }
 
-    /// Adopts, generates or copies one image; called inside the image's span. A failure that the other images would meet cancels the attempt first. A
-    /// cancelled attempt makes no further request; after a fatal cause an earlier image can still stand in.
+    /// Adopts, generates or copies one image. Must run inside the image's span.
+    ///
+    /// A failure that other images would meet too cancels the attempt. A cancelled attempt sends no further request;
+    /// after a fatal cause, a cached image can still be used.
     pub(crate) async fn run(self: Arc<Self>, task: ImageTask) -> ImageReport {
         let mut usage = Usage::default();
-        let result = match find_stored(&self.files, &task).await {
-            Ok(Some(stored)) => Ok(self.asset(&task, stored)),
+        let result = match find_stored_file(&self.files, &task).await {
+            Ok(Some(stored)) => Ok(self.build_asset(&task, stored)),
             Ok(None) => self.generate(&task, &mut usage).await,
             Err(error) => Err(error),
         };
@@ -101,20 +103,20 @@ impl ImageGenerator {
             Ok(asset) => Ok(asset),
             Err(error) => {
                 self.cancel_attempt(&error);
-                self.stand_in(&task, error).await
+                self.fall_back_to_cache(&task, error).await
             }
         };
         ImageReport { task, span: Span::current(), result, usage }
     }
 
-    /// A new picture of the API, stored under a path of its own.
+    /// Generates a new image and stores it under its own path.
     async fn generate(&self, task: &ImageTask, usage: &mut Usage) -> Result<Asset, ImageError> {
         if self.cancel.is_cancelled() {
             return Err(ImageError::Cancelled);
         }
         let budget = self.budget.for_image(task.id);
-        let options = CallOptions { stop: self.cancel.token().clone(), budget: &budget, party: self.party };
-        let accept = |generated| self.process(task, generated);
+        let options = CallOptions { stop: self.cancel.token().clone(), budget: &budget, tenant: self.tenant };
+        let accept = |generated| self.process_picture(task, generated);
         let generating = self.client.generate_with(&task.request, &options, accept);
         let (finished, seed, used) = generating.await.map_err(|GenerateError { error, usage: used }| {
             *usage = used;
@@ -122,40 +124,45 @@ impl ImageGenerator {
         })?;
         *usage = used;
         failpoint::reach("before_file").await;
-        let Finished { bytes, format, sha256 } = finished;
+        let ProcessedImage { bytes, format, sha256 } = finished;
         let size_bytes = bytes.len() as u64;
         let file_path = self.files.reserve_path(task, format).await?;
-        self.metrics.stage(Stage::Store, self.files.write(&file_path, bytes)).await?;
+        self.metrics.run_stage(Stage::Store, self.files.write(&file_path, bytes)).await?;
         failpoint::reach("before_row").await;
         let origin = Origin::Generated;
-        Ok(self.asset(task, StoredFile { file_path, format, size_bytes, sha256, seed, origin }))
+        Ok(self.build_asset(task, StoredFile { file_path, format, size_bytes, sha256, seed, origin }))
     }
 
-    /// Decodes, scales, encodes and checks a picture of the API.
-    async fn process(&self, task: &ImageTask, generated: Generated) -> Result<(Finished, u32, Usage), UnusablePicture> {
+    /// Decodes, resizes, encodes and verifies a generated image.
+    async fn process_picture(
+        &self,
+        task: &ImageTask,
+        generated: Generation,
+    ) -> Result<(ProcessedImage, u32, Usage), UnusableImage> {
         let usage = generated.usage;
-        let Picture { image, seed } = generated.into_first();
-        let story = Story::new(self.files.key, task.index, &task.description, &task.recipe, seed, texts::SOFTWARE);
-        let processed = self.metrics.stage(Stage::Finish, self.files.pool.process(image, story)).await;
-        let finished = processed.map_err(|defect| UnusablePicture {
+        let GeneratedImage { bytes: image, seed } = generated.into_first();
+        let story =
+            ImageMetadata::new(self.files.key, task.index, &task.description, &task.params, seed, texts::SOFTWARE);
+        let processed = self.metrics.run_stage(Stage::Process, self.files.pool.process(image, story)).await;
+        let finished = processed.map_err(|defect| UnusableImage {
             reason: defect.to_string(),
-            damaged: matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::Format),
+            damaged: matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::WrongFormat),
         })?;
         Ok((finished, seed, usage))
     }
 
-    /// Cancels the attempt where its other images would meet this error too.
+    /// Cancels the attempt if its other images would fail with this error too.
     fn cancel_attempt(&self, error: &ImageError) {
-        let Some(reason) = error.cancels() else { return };
+        let Some(reason) = error.cancel_reason() else { return };
         let fatal = matches!(reason, CancelReason::Fatal(..));
         if self.cancel.cancel(reason) && fatal {
-            warn!(code = error.code(), reason = %error, "every further request would fail; none is sent in this attempt");
+            warn!(code = error.code(), reason = %error, "fatal error; no further request is sent in this attempt");
         }
     }
 
-    /// An earlier image in place of one that was not made, where the API is the cause.
-    async fn stand_in(&self, task: &ImageTask, error: ImageError) -> Result<Asset, ImageError> {
-        // An image cancelled by a fatal cause is treated as having failed with it.
+    /// Replaces a failed image by a cached one if the API is the cause; otherwise returns the error.
+    async fn fall_back_to_cache(&self, task: &ImageTask, error: ImageError) -> Result<Asset, ImageError> {
+        // An image cancelled because of a fatal cause is treated as if it had failed with that cause.
         let fatal = match (&error, self.cancel.reason()) {
             (ImageError::Cancelled, Some(CancelReason::Fatal(code, message))) => {
                 Some(ImageError::Fatal(*code, message.clone()))
@@ -163,24 +170,24 @@ impl ImageGenerator {
             _ => None,
         };
         let cause = fatal.as_ref().unwrap_or(&error);
-        if self.cache_mode == CacheMode::Never || !cause.allows_stand_in() {
+        if self.cache_mode == CacheMode::Never || !cause.allows_cache_fallback() {
             return Err(error);
         }
         failpoint::reach("before_cache_fallback").await;
-        let Some(stored) = copy_earlier(&self.files, task).await? else { return Err(error) };
-        warn!(code = cause.code(), reason = %cause, file_path = stored.file_path, "an image made before stands in");
-        Ok(self.asset(task, stored))
+        let Some(stored) = copy_cached(&self.files, task).await? else { return Err(error) };
+        warn!(code = cause.code(), reason = %cause, file_path = stored.file_path, "cached image used as fallback");
+        Ok(self.build_asset(task, stored))
     }
 
-    /// An earlier image, used without a request.
-    pub(crate) async fn reuse(&self, task: &ImageTask) -> Result<Option<Asset>, StoreError> {
-        let Some(stored) = copy_earlier(&self.files, task).await? else { return Ok(None) };
-        info!(file_path = stored.file_path, "an image made before is used");
-        Ok(Some(self.asset(task, stored)))
+    /// Copies a cached image without sending a request; `None` if there is none.
+    pub(crate) async fn reuse_cached(&self, task: &ImageTask) -> Result<Option<Asset>, StoreError> {
+        let Some(stored) = copy_cached(&self.files, task).await? else { return Ok(None) };
+        info!(file_path = stored.file_path, "cached image used without a request");
+        Ok(Some(self.build_asset(task, stored)))
     }
 
-    /// What row and events say of a stored file.
-    fn asset(&self, task: &ImageTask, stored: StoredFile) -> Asset {
+    /// Describes a stored file for the image's row and events.
+    fn build_asset(&self, task: &ImageTask, stored: StoredFile) -> Asset {
         let spec = self.files.pool.spec();
         let StoredFile { file_path, format, size_bytes, sha256, seed, origin } = stored;
         Asset {
@@ -194,7 +201,7 @@ impl ImageGenerator {
             size_bytes,
             sha256,
             description: task.description.clone(),
-            recipe: task.recipe.clone(),
+            params: task.params.clone(),
             seed,
             origin,
         }

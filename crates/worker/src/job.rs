@@ -1,4 +1,6 @@
-//! One job: claim, heartbeat, decide, complete or release. Knows no broker: `run` and `generate` both use it.
+//! Runs one attempt at a job: claims it, renews its lease, makes its images, and ends or releases it.
+//!
+//! Independent of the broker: the subcommands `run` and `generate` both use it.
 
 mod attempt;
 mod events;
@@ -18,19 +20,19 @@ use domain::outcome::{Decision, ImageState, Tally, decide};
 use domain::style::Style;
 use domain::trace::TraceContext;
 use stability_client::Client;
-use store::{Claim, ClaimTerms, Claimed, Ending, Lease, Store, StoreError, TerminalEvent};
+use store::{Claim, ClaimOptions, ClaimedJob, JobEnd, Lease, Store, StoreError, TerminalEvent};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{Span, info, warn};
 
-use crate::budget::{JobBudget, Prices};
+use crate::budget::{CostPolicy, JobBudget};
 use crate::cancel::{CancelReason, CancelToken};
 use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
 use crate::failpoint;
-use crate::image::{ImageGenerator, ImageParts};
-use crate::retry::retry;
+use crate::image::{ImageGenerator, ImageResources};
+use crate::retry::retry_store;
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::{Metrics, Stage};
@@ -41,77 +43,75 @@ use events::JobEvents;
 use plan::Planner;
 use progress::JobProgress;
 
-pub(crate) use outcome::note_outcome;
+pub(crate) use outcome::record_outcome;
 pub use outcome::{JobOutcome, JobRunError};
 
-/// How often a lease is renewed while it holds.
-const HEARTBEATS: u32 = 4;
-/// A job that loses this many workers in a row without finishing an image is assumed to crash them, and fails.
-const MAX_LOSSES: u32 = 3;
+/// Lease renewals per lease duration.
+const HEARTBEATS_PER_LEASE: u32 = 4;
+/// A job that loses this many workers in a row without completing an image is assumed to crash them, and fails.
+const MAX_WORKER_LOSSES: u32 = 3;
 
-/// What came with a command.
+/// Trace, priority and lease wait of one call of [`JobRunner::run`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Envelope<'a> {
-    /// The trace that it belongs to.
+pub struct RunOptions<'a> {
+    /// The trace context that the command was published with.
     pub trace: Option<&'a TraceContext>,
-    /// Whether its job sends two requests for each one of another job, while both run here.
+    /// Whether the job gets two request turns for each turn of another job in this process.
     pub urgent: bool,
-    /// How long to wait for a job whose lease another worker holds. That worker may be lost.
+    /// How long to wait for the job's lease if another worker holds it. That worker may be lost.
     pub lease_wait: Duration,
 }
 
-/// Runs attempts at jobs: what they need. Clones share everything.
+/// Runs attempts at jobs. Clones share their resources.
 #[derive(Clone)]
 pub struct JobRunner {
-    parts: ImageParts,
+    resources: ImageResources,
     planner: Arc<Planner>,
-    jobs: JobSettings,
+    settings: JobSettings,
     max_concurrent: NonZeroUsize,
-    prices: Prices,
+    cost_policy: CostPolicy,
     default_style: Arc<Style>,
     translator: Translator,
 }
 
 impl JobRunner {
-    /// A runner with these parts.
-    pub(crate) fn new(settings: &Settings, parts: ImageParts, translator: Translator) -> Self {
+    pub(crate) fn new(settings: &Settings, resources: ImageResources, translator: Translator) -> Self {
         let style = Style { cfg_scale: Some(settings.cfg_scale), steps: Some(settings.steps), ..Style::default() };
         Self {
-            parts,
+            resources,
             planner: Arc::new(Planner::new(settings)),
-            jobs: settings.jobs.clone(),
+            settings: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
-            prices: Prices::new(settings),
+            cost_policy: CostPolicy::new(settings),
             default_style: Arc::new(style),
             translator,
         }
     }
 
-    /// The metrics.
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.parts.metrics
+        &self.resources.metrics
     }
 
-    /// The API.
     pub(crate) fn client(&self) -> &Client {
-        &self.parts.client
+        &self.resources.client
     }
 
-    /// The database.
     pub(crate) fn store(&self) -> &Store {
-        &self.parts.store
+        &self.resources.store
     }
 
-    /// Makes one attempt at a job, in the current span: until it ends, must wait, or is told to stop. `started` and `progress` events go to `sink`; the terminal
-    /// event is stored and returned, and is the caller's to publish.
+    /// Runs one attempt at a job in the current span, until the job ends, has to wait, or is interrupted.
+    ///
+    /// Publishes `started` and `progress` events to `sink`. Stores the terminal event and returns it for publishing.
     ///
     /// # Errors
     ///
-    /// [`JobRunError`] where our own infrastructure failed; what was finished before stays finished, and the attempt does not count.
+    /// [`JobRunError`] if the worker's own infrastructure failed. Images completed before stay completed, and the
+    /// attempt is not counted.
     pub async fn run(
         &self,
         command: &Command,
-        envelope: Envelope<'_>,
+        envelope: RunOptions<'_>,
         sink: &dyn EventSink,
         shutdown: &Shutdown,
     ) -> Result<JobOutcome, JobRunError> {
@@ -120,17 +120,23 @@ impl JobRunner {
             Some(Claim::Leased) => return Ok(JobOutcome::Leased),
             Some(Claim::Conflict) => return Ok(JobOutcome::Conflict),
             Some(Claim::Ended(terminal)) => return Ok(JobOutcome::AlreadyEnded(terminal)),
-            Some(Claim::Run(claimed)) => claimed,
+            Some(Claim::Acquired(claimed)) => claimed,
         };
         failpoint::reach("after_claim").await;
         let (lease, attempts, created_at) = (claimed.lease, claimed.attempts, claimed.created_at);
-        let tally = Tally::of(claimed.images.iter().map(|image| &image.state));
-        let exhausted = too_many_losses(claimed.losses, &tally, command.config.min_success_rate());
+        let tally = Tally::from_images(claimed.images.iter().map(|image| &image.state));
+        let exhausted = check_worker_losses(claimed.lease_losses, &tally, command.config.min_success_rate());
         let cancel = CancelToken::child_of(&shutdown.stop);
-        info!(total = tally.total, completed = tally.completed, attempts, first = claimed.first, "working on a job");
-        let mut attempt = self.attempt(command, envelope, sink, claimed, cancel.clone());
+        info!(
+            total = tally.total,
+            completed = tally.completed,
+            attempts,
+            first = claimed.first_claim,
+            "job attempt started"
+        );
+        let mut attempt = self.build_attempt(command, envelope, sink, claimed, cancel.clone());
         let outcome = if let Some(error) = exhausted {
-            self.complete(&mut attempt, created_at, Some(error)).await
+            self.end_job(&mut attempt, created_at, Some(error)).await
         } else {
             let executed = tokio::select! {
                 executed = attempt.execute() => Some(executed),
@@ -138,13 +144,13 @@ impl JobRunner {
                     cancel.cancel(CancelReason::LeaseLost);
                     Some(Err(StoreError::LeaseLost.into()))
                 }
-                () = shutdown.grace_over.cancelled() => None,
-                never = end_time_slice(self.jobs.slice, &cancel) => match never {},
+                () = shutdown.grace_expired.cancelled() => None,
+                never = preempt_after(self.settings.time_slice, &cancel) => match never {},
             };
-            // Image tasks have ended before the lease is released.
+            // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
             match executed {
-                Some(Ok(())) => self.conclude(attempt, attempts, created_at).await,
+                Some(Ok(())) => self.finish_attempt(attempt, attempts, created_at).await,
                 Some(Err(error)) => Err(error),
                 None => {
                     // Not retried: if the database is unavailable, the lease expires by itself.
@@ -155,20 +161,22 @@ impl JobRunner {
         };
         match outcome {
             Err(JobRunError::Store(StoreError::LeaseLost)) => {
-                self.metrics().lease_lost();
-                warn!("the job's lease was lost; nothing more is done for it");
+                self.metrics().record_lease_loss();
+                warn!("job lease lost; attempt aborted");
                 Ok(JobOutcome::LeaseLost)
             }
             Err(error) => {
-                // The job need not wait until the lease runs out, which would count as a lost worker.
-                let _ = retry(|| self.store().release(lease, false)).await;
+                // Letting the lease expire would delay the job and count as a lost worker.
+                let _ = retry_store(|| self.store().release(lease, false)).await;
                 Err(error)
             }
             Ok(outcome) => Ok(outcome),
         }
     }
 
-    /// Claims the job of a command; waits up to `lease_wait` for the lease of another worker. `None` where the wait was ended by a stop.
+    /// Claims the job of a command, waiting up to `lease_wait` while another worker holds the lease.
+    ///
+    /// Returns `None` if a shutdown interrupted the wait.
     async fn claim(
         &self,
         command: &Command,
@@ -176,51 +184,51 @@ impl JobRunner {
         shutdown: &Shutdown,
     ) -> Result<Option<Claim>, StoreError> {
         let until = Instant::now() + lease_wait;
-        let terms = ClaimTerms { lease: self.jobs.lease, usual_style: &self.default_style };
+        let terms = ClaimOptions { lease_duration: self.settings.lease, default_style: &self.default_style };
         loop {
             failpoint::reach("before_claim").await;
-            let current = trace::current();
+            let current = trace::current_context();
             let claiming = self.store().claim(command, current.as_ref(), terms);
-            let claim = self.metrics().stage(Stage::Claim, claiming).await?;
+            let claim = self.metrics().run_stage(Stage::Claim, claiming).await?;
             let earlier = match &claim {
-                Claim::Run(claimed) => claimed.earlier.as_ref(),
+                Claim::Acquired(claimed) => claimed.previous_trace.as_ref(),
                 Claim::Ended(terminal) => terminal.event.trace.as_ref(),
                 Claim::Leased | Claim::Conflict => None,
             };
             if let Some(earlier) = earlier {
-                trace::link(&Span::current(), earlier);
+                trace::add_link(&Span::current(), earlier);
             }
             if !matches!(claim, Claim::Leased) || Instant::now() >= until {
                 return Ok(Some(claim));
             }
-            if shutdown.stop.run_until_cancelled(sleep(self.jobs.held_delay())).await.is_none() {
+            if shutdown.stop.run_until_cancelled(sleep(self.settings.leased_delay())).await.is_none() {
                 return Ok(None);
             }
         }
     }
 
-    fn attempt<'a>(
+    fn build_attempt<'a>(
         &'a self,
         command: &'a Command,
-        envelope: Envelope<'a>,
+        envelope: RunOptions<'a>,
         sink: &'a dyn EventSink,
-        claimed: Claimed,
+        claimed: ClaimedJob,
         cancel: CancelToken,
     ) -> JobAttempt<'a> {
-        trace::note("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
-        trace::note("job.attempt", i64::from(claimed.attempts) + 1);
-        let Claimed { lease, first, style, images, .. } = claimed;
+        trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
+        trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
+        let ClaimedJob { lease, first_claim: first, style, images, .. } = claimed;
         let config = &command.config;
-        let parts = &self.parts;
+        let parts = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
         let budget = JobBudget::new(
             parts.store.clone(),
             parts.metrics.clone(),
-            self.prices,
+            self.cost_policy,
             lease,
             cancel.clone(),
             config.max_cost_usd,
-            progress.charged(),
+            progress.charged_requests(),
         );
         let budget = Arc::new(budget);
         let generator = ImageGenerator::new(parts, command, envelope.urgent, lease, budget.clone(), cancel.clone());
@@ -228,82 +236,82 @@ impl JobRunner {
         JobAttempt {
             command,
             lease,
-            first,
+            is_first_claim: first,
             style,
             planner: &self.planner,
             translator: &self.translator,
-            parts,
+            resources: parts,
             max_concurrent: asked.map_or(self.max_concurrent, |asked| asked.min(self.max_concurrent)),
             budget,
             generator: Arc::new(generator),
             cancel,
             progress,
-            events: JobEvents { sink, key: command.key(), trace: envelope.trace, muted: false },
+            events: JobEvents { sink, key: command.key(), trace: envelope.trace, publishing_failed: false },
             tasks: JoinSet::new(),
-            database_given_up: false,
+            database_unavailable: false,
         }
     }
 
-    /// Renews a lease; returns when it is lost.
+    /// Renews a lease periodically; returns when the lease is lost.
     async fn keep_lease(&self, lease: Lease) {
         loop {
-            sleep(self.jobs.lease / HEARTBEATS).await;
-            match self.store().renew(lease, self.jobs.lease).await {
+            sleep(self.settings.lease / HEARTBEATS_PER_LEASE).await;
+            match self.store().renew(lease, self.settings.lease).await {
                 Ok(()) => {}
                 Err(StoreError::LeaseLost) => return,
-                // Without the database nothing is paid for either, so that nothing is risked by going on.
-                Err(error) => warn!(error = error_chain(&error), "the job's lease was not renewed"),
+                // Continuing is safe: without the database no request can be paid for either.
+                Err(error) => warn!(error = error_chain(&error), "job lease renewal failed; attempt continues"),
             }
         }
     }
 
-    /// Decides what becomes of a job after an attempt that has run to its end.
-    async fn conclude(
+    /// Decides the outcome of a job after an attempt that ran to its end.
+    async fn finish_attempt(
         &self,
         mut attempt: JobAttempt<'_>,
         attempts: u32,
         created_at: OffsetDateTime,
     ) -> Result<JobOutcome, JobRunError> {
         let JobAttempt { lease, ref cancel, ref progress, .. } = attempt;
-        let mut attempts_left = attempts + 1 < self.jobs.max_attempts.get();
+        let mut attempts_left = attempts + 1 < self.settings.max_attempts.get();
         if progress.was_cut_short() && cancel.is_stopping() {
-            // An attempt that the worker itself cut short has not failed, and does not count.
-            retry(|| self.store().release(lease, false)).await?;
+            // The worker is stopping and interrupted the attempt: it has not failed and is not counted.
+            retry_store(|| self.store().release(lease, false)).await?;
             return Ok(JobOutcome::Interrupted);
         }
         if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::Preempted) {
-            let advanced = progress.has_advanced();
+            let advanced = progress.made_progress();
             if advanced || attempts_left {
-                // A time slice without a result counts as an attempt, so that no job is preempted forever.
-                retry(|| self.store().release(lease, !advanced)).await?;
+                // A time slice without progress counts as an attempt, so that no job is preempted forever.
+                retry_store(|| self.store().release(lease, !advanced)).await?;
                 return Ok(JobOutcome::Preempted);
             }
             attempts_left = false;
         }
-        let (tally, rate, fatal) = (progress.tally(), progress.min_success_rate, progress.fatal.as_ref());
+        let (tally, rate, fatal) = (progress.tally(), progress.min_success_rate, progress.fatal_cause.as_ref());
         match decide(&tally, rate, fatal.map(|(code, _)| *code), attempts_left) {
-            Decision::Complete => self.complete(&mut attempt, created_at, None).await,
+            Decision::Complete => self.end_job(&mut attempt, created_at, None).await,
             Decision::Fail(code) => {
                 let counts =
-                    format!("{} of {} images were made; min_success_rate is {rate}", tally.completed, tally.total);
+                    format!("{} of {} images completed; min_success_rate is {rate}", tally.completed, tally.total);
                 let message = match fatal {
                     Some((fatal, message)) if *fatal == code => format!("{message}; {counts}"),
                     _ => counts,
                 };
-                self.complete(&mut attempt, created_at, Some(JobError { code, message })).await
+                self.end_job(&mut attempt, created_at, Some(JobError { code, message })).await
             }
-            Decision::TryAgain => {
-                retry(|| self.store().release(lease, true)).await?;
-                let delay = self.jobs.delay_after(attempts + 1);
+            Decision::Retry => {
+                retry_store(|| self.store().release(lease, true)).await?;
+                let delay = self.settings.retry_delay(attempts + 1);
                 let missing = tally.total - tally.completed;
-                warn!(completed = tally.completed, missing, ?delay, "the job is tried again later");
+                warn!(completed = tally.completed, missing, ?delay, "job will be retried after a delay");
                 Ok(JobOutcome::RetryAfter(delay))
             }
         }
     }
 
-    /// Ends a job: its outcome and its terminal event are stored together.
-    async fn complete(
+    /// Ends a job: stores its outcome and its terminal event together.
+    async fn end_job(
         &self,
         attempt: &mut JobAttempt<'_>,
         created_at: OffsetDateTime,
@@ -312,53 +320,53 @@ impl JobRunner {
         let JobAttempt { progress, events, lease, .. } = attempt;
         let not_attempted = progress.mark_not_attempted();
         let context = events.context();
-        let cost_usd = self.prices.cost(progress.charged());
+        let cost_usd = self.cost_policy.cost_usd(progress.charged_requests());
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
-        let images = progress.images();
+        let images = progress.image_states();
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
         let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
-        let ending = Ending { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
-        self.metrics().stage(Stage::Decide, retry(|| self.store().finish(&ending))).await?;
+        let ending = JobEnd { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
+        self.metrics().run_stage(Stage::Finalize, retry_store(|| self.store().finish(&ending))).await?;
         let tally = progress.tally();
         let took = Duration::from_millis(duration_ms);
-        self.metrics().job_ended(tally.completed, tally.total, took, error.is_none());
+        self.metrics().record_job_end(tally.completed, tally.total, took, error.is_none());
         for _ in 0..not_attempted {
-            self.metrics().image_failed(ImageFailureCode::NotAttempted);
+            self.metrics().record_image_failed(ImageFailureCode::NotAttempted);
         }
-        trace::note("job.succeeded", i64::from(tally.completed));
-        trace::note("job.failed", i64::from(tally.failed()));
-        trace::note("job.from_cache", i64::from(tally.from_cache));
-        trace::note("job.cost_usd", cost_usd);
+        trace::set_attribute("job.succeeded", i64::from(tally.completed));
+        trace::set_attribute("job.failed", i64::from(tally.failed()));
+        trace::set_attribute("job.from_cache", i64::from(tally.from_cache));
+        trace::set_attribute("job.cost_usd", cost_usd);
         for (index, failure) in progress.unannounced_failures() {
             events.publish(&Event::progress(&events.context(), index, Some(failure), &tally)).await;
         }
         let (succeeded, failed) = (tally.completed, tally.failed());
         match &error {
-            None => info!(succeeded, failed, cost_usd, duration_ms, "the job is completed"),
+            None => info!(succeeded, failed, cost_usd, duration_ms, "job completed"),
             Some(JobError { code, message }) => {
-                trace::failed(code.as_str(), message);
+                trace::set_error(code.as_str(), message);
                 let (code, reason) = (code.as_str(), message);
-                warn!(code, reason, succeeded, failed, cost_usd, duration_ms, "the job has failed");
+                warn!(code, reason, succeeded, failed, cost_usd, duration_ms, "job failed");
             }
         }
         Ok(JobOutcome::Ended(TerminalEvent::new(event, error.map(|error| error.code))))
     }
 }
 
-/// The error of a job that lost too many workers in a row; `None` if it may be attempted or can complete now.
-fn too_many_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Option<JobError> {
+/// Returns the error of a job that lost too many workers in a row, unless its completed images suffice to complete it.
+fn check_worker_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Option<JobError> {
     let completes = matches!(decide(tally, min_success_rate, None, true), Decision::Complete);
-    (losses >= MAX_LOSSES && !completes).then(|| JobError {
+    (losses >= MAX_WORKER_LOSSES && !completes).then(|| JobError {
         code: JobFailureCode::AttemptsExhausted,
-        message: format!("its worker was lost {losses} times in a row before an image was finished"),
+        message: format!("the job lost its worker {losses} times in a row without completing an image"),
     })
 }
 
 /// Cancels an attempt when its time slice is over; never returns.
-async fn end_time_slice(length: Duration, cancel: &CancelToken) -> Infallible {
+async fn preempt_after(length: Duration, cancel: &CancelToken) -> Infallible {
     sleep(length).await;
     if cancel.cancel(CancelReason::Preempted) {
-        info!(slice = ?length, "the job's time slice is over; no new image is begun");
+        info!(slice = ?length, "the job's time slice is over; no new image is started");
     }
     std::future::pending().await
 }

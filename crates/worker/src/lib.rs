@@ -1,10 +1,14 @@
-//! The worker: commands in; finished images, rows and events out.
+//! The worker: takes commands, generates images, stores files and rows, and publishes events.
 //!
-//! In reading order: [`cli`] reads the [`settings`] and starts a subcommand; [`bootstrap`] opens what jobs need. `run` is the [`worker`]: one
-//! session with the [`broker`] after another, in which the [`handler`] handles each message. `generate` calls the [`job`] runner itself, which knows
-//! no broker: it claims the job in the [`store`], plans what is missing (with a [`translation`] of its texts), and makes each image: a request to
-//! Stability, the [`image_pool`], the [`storage`]. Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] exports spans, metrics and
-//! logs.
+//! In reading order:
+//!
+//! - [`cli`] reads the [`settings`] and starts a subcommand; [`bootstrap`] opens what jobs need.
+//! - `run` starts the [`worker`]: one session with the [`broker`] after another, in which the [`handler`] handles each
+//!   message.
+//! - `generate` calls the [`job`] runner directly. The runner does not depend on a broker: it claims the job in the
+//!   [`store`], plans the missing images (with a [`translation`] of their texts), and makes each image with a request
+//!   to Stability, the [`image_pool`] and the [`storage`].
+//! - Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] exports spans, metrics and logs.
 
 pub mod cli;
 pub mod settings;

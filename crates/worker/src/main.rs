@@ -1,4 +1,4 @@
-//! `asset-worker`: see [`asset_worker::cli`].
+//! The `asset-worker` program; see [`asset_worker::cli`].
 
 use std::process::ExitCode;
 

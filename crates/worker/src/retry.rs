@@ -1,4 +1,4 @@
-//! Waits for an unavailable database, where something paid for would be lost.
+//! Retries store operations while the database is unavailable, where a paid result would be lost otherwise.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use tracing::warn;
 
 use crate::error_chain::error_chain;
 
-/// How long a database may be unavailable before the work in flight is given up: longer than a fail-over takes.
+/// How long a database may be unavailable before an operation fails; longer than a failover takes.
 const MAX_OUTAGE: Duration = Duration::from_mins(3);
 
-/// Repeats an idempotent operation while the database fails, for three minutes at most. A lost lease is not repeated.
-pub(crate) async fn retry<T, F>(operation: impl Fn() -> F + Send) -> Result<T, StoreError>
+/// Repeats an idempotent operation while the database fails, for at most three minutes. A lost lease is not retried.
+pub(crate) async fn retry_store<T, F>(operation: impl Fn() -> F + Send) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>> + Send,
 {
@@ -22,11 +22,11 @@ where
         .with_max_delay(Duration::from_secs(5))
         .without_max_times()
         .with_jitter();
-    // By the clock: an operation may take long itself.
+    // Measured as elapsed time, not as a number of attempts: an operation itself may take long.
     let until = Instant::now() + MAX_OUTAGE;
     operation
         .retry(backoff)
-        .when(|error| matches!(error, StoreError::Failed { .. }) && Instant::now() < until)
-        .notify(|error, wait| warn!(error = error_chain(error), ?wait, "waiting for the database"))
+        .when(|error| matches!(error, StoreError::Database { .. }) && Instant::now() < until)
+        .notify(|error, wait| warn!(error = error_chain(error), ?wait, "database unavailable; retrying"))
         .await
 }

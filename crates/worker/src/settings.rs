@@ -1,7 +1,8 @@
-//! Every setting, read once at the start.
+//! All settings of the worker, read once at start.
 //!
-//! Settings are a pure function of their source, so that tests pass a map. Only [`Settings::from_env`] reads the environment. An
-//! empty value counts as unset. Whatever may hold a secret can also come from a file: `NAME_FILE`.
+//! Settings are a pure function of their source, so that tests can pass a map. Only [`Settings::from_env`] reads the
+//! environment. An empty value counts as unset. A variable that may hold a secret can also be read from the file that
+//! `NAME_FILE` names.
 
 mod read;
 mod telemetry;
@@ -20,19 +21,19 @@ use url::Url;
 use crate::phrase_book::PhraseBook;
 use read::Reader;
 pub use read::SettingError;
-pub use telemetry::{Otlp, TelemetrySettings};
+pub use telemetry::{OtlpProtocol, TelemetrySettings};
 
-/// What the program calls itself in requests to other services.
+/// The `User-Agent` of requests to the Gemini API.
 const USER_AGENT: &str = concat!("asset-worker/", env!("CARGO_PKG_VERSION"));
 
-/// One row of the settings table.
+/// An environment variable that the worker reads: one row of the settings table in the README.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
-    /// The environment variable.
+    /// The name of the environment variable.
     pub name: &'static str,
-    /// The value where it is not set, as the documentation shows it.
+    /// The default as the README shows it; empty if there is no fixed default.
     pub default: &'static str,
-    /// Whether its value may hold a secret; then `NAME_FILE` works too.
+    /// Whether the value may hold a secret; such a setting can also be read from the file that `NAME_FILE` names.
     pub secret: bool,
 }
 
@@ -44,7 +45,7 @@ const fn secret(name: &'static str, default: &'static str) -> Setting {
     Setting { name, default, secret: true }
 }
 
-/// Every setting there is. The README's table is tested against it.
+/// All settings except the `AWS_*` and `OTEL_*` variables. A test compares the README's table with this list.
 pub const ALL: &[Setting] = &[
     secret("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"),
     secret("DATABASE_URL", "sqlite://data/asset-worker.db?mode=rwc"),
@@ -82,33 +83,33 @@ pub const ALL: &[Setting] = &[
     setting("RUST_LOG", "info"),
 ];
 
-/// How log lines look.
+/// Format of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text, for people.
     Text,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where files go.
+/// Where image files are stored.
 #[derive(Debug, Clone)]
 pub enum StorageRoot {
-    /// A folder, absolute.
+    /// A local folder; the path is absolute.
     Folder(PathBuf),
-    /// A bucket of S3, or of something that speaks its language.
+    /// A bucket of S3 or of an S3-compatible server.
     Bucket {
-        /// Its name.
+        /// The bucket's name.
         bucket: String,
-        /// What all paths begin with; may be empty.
+        /// Prefix of all object keys, without slashes at its ends; may be empty.
         prefix: String,
-        /// The usual variables of AWS that are set, by name.
-        aws: Vec<(&'static str, SecretString)>,
+        /// The variables of [`AWS_VARIABLES`] that are set, with their values.
+        aws_variables: Vec<(&'static str, SecretString)>,
     },
 }
 
-/// The variables of AWS that are heeded where files go to a bucket. Their meaning is AWS's own.
-pub const AWS: &[&str] = &[
+/// The AWS variables that are read if files are stored in a bucket. Their meaning is defined by AWS.
+pub const AWS_VARIABLES: &[&str] = &[
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -127,122 +128,122 @@ pub const AWS: &[&str] = &[
     "AWS_ENDPOINT_URL_STS",
 ];
 
-/// The settings in force.
+/// The validated settings of a process.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The broker.
+    /// URL of RabbitMQ.
     pub amqp_url: SecretString,
-    /// The database.
+    /// URL of the database, PostgreSQL or SQLite.
     pub database_url: SecretString,
-    /// Where files go.
+    /// Where image files are stored.
     pub storage_root: StorageRoot,
-    /// Stability's API.
+    /// Use of Stability's API.
     pub stability: StabilitySettings,
-    /// What every stored image measures.
+    /// Width, height and maximum file size of every stored image.
     pub image: ImageSpec,
-    /// Below this a picture counts as blurred away; 0 lets every picture pass.
+    /// Images whose sharpness (variance of the Laplacian) is lower are rejected as blurred; 0 disables the check.
     pub min_sharpness: f64,
-    /// How texts become English.
+    /// Translation of descriptions into English.
     pub translation: TranslationSettings,
-    /// Default of a job.
+    /// `cfg_scale` of jobs that set none.
     pub cfg_scale: f64,
-    /// Default of a job.
+    /// `steps` of jobs that set none.
     pub steps: u8,
-    /// Jobs at once.
+    /// Concurrency, attempts, lease and budget of jobs.
     pub jobs: JobSettings,
-    /// From SIGTERM to the end.
+    /// Grace period: from SIGTERM until requests in flight are dropped.
     pub shutdown_grace: Duration,
-    /// Health endpoints.
+    /// Listen address of `/livez`, `/readyz` and `/metrics`.
     pub http_addr: SocketAddr,
-    /// What is exported.
+    /// Which telemetry is exported by OTLP.
     pub telemetry: TelemetrySettings,
-    /// `None`: text on a terminal, else JSON.
+    /// Format of the log lines; `None`: text on a terminal, else JSON.
     pub log_format: Option<LogFormat>,
-    /// Filter directives; `None` leaves it to the command.
+    /// Log filter directives; `None`: the default of the subcommand.
     pub log_filter: Option<String>,
-    /// Every setting with its value as text, for people: secrets are redacted.
-    pub in_force: Vec<(&'static str, String)>,
+    /// Every setting with its value as text; secrets are redacted.
+    pub redacted_values: Vec<(&'static str, String)>,
 }
 
-/// How the API is used.
+/// How Stability's API is used.
 #[derive(Debug, Clone)]
 pub struct StabilitySettings {
-    /// Needed for generation only.
+    /// API key; required only to generate images.
     pub api_key: Option<SecretString>,
-    /// Where the API is.
+    /// Base URL of the API or of the sandbox.
     pub base_url: Url,
-    /// Requests in flight in this process.
+    /// Maximum number of requests in flight in this process.
     pub max_concurrent: NonZeroUsize,
-    /// Requests a minute.
+    /// Requests per minute of all workers that share the database.
     pub rate_limit: NonZeroU32,
-    /// One request.
+    /// Timeout of one request.
     pub timeout: Duration,
-    /// A retry after each.
+    /// Delays before retries of a request: one retry after each delay.
     pub retry_delays: Vec<Duration>,
-    /// The pause after a 429 that names none.
+    /// Rate-limit pause after a 429 response without `Retry-After`; zero: no pause, the retry delays apply.
     pub lockout: Duration,
-    /// For estimates and budgets.
+    /// Price of one image in US dollars, for estimates and budgets.
     pub cost_per_image_usd: f64,
-    /// Whether the account's credits are looked at before a job spends any.
+    /// Whether a job checks, before it starts, that the account's credits cover it.
     pub check_balance: bool,
 }
 
-/// How texts become English.
+/// How descriptions are translated into English.
 #[derive(Debug, Clone)]
 pub struct TranslationSettings {
-    /// Texts whose English is fixed.
+    /// Fixed translations, which take precedence.
     pub phrase_book: PhraseBook,
-    /// For what the phrase book does not hold; needs a key.
+    /// Gemini, which translates texts that the phrase book does not hold; `None` without an API key.
     pub gemini: Option<GeminiSettings>,
 }
 
 /// How jobs are run.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
-    /// At once; also the prefetch.
+    /// Jobs that run at the same time; also the AMQP prefetch count.
     pub max_in_flight: NonZeroUsize,
-    /// Tries in all.
+    /// Maximum number of attempts at a job.
     pub max_attempts: NonZeroU32,
-    /// Between tries; the last one repeats.
+    /// Delays between attempts; the last one repeats.
     pub retry_delays: Vec<Duration>,
-    /// How long a job runs before it lets those that wait go first.
-    pub slice: Duration,
-    /// How long a job stays with a worker that is not heard of.
+    /// Time slice: a job that has run this long is preempted and queued behind the waiting jobs.
+    pub time_slice: Duration,
+    /// Duration of a lease: if it is not renewed for this long, another worker may claim the job.
     pub lease: Duration,
-    /// What all workers that share the database may spend in a day, in US dollars.
+    /// Maximum that all workers that share the database spend per day (UTC), in US dollars.
     pub daily_budget_usd: Option<f64>,
 }
 
 impl JobSettings {
-    /// After how long it is looked again whether somebody else works on a job.
-    pub fn held_delay(&self) -> Duration {
+    /// Delay before a job that another worker has leased is claimed again: a sixth of the lease, at least 100 ms.
+    pub fn leased_delay(&self) -> Duration {
         Duration::from_millis(u64::try_from(self.lease.as_millis() / 6).unwrap_or(2_000).max(100))
     }
 
-    /// The delays that have a queue of their own.
+    /// All delays for which a retry queue is declared.
     pub fn queue_delays(&self) -> impl Iterator<Item = Duration> {
-        self.retry_delays.iter().copied().chain([self.held_delay()])
+        self.retry_delays.iter().copied().chain([self.leased_delay()])
     }
 
-    /// The wait after the try that ended as number `attempts` (from 1).
-    pub fn delay_after(&self, attempts: u32) -> Duration {
+    /// The delay after attempt number `attempts` (from 1).
+    pub fn retry_delay(&self, attempts: u32) -> Duration {
         let position = (attempts.max(1) - 1) as usize;
         self.retry_delays.get(position).or(self.retry_delays.last()).copied().unwrap_or(Duration::from_secs(30))
     }
 }
 
 impl Settings {
-    /// Reads the settings of this process.
+    /// Reads the settings from the environment.
     ///
     /// # Errors
     ///
-    /// [`SettingError`] names the variable, its value (never a secret's) and what is allowed.
-    #[expect(clippy::disallowed_methods, reason = "this is the one door to the environment")]
+    /// [`SettingError`] names the variable, its value (unless it may hold a secret) and the allowed values.
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the environment")]
     pub fn from_env() -> Result<Self, SettingError> {
         Self::from_source(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 
-    /// Reads the settings from any source.
+    /// Reads the settings from a function that returns the value of a variable by name.
     ///
     /// # Errors
     ///
@@ -250,8 +251,8 @@ impl Settings {
     pub fn from_source(source: impl Fn(&str) -> Option<String>) -> Result<Self, SettingError> {
         let read = Reader::new(&source);
         let settings = Self {
-            amqp_url: read.url_secret("AMQP_URL", &["amqp", "amqps"])?,
-            database_url: read.url_secret("DATABASE_URL", &["postgres", "postgresql", "sqlite"])?,
+            amqp_url: read.secret_url("AMQP_URL", &["amqp", "amqps"])?,
+            database_url: read.secret_url("DATABASE_URL", &["postgres", "postgresql", "sqlite"])?,
             storage_root: read.storage_root("ASSET_STORAGE_URL")?,
             stability: StabilitySettings {
                 api_key: read.secret("STABILITY_API_KEY")?,
@@ -261,7 +262,7 @@ impl Settings {
                 timeout: read.duration("STABILITY_TIMEOUT", 1..=300)?,
                 retry_delays: read.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
                 lockout: read.duration("STABILITY_LOCKOUT", 0..=3_600)?,
-                cost_per_image_usd: read.real("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
+                cost_per_image_usd: read.float("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
                 check_balance: read.boolean("STABILITY_CHECK_BALANCE")?,
             },
             image: ImageSpec {
@@ -269,38 +270,39 @@ impl Settings {
                 height: read.number("IMAGE_HEIGHT", 64..=8_192)?,
                 max_bytes: read.number("IMAGE_MAX_BYTES", 10_000..=1_073_741_824)?,
             },
-            min_sharpness: read.real("IMAGE_MIN_SHARPNESS", 0.0..=1_000_000.0)?,
+            min_sharpness: read.float("IMAGE_MIN_SHARPNESS", 0.0..=1_000_000.0)?,
             translation: TranslationSettings {
                 phrase_book: read.phrase_book("TRANSLATION_PHRASE_BOOK")?,
-                gemini: gemini(&read)?,
+                gemini: read_gemini(&read)?,
             },
-            cfg_scale: read.real("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
+            cfg_scale: read.float("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
             steps: read.number("IMAGE_STEPS", 10..=50)?,
             jobs: JobSettings {
                 max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
                 max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
                 retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
-                // A delivery is held for a slice, a last request, and twice the longest wait for the database at most, after a wait for a lease: with the
-                // longest of each that is below the 30 minutes after which RabbitMQ takes it away.
-                slice: read.duration("WORKER_JOB_SLICE", 1..=720)?,
+                // RabbitMQ takes a delivery back after 30 minutes. A delivery is held at most for one wait for a lease,
+                // one time slice, one last request and twice the longest wait for the database; with the upper limits
+                // of these settings the sum stays below 30 minutes.
+                time_slice: read.duration("WORKER_JOB_SLICE", 1..=720)?,
                 lease: read.duration("WORKER_LEASE", 1..=120)?,
-                daily_budget_usd: read.optional_real("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
+                daily_budget_usd: read.optional_float("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
             shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: read.address("HTTP_ADDR")?,
             telemetry: TelemetrySettings::read(&read)?,
             log_format: read.log_format("LOG_FORMAT")?,
             log_filter: read.log_filter("RUST_LOG")?,
-            in_force: read.in_force()?,
+            redacted_values: read.redacted_values()?,
         };
         Ok(settings)
     }
 
-    /// The key, for what cannot be done without it.
+    /// Returns the API key of Stability AI.
     ///
     /// # Errors
     ///
-    /// [`SettingError`] where it is not set.
+    /// [`SettingError`] if the key is not set.
     pub fn require_api_key(&self) -> Result<&SecretString, SettingError> {
         self.stability
             .api_key
@@ -309,11 +311,11 @@ impl Settings {
     }
 }
 
-/// Everything about Gemini is checked, whether there is a key or not.
-fn gemini(read: &Reader) -> Result<Option<GeminiSettings>, SettingError> {
+/// Validates all Gemini settings, also if no API key is set.
+fn read_gemini(read: &Reader) -> Result<Option<GeminiSettings>, SettingError> {
     let api_key = read.secret("GEMINI_API_KEY")?;
     let base_url = read.http_url("GEMINI_BASE_URL")?;
-    let model = read.model("GEMINI_MODEL")?;
+    let model = read.model_name("GEMINI_MODEL")?;
     let timeout = read.duration("GEMINI_TIMEOUT", 1..=600)?;
     let retry_delays = read.durations("GEMINI_RETRY_DELAYS", 0..=10)?;
     Ok(api_key.map(|api_key| GeminiSettings {

@@ -1,7 +1,8 @@
-//! The account's quota, for all workers that share the database: whose request is next stands in one row of it.
+//! The account's request quota, shared by all workers through one database row.
 //!
-//! Each process reserves one place at a time, for whoever of it waits longest, so that all processes get through in the order they ask and nobody wakes for
-//! nothing. Its own limiter paces it besides.
+//! Each process reserves one slot at a time, for its request that has waited longest. The processes are therefore
+//! served in the order in which they ask, and no request wakes up without a slot. A limiter in each process paces its
+//! requests in addition.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,49 +16,57 @@ use tracing::warn;
 
 use crate::error_chain::error_chain;
 
-/// A part of the rate is left unused, in percent: the API counts requests as they arrive, which is not quite as they were sent.
+/// Unused share of the rate, in percent: the API counts requests as they arrive, and their spacing then differs
+/// slightly from the spacing at which they were sent.
 const MARGIN_PERCENT: u32 = 2;
-/// Another part, in percent of the requests of a minute, may come at once after a time without any.
+/// Requests that may be sent at once after an idle time, in percent of one minute's requests.
 const BURST_PERCENT: u32 = 1;
-/// A place that could not be used for so long is not used any more.
-const STALE: Duration = Duration::from_secs(1);
-/// Between two tries to ask a database that is away.
-const DATABASE_PAUSE: Duration = Duration::from_secs(1);
+/// A reserved slot that is overdue by more than this is discarded.
+const MAX_SLOT_AGE: Duration = Duration::from_secs(1);
+/// Delay before an unavailable database is queried again.
+const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The quota of all workers together.
+/// The quota that all workers share.
 pub struct SharedQuota {
     store: Store,
     pace: Pace,
-    own: GovernorQuota,
-    /// The place that was reserved last, where it has not been used: whoever waited for it may have gone away.
-    reserved: Mutex<Option<Instant>>,
+    local_quota: GovernorQuota,
+    /// The reserved slot that is not used yet. The request that waited for it may have been cancelled; the next request
+    /// then takes it over.
+    reserved_slot: Mutex<Option<Instant>>,
 }
 
 impl SharedQuota {
-    /// `per_minute` requests a minute for all who share the store.
+    /// Creates a quota of `per_minute` requests a minute for all workers that share the database.
     pub fn new(store: Store, per_minute: NonZeroU32) -> Self {
         let burst = per_minute.min(NonZeroU32::new(10).expect("not 0"));
-        Self { store, pace: pace(per_minute), own: GovernorQuota::new(per_minute, burst), reserved: Mutex::new(None) }
+        Self {
+            store,
+            pace: pace_for_rate(per_minute),
+            local_quota: GovernorQuota::new(per_minute, burst),
+            reserved_slot: Mutex::new(None),
+        }
     }
 
-    /// The next place, and when it may be used. A database that is away is waited for: nothing is sent without it.
-    async fn place(&self) -> Instant {
+    /// Reserves the next slot and returns the time from which it may be used. Waits while the database is unavailable:
+    /// no request is sent without a slot.
+    async fn reserve_slot(&self) -> Instant {
         loop {
             let asked = Instant::now();
             match self.store.reserve_request(self.pace).await {
-                // Measured from before the answer, so that its way back makes nobody late.
+                // Measured from before the query, so that the response time of the database does not delay the slot.
                 Ok(wait) => return asked + wait,
                 Err(error) => {
-                    warn!(error = error_chain(&error), "the quota cannot be asked; nothing is sent meanwhile");
-                    sleep(DATABASE_PAUSE).await;
+                    warn!(error = error_chain(&error), "shared quota unavailable; no request is sent meanwhile");
+                    sleep(DATABASE_RETRY_DELAY).await;
                 }
             }
         }
     }
 }
 
-/// What the rate comes to.
-fn pace(per_minute: NonZeroU32) -> Pace {
+/// Converts a rate into the interval and the burst tolerance of the shared quota.
+fn pace_for_rate(per_minute: NonZeroU32) -> Pace {
     let interval = Duration::from_mins(1) / per_minute.get() * 100 / (100 - MARGIN_PERCENT);
     Pace { interval, tolerance: interval * (per_minute.get() * BURST_PERCENT / 100) }
 }
@@ -65,42 +74,42 @@ fn pace(per_minute: NonZeroU32) -> Pace {
 #[async_trait]
 impl Quota for SharedQuota {
     async fn acquire(&self) -> Result<(), QuotaUnavailable> {
-        // Whoever waits longest is next.
-        let mut reserved = self.reserved.lock().await;
-        self.own.acquire().await?;
+        // The lock is fair: the request that has waited longest is next.
+        let mut reserved = self.reserved_slot.lock().await;
+        self.local_quota.acquire().await?;
         loop {
             let place = match *reserved {
                 Some(place) => place,
-                None => *reserved.insert(self.place().await),
+                None => *reserved.insert(self.reserve_slot().await),
             };
             let at_once = place <= Instant::now();
             sleep_until(place).await;
-            if place.elapsed() > STALE {
+            if place.elapsed() > MAX_SLOT_AGE {
                 *reserved = None;
                 continue;
             }
-            // Somebody may have met a lock-out while this one waited.
-            let paused = if at_once { Ok(Duration::ZERO) } else { self.store.requests_paused_for().await };
+            // Another worker may have set a rate-limit pause during the wait.
+            let paused = if at_once { Ok(Duration::ZERO) } else { self.store.remaining_pause().await };
             match paused {
                 Ok(Duration::ZERO) => {
                     *reserved = None;
                     return Ok(());
                 }
-                // Another place comes after the pause.
+                // Reserve another slot, after the pause.
                 Ok(_) => *reserved = None,
                 Err(error) => {
-                    warn!(error = error_chain(&error), "the quota cannot be asked; nothing is sent meanwhile");
-                    sleep(DATABASE_PAUSE).await;
+                    warn!(error = error_chain(&error), "shared quota unavailable; no request is sent meanwhile");
+                    sleep(DATABASE_RETRY_DELAY).await;
                 }
             }
         }
     }
 
     async fn pause(&self, until: Instant) {
-        self.own.pause(until).await;
+        self.local_quota.pause(until).await;
         let length = until.saturating_duration_since(Instant::now());
         if let Err(error) = self.store.pause_requests(length, self.pace).await {
-            warn!(error = error_chain(&error), ?length, "the other workers do not know of a pause");
+            warn!(error = error_chain(&error), ?length, "rate-limit pause could not be shared with the other workers");
         }
     }
 }
@@ -110,10 +119,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_leaves_two_percent_and_lets_one_come_at_once() {
-        let pace = pace(NonZeroU32::new(150).expect("not 0"));
+    fn pace_keeps_two_percent_margin_and_allows_burst() {
+        let pace = pace_for_rate(NonZeroU32::new(150).expect("not 0"));
         assert_eq!(pace.interval.as_millis(), 408);
         assert_eq!(pace.tolerance, pace.interval);
-        assert_eq!(super::pace(NonZeroU32::MIN).tolerance, Duration::ZERO);
+        assert_eq!(pace_for_rate(NonZeroU32::MIN).tolerance, Duration::ZERO);
     }
 }

@@ -1,34 +1,34 @@
-//! Stopping: the signals that ask for it, and the two stop tokens of running jobs.
+//! Shutdown: signal handling, and the two cancellation tokens of running jobs.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// The exit code of a process that was told twice to stop: it ended without finishing its work.
-const CUT_OFF: i32 = 1;
+/// Exit code after a second stop signal: the process ended without finishing its work.
+const FORCED_EXIT_CODE: i32 = 1;
 
-/// How running jobs are told to stop.
+/// Cancellation tokens that stop running jobs.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    /// No new request is sent; requests in flight come to their end.
+    /// Once cancelled, no new request is sent; requests in flight finish.
     pub stop: CancellationToken,
-    /// Requests in flight are dropped, and leases are released.
-    pub grace_over: CancellationToken,
+    /// Once cancelled, requests in flight are dropped and leases are released.
+    pub grace_expired: CancellationToken,
 }
 
-/// Listens to signals while it lives.
+/// Listens for stop signals until it is dropped.
 pub(crate) struct Signals {
     stop: CancellationToken,
     _listener: JoinSet<()>,
 }
 
 impl Signals {
-    /// The first SIGTERM or SIGINT cancels the token; a second one ends the process at once.
+    /// Starts listening: the first SIGTERM or SIGINT cancels the token; a second one ends the process at once.
     ///
     /// # Errors
     ///
-    /// Where the system refuses to deliver signals.
+    /// The I/O error if a signal handler cannot be installed.
     pub(crate) fn listen() -> std::io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -36,23 +36,23 @@ impl Signals {
         let mut listener = JoinSet::new();
         let cancelled = stop.clone();
         listener.spawn(async move {
-            let signal = next(&mut terminate, &mut interrupt).await;
-            info!(signal, "told to stop");
+            let signal = next_signal(&mut terminate, &mut interrupt).await;
+            info!(signal, "stop signal received");
             cancelled.cancel();
-            let signal = next(&mut terminate, &mut interrupt).await;
-            warn!(signal, "told to stop again; ending now");
-            std::process::exit(CUT_OFF);
+            let signal = next_signal(&mut terminate, &mut interrupt).await;
+            warn!(signal, "second stop signal received; exiting immediately");
+            std::process::exit(FORCED_EXIT_CODE);
         });
         Ok(Self { stop, _listener: listener })
     }
 
-    /// Cancelled by the first signal.
+    /// The token that the first signal cancels.
     pub(crate) fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 }
 
-async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
     tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",

@@ -1,4 +1,4 @@
-//! Where files go: whole, or not at all.
+//! File storage: a local folder or an S3 bucket. A file is complete or absent.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -19,87 +19,88 @@ use url::Url;
 use crate::error_chain::error_chain;
 use crate::settings::StorageRoot;
 
-/// A file could not be stored or looked at.
+/// A storage operation failed.
 #[derive(Debug, thiserror::Error)]
-#[error("storage cannot {doing} {path}")]
+#[error("storage: cannot {operation} {path}")]
 pub struct StorageError {
-    doing: &'static str,
+    operation: &'static str,
     path: String,
     #[source]
     source: object_store::Error,
 }
 
-/// The bound on any single operation: a file of 10 MiB takes less than a second, or the storage is in trouble.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit on any single operation. A file of 10 MiB normally takes less than a second.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// More than this a path's killed writers do not leave behind.
-const MAX_STRAYS: u32 = 100;
-/// The waits before a file that was not stored is stored again.
-const PUT_DELAYS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+/// Maximum number of temporary files that are removed for one path; killed writers leave fewer.
+const MAX_TEMPORARY_FILES: u32 = 100;
+/// Delays between attempts to store a file.
+const PUT_RETRY_DELAYS: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
-/// Bounds a wait for the storage, and names what was waited for.
-async fn answered<T>(
-    doing: &'static str,
+/// Limits the duration of an operation, and adds its name and path to the error.
+async fn with_timeout<T>(
+    operation: &'static str,
     path: &str,
     wait: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, StorageError> {
     let late = |_| {
-        let source = format!("no answer within {ANSWER_TIMEOUT:?}").into();
+        let source = format!("no response within {OPERATION_TIMEOUT:?}").into();
         Err(object_store::Error::Generic { store: "storage", source })
     };
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, wait).await.unwrap_or_else(late);
-    answer.map_err(|source| StorageError { doing, path: path.to_owned(), source })
+    let answer = tokio::time::timeout(OPERATION_TIMEOUT, wait).await.unwrap_or_else(late);
+    answer.map_err(|source| StorageError { operation, path: path.to_owned(), source })
 }
 
-/// The storage root. Paths are relative to it. Clones share it.
+/// The storage. Paths are relative to its root. Clones share it.
 #[derive(Clone)]
 pub struct Storage {
     store: Arc<dyn ObjectStore>,
     root: Url,
-    /// Where the root is a folder.
-    folder: Option<PathBuf>,
+    /// The root if it is a local folder.
+    local_root: Option<PathBuf>,
 }
 
 impl Storage {
-    /// Opens what the settings name. A folder is made where it is missing; a bucket must be there.
+    /// Opens the storage that the settings name. A missing folder is created; a bucket must exist.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] where a folder cannot be made or opened, or what is set for a bucket is of no use.
+    /// [`StorageError`] if the folder cannot be created or opened, or the settings of the bucket are invalid.
     pub fn open(root: &StorageRoot) -> Result<Self, StorageError> {
         match root {
-            StorageRoot::Folder(folder) => Self::folder(folder),
-            StorageRoot::Bucket { bucket, prefix, aws } => Self::bucket(bucket, prefix, aws),
+            StorageRoot::Folder(folder) => Self::open_folder(folder),
+            StorageRoot::Bucket { bucket, prefix, aws_variables: aws } => Self::bucket(bucket, prefix, aws),
         }
     }
 
-    fn folder(folder: &Path) -> Result<Self, StorageError> {
-        let failed = |source| StorageError { doing: "open", path: folder.display().to_string(), source };
+    fn open_folder(folder: &Path) -> Result<Self, StorageError> {
+        let failed = |source| StorageError { operation: "open", path: folder.display().to_string(), source };
         std::fs::create_dir_all(folder)
             .map_err(|error| failed(object_store::Error::Generic { store: "file", source: Box::new(error) }))?;
         let store = LocalFileSystem::new_with_prefix(folder).map_err(failed)?.with_fsync(true);
         let root = Url::from_directory_path(folder).expect("the settings make the root absolute");
-        Ok(Self { store: Arc::new(store), root, folder: Some(folder.to_owned()) })
+        Ok(Self { store: Arc::new(store), root, local_root: Some(folder.to_owned()) })
     }
 
     fn bucket(bucket: &str, prefix: &str, aws: &[(&'static str, SecretString)]) -> Result<Self, StorageError> {
-        // Fails only where a provider was chosen before.
+        // Fails only if a crypto provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let slash = if prefix.is_empty() { "" } else { "/" };
         let name = format!("s3://{bucket}/{prefix}{slash}");
-        let failed = |source| StorageError { doing: "open", path: name.clone(), source };
+        let failed = |source| StorageError { operation: "open", path: name.clone(), source };
         let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
         for (name, value) in aws {
             let key: AmazonS3ConfigKey = name.to_lowercase().parse().map_err(failed)?;
-            // An endpoint without TLS was chosen on purpose.
+            // An endpoint that is configured with http:// is used without TLS.
             let plain = name.starts_with("AWS_ENDPOINT_URL") && value.expose_secret().starts_with("http://");
             builder = builder.with_config(key, value.expose_secret());
             if plain {
                 builder = builder.with_allow_http(true);
             }
         }
-        // The bounds on waiting are ours.
-        let retries = RetryConfig { max_retries: 3, retry_timeout: ANSWER_TIMEOUT, ..RetryConfig::default() };
+        // The client's retries end within the limit on an operation.
+        let retries = RetryConfig { max_retries: 3, retry_timeout: OPERATION_TIMEOUT, ..RetryConfig::default() };
         let store = builder.with_retry(retries).build().map_err(failed)?;
         let root = Url::parse(&name)
             .map_err(|error| failed(object_store::Error::Generic { store: "s3", source: Box::new(error) }))?;
@@ -107,55 +108,55 @@ impl Storage {
             "" => Arc::new(store),
             prefix => Arc::new(PrefixStore::new(store, prefix)),
         };
-        Ok(Self { store, root, folder: None })
+        Ok(Self { store, root, local_root: None })
     }
 
-    /// Stores a file under a path, in place of what may stand there. The file is on disk when this returns; after a failure
-    /// nothing of it is seen.
+    /// Stores a file and replaces one that exists at the path. The file is durable on return; after an error nothing of
+    /// it is visible.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
         let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
-        answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
+        with_timeout("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
     }
 
-    /// Stores a file under a path where nothing stands. `false` where something does.
+    /// Stores a file unless the path is taken. Returns `false` if it is.
     ///
     /// # Errors
     ///
-    /// [`StorageError`]; then nothing of it is seen.
+    /// [`StorageError`]; nothing of the file is visible then.
     pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match answered("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await {
+        match with_timeout("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await {
             Ok(_) => Ok(true),
             Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// As [`Storage::put_new`], tried a few times over some seconds, since what is stored was paid for.
+    /// Like [`Storage::put_new`], with three retries after 0.1, 0.5 and 2 seconds, because the file was paid for.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] of the last time.
-    pub async fn put_new_patiently(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
-        let delays = PUT_DELAYS.into_iter();
+    /// [`StorageError`] of the last attempt.
+    pub async fn put_new_with_retry(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
+        let delays = PUT_RETRY_DELAYS.into_iter();
         (|| self.put_new(path, bytes.clone()))
             .retry(delays)
-            .notify(|error, wait| warn!(error = error_chain(error), ?wait, "a file was not stored, trying again"))
+            .notify(|error, wait| warn!(error = error_chain(error), ?wait, "file not stored; retrying"))
             .await
     }
 
-    /// Whether a file stands there.
+    /// Whether a file exists at the path.
     pub async fn exists(&self, path: &str) -> Result<bool, StorageError> {
-        match answered("look at", path, self.store.head(&Key::from(path))).await {
+        match with_timeout("look at", path, self.store.head(&Key::from(path))).await {
             Ok(_) => Ok(true),
             Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// The whole of a file; `None` where none stands there, or one of a length that is not among these.
+    /// Reads a whole file; `None` if it does not exist or its size in bytes is outside the range.
     pub async fn read(&self, path: &str, lengths: RangeInclusive<u64>) -> Result<Option<Bytes>, StorageError> {
-        let doing = "read";
+        let operation = "read";
         let read = async {
             let found = self.store.get(&Key::from(path)).await?;
             if !lengths.contains(&found.meta.size) {
@@ -163,23 +164,24 @@ impl Storage {
             }
             found.bytes().await.map(Some)
         };
-        match answered(doing, path, read).await {
+        match with_timeout(operation, path, read).await {
             Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(None),
             read => read,
         }
     }
 
-    /// Lets a file stand under a second path too, where nothing stands; `false` where something does. Without a copy of its bytes where the storage
-    /// can do that (a hard link on a local disk), else they are stored again.
+    /// Makes a stored file available under a second path. Returns `false` if that path is taken.
+    ///
+    /// Uses a hard link on a local disk and a server-side copy in a bucket. If that fails, `bytes` are stored again.
     ///
     /// # Errors
     ///
-    /// [`StorageError`]; then nothing of it is seen.
+    /// [`StorageError`]; nothing of the file is visible then.
     pub async fn copy_new(&self, from: &str, to: &str, bytes: Bytes) -> Result<bool, StorageError> {
-        match answered("copy", from, self.store.copy_if_not_exists(&Key::from(from), &Key::from(to))).await {
+        match with_timeout("copy", from, self.store.copy_if_not_exists(&Key::from(from), &Key::from(to))).await {
             Ok(()) => Ok(true),
             Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
-            // A bucket copies by itself, but not on a condition.
+            // A bucket can copy on the server, but without the condition that the target does not exist.
             Err(StorageError {
                 source: object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. },
                 ..
@@ -187,7 +189,7 @@ impl Storage {
                 if self.exists(to).await? {
                     return Ok(false);
                 }
-                match answered("copy", from, self.store.copy(&Key::from(from), &Key::from(to))).await {
+                match with_timeout("copy", from, self.store.copy(&Key::from(from), &Key::from(to))).await {
                     Ok(()) => Ok(true),
                     Err(_) => self.put_new(to, bytes).await,
                 }
@@ -196,47 +198,47 @@ impl Storage {
         }
     }
 
-    /// Removes what a writer that was killed half way has left beside a path. Nobody else may be writing there.
-    pub async fn sweep(&self, path: &str) {
-        let Some(folder) = &self.folder else { return };
+    /// Removes temporary files that a killed writer left next to a path. No other process may be writing to the path.
+    pub async fn remove_temporary_files(&self, path: &str) {
+        let Some(folder) = &self.local_root else { return };
         let file = folder.join(path).into_os_string();
-        // The local storage writes to the name with a number behind it, from 1, and renames that.
-        for number in 1..=MAX_STRAYS {
+        // The local storage writes to the file name with `#` and a number from 1 appended, and then renames that file.
+        for number in 1..=MAX_TEMPORARY_FILES {
             let mut stray = file.clone();
             stray.push(format!("#{number}"));
             if tokio::fs::remove_file(&stray).await.is_err() {
                 return;
             }
-            warn!(path, "what a killed writer left behind was removed");
+            warn!(path, "temporary file of a killed writer removed");
         }
     }
 
-    /// Whether files can be stored below the root at this moment.
-    pub async fn check(&self) -> Result<(), StorageError> {
-        self.probe(".check").await
+    /// Checks that files can currently be stored below the root: stores one and removes it.
+    pub async fn check_writable(&self) -> Result<(), StorageError> {
+        self.write_and_remove(".check").await
     }
 
-    /// Whether a file can be stored at this path at this moment: stores one, and removes it.
-    pub async fn check_at(&self, path: &str) -> Result<(), StorageError> {
-        self.sweep(path).await;
-        self.probe(path).await
+    /// Checks that a file can currently be stored at this path: stores one and removes it.
+    pub async fn check_writable_at(&self, path: &str) -> Result<(), StorageError> {
+        self.remove_temporary_files(path).await;
+        self.write_and_remove(path).await
     }
 
-    async fn probe(&self, path: &str) -> Result<(), StorageError> {
+    async fn write_and_remove(&self, path: &str) -> Result<(), StorageError> {
         self.put(path, Bytes::from_static(b"check")).await?;
-        match answered("remove", path, self.store.delete(&Key::from(path))).await {
-            // Somebody else looks at the same time.
+        match with_timeout("remove", path, self.store.delete(&Key::from(path))).await {
+            // A concurrent check has already removed the file.
             Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(()),
             removed => removed,
         }
     }
 
-    /// Where a renderer opens the file.
+    /// URI at which the rendering stage opens the file.
     pub fn uri(&self, path: &str) -> String {
         self.root.join(path).map_or_else(|_| format!("{}{path}", self.root), String::from)
     }
 
-    /// The root, for people.
+    /// The root as a URL, for display.
     pub fn root(&self) -> &str {
         self.root.as_str()
     }
@@ -247,48 +249,48 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stored_file_is_whole_and_found_by_its_uri() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let storage = Storage::folder(&folder.path().join("new")).expect("a storage");
+    async fn stored_file_is_complete_and_found_by_uri() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let storage = Storage::open_folder(&folder.path().join("new")).expect("the storage opens");
         let path = "projects/42/assets/image_001.png";
-        assert!(!storage.exists(path).await.expect("an answer"));
+        assert!(!storage.exists(path).await.expect("the storage responds"));
         storage.put(path, Bytes::from_static(b"one")).await.expect("stored");
         storage.put(path, Bytes::from_static(b"other")).await.expect("stored again");
-        assert!(storage.exists(path).await.expect("an answer"));
+        assert!(storage.exists(path).await.expect("the storage responds"));
         let file = Url::parse(&storage.uri(path)).expect("a URL").to_file_path().expect("a file");
         assert_eq!(std::fs::read(&file).expect("a file"), b"other");
-        storage.check().await.expect("it can be written");
+        storage.check_writable().await.expect("the storage is writable");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
         assert_eq!(left.len(), 1, "only projects/ is left");
     }
 
     #[tokio::test]
     async fn what_a_killed_writer_left_behind_is_swept_away_and_nothing_else() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let storage = Storage::folder(folder.path()).expect("a storage");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let storage = Storage::open_folder(folder.path()).expect("the storage opens");
         storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
         for stray in ["one.png#1", "one.png#2", "two.png#1"] {
             std::fs::write(folder.path().join("a").join(stray), "half").expect("a file");
         }
-        storage.sweep("a/one.png").await;
+        storage.remove_temporary_files("a/one.png").await;
         let mut left: Vec<_> = std::fs::read_dir(folder.path().join("a"))
             .expect("a folder")
             .map(|file| file.expect("a file").file_name())
             .collect();
         left.sort();
         assert_eq!(left, ["one.png", "two.png#1"]);
-        assert!(!storage.put_new("a/one.png", Bytes::from_static(b"new")).await.expect("an answer"));
-        assert!(storage.put_new("a/three.png", Bytes::from_static(b"new")).await.expect("an answer"));
+        assert!(!storage.put_new("a/one.png", Bytes::from_static(b"new")).await.expect("the storage responds"));
+        assert!(storage.put_new("a/three.png", Bytes::from_static(b"new")).await.expect("the storage responds"));
     }
 
     #[tokio::test]
     async fn a_file_is_read_whole_or_not_at_all_and_copied_without_its_bytes() {
         use std::os::unix::fs::MetadataExt;
 
-        let folder = tempfile::tempdir().expect("a folder");
-        let storage = Storage::folder(folder.path()).expect("a storage");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let storage = Storage::open_folder(folder.path()).expect("the storage opens");
         storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
-        let read = async |path, size: u64| storage.read(path, size..=size).await.expect("an answer");
+        let read = async |path, size: u64| storage.read(path, size..=size).await.expect("the storage responds");
         assert_eq!(read("a/one.png", 3).await.as_deref(), Some(&b"one"[..]));
         assert_eq!(read("a/one.png", 4).await, None);
         assert_eq!(read("a/two.png", 3).await, None);
@@ -296,19 +298,19 @@ mod tests {
         assert_eq!(read("b/two.png", 3).await.as_deref(), Some(&b"one"[..]));
         let inode = |path| std::fs::metadata(folder.path().join(path)).expect("a file").ino();
         assert_eq!(inode("a/one.png"), inode("b/two.png"));
-        // What is stored later under the one path does not change the other.
+        // Storing another file under one path later does not change the other.
         storage.put("a/one.png", Bytes::from_static(b"new")).await.expect("stored");
         assert_eq!(read("b/two.png", 3).await.as_deref(), Some(&b"one"[..]));
-        // Where there is nothing to link to, the bytes are stored.
+        // If there is no file to link to, the bytes are stored.
         assert!(storage.copy_new("a/gone.png", "b/three.png", Bytes::from_static(b"three")).await.expect("stored"));
         assert_eq!(read("b/three.png", 5).await.as_deref(), Some(&b"three"[..]));
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_made_is_an_error() {
-        let folder = tempfile::tempdir().expect("a folder");
+    async fn open_fails_if_folder_cannot_be_created() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("file"), b"x").expect("a file");
-        let error = Storage::folder(&folder.path().join("file/below")).err().expect("a file is no folder");
+        let error = Storage::open_folder(&folder.path().join("file/below")).err().expect("opening below a file fails");
         assert!(error.to_string().contains("storage cannot open"), "{error}");
     }
 }

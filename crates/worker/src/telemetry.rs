@@ -1,8 +1,9 @@
-//! What an operator sees of the worker: spans, metrics and log lines.
+//! Spans, metrics and log lines, and their export by OTLP.
 //!
-//! The rest of the program makes spans and lines by `tracing`, and counts by [`Metrics`]; where they go is decided here. Nothing is exported unless the
-//! settings name an OTLP endpoint. Exporting happens on threads of its own with bounded queues: a collector that is slow or away costs what it does not
-//! take, and nothing else.
+//! The rest of the program creates spans and log lines with `tracing` and records metrics with [`Metrics`]; this module
+//! decides where they go. Nothing is exported unless the settings name an OTLP endpoint. Telemetry is exported on
+//! separate threads with bounded queues: if the collector is slow or unavailable, the data that it does not accept is
+//! lost, and jobs are not delayed.
 
 mod export;
 mod lines;
@@ -25,31 +26,34 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{SettingError, Settings, TelemetrySettings};
-pub(crate) use export::check;
-pub use metrics::{Metrics, Scrape};
+pub(crate) use export::check_collector;
+pub use metrics::{Metrics, PrometheusRegistry};
 
-/// What the instruments' scope is called.
-const SCOPE: &str = "asset-worker";
-/// What is left at the end is exported within this time, or lost: a stop must not wait for a collector.
-const FLUSH: Duration = Duration::from_secs(2);
+/// Name of the instrumentation scope; also the default `service.name`.
+const INSTRUMENTATION_SCOPE: &str = "asset-worker";
+/// Time limit for the last export at shutdown; remaining data is lost, because shutdown must not wait for a collector.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Everything that is seen of the process, from its start to its end.
+/// The telemetry of the process: metrics, tracing and log export.
 pub struct Telemetry {
-    /// Where the program counts.
+    /// The instruments of the program.
     pub metrics: Metrics,
-    /// The metrics as Prometheus reads them.
-    pub scrape: Scrape,
-    meters: SdkMeterProvider,
-    tracers: Option<SdkTracerProvider>,
-    loggers: Option<SdkLoggerProvider>,
+    /// The same metrics in the Prometheus text format.
+    pub prometheus: PrometheusRegistry,
+    meter_provider: SdkMeterProvider,
+    tracer_provider: Option<SdkTracerProvider>,
+    logger_provider: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
-    /// Starts to log, to trace and to count. Without `RUST_LOG` the lines are those of `default_filter`; what is `exported` besides is. Needs a runtime.
+    /// Starts logging, tracing and metrics.
+    ///
+    /// Without `RUST_LOG`, log lines are filtered by `default_filter`. `export_settings` says which signals are
+    /// exported by OTLP. Must be called within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`SettingError`] where an exporter cannot be made of the settings.
+    /// [`SettingError`] if an exporter cannot be built from the settings.
     pub fn start<W>(
         settings: &Settings,
         exported: &TelemetrySettings,
@@ -60,26 +64,26 @@ impl Telemetry {
         W: for<'a> MakeWriter<'a> + Clone + Send + Sync + 'static,
     {
         let resource = export::resource(exported);
-        let (scrape, reader) = Scrape::new();
+        let (scrape, reader) = PrometheusRegistry::new();
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader);
-        if let Some(exporter) = export::metrics(exported)? {
+        if let Some(exporter) = export::metric_exporter(exported)? {
             meters = meters.with_periodic_exporter(exporter);
         }
         let meters = meters.build();
-        let tracers = export::spans(exported)?.map(|exporter| {
+        let tracers = export::span_exporter(exported)?.map(|exporter| {
             SdkTracerProvider::builder().with_resource(resource.clone()).with_batch_exporter(exporter).build()
         });
-        let loggers = export::logs(exported)?
+        let loggers = export::log_exporter(exported)?
             .map(|exporter| SdkLoggerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build());
         let spans = tracers.as_ref().map(|tracers| {
             tracing_opentelemetry::layer()
-                .with_tracer(tracers.tracer(SCOPE))
+                .with_tracer(tracers.tracer(INSTRUMENTATION_SCOPE))
                 .with_location(false)
                 .with_threads(false)
                 .with_target(false)
                 .with_level(false)
                 .with_tracked_inactivity(false)
-                .with_filter(filter_fn(is_a_span_of_ours))
+                .with_filter(filter_fn(is_own_span))
         });
         let sent = loggers.as_ref().map(|loggers| {
             OpenTelemetryTracingBridge::builder(loggers)
@@ -87,24 +91,31 @@ impl Telemetry {
                 .build()
                 .with_filter(
                     lines::filter(settings.log_filter.as_deref().unwrap_or(default_filter))
-                        .and(filter_fn(is_no_export)),
+                        .and(filter_fn(is_not_from_exporter)),
                 )
         });
-        // Refused only where a subscriber is set already, as in a test; then lines go there.
+        // Fails only if a global subscriber is already set, as in a test; log lines then go to that one.
         let _ = tracing_subscriber::registry()
             .with(spans)
             .with(lines::layer(settings, default_filter, writer))
             .with(sent)
             .try_init();
         let metrics = Metrics::new(&meters);
-        Ok(Self { metrics, scrape, meters, tracers, loggers })
+        Ok(Self {
+            metrics,
+            prometheus: scrape,
+            meter_provider: meters,
+            tracer_provider: tracers,
+            logger_provider: loggers,
+        })
     }
 
-    /// Exports what is left, as far as that is done within two seconds. The runtime must still be there.
-    pub fn finish(self) {
-        let Self { meters, tracers, loggers, .. } = self;
+    /// Exports the remaining data for at most two seconds. Must be called while the Tokio runtime still runs.
+    pub fn shutdown(self) {
+        let Self { meter_provider: meters, tracer_provider: tracers, logger_provider: loggers, .. } = self;
         let (done, all_done) = mpsc::channel::<()>();
-        // Side by side, on threads that the end of the process may cut off: an exporter that waits for its collector does not hear that it shall stop.
+        // In parallel, on threads that are not joined: an exporter that waits for its collector does not react to a
+        // shutdown and may still run when the process exits.
         let at_last = |shut_down: Box<dyn FnOnce() + Send>| {
             let done = done.clone();
             std::thread::spawn(move || {
@@ -114,29 +125,30 @@ impl Telemetry {
         };
         at_last(Box::new(move || drop(meters.shutdown())));
         if let Some(tracers) = tracers {
-            at_last(Box::new(move || drop(tracers.shutdown_with_timeout(FLUSH))));
+            at_last(Box::new(move || drop(tracers.shutdown_with_timeout(FLUSH_TIMEOUT))));
         }
         if let Some(loggers) = loggers {
-            at_last(Box::new(move || drop(loggers.shutdown_with_timeout(FLUSH))));
+            at_last(Box::new(move || drop(loggers.shutdown_with_timeout(FLUSH_TIMEOUT))));
         }
         drop(done);
-        // Ends when the last thread has dropped its sender, or with the time.
-        let _ = all_done.recv_timeout(FLUSH);
+        // Returns when the last thread has dropped its sender, or at the timeout.
+        let _ = all_done.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 
-/// Lines of libraries are no part of a trace, and those that export it must not trace themselves.
-fn is_a_span_of_ours(metadata: &Metadata<'_>) -> bool {
-    metadata.is_span() && is_ours(metadata)
+/// Selects the spans of this program, without log events. Spans of libraries are excluded: exporters must not trace
+/// their own requests.
+fn is_own_span(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && is_own_target(metadata)
 }
 
-/// Those who export must not export what they say of it.
-fn is_no_export(metadata: &Metadata<'_>) -> bool {
+/// Excludes log lines of the export libraries: exporting them would cause further log lines.
+fn is_not_from_exporter(metadata: &Metadata<'_>) -> bool {
     let exporters = ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"];
     !exporters.iter().any(|library| metadata.target().starts_with(library))
 }
 
-fn is_ours(metadata: &Metadata<'_>) -> bool {
+fn is_own_target(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     ["asset_worker", "asset_broker", "asset_store", "gemini_client", "stability_client"]
         .iter()

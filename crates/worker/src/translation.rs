@@ -1,12 +1,13 @@
-//! English for texts that are not: SDXL understands nothing else.
+//! Translates texts into English, the only language that SDXL understands.
 //!
-//! A phrase book comes first, since its translations are fixed; then what the database remembers; then Gemini, in one request for all that is
-//! left, which the database remembers from then on. What nobody translates is never sent to Stability.
+//! Sources, in this order: the phrase book, whose translations are fixed; translations stored in the database; Gemini,
+//! in one call for all remaining texts, whose translations are then stored in the database. A text without a
+//! translation is never sent to Stability.
 
 use std::collections::{HashMap, HashSet};
 
 use domain::prompt::needs_translation;
-use gemini_client::{Gemini, Untranslated};
+use gemini_client::{Gemini, TranslationError};
 use store::{Store, StoreError, Translation};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,26 +15,26 @@ use tracing::{info, warn};
 use crate::phrase_book::PhraseBook;
 use crate::settings::{SettingError, TranslationSettings};
 
-/// Texts and their English.
+/// Translations by original text, or the error of each text that has none.
 #[derive(Debug, Default)]
-pub struct English(HashMap<String, Result<String, Untranslated>>);
+pub struct Translations(HashMap<String, Result<String, TranslationError>>);
 
-impl English {
-    /// The English of a text; the text itself where it needs no translation.
+impl Translations {
+    /// Returns the translation of a text, or the text itself if it needs none.
     ///
     /// # Errors
     ///
-    /// [`Untranslated`] where there is none.
-    pub fn of(&self, text: &str) -> Result<String, Untranslated> {
+    /// [`TranslationError`] if the text could not be translated.
+    pub fn get(&self, text: &str) -> Result<String, TranslationError> {
         if !needs_translation(text) {
             return Ok(text.to_owned());
         }
-        let unasked = || Err(Untranslated::Refused("nobody was asked to translate it".to_owned()));
+        let unasked = || Err(TranslationError::Failed("the translation was not requested".to_owned()));
         self.0.get(text).cloned().unwrap_or_else(unasked)
     }
 }
 
-/// Puts texts into English. Clones share everything.
+/// Translates texts into English. Clones share all sources.
 #[derive(Clone)]
 pub struct Translator {
     phrase_book: PhraseBook,
@@ -42,32 +43,33 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// Brings the parts together; nothing is sent.
+    /// Creates a translator; no request is sent.
     ///
     /// # Errors
     ///
-    /// [`SettingError`] where Gemini's key cannot stand in a header.
+    /// [`SettingError`] if Gemini's API key is not a valid HTTP header value.
     pub fn new(settings: &TranslationSettings, store: Store) -> Result<Self, SettingError> {
         let gemini = settings.gemini.as_ref().map(Gemini::new).transpose();
         let gemini = gemini.map_err(|error| SettingError::unusable("GEMINI_API_KEY", &error))?;
         Ok(Self { phrase_book: settings.phrase_book.clone(), store, gemini })
     }
 
-    /// The English of those texts that need translation. A `stop` ends the wait for Gemini; what it had not translated is unreachable.
+    /// Translates the texts that need it. Cancelling `stop` ends the wait for Gemini; texts without a translation by
+    /// then have the error [`TranslationError::Unreachable`].
     ///
     /// # Errors
     ///
-    /// [`StoreError`] where the database fails.
-    pub async fn english<'a>(
+    /// [`StoreError`] if the database fails.
+    pub async fn translate<'a>(
         &self,
         texts: impl IntoIterator<Item = &'a str>,
         stop: &CancellationToken,
-    ) -> Result<English, StoreError> {
-        let mut english = English::default();
+    ) -> Result<Translations, StoreError> {
+        let mut english = Translations::default();
         let mut seen = HashSet::new();
         let mut left: Vec<&str> =
             texts.into_iter().filter(|text| needs_translation(text) && seen.insert(*text)).collect();
-        left.retain(|text| match self.phrase_book.english(text) {
+        left.retain(|text| match self.phrase_book.translate(text) {
             None => true,
             Some(found) => {
                 english.0.insert((*text).to_owned(), Ok(found));
@@ -77,27 +79,27 @@ impl Translator {
         if left.is_empty() {
             return Ok(english);
         }
-        for (text, found) in self.store.translations(&left).await? {
+        for (text, found) in self.store.find_translations(&left).await? {
             english.0.insert(text, Ok(found));
         }
         left.retain(|text| !english.0.contains_key(*text));
-        let translated = self.translated(&left, stop).await?;
+        let translated = self.translate_with_gemini(&left, stop).await?;
         english.0.extend(left.into_iter().map(str::to_owned).zip(translated));
         Ok(english)
     }
 
-    /// What Gemini makes of the rest, remembered for later.
-    async fn translated(
+    /// Translates texts with Gemini and stores the translations in the database.
+    async fn translate_with_gemini(
         &self,
         texts: &[&str],
         stop: &CancellationToken,
-    ) -> Result<Vec<Result<String, Untranslated>>, StoreError> {
+    ) -> Result<Vec<Result<String, TranslationError>>, StoreError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
         let Some(gemini) = &self.gemini else {
-            let nobody = "it is not English, not in the phrase book, and GEMINI_API_KEY is not set";
-            return Ok(vec![Err(Untranslated::Refused(nobody.to_owned())); texts.len()]);
+            let nobody = "the text is not English, the phrase book has no translation, and GEMINI_API_KEY is not set";
+            return Ok(vec![Err(TranslationError::Failed(nobody.to_owned())); texts.len()]);
         };
         let mut translated = gemini.translate(texts, stop).await;
         let good: Vec<_> = texts
@@ -108,20 +110,26 @@ impl Translator {
                 Some(Translation { original: (*text).to_owned(), english })
             })
             .collect();
-        self.store.remember_translations(&good, gemini.model()).await?;
-        // Where another job was first, its translation holds, so that every try of every job reads the same.
-        let kept = self.store.translations(texts).await?;
+        self.store.save_translations(&good, gemini.model()).await?;
+        // If another job stored a translation first, use that one: all attempts of all jobs then use the same text.
+        let kept = self.store.find_translations(texts).await?;
         for (text, result) in texts.iter().zip(&mut translated) {
             if let Some(english) = kept.get(*text) {
                 *result = Ok(english.clone());
             }
         }
         if good.len() == texts.len() {
-            info!(texts = texts.len(), translator = gemini.model(), "texts were translated");
+            info!(texts = texts.len(), translator = gemini.model(), "texts translated");
         } else {
             let cause = translated.iter().find_map(|result| result.as_ref().err()).map(ToString::to_string);
             let failed = texts.len() - good.len();
-            warn!(texts = texts.len(), failed, cause, translator = gemini.model(), "some texts were not translated");
+            warn!(
+                texts = texts.len(),
+                failed,
+                cause,
+                translator = gemini.model(),
+                "some texts could not be translated"
+            );
         }
         Ok(translated)
     }

@@ -1,4 +1,4 @@
-//! `run`: connects, and supervises one session with the broker after another. A lost broker ends a session, not the worker.
+//! `run`: connects to the broker and supervises consecutive sessions. A lost broker ends a session, not the worker.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -16,63 +16,64 @@ use crate::bootstrap::{self, BootstrapError};
 use crate::delivery_limit::handle_dead_lettered;
 use crate::error_chain::error_chain;
 use crate::handler::CommandHandler;
-use crate::health::{self, Health, Looked, Probes, QueueWatch};
+use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
 use crate::job::JobRunner;
-use crate::session::{BEAT, Ended, Session};
+use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
 use crate::settings::{SettingError, Settings};
 use crate::telemetry::{Metrics, Telemetry};
 
-/// A session that lasted this long was a good one.
-const HEALTHY: Duration = Duration::from_secs(30);
+/// A session that lasts longer than this resets the reconnect backoff.
+const MIN_HEALTHY_SESSION: Duration = Duration::from_secs(30);
 
 /// Why the worker could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A setting is missing or cannot be used.
+    /// A setting is missing or invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// Database or storage cannot be opened.
+    /// Database or storage could not be opened.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
-    /// The probes cannot be served.
-    #[error("HTTP_ADDR: {address} cannot be listened on ({source})")]
+    /// The probes could not be served.
+    #[error("HTTP_ADDR: cannot listen on {address} ({source})")]
     Probes {
-        /// As set.
+        /// The address from the settings.
         address: std::net::SocketAddr,
-        /// Why.
+        /// The error of the probe server.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// Runs the worker until `stop` is cancelled; then what is in flight has the grace to finish.
+/// Runs the worker until `stop` is cancelled; jobs in flight then have the grace period to finish.
 ///
 /// # Errors
 ///
-/// [`RunError`] at the start. Later nothing that a message says, and no loss of broker or database, ends it.
+/// [`RunError`] if the worker cannot start or its probe server fails. Neither an invalid message nor a lost broker or
+/// database ends a running worker.
 pub async fn run(settings: &Settings, telemetry: &Telemetry, stop: &CancellationToken) -> Result<(), RunError> {
     settings.require_api_key()?;
     let health = Health::default();
-    health.show(&telemetry.metrics, settings);
-    let served = Probes { health: health.clone(), scrape: telemetry.scrape.clone() };
+    health.register_gauges(&telemetry.metrics, settings);
+    let served = ProbeServer { health: health.clone(), prometheus: telemetry.prometheus.clone() };
     let probes_stop = CancellationToken::new();
     let mut probes = JoinSet::new();
     probes.spawn(served.serve(settings.http_addr, probes_stop.clone()));
     let worked = tokio::select! {
-        // Probes are served until they are told to stop, so that this is their failure.
+        // The probe server runs until `probes_stop` is cancelled, so ending here means that it failed.
         Some(served) = probes.join_next() => Err(RunError::Probes {
             address: settings.http_addr,
             source: served.map_err(std::io::Error::other).and_then(|served| served).err().unwrap_or_else(|| std::io::ErrorKind::Other.into()),
         }),
-        worked = work(settings, &telemetry.metrics, &health, stop) => worked,
-        never = health.watch() => match never {},
+        worked = open_and_supervise(settings, &telemetry.metrics, &health, stop) => worked,
+        never = health.poll_for_gauges() => match never {},
     };
     probes_stop.cancel();
     probes.shutdown().await;
     worked
 }
 
-async fn work(
+async fn open_and_supervise(
     settings: &Settings,
     metrics: &Metrics,
     health: &Health,
@@ -82,14 +83,19 @@ async fn work(
     let opened = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
     let Some((store, storage)) = opened else { return Ok(()) };
     let observer = Arc::new(health.clone());
-    let runner = bootstrap::job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
+    let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
     let budget = settings.jobs.daily_budget_usd.is_some();
-    health.set_parts(Looked { store, storage, client: runner.client().clone(), budget });
+    health.set_dependencies(HealthDependencies {
+        store,
+        storage,
+        client: runner.client().clone(),
+        has_daily_budget: budget,
+    });
     supervise(settings, &runner, health, stop).await;
     Ok(())
 }
 
-/// Connects, works, and connects again, until `stop`.
+/// Repeatedly connects to the broker and runs a session, until `stop` is cancelled.
 async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, stop: &CancellationToken) {
     let topology = Topology::new(settings.jobs.queue_delays());
     let mut pauses = backoff();
@@ -100,46 +106,46 @@ async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, sto
         let connected = retry_until_stopped(stop, "broker", health, |_| true, connect).await;
         let Ok(Some(broker)) = connected else { return };
         if lost_before {
-            runner.metrics().reconnected();
+            runner.metrics().record_reconnect();
         }
         lost_before = true;
-        let ended = match session(settings, runner, &broker, health, stop).await {
+        let ended = match run_session(settings, runner, &broker, health, stop).await {
             Ok(ended) => ended,
-            Err(error) => Ended::Lost(error.to_string()),
+            Err(error) => SessionEnd::BrokerLost(error.to_string()),
         };
-        health.set_broker(false);
-        health.queue(QueueWatch::lost);
+        health.set_broker_connected(false);
+        health.queue(QueueStats::reset);
         match ended {
-            Ended::Stopped => info!("stopped"),
-            Ended::Lost(cause) => warn!(cause, "the broker was lost; connecting again"),
+            SessionEnd::Stopped => info!("stopped"),
+            SessionEnd::BrokerLost(cause) => warn!(cause, "broker connection lost; reconnecting"),
         }
         broker.close().await;
-        // A broker that takes us and throws us out at once is left alone longer and longer.
-        if begun.elapsed() > HEALTHY {
+        // The delay keeps growing while the broker accepts connections but drops them at once.
+        if begun.elapsed() > MIN_HEALTHY_SESSION {
             pauses = backoff();
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = beating(health, tokio::time::sleep(pauses.next().unwrap_or_default())) => {}
+            () = with_heartbeat(health, tokio::time::sleep(pauses.next().unwrap_or_default())) => {}
         }
     }
 }
 
-async fn session(
+async fn run_session(
     settings: &Settings,
     runner: &JobRunner,
     broker: &Broker,
     health: &Health,
     stop: &CancellationToken,
-) -> Result<Ended, BrokerError> {
+) -> Result<SessionEnd, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
-    let commands = broker.commands(prefetch).await?;
-    let publisher = broker.publisher().await?;
+    let commands = broker.consume_commands(prefetch).await?;
+    let publisher = broker.create_publisher().await?;
     let handler = CommandHandler::new(runner.clone(), publisher, bootstrap::rules(), &settings.jobs);
-    health.set_broker(true);
-    info!(prefetch, "taking commands");
-    // Boxed, as it goes into all that waits for this.
-    let dead_lettered = Box::pin(handle_dead_lettered(broker.dead_lettered().await?, handler.clone()));
+    health.set_broker_connected(true);
+    info!(prefetch, "consuming commands");
+    // Boxed to keep this future, and those that contain it, small.
+    let dead_lettered = Box::pin(handle_dead_lettered(broker.consume_delivery_limit_queue().await?, handler.clone()));
     let watched = Box::pin(watch_queue(broker, health));
     let session = Session::new(commands, handler, settings.shutdown_grace, stop, health).serve(stop, dead_lettered);
     tokio::select! {
@@ -148,24 +154,24 @@ async fn session(
     }
 }
 
-/// Looks at the queues for the gauges, for as long as it is let; what is not seen is not shown.
+/// Reads the queue lengths periodically for the gauges, which are withdrawn when a read fails. Never returns.
 async fn watch_queue(broker: &Broker, health: &Health) -> Infallible {
     let mut every = tokio::time::interval(health::QUEUE_INTERVAL);
     loop {
         every.tick().await;
-        let Ok(gauge) = broker.gauge().await else { continue };
-        while let Ok((QueueState::There { messages, consumers }, QueueState::There { messages: dead, .. })) =
+        let Ok(gauge) = broker.queue_monitor().await else { continue };
+        while let Ok((QueueState::Present { messages, consumers }, QueueState::Present { messages: dead, .. })) =
             gauge.read().await
         {
-            health.queue(|queue| queue.saw(messages, consumers, dead));
+            health.queue(|queue| queue.update(messages, consumers, dead));
             every.tick().await;
         }
-        // Its channel is of no use any more; another one may be.
-        health.queue(QueueWatch::lost);
+        // The channel cannot be used after a failed read; the next round opens another one.
+        health.queue(QueueStats::reset);
     }
 }
 
-/// From a quarter of a second to half a minute, and up to as much again by chance, without end.
+/// Unlimited exponential backoff from 250 ms to 30 s, plus a random jitter of up to the same length.
 fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))
@@ -175,11 +181,13 @@ fn backoff() -> ExponentialBackoff {
         .build()
 }
 
-/// Repeats an operation until it succeeds, at longer and longer intervals up to a minute. `None` where `stop` was cancelled before.
+/// Repeats an operation until it succeeds, at growing intervals of up to one minute.
+///
+/// Returns `None` if `stop` is cancelled first.
 ///
 /// # Errors
 ///
-/// An error that is not `retryable`.
+/// The first error that is not `retryable`.
 async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     what: &'static str,
@@ -190,8 +198,8 @@ async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<
     for delay in backoff() {
         let tried = tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            // However long it takes, as a migration may.
-            tried = beating(health, operation()) => tried,
+            // No time limit: a migration may take long.
+            tried = with_heartbeat(health, operation()) => tried,
         };
         match tried {
             Ok(value) => return Ok(Some(value)),
@@ -200,20 +208,20 @@ async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            () = beating(health, tokio::time::sleep(delay)) => {}
+            () = with_heartbeat(health, tokio::time::sleep(delay)) => {}
         }
     }
     Ok(None)
 }
 
-/// Waits for something that is waited for in order, so that the loop is not taken to be stuck.
-async fn beating<T>(health: &Health, wait: impl Future<Output = T>) -> T {
+/// Reports liveness while waiting, so that an expected wait is not taken for a stuck loop.
+async fn with_heartbeat<T>(health: &Health, wait: impl Future<Output = T>) -> T {
     let mut wait = pin!(wait);
-    let mut beat = tokio::time::interval(BEAT);
+    let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
     loop {
         tokio::select! {
             over = &mut wait => return over,
-            _ = beat.tick() => health.beat(),
+            _ = beat.tick() => health.record_heartbeat(),
         }
     }
 }

@@ -1,36 +1,36 @@
-//! What the built program says about itself.
+//! Help texts and version of the built program.
 
 use std::process::Command;
 
-/// Runs `asset-worker` with these arguments, without any settings, and takes what it prints.
-fn printed(arguments: &[&str]) -> String {
+/// Runs `asset-worker` with these arguments and an empty environment, and returns its standard output.
+fn stdout_of(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_asset-worker"))
         .args(arguments)
         .env_clear()
         .output()
         .expect("the program starts");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+    String::from_utf8(output.stdout).expect("standard output is UTF-8")
 }
 
 #[test]
-fn every_command_explains_itself() {
+fn help_output_of_every_command_matches_snapshot() {
     for command in ["run", "submit", "generate", "jobs", "dead-letters", "style", "inspect", "migrate", "doctor"] {
-        insta::assert_snapshot!(command, printed(&[command, "--help"]));
+        insta::assert_snapshot!(command, stdout_of(&[command, "--help"]));
     }
-    insta::assert_snapshot!("asset-worker", printed(&["--help"]));
-    insta::assert_snapshot!("jobs_list", printed(&["jobs", "list", "--help"]));
-    insta::assert_snapshot!("jobs_show", printed(&["jobs", "show", "--help"]));
-    insta::assert_snapshot!("jobs_republish", printed(&["jobs", "republish", "--help"]));
+    insta::assert_snapshot!("asset-worker", stdout_of(&["--help"]));
+    insta::assert_snapshot!("jobs_list", stdout_of(&["jobs", "list", "--help"]));
+    insta::assert_snapshot!("jobs_show", stdout_of(&["jobs", "show", "--help"]));
+    insta::assert_snapshot!("jobs_republish", stdout_of(&["jobs", "republish", "--help"]));
     for asked in ["list", "show", "replay", "discard"] {
-        insta::assert_snapshot!(format!("dead_letters_{asked}"), printed(&["dead-letters", asked, "--help"]));
+        insta::assert_snapshot!(format!("dead_letters_{asked}"), stdout_of(&["dead-letters", asked, "--help"]));
     }
     for asked in ["set", "show", "clear"] {
-        insta::assert_snapshot!(format!("style_{asked}"), printed(&["style", asked, "--help"]));
+        insta::assert_snapshot!(format!("style_{asked}"), stdout_of(&["style", asked, "--help"]));
     }
 }
 
 #[test]
-fn the_version_is_that_of_the_package() {
-    assert_eq!(printed(&["--version"]), format!("asset-worker {}\n", env!("CARGO_PKG_VERSION")));
+fn version_flag_prints_package_version() {
+    assert_eq!(stdout_of(&["--version"]), format!("asset-worker {}\n", env!("CARGO_PKG_VERSION")));
 }

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::print;
-use crate::process::{Process, bound_to_us, tail};
+use super::print_line;
+use crate::process::{Process, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
-use crate::{http, programs, variable};
+use crate::{http_client, programs, variable};
 
 /// The price of an SDXL 1.0 image.
 const COST_PER_IMAGE_USD: f64 = 0.02;
 /// What painting takes at least, so that there is something to watch.
 const LATENCY_MS: u32 = 1_200;
 const SANDBOX_KEY: &str = "sk-sandbox";
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The API of the demo's worker.
 pub(super) enum Api {
@@ -24,13 +24,13 @@ pub(super) enum Api {
 }
 
 /// Which API it will be.
-pub(super) struct Choice {
+pub(super) struct ApiSelection {
     live_key: Option<String>,
 }
 
 impl Api {
     /// The real API where there is a key and `DEMO_LIVE=1`; says what that costs.
-    pub(super) fn chosen(images: usize) -> Choice {
+    pub(super) fn chosen(images: usize) -> ApiSelection {
         let key = variable("STABILITY_API_KEY");
         let live = variable("DEMO_LIVE").as_deref() == Some("1");
         let images = u32::try_from(images).unwrap_or(u32::MAX);
@@ -39,16 +39,16 @@ impl Api {
             f64::from(images) * COST_PER_IMAGE_USD
         );
         match &key {
-            Some(_) if live => print(&format!("\nReal pictures: about {cost}.")),
-            Some(_) => print(&format!(
+            Some(_) if live => print_line(&format!("\nReal pictures: about {cost}.")),
+            Some(_) => print_line(&format!(
                 "\nSTABILITY_API_KEY is set. Real pictures would cost about {cost}.\nTo spend it: DEMO_LIVE=1 make demo. This run spends nothing: the sandbox paints."
             )),
             None if live => {
-                print("\nDEMO_LIVE=1 needs STABILITY_API_KEY; this run spends nothing: the sandbox paints.");
+                print_line("\nDEMO_LIVE=1 needs STABILITY_API_KEY; this run spends nothing: the sandbox paints.");
             }
             None => {}
         }
-        Choice { live_key: key.filter(|_| live) }
+        ApiSelection { live_key: key.filter(|_| live) }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -59,7 +59,7 @@ impl Api {
     }
 
     /// What the worker must be told.
-    pub(super) fn settings(&self) -> Vec<(&'static str, &str)> {
+    pub(super) fn env_vars(&self) -> Vec<(&'static str, &str)> {
         match self {
             Self::Live { key } => vec![("STABILITY_API_KEY", key)],
             Self::Sandbox { base_url } => {
@@ -69,7 +69,7 @@ impl Api {
     }
 }
 
-impl Choice {
+impl ApiSelection {
     /// Starts the sandbox, unless the real API was chosen.
     pub(super) async fn start(self, folder: &Path) -> Result<(Api, Option<Process>)> {
         if let Some(key) = self.live_key {
@@ -78,14 +78,14 @@ impl Choice {
         let [address] = free_addresses()?;
         let base_url = format!("http://{address}/");
         let log = folder.join("sandbox.log");
-        let mut command = bound_to_us(&programs::built("stability-sandbox")?, "TERM");
+        let mut command = command_with_death_signal(&programs::find("stability-sandbox")?, "TERM");
         command.args(["--listen", &address.to_string(), "--key", SANDBOX_KEY]);
         command.args(["--latency-ms", &LATENCY_MS.to_string()]);
-        let mut process = Process::logged("the sandbox", command, &log)?;
-        let http = http()?;
+        let mut process = Process::start_logged("the sandbox", command, &log)?;
+        let http = http_client()?;
         let ledger = format!("{base_url}_sandbox/ledger");
-        let up = process.until("the sandbox", START_LIMIT, async || http.get(&ledger).send().await.ok());
-        up.await.with_context(|| format!("the sandbox did not start; the end of its log:\n{}", tail(&log)))?;
+        let up = process.wait_until("the sandbox", START_TIMEOUT, async || http.get(&ledger).send().await.ok());
+        up.await.with_context(|| format!("the sandbox did not start; the end of its log:\n{}", log_tail(&log)))?;
         Ok((Api::Sandbox { base_url }, Some(process)))
     }
 }

@@ -22,40 +22,40 @@ figcaption p { margin: 0 0 .3rem; }
 ";
 
 /// The page for a job as `asset-worker jobs show --json` prints it. Its pictures are found relative to the page.
-pub(super) fn page(job: &Value) -> String {
+pub(super) fn render_page(job: &Value) -> String {
     let assets = job["assets"].as_array().map(Vec::as_slice).unwrap_or_default();
     let made = assets.iter().filter(|asset| asset["status"] == "completed").count();
-    let figures: String = assets.iter().map(figure).collect();
+    let figures: String = assets.iter().map(render_figure).collect();
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>Contact sheet of job {id}</title>\n<style>{STYLE}</style>\n\
          <header><h1>Project {project}: {made} of {total} images</h1>\n\
          <p>job {id}, {status}, USD {cost:.2}</p></header>\n<main>\n{figures}</main>\n</html>\n",
-        id = text(&job["job_id"]),
-        project = text(&job["project_id"]),
+        id = escape_html(&job["job_id"]),
+        project = escape_html(&job["project_id"]),
         total = assets.len(),
-        status = text(&job["status"]),
+        status = escape_html(&job["status"]),
         cost = job["cost_usd"].as_f64().unwrap_or_default(),
     )
 }
 
-fn figure(asset: &Value) -> String {
+fn render_figure(asset: &Value) -> String {
     let metadata = &asset["metadata"];
-    let (index, description) = (text(&asset["index"]), text(&metadata["description"]));
+    let (index, description) = (escape_html(&asset["index"]), escape_html(&metadata["description"]));
     if asset["status"] != "completed" {
         return format!(
             "<figure><div class=\"failed\"><b>{}</b>{}</div>\n\
              <figcaption><h2>{index}. {description}</h2><p class=\"facts\">no picture, requests: {}</p></figcaption></figure>\n",
-            text(&asset["error_code"]),
-            text(&asset["error_message"]),
-            text(&asset["requests"]),
+            escape_html(&asset["error_code"]),
+            escape_html(&asset["error_message"]),
+            escape_html(&asset["requests"]),
         );
     }
-    let path = text(&asset["file_path"]);
+    let path = escape_html(&asset["file_path"]);
     let english = match &metadata["english"] {
         Value::Null => String::new(),
-        english => format!("<p class=\"english\">{}</p>\n", text(english)),
+        english => format!("<p class=\"english\">{}</p>\n", escape_html(english)),
     };
     #[expect(clippy::cast_precision_loss, reason = "a rounded figure for people")]
     let megabytes = asset["size_bytes"].as_u64().unwrap_or_default() as f64 / 1e6;
@@ -63,14 +63,14 @@ fn figure(asset: &Value) -> String {
         "<figure><a href=\"data/assets/{path}\"><img src=\"data/assets/{path}\" alt=\"{description}\"></a>\n\
          <figcaption><h2>{index}. {description}</h2>\n{english}<p class=\"prompt\">{}</p>\n\
          <p class=\"facts\">{path}, {megabytes:.2} MB, {}, seed {}</p></figcaption></figure>\n",
-        text(&metadata["prompt"]),
-        text(&metadata["origin"]),
-        text(&metadata["seed"]),
+        escape_html(&metadata["prompt"]),
+        escape_html(&metadata["origin"]),
+        escape_html(&metadata["seed"]),
     )
 }
 
 /// A value as text that is safe in HTML.
-fn text(value: &Value) -> String {
+fn escape_html(value: &Value) -> String {
     let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     plain.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_shows_what_was_made_and_what_was_not_and_takes_no_markup_from_texts() {
+    fn page_shows_completed_and_failed_images_with_escaped_texts() {
         let job = json!({
             "job_id": "0199", "project_id": 42, "status": "completed", "cost_usd": 0.02,
             "assets": [
@@ -97,7 +97,7 @@ mod tests {
                 },
             ],
         });
-        let page = page(&job);
+        let page = render_page(&job);
         for part in [
             "Project 42: 1 of 2 images",
             "src=\"data/assets/projects/42/assets/image_001.png\"",

@@ -14,7 +14,7 @@ use super::{Kept, Postgres, RabbitMq};
 use crate::wait::free_addresses;
 
 /// Pulling an image and starting it may take this long.
-const START_LIMIT: Duration = Duration::from_mins(5);
+const START_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A container that is removed when it is dropped.
 pub(super) enum Container {
@@ -32,7 +32,7 @@ impl Container {
     }
 
     /// Stops it, so that it can be started again.
-    pub(super) async fn halt(&self) -> Result<()> {
+    pub(super) async fn stop(&self) -> Result<()> {
         Ok(match self {
             // In order, however long that takes.
             Self::RabbitMq(container) => container.stop_with_timeout(Some(60)).await,
@@ -42,8 +42,8 @@ impl Container {
     }
 
     /// Starts it at its old ports; it answers some seconds later.
-    pub(super) async fn start_again(&self) -> Result<()> {
-        Ok(timeout(START_LIMIT, async {
+    pub(super) async fn restart(&self) -> Result<()> {
+        Ok(timeout(START_TIMEOUT, async {
             match self {
                 Self::RabbitMq(container) => container.start().await,
                 Self::Postgres(container) => container.start().await,
@@ -54,7 +54,7 @@ impl Container {
 }
 
 /// A port of this machine for one of a container's: chosen by us, since an engine would choose another one at each start.
-fn at<I: Image>(port: SocketAddr, image: impl ImageExt<I>, inner: u16) -> ContainerRequest<I> {
+fn with_fixed_port<I: Image>(port: SocketAddr, image: impl ImageExt<I>, inner: u16) -> ContainerRequest<I> {
     image.with_mapped_port(port.port(), inner.tcp())
 }
 
@@ -64,8 +64,8 @@ pub(super) async fn rabbitmq() -> Result<RabbitMq> {
         .with_exposed_port(5672.tcp())
         .with_exposed_port(15672.tcp())
         .with_wait_for(WaitFor::message_on_stdout("Server startup complete"));
-    let container = at(api, at(amqp, image, 5672), 15672).with_startup_timeout(START_LIMIT);
-    let container = timeout(START_LIMIT, container.start()).await??;
+    let container = with_fixed_port(api, with_fixed_port(amqp, image, 5672), 15672).with_startup_timeout(START_TIMEOUT);
+    let container = timeout(START_TIMEOUT, container.start()).await??;
     let host = container.get_host().await?;
     let (amqp, api) = (container.get_host_port_ipv4(5672).await?, container.get_host_port_ipv4(15672).await?);
     Ok(RabbitMq {
@@ -79,8 +79,8 @@ pub(super) async fn rabbitmq() -> Result<RabbitMq> {
 pub(super) async fn postgres() -> Result<Postgres> {
     let [address] = free_addresses()?;
     let image = PostgresImage::default().with_tag("15").with_cmd(["-c", "fsync=off", "-c", "max_connections=300"]);
-    let container = at(address, image, 5432).with_startup_timeout(START_LIMIT);
-    let container = timeout(START_LIMIT, container.start()).await??;
+    let container = with_fixed_port(address, image, 5432).with_startup_timeout(START_TIMEOUT);
+    let container = timeout(START_TIMEOUT, container.start()).await??;
     let host = container.get_host().await?;
     let port = container.get_host_port_ipv4(5432).await?;
     Ok(Postgres {

@@ -8,15 +8,15 @@ use tokio::process::Command;
 use uuid::Uuid;
 
 use super::{Kept, Postgres};
-use crate::process::{Process, Signal, as_user, bound_to_us, tail};
+use crate::process::{Process, Signal, command_as_user, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
 
 /// From its start until it answers; usually a second.
-const START_LIMIT: Duration = Duration::from_mins(1);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// From its being told to stop until it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// PostgreSQL refuses to run as root; Debian's package brings this user.
-const USER: &str = "postgres";
+const SERVER_USER: &str = "postgres";
 
 /// The folder of the newest version's programs.
 pub(super) fn find() -> Option<PathBuf> {
@@ -36,7 +36,7 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 /// A server of our own, with a folder of its own.
-pub(super) struct Private {
+pub(super) struct PrivateServer {
     /// The folder of its programs.
     programs: PathBuf,
     folder: PathBuf,
@@ -46,7 +46,7 @@ pub(super) struct Private {
 }
 
 pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
-    let user = rustix::process::geteuid().is_root().then_some(USER);
+    let user = rustix::process::geteuid().is_root().then_some(SERVER_USER);
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let password = Uuid::now_v7().simple().to_string();
     let password_file = folder.join("password");
@@ -54,7 +54,7 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     if let Some(user) = user {
         chown(user, folder).await?;
     }
-    let mut initdb = server(&programs.join("initdb"), user)?;
+    let mut initdb = server_command(&programs.join("initdb"), user)?;
     initdb
         .args([
             "--auth=scram-sha-256",
@@ -67,10 +67,15 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
         .arg(folder.join("data"))
         .arg("--pwfile")
         .arg(&password_file);
-    finished(initdb, "initdb").await?;
+    run_command(initdb, "initdb").await?;
     let [address] = free_addresses()?;
-    let mut private =
-        Private { programs: programs.to_owned(), folder: folder.to_owned(), user, port: address.port(), process: None };
+    let mut private = PrivateServer {
+        programs: programs.to_owned(),
+        folder: folder.to_owned(),
+        user,
+        port: address.port(),
+        process: None,
+    };
     private.launch().await?;
     Ok(Postgres {
         url: format!("postgres://postgres:{password}@{address}/postgres"),
@@ -79,11 +84,11 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     })
 }
 
-impl Private {
+impl PrivateServer {
     /// Starts the server on what is in its folder, and returns when it answers.
     pub(super) async fn launch(&mut self) -> Result<()> {
         let log = self.folder.join("postgres.log");
-        let mut command = server(&self.programs.join("postgres"), self.user)?;
+        let mut command = server_command(&self.programs.join("postgres"), self.user)?;
         command.arg("-D").arg(self.folder.join("data"));
         for setting in [
             "listen_addresses=127.0.0.1",
@@ -94,43 +99,43 @@ impl Private {
         ] {
             command.args(["-c", setting]);
         }
-        let process = self.process.insert(Process::logged("postgres", command, &log)?);
-        let started = ready(process, &self.programs, self.port).await;
-        started.with_context(|| format!("PostgreSQL did not start; the end of its log:\n{}", tail(&log)))
+        let process = self.process.insert(Process::start_logged("postgres", command, &log)?);
+        let started = wait_until_ready(process, &self.programs, self.port).await;
+        started.with_context(|| format!("PostgreSQL did not start; the end of its log:\n{}", log_tail(&log)))
     }
 
     /// Stops it in order.
     pub(super) async fn stop(&mut self) {
-        self.end(Signal::INT).await;
+        self.stop_with_signal(Signal::INT).await;
     }
 
     /// Stops it as if it had crashed: it recovers at its next start.
     pub(super) async fn crash(&mut self) {
-        self.end(Signal::QUIT).await;
+        self.stop_with_signal(Signal::QUIT).await;
     }
 
-    async fn end(&mut self, signal: Signal) {
+    async fn stop_with_signal(&mut self, signal: Signal) {
         if let Some(process) = self.process.take() {
-            process.stop(signal, STOP_LIMIT).await;
+            process.stop(signal, STOP_TIMEOUT).await;
         }
     }
 }
 
 /// One of its programs, with nothing of the user's own environment in it.
-fn server(program: &Path, user: Option<&str>) -> Result<Command> {
+fn server_command(program: &Path, user: Option<&str>) -> Result<Command> {
     // SIGINT, since SIGTERM would wait for clients to leave.
     let mut command = match user {
-        None => bound_to_us(program, "INT"),
-        Some(user) => as_user(user, program, "INT")?,
+        None => command_with_death_signal(program, "INT"),
+        Some(user) => command_as_user(user, program, "INT")?,
     };
     command.env_clear().env("LANG", "C.UTF-8").current_dir("/");
     Ok(command)
 }
 
-async fn ready(process: &mut Process, programs: &Path, port: u16) -> Result<()> {
+async fn wait_until_ready(process: &mut Process, programs: &Path, port: u16) -> Result<()> {
     let program = programs.join("pg_isready");
     process
-        .until("PostgreSQL", START_LIMIT, async || {
+        .wait_until("PostgreSQL", START_TIMEOUT, async || {
             let mut command = Command::new(&program);
             command.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).kill_on_drop(true);
             command.status().await.ok().filter(std::process::ExitStatus::success)
@@ -142,10 +147,10 @@ async fn ready(process: &mut Process, programs: &Path, port: u16) -> Result<()> 
 async fn chown(user: &str, folder: &Path) -> Result<()> {
     let mut command = Command::new("chown");
     command.arg("-R").arg(user).arg(folder);
-    finished(command, "chown").await
+    run_command(command, "chown").await
 }
 
-async fn finished(mut command: Command, name: &str) -> Result<()> {
+async fn run_command(mut command: Command, name: &str) -> Result<()> {
     let output = command.kill_on_drop(true).output().await.with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
         bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());

@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{PROMETHEUS, install};
+use super::{PROMETHEUS_VAR, install};
 use crate::variable;
 
 /// A folder that has both.
-fn find() -> Option<PathBuf> {
+fn find_programs() -> Option<PathBuf> {
     let folders = ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"].map(PathBuf::from);
-    folders.into_iter().find(|folder| has_both(folder))
+    folders.into_iter().find(|folder| has_programs(folder))
 }
 
-fn has_both(folder: &Path) -> bool {
+fn has_programs(folder: &Path) -> bool {
     ["prometheus", "promtool"].iter().all(|program| folder.join(program).is_file())
 }
 
@@ -23,14 +23,15 @@ fn has_both(folder: &Path) -> bool {
 ///
 /// A sentence that says how to get them.
 pub fn programs() -> Result<PathBuf> {
-    if let Some(given) = variable(PROMETHEUS) {
+    if let Some(given) = variable(PROMETHEUS_VAR) {
         return Ok(given.into());
     }
-    if let Some(found) = find() {
+    if let Some(found) = find_programs() {
         return Ok(found);
     }
-    let installed = install::package("prometheus").and_then(|()| find().context("it is not where it was looked for"));
+    let installed = install::install_package("prometheus")
+        .and_then(|()| find_programs().context("it is not where it was looked for"));
     installed.map_err(|not_installed| {
-        anyhow!("Prometheus is needed: set {PROMETHEUS} to the folder of its programs, or install the package prometheus ({not_installed:#})")
+        anyhow!("Prometheus is needed: set {PROMETHEUS_VAR} to the folder of its programs, or install the package prometheus ({not_installed:#})")
     })
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use dev_services::services::{self, Supply};
-use dev_tools::chaos::{self, Ground, Plan};
+use dev_services::services::{self, ServiceProvider};
+use dev_tools::chaos::{self, Plan, Services};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Does to workers, broker and database what can be done to them, and looks at what came of it
@@ -23,7 +23,7 @@ struct Cli {
     workers: usize,
     /// Seconds that broker and database are away the first time; later they are away for less than five
     #[arg(long, default_value_t = 60)]
-    absence: u64,
+    first_outage: u64,
 }
 
 #[tokio::main]
@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
     let played = tokio::select! {
-        played = played(Cli::parse()) => played,
+        played = run(Cli::parse()) => played,
         // What was started is stopped as it is dropped.
         _ = interrupt.recv() => return ExitCode::from(130),
         _ = terminate.recv() => return ExitCode::from(143),
@@ -48,24 +48,24 @@ async fn main() -> ExitCode {
 }
 
 #[expect(clippy::print_stdout, reason = "the table is what it is for")]
-async fn played(cli: Cli) -> Result<bool> {
+async fn run(cli: Cli) -> Result<bool> {
     for given in [services::AMQP_URL, services::DATABASE_URL] {
         let why = "it stops and starts broker and database, and so needs its own";
         ensure!(dev_services::variable(given).is_none(), "{given} must not be set: {why}");
     }
-    let Cli { seed, jobs, workers, absence } = cli;
+    let Cli { seed, jobs, workers, first_outage: absence } = cli;
     let plan = Plan {
         seed,
         jobs,
-        images: 12,
+        max_images: 12,
         workers,
-        every: (8, 28),
+        requests_between_disturbances: (8, 28),
         lease: Duration::from_secs(3),
-        long_absence: Duration::from_secs(absence),
+        first_outage: Duration::from_secs(absence),
     };
-    let supply = Supply::new()?;
-    let mut ground = Ground::Own(Box::new(supply.both().await?));
-    let report = Box::pin(chaos::play(&plan, &mut ground)).await.with_context(|| format!("seed {seed}"));
+    let supply = ServiceProvider::new()?;
+    let mut ground = Services::Owned(Box::new(supply.obtain_all().await?));
+    let report = Box::pin(chaos::run(&plan, &mut ground)).await.with_context(|| format!("seed {seed}"));
     ground.stop().await;
     let report = report?;
     println!("{report}");

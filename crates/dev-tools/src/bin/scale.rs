@@ -38,12 +38,12 @@ async fn main() -> ExitCode {
             Asked::Lockout => Measurement::Lockout,
             Asked::Workers => Measurement::Workers,
             Asked::Telemetry => Measurement::Telemetry,
-            Asked::Deaf => Measurement::Deaf,
+            Asked::Deaf => Measurement::UnresponsiveCollector,
         };
         match Box::pin(measure(measurement)).await {
             Ok(measured) => {
                 println!("{measurement:?}\n\n{measured}");
-                if !measured.well {
+                if !measured.passed {
                     code = ExitCode::FAILURE;
                 }
             }

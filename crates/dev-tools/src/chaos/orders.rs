@@ -7,95 +7,95 @@ use super::Plan;
 
 /// What a description orders of the sandbox.
 #[derive(Debug, Clone, Copy)]
-struct Fault {
-    word: &'static str,
+struct ExpectedFault {
+    directive: &'static str,
     /// Requests that it costs besides the one that every picture needs.
-    repeats: u32,
+    extra_requests: u32,
     /// The image's failure code, where it cannot be had.
-    code: Option<&'static str>,
+    failure_code: Option<&'static str>,
     /// It ends the job's try: every request would meet it.
     fatal: bool,
 }
 
-const fn passing(word: &'static str, repeats: u32) -> Fault {
-    Fault { word, repeats, code: None, fatal: false }
+const fn transient_fault(word: &'static str, repeats: u32) -> ExpectedFault {
+    ExpectedFault { directive: word, extra_requests: repeats, failure_code: None, fatal: false }
 }
 
 /// A worker waits this long for an answer; a request that takes longer is lost.
-pub(super) const TIMEOUT: &str = "8s";
+pub(super) const API_TIMEOUT: &str = "8s";
 
 /// The sandbox's whole list.
-const FAULTS: [Fault; 23] = [
-    passing("status=500 x1", 1),
-    passing("status=502 x1", 1),
-    passing("status=503 x2", 2),
-    passing("status=429 x1", 1),
-    passing("status=429:1 x1", 1),
-    passing("error x1", 1),
-    passing("corrupt x1", 1),
+const FAULTS: [ExpectedFault; 23] = [
+    transient_fault("status=500 x1", 1),
+    transient_fault("status=502 x1", 1),
+    transient_fault("status=503 x2", 2),
+    transient_fault("status=429 x1", 1),
+    transient_fault("status=429:1 x1", 1),
+    transient_fault("error x1", 1),
+    transient_fault("corrupt x1", 1),
     // Scaled like any other.
-    passing("wrong-size x1", 0),
+    transient_fault("wrong-size x1", 0),
     // Sharpness is not looked at unless a threshold is set.
-    passing("blurred x1", 0),
-    passing("blank x1", 1),
-    passing("bomb x1", 1),
-    passing("oversized x1", 1),
-    passing("truncated x1", 1),
-    passing("html x1", 1),
-    passing("empty x1", 1),
-    passing("drop x1", 1),
-    passing("slow=1500", 0),
+    transient_fault("blurred x1", 0),
+    transient_fault("blank x1", 1),
+    transient_fault("bomb x1", 1),
+    transient_fault("oversized x1", 1),
+    transient_fault("truncated x1", 1),
+    transient_fault("html x1", 1),
+    transient_fault("empty x1", 1),
+    transient_fault("drop x1", 1),
+    transient_fault("slow=1500", 0),
     // Longer than the grace of a worker that is told to stop: where it is only cut off, that costs nothing.
-    passing("slow=6000", 0),
-    passing("slow=12000 x1", 1),
-    Fault { word: "filtered", repeats: 0, code: Some("content_policy"), fatal: false },
-    Fault { word: "status=400", repeats: 0, code: Some("rejected_request"), fatal: false },
-    Fault { word: "status=401 x1", repeats: 1, code: None, fatal: true },
-    Fault { word: "status=402 x1", repeats: 1, code: None, fatal: true },
+    transient_fault("slow=6000", 0),
+    transient_fault("slow=12000 x1", 1),
+    ExpectedFault { directive: "filtered", extra_requests: 0, failure_code: Some("content_policy"), fatal: false },
+    ExpectedFault { directive: "status=400", extra_requests: 0, failure_code: Some("rejected_request"), fatal: false },
+    ExpectedFault { directive: "status=401 x1", extra_requests: 1, failure_code: None, fatal: true },
+    ExpectedFault { directive: "status=402 x1", extra_requests: 1, failure_code: None, fatal: true },
 ];
 
 /// One image of a job, as it is expected.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(super) struct ExpectedImage {
     /// Stands in the prompt of this image, and of no other.
-    pub(super) mark: String,
-    fault: Option<Fault>,
+    pub(super) marker: String,
+    fault: Option<ExpectedFault>,
 }
 
-impl Image {
+impl ExpectedImage {
     /// The most requests that it explains, where no worker is lost.
-    pub(super) fn requests(&self) -> u32 {
-        1 + self.fault.map_or(0, |fault| fault.repeats)
+    pub(super) fn max_requests(&self) -> u32 {
+        1 + self.fault.map_or(0, |fault| fault.extra_requests)
     }
 
     /// Its failure code, where it cannot be had.
-    pub(super) fn code(&self) -> Option<&'static str> {
-        self.fault.and_then(|fault| fault.code)
+    pub(super) fn failure_code(&self) -> Option<&'static str> {
+        self.fault.and_then(|fault| fault.failure_code)
     }
 }
 
 /// A command, and what must come of it.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct ExpectedJob {
     pub(super) job_id: String,
     pub(super) body: Value,
     /// None where the command is refused.
-    pub(super) images: Vec<Image>,
+    pub(super) images: Vec<ExpectedImage>,
 }
 
-impl Order {
+impl ExpectedJob {
     pub(super) fn is_refused(&self) -> bool {
         self.images.is_empty()
     }
 
     /// Whether enough of its images can be had.
-    pub(super) fn completes(&self) -> bool {
-        let good = self.images.iter().filter(|image| image.code().is_none()).count();
+    pub(super) fn should_complete(&self) -> bool {
+        let good = self.images.iter().filter(|image| image.failure_code().is_none()).count();
         !self.is_refused() && good * 5 >= self.images.len() * 4
     }
 
     /// The codes that its end may have, where it fails.
-    pub(super) fn end_codes(&self) -> Vec<&'static str> {
+    pub(super) fn allowed_failure_codes(&self) -> Vec<&'static str> {
         let fatal = self.images.iter().any(|image| image.fault.is_some_and(|fault| fault.fatal));
         match self.is_refused() {
             true => vec!["invalid_request"],
@@ -106,43 +106,43 @@ impl Order {
 }
 
 /// One command in so many is refused.
-const REFUSED: usize = 25;
+const REFUSED_ONE_IN: usize = 25;
 /// Projects that the jobs belong to.
-pub(super) const PROJECTS: usize = 5;
+pub(super) const PROJECT_COUNT: usize = 5;
 
 /// The orders of a run.
-pub(super) fn drawn(dice: &mut Rng, plan: &Plan) -> Vec<Order> {
-    (0..plan.jobs).map(|number| order(dice, plan, number)).collect()
+pub(super) fn generate(dice: &mut Rng, plan: &Plan) -> Vec<ExpectedJob> {
+    (0..plan.jobs).map(|number| generate_job(dice, plan, number)).collect()
 }
 
-fn order(dice: &mut Rng, plan: &Plan, number: usize) -> Order {
+fn generate_job(dice: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
     let job_id = uuid::Builder::from_random_bytes(dice.u128(..).to_be_bytes()).into_uuid().to_string();
-    let project_id = 1 + number % PROJECTS;
-    if dice.usize(..REFUSED) == 0 {
+    let project_id = 1 + number % PROJECT_COUNT;
+    if dice.usize(..REFUSED_ONE_IN) == 0 {
         let config = json!({"steps": 5});
         let body =
             json!({"job_id": job_id, "project_id": project_id, "image_descriptions": ["A fox"], "config": config});
-        return Order { job_id, body, images: Vec::new() };
+        return ExpectedJob { job_id, body, images: Vec::new() };
     }
-    let images: Vec<Image> = (1..=dice.usize(1..=plan.images))
+    let images: Vec<ExpectedImage> = (1..=dice.usize(1..=plan.max_images))
         .map(|index| {
             let fault = if dice.usize(..5) < 2 { dice.choice(FAULTS) } else { None };
-            Image { mark: format!("Harbour {number:03}-{index:02}"), fault }
+            ExpectedImage { marker: format!("Harbour {number:03}-{index:02}"), fault }
         })
         .collect();
-    let description = |image: &Image| match image.fault {
-        Some(fault) => format!("{} [fault:{}]", image.mark, fault.word),
-        None => image.mark.clone(),
+    let description = |image: &ExpectedImage| match image.fault {
+        Some(fault) => format!("{} [fault:{}]", image.marker, fault.directive),
+        None => image.marker.clone(),
     };
     let descriptions: Vec<String> = images.iter().map(description).collect();
     let config = json!({"max_concurrent": dice.u32(1..=4), "cache": "never"});
     let body =
         json!({"job_id": job_id, "project_id": project_id, "image_descriptions": descriptions, "config": config});
-    Order { job_id, body, images }
+    ExpectedJob { job_id, body, images }
 }
 
 /// Another command with the id of this one.
-pub(super) fn conflicting(order: &Order) -> Value {
+pub(super) fn conflicting_command(order: &ExpectedJob) -> Value {
     let mut body = order.body.clone();
     body["image_descriptions"] = json!(["Something else"]);
     body["config"] = json!({});

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 /// A column of the grid, which has 24, in pixels.
-const COLUMN: f64 = 54.0;
+const COLUMN_WIDTH: f64 = 54.0;
 /// A line of the grid.
-const ROW: f64 = 24.0;
+const ROW_HEIGHT: f64 = 24.0;
 const COLOURS: [&str; 8] = ["#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#e02f44", "#b877d9", "#37872d", "#8ab8ff"];
 
 pub(super) struct Panel {
@@ -15,39 +15,44 @@ pub(super) struct Panel {
     /// As Grafana calls it.
     pub(super) unit: String,
     /// x, y, width and height on the grid.
-    pub(super) place: [u64; 4],
-    pub(super) lines: Vec<Line>,
+    pub(super) grid_position: [u64; 4],
+    pub(super) series: Vec<Series>,
 }
 
-pub(super) struct Line {
+pub(super) struct Series {
     pub(super) legend: String,
     /// Seconds since 1970, and values.
     pub(super) points: Vec<(f64, f64)>,
 }
 
 /// All panels where the dashboard has them; time runs from the left to the right.
-pub(super) fn svg(panels: &[Panel], from: f64, to: f64) -> String {
-    let bottom = panels.iter().map(|panel| panel.place[1] + panel.place[3]).max().unwrap_or_default();
-    let (width, height) = (24.0 * COLUMN, pixels(bottom, ROW));
+pub(super) fn render_svg(panels: &[Panel], from: f64, to: f64) -> String {
+    let bottom = panels.iter().map(|panel| panel.grid_position[1] + panel.grid_position[3]).max().unwrap_or_default();
+    let (width, height) = (24.0 * COLUMN_WIDTH, to_pixels(bottom, ROW_HEIGHT));
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"Helvetica, Arial, sans-serif\" font-size=\"11\" fill=\"#ccccdc\">\n\
          <rect width=\"{width:.0}\" height=\"{height:.0}\" fill=\"#111217\"/>\n"
     );
     for panel in panels {
-        let [x, y, w, h] = panel.place;
-        let frame = Frame { x: pixels(x, COLUMN), y: pixels(y, ROW), w: pixels(w, COLUMN), h: pixels(h, ROW) };
+        let [x, y, w, h] = panel.grid_position;
+        let frame = Rect {
+            x: to_pixels(x, COLUMN_WIDTH),
+            y: to_pixels(y, ROW_HEIGHT),
+            w: to_pixels(w, COLUMN_WIDTH),
+            h: to_pixels(h, ROW_HEIGHT),
+        };
         panel.draw(&mut svg, frame, (from, to));
     }
     svg + "</svg>\n"
 }
 
 #[expect(clippy::cast_precision_loss, reason = "some dozens")]
-fn pixels(count: u64, each: f64) -> f64 {
+fn to_pixels(count: u64, each: f64) -> f64 {
     count as f64 * each
 }
 
 #[derive(Clone, Copy)]
-struct Frame {
+struct Rect {
     x: f64,
     y: f64,
     w: f64,
@@ -55,8 +60,8 @@ struct Frame {
 }
 
 impl Panel {
-    fn draw(&self, svg: &mut String, Frame { x, y, w, h }: Frame, time: (f64, f64)) {
-        let title = escaped(&self.title);
+    fn draw(&self, svg: &mut String, Rect { x, y, w, h }: Rect, time: (f64, f64)) {
+        let title = escape_xml(&self.title);
         if self.kind == "row" {
             let _ = writeln!(
                 svg,
@@ -77,36 +82,36 @@ impl Panel {
             y + 20.0
         );
         if self.kind == "stat" {
-            self.draw_values(svg, Frame { x, y, w, h });
+            self.draw_values(svg, Rect { x, y, w, h });
         } else {
-            let legend = self.draw_legend(svg, Frame { x, y, w, h });
-            self.draw_lines(svg, Frame { x: x + 52.0, y: y + 30.0, w: w - 64.0, h: h - 42.0 - legend }, time);
+            let legend = self.draw_legend(svg, Rect { x, y, w, h });
+            self.draw_lines(svg, Rect { x: x + 52.0, y: y + 30.0, w: w - 64.0, h: h - 42.0 - legend }, time);
         }
     }
 
-    fn draw_values(&self, svg: &mut String, Frame { x, y, w, h }: Frame) {
-        for (position, line) in self.lines.iter().enumerate() {
-            let at = y + h / 2.0 + 8.0 + 32.0 * small(position);
-            let value = line.points.last().map_or_else(String::new, |(_, value)| self.shown(*value));
+    fn draw_values(&self, svg: &mut String, Rect { x, y, w, h }: Rect) {
+        for (position, line) in self.series.iter().enumerate() {
+            let at = y + h / 2.0 + 8.0 + 32.0 * to_f64(position);
+            let value = line.points.last().map_or_else(String::new, |(_, value)| self.format_value(*value));
             let told = self.title.to_lowercase().contains(&line.legend);
-            let legend = if self.lines.len() == 1 && told { String::new() } else { format!(" {}", line.legend) };
+            let legend = if self.series.len() == 1 && told { String::new() } else { format!(" {}", line.legend) };
             let _ = writeln!(
                 svg,
                 "<text x=\"{:.0}\" y=\"{at:.0}\" font-size=\"26\" text-anchor=\"middle\" fill=\"{}\">{}<tspan font-size=\"12\">{}</tspan></text>",
                 x + w / 2.0,
                 COLOURS[position % COLOURS.len()],
-                escaped(&value),
-                escaped(&legend)
+                escape_xml(&value),
+                escape_xml(&legend)
             );
         }
     }
 
     /// Names the lines at the panel's bottom, and says how high that is.
-    fn draw_legend(&self, svg: &mut String, Frame { x, y, w, h }: Frame) -> f64 {
+    fn draw_legend(&self, svg: &mut String, Rect { x, y, w, h }: Rect) -> f64 {
         let mut lines: Vec<Vec<(usize, f64)>> = vec![Vec::new()];
         let mut at = 0.0;
-        for (position, line) in self.lines.iter().enumerate() {
-            let width = 24.0 + 6.0 * small(line.legend.chars().count());
+        for (position, line) in self.series.iter().enumerate() {
+            let width = 24.0 + 6.0 * to_f64(line.legend.chars().count());
             if at + width > w - 24.0 && at > 0.0 {
                 lines.push(Vec::new());
                 at = 0.0;
@@ -114,9 +119,9 @@ impl Panel {
             lines.last_mut().expect("there is one").push((position, at));
             at += width;
         }
-        let height = 14.0 * small(lines.len());
+        let height = 14.0 * to_f64(lines.len());
         for (below, line) in lines.iter().enumerate() {
-            let base = y + h - 12.0 - height + 14.0 * small(below + 1);
+            let base = y + h - 12.0 - height + 14.0 * to_f64(below + 1);
             for (position, at) in line {
                 let _ = writeln!(
                     svg,
@@ -125,15 +130,15 @@ impl Panel {
                     base - 5.0,
                     COLOURS[position % COLOURS.len()],
                     x + 26.0 + at,
-                    escaped(&self.lines[*position].legend)
+                    escape_xml(&self.series[*position].legend)
                 );
             }
         }
         height
     }
 
-    fn draw_lines(&self, svg: &mut String, Frame { x, y, w, h }: Frame, (from, to): (f64, f64)) {
-        let values = self.lines.iter().flat_map(|line| line.points.iter().map(|(_, value)| *value));
+    fn draw_lines(&self, svg: &mut String, Rect { x, y, w, h }: Rect, (from, to): (f64, f64)) {
+        let values = self.series.iter().flat_map(|line| line.points.iter().map(|(_, value)| *value));
         let highest = values.fold(0.0_f64, f64::max);
         let top = if highest > 0.0 { highest * 1.1 } else { 1.0 };
         for part in 0..=2_u8 {
@@ -145,10 +150,10 @@ impl Panel {
                 x + w,
                 x - 6.0,
                 at + 4.0,
-                escaped(&self.shown(top * share))
+                escape_xml(&self.format_value(top * share))
             );
         }
-        for (position, line) in self.lines.iter().enumerate() {
+        for (position, line) in self.series.iter().enumerate() {
             let colour = COLOURS[position % COLOURS.len()];
             // A gap in time is a gap in the line.
             for part in line.points.chunk_by(|(one, _), (next, _)| next - one < 2.5) {
@@ -163,7 +168,7 @@ impl Panel {
                 );
             }
         }
-        if self.lines.iter().all(|line| line.points.is_empty()) {
+        if self.series.iter().all(|line| line.points.is_empty()) {
             let _ = writeln!(
                 svg,
                 "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"middle\" fill=\"#9a9aa5\">No data</text>",
@@ -174,7 +179,7 @@ impl Panel {
     }
 
     /// A value for people, in the panel's unit.
-    fn shown(&self, value: f64) -> String {
+    fn format_value(&self, value: f64) -> String {
         let digits = |value: f64| match value {
             value if value.abs() >= 100.0 || value.fract() == 0.0 => format!("{value:.0}"),
             value if value.abs() >= 10.0 => format!("{value:.1}"),
@@ -190,10 +195,10 @@ impl Panel {
     }
 }
 
-fn small(count: usize) -> f64 {
+fn to_f64(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-fn escaped(text: &str) -> String {
+fn escape_xml(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

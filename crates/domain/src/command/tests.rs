@@ -12,7 +12,7 @@ fn rules() -> Rules {
     }
 }
 
-fn full() -> Value {
+fn full_command() -> Value {
     json!({
         "job_id": "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10",
         "project_id": 42,
@@ -37,23 +37,23 @@ fn parse(value: &Value) -> Result<Command, InvalidCommand> {
     Command::parse(value.to_string().as_bytes(), &rules())
 }
 
-/// The full command with the value at `pointer` replaced.
-fn with(pointer: &str, value: Value) -> Value {
-    let mut command = full();
-    let (parent, key) = pointer.rsplit_once('/').expect("a pointer starts with a slash");
+/// The full command with the value at `pointer` set to `value`.
+fn full_command_with(pointer: &str, value: Value) -> Value {
+    let mut command = full_command();
+    let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer starts with a slash");
     command.pointer_mut(parent).and_then(Value::as_object_mut).expect("an object").insert(key.to_owned(), value);
     command
 }
 
 #[test]
-fn the_contracts_example_is_a_command() {
-    insta::assert_json_snapshot!(parse(&full()).expect("a command"));
+fn contract_example_is_parsed() {
+    insta::assert_json_snapshot!(parse(&full_command()).expect("a valid command"));
 }
 
 #[test]
 fn config_and_each_of_its_keys_is_optional() {
     let minimal = json!({"job_id": Uuid::nil(), "project_id": 1, "image_descriptions": ["x"]});
-    let command = parse(&minimal).expect("a command");
+    let command = parse(&minimal).expect("a valid command");
     assert_eq!(command.config, JobConfig::default());
     assert!((command.config.min_success_rate() - 0.8).abs() < f64::EPSILON);
     for config in [json!(null), json!({}), json!({"style_modifiers": null, "negative_prompt": null, "seed": null})] {
@@ -61,14 +61,14 @@ fn config_and_each_of_its_keys_is_optional() {
         same["config"] = config;
         assert_eq!(parse(&same).as_ref(), Ok(&command));
     }
-    let none = parse(&with("/config/style_modifiers", json!([]))).expect("a command");
-    assert_eq!(none.config.style_modifiers, Some(vec![]), "an empty list is not the same as none given");
+    let none = parse(&full_command_with("/config/style_modifiers", json!([]))).expect("a valid command");
+    assert_eq!(none.config.style_modifiers, Some(vec![]), "an empty list differs from an absent one");
 }
 
 #[test]
-fn every_broken_rule_is_named_with_field_value_and_what_is_allowed() {
+fn violation_names_field_value_and_allowed_range() {
     let check = |pointer: &str, value: Value, expected: &str| {
-        let error = parse(&with(pointer, value)).expect_err(expected);
+        let error = parse(&full_command_with(pointer, value)).expect_err(expected);
         assert_eq!(error.to_string(), expected);
     };
     check("/job_id", json!("42"), "job_id: \"42\" is not allowed; a UUID");
@@ -139,14 +139,14 @@ fn every_broken_rule_is_named_with_field_value_and_what_is_allowed() {
 }
 
 #[test]
-fn a_key_is_shown_without_what_a_database_cannot_take_and_a_thousand_of_them_only_in_part() {
-    let error = parse(&with("/a\0b", json!(1))).expect_err("an unknown key");
+fn unknown_keys_are_escaped_and_limited_to_twenty() {
+    let error = parse(&full_command_with("/a\0b", json!(1))).expect_err("the key is unknown");
     assert!(error.to_string().starts_with("a\\0b: unknown key"), "{error}");
-    let mut many = with("/project_id", json!(42));
+    let mut many = full_command_with("/project_id", json!(42));
     for number in 0..1_000 {
         many[format!("key{number}")] = json!(number);
     }
-    let error = parse(&many).expect_err("unknown keys");
+    let error = parse(&many).expect_err("the keys are unknown");
     assert_eq!(error.violations.len(), 21);
     assert_eq!(error.violations.last().map(String::as_str), Some("and 980 more"));
     assert!(error.key.is_some());
@@ -154,22 +154,22 @@ fn a_key_is_shown_without_what_a_database_cannot_take_and_a_thousand_of_them_onl
 
 #[test]
 fn all_broken_rules_are_reported_at_once() {
-    let error = parse(&json!({"job_id": 1, "config": {"steps": 1, "speed": 2}})).expect_err("broken");
+    let error = parse(&json!({"job_id": 1, "config": {"steps": 1, "speed": 2}})).expect_err("the command is invalid");
     insta::assert_snapshot!(error.violations.join("\n"));
 }
 
 #[test]
-fn the_job_is_known_where_both_ids_can_be_read() {
-    let key = |value: Value| parse(&value).expect_err("broken").key;
+fn job_key_is_kept_if_both_ids_are_readable() {
+    let key = |value: Value| parse(&value).expect_err("the command is invalid").key;
     let both = JobKey { job_id: Uuid::from_u128(0x0199_f3a2_7c1e_7b52_9f0e_2f6c_1d9a_4b10), project_id: 42 };
-    assert_eq!(key(with("/image_descriptions", json!([]))), Some(both));
-    assert_eq!(key(with("/config/steps", json!(1))), Some(both));
-    assert_eq!(key(with("/job_id", json!("x"))), None);
-    assert_eq!(key(with("/project_id", json!(0))), None);
+    assert_eq!(key(full_command_with("/image_descriptions", json!([]))), Some(both));
+    assert_eq!(key(full_command_with("/config/steps", json!(1))), Some(both));
+    assert_eq!(key(full_command_with("/job_id", json!("x"))), None);
+    assert_eq!(key(full_command_with("/project_id", json!(0))), None);
 }
 
 #[test]
-fn a_body_that_is_no_object_is_refused_with_the_reason() {
+fn unparsable_body_is_rejected_with_a_reason() {
     let check = |body: &[u8], expected: &str| {
         let error = Command::parse(body, &rules()).expect_err(expected).to_string();
         assert!(error.starts_with(expected), "{error}");
@@ -183,7 +183,7 @@ fn a_body_that_is_no_object_is_refused_with_the_reason() {
 }
 
 #[test]
-fn the_order_of_keys_does_not_make_another_command() {
+fn key_order_does_not_change_the_command() {
     let other = br#"{ "config": {"steps":40, "seed": 7}, "image_descriptions": [" x "],
         "project_id": 1, "job_id": "00000000-0000-0000-0000-000000000000" }"#;
     let one = br#"{"job_id":"00000000-0000-0000-0000-000000000000","project_id":1,"image_descriptions":["x"],"config":{"seed":7,"steps":40}}"#;
@@ -192,12 +192,12 @@ fn the_order_of_keys_does_not_make_another_command() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn parser_never_panics(body in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = Command::parse(&body, &rules());
     }
 
     #[test]
-    fn what_is_written_is_read_as_the_same_command(
+    fn serialized_command_parses_to_the_same_command(
         job in any::<u128>(), project_id in 1..=i64::MAX,
         descriptions in proptest::collection::vec("[\\PC&&[^\\s]]{1,40}", 1..20),
         modifiers in proptest::option::of(proptest::collection::vec("[a-z]{1,10}", 0..5)),

@@ -1,13 +1,13 @@
 use super::*;
 use crate::image_spec::ImageFormat;
 use crate::outcome::Origin;
-use crate::recipe::Recipe;
+use crate::recipe::GenerationParams;
 
-fn context() -> Context {
-    Context {
+fn context() -> EventContext {
+    EventContext {
         key: JobKey { job_id: Uuid::from_u128(0x0199_f3a2_7c1e_7b52_9f0e_2f6c_1d9a_4b10), project_id: 42 },
         trace: TraceContext::parse(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), None),
-        time: OffsetDateTime::from_unix_timestamp(1_760_832_000).expect("a time in range"),
+        time: OffsetDateTime::from_unix_timestamp(1_760_832_000).expect("the timestamp is in range"),
     }
 }
 
@@ -15,7 +15,7 @@ fn asset(index: u32, origin: Origin) -> ImageState {
     ImageState::Completed(Box::new(Asset {
         id: Uuid::from_u128(u128::from(index)),
         index,
-        file_path: crate::asset_path::plain(42, index, ImageFormat::Png),
+        file_path: crate::asset_path::default_path(42, index, ImageFormat::Png),
         uri: format!("file:///data/projects/42/assets/image_{index:03}.png"),
         width: 1920,
         height: 1080,
@@ -23,7 +23,7 @@ fn asset(index: u32, origin: Origin) -> ImageState {
         size_bytes: 4_810_234,
         sha256: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into(),
         description: "A fox".into(),
-        recipe: Recipe { prompt: "A fox, 4k quality".into(), ..Recipe::default() },
+        params: GenerationParams { prompt: "A fox, 4k quality".into(), ..GenerationParams::default() },
         seed: 787_078_103,
         origin,
     }))
@@ -34,34 +34,42 @@ fn failure(index: u32, code: ImageFailureCode) -> ImageState {
         index,
         description: "A fox".into(),
         code,
-        message: "the prompt was refused".into(),
+        message: "the prompt was rejected".into(),
         attempts: 1,
-        may_pass: code.may_pass(),
+        retryable: code.is_retryable(),
     })
 }
 
-fn pretty(event: &Event) -> String {
-    let value: serde_json::Value = serde_json::from_str(&event.body).expect("a body is JSON");
-    format!("routing key: {}\n{}", event.routing_key(), serde_json::to_string_pretty(&value).expect("JSON prints"))
+fn to_pretty_json(event: &Event) -> String {
+    let value: serde_json::Value = serde_json::from_str(&event.body).expect("the body is JSON");
+    format!("routing key: {}\n{}", event.routing_key(), serde_json::to_string_pretty(&value).expect("valid JSON"))
 }
 
 #[test]
-fn events_look_as_the_contract_says() {
+fn event_bodies_match_the_contract() {
     let totals = Totals { cost_usd: 0.1 + 0.08, duration_ms: 25_310 };
     let images = [asset(1, Origin::Generated), asset(2, Origin::Cache), failure(3, ImageFailureCode::ContentPolicy)];
-    insta::assert_snapshot!("started", pretty(&Event::started(&context(), 10)));
-    insta::assert_snapshot!("progress_completed", pretty(&Event::progress(&context(), 2, None, &Tally::of(&images))));
+    insta::assert_snapshot!("started", to_pretty_json(&Event::started(&context(), 10)));
+    insta::assert_snapshot!(
+        "progress_completed",
+        to_pretty_json(&Event::progress(&context(), 2, None, &Tally::from_images(&images)))
+    );
     insta::assert_snapshot!(
         "progress_failed",
-        pretty(&Event::progress(&context(), 3, Some(ImageFailureCode::ContentPolicy), &Tally::of(&images)))
+        to_pretty_json(&Event::progress(
+            &context(),
+            3,
+            Some(ImageFailureCode::ContentPolicy),
+            &Tally::from_images(&images)
+        ))
     );
-    insta::assert_snapshot!("completed", pretty(&Event::terminal(&context(), &images, totals, None)));
+    insta::assert_snapshot!("completed", to_pretty_json(&Event::terminal(&context(), &images, totals, None)));
     let error = JobError { code: JobFailureCode::SuccessRateTooLow, message: "2 of 3 images, 3 needed".into() };
-    insta::assert_snapshot!("failed", pretty(&Event::terminal(&context(), &images, totals, Some(&error))));
+    insta::assert_snapshot!("failed", to_pretty_json(&Event::terminal(&context(), &images, totals, Some(&error))));
 }
 
 #[test]
-fn keys_stand_in_the_order_of_the_contract() {
+fn event_keys_are_in_contract_order() {
     let body =
         Event::terminal(&context(), &[asset(1, Origin::Generated)], Totals { cost_usd: 0.02, duration_ms: 1 }, None)
             .body;
@@ -80,13 +88,13 @@ fn keys_stand_in_the_order_of_the_contract() {
         "failures",
         "cost_usd",
     ] {
-        let at = body[from..].find(key).unwrap_or_else(|| panic!("{key} after byte {from} of {body}"));
+        let at = body[from..].find(key).unwrap_or_else(|| panic!("{key} not found after byte {from} of {body}"));
         from += at;
     }
 }
 
 #[test]
-fn an_id_follows_from_job_type_and_index() {
+fn event_id_is_determined_by_job_type_and_index() {
     let job = context().key.job_id;
     assert_eq!(event_id(job, EventKind::Started, None), event_id(job, EventKind::Started, None));
     let mut ids: Vec<_> = (1..=200).map(|index| event_id(job, EventKind::Progress, Some(index))).collect();
@@ -99,7 +107,7 @@ fn an_id_follows_from_job_type_and_index() {
 }
 
 #[test]
-fn a_kind_is_written_and_read_alike() {
+fn event_kind_round_trips() {
     for kind in [EventKind::Started, EventKind::Progress, EventKind::Completed, EventKind::Failed] {
         assert_eq!(EventKind::parse(kind.as_str()), Some(kind));
     }

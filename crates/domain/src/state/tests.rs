@@ -1,71 +1,79 @@
 use super::*;
 
-/// A step with its name, and when it is made and by what.
-type Documented<S> = (Step<S>, &'static str, &'static str);
+/// A transition with its name, and when and by which worker it is made.
+type DocumentedTransition<S> = (Transition<S>, &'static str, &'static str);
 
-const JOB_STEPS: [Documented<JobState>; 8] = [
-    (job::OPEN, "open", "a command is taken on for the first time"),
-    (job::REFUSE, "refuse", "a command cannot be followed, or ends each worker before its job is claimed"),
+const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 8] = [
+    (job::CREATE, "create", "a command is claimed for the first time"),
+    (
+        job::FAIL_UNCLAIMED,
+        "fail unclaimed",
+        "a command is invalid, or exceeds the delivery limit before its job is claimed",
+    ),
     (job::CLAIM, "claim", "its command is delivered again"),
-    (job::TAKE_OVER, "take over", "its command is delivered again and its lease has expired: its last worker is lost"),
+    (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),
     (job::RENEW, "renew", "every few seconds, by the holder of the lease"),
-    (job::RETURN, "return", "the holder is told to stop, its slice is over, or the rest is tried again later"),
-    (job::COMPLETE, "complete", "enough images are there; by the holder"),
-    (job::FAIL, "fail", "enough images cannot be had; by the holder"),
+    (job::RELEASE, "release", "the holder shuts down, its time slice ends, or the missing images are retried later"),
+    (job::COMPLETE, "complete", "the required success rate is reached; by the holder of the lease"),
+    (job::FAIL, "fail", "the job cannot succeed any more, or its last attempt failed; by the holder of the lease"),
 ];
 
-const IMAGE_STEPS: [Documented<RowState>; 3] = [
-    (image::OPEN, "open", "its job is opened"),
+const ASSET_TRANSITIONS: [DocumentedTransition<RowState>; 3] = [
+    (image::CREATE, "create", "its job is created"),
     (
         image::COMPLETE,
         "complete",
         "its file is stored: generated, adopted, or from the cache; by the holder of the job's lease",
     ),
-    (image::FAIL, "fail", "it could not be made, or its job ends before its turn; a retryable failure is tried again"),
+    (image::FAIL, "fail", "it failed, or its job ended before it was attempted; a retryable failure is retried"),
 ];
 
-fn table<S: Copy>(steps: &[Documented<S>], name: impl Fn(S) -> &'static str) -> String {
-    let row = |(step, step_name, when): &Documented<S>| {
+fn markdown_table<S: Copy>(steps: &[DocumentedTransition<S>], name: impl Fn(S) -> &'static str) -> String {
+    let row = |(step, step_name, when): &DocumentedTransition<S>| {
         let from: Vec<_> = step.from.iter().map(|state| name(*state)).collect();
         let from = if from.is_empty() { "(none)".to_owned() } else { from.join(", ") };
         format!("| {step_name} | {from} | {} | {when} |\n", name(step.to))
     };
     let rows: String = steps.iter().map(row).collect();
-    format!("| step | from | to | when |\n| --- | --- | --- | --- |\n{rows}")
+    format!("| transition | from | to | when |\n| --- | --- | --- | --- |\n{rows}")
 }
 
 #[test]
-fn the_documentation_shows_every_step_and_no_other() {
+fn documentation_lists_exactly_these_transitions() {
     let page = include_str!("../../../../docs/state-machine.md");
-    let jobs = table(&JOB_STEPS, JobState::as_str);
-    let images = table(&IMAGE_STEPS, RowState::as_str);
-    assert!(page.contains(&jobs), "docs/state-machine.md lacks this table:\n{jobs}");
-    assert!(page.contains(&images), "docs/state-machine.md lacks this table:\n{images}");
+    let jobs = markdown_table(&JOB_TRANSITIONS, JobState::as_str);
+    let images = markdown_table(&ASSET_TRANSITIONS, RowState::as_str);
+    assert!(page.contains(&jobs), "docs/state-machine.md does not contain this table:\n{jobs}");
+    assert!(page.contains(&images), "docs/state-machine.md does not contain this table:\n{images}");
     let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")).count();
-    assert_eq!(rows, JOB_STEPS.len() + IMAGE_STEPS.len() + 2, "docs/state-machine.md shows a step that is not there");
-}
-
-#[test]
-fn every_step_of_the_code_is_documented() {
-    let code = include_str!("../state.rs");
     assert_eq!(
-        code.matches("pub const ").count() - code.matches("pub const ALL").count(),
-        JOB_STEPS.len() + IMAGE_STEPS.len()
+        rows,
+        JOB_TRANSITIONS.len() + ASSET_TRANSITIONS.len() + 2,
+        "docs/state-machine.md lists an unknown transition"
     );
 }
 
 #[test]
-fn what_has_ended_stays_as_it_is() {
-    let ended = [JobState::Completed, JobState::Failed];
-    assert!(JOB_STEPS.iter().all(|(step, ..)| step.from.iter().all(|from| !ended.contains(from))));
-    assert!(IMAGE_STEPS.iter().all(|(step, ..)| !step.from.contains(&RowState::Completed)));
+fn every_transition_in_code_is_documented() {
+    let code = include_str!("../state.rs");
+    assert_eq!(
+        code.matches("pub const ").count() - code.matches("pub const ALL").count(),
+        JOB_TRANSITIONS.len() + ASSET_TRANSITIONS.len()
+    );
 }
 
 #[test]
-fn every_state_can_be_reached_and_none_but_the_ends_is_a_trap() {
-    let reached: Vec<_> = JOB_STEPS.iter().map(|(step, ..)| step.to).collect();
+fn terminal_states_have_no_outgoing_transition() {
+    let ended = [JobState::Completed, JobState::Failed];
+    assert!(JOB_TRANSITIONS.iter().all(|(step, ..)| step.from.iter().all(|from| !ended.contains(from))));
+    assert!(ASSET_TRANSITIONS.iter().all(|(step, ..)| !step.from.contains(&RowState::Completed)));
+}
+
+#[test]
+fn every_state_is_reachable_and_only_terminal_states_are_final() {
+    let reached: Vec<_> = JOB_TRANSITIONS.iter().map(|(step, ..)| step.to).collect();
     assert!(JobState::ALL.iter().all(|state| reached.contains(state)));
     for state in [JobState::Waiting, JobState::Running] {
-        assert!(JOB_STEPS.iter().any(|(step, ..)| step.from.contains(&state) && step.to != state));
+        assert!(JOB_TRANSITIONS.iter().any(|(step, ..)| step.from.contains(&state) && step.to != state));
     }
 }

@@ -2,19 +2,19 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The first and the last bytes of every PNG.
-const WHOLE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xAE\x42\x60\x82";
+/// The start and end markers of a PNG file.
+const COMPLETE_PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xAE\x42\x60\x82";
 
-fn json(family: Family, body: &str) -> Result<Pictures, Error> {
+fn decode_json(family: ApiVersion, body: &str) -> Result<DecodedImages, Error> {
     decode(family, &HttpResponse { status: 200, body: body.to_owned().into(), ..HttpResponse::default() })
 }
 
-fn shown(found: Result<Pictures, Error>) -> String {
+fn describe(found: Result<DecodedImages, Error>) -> String {
     match found {
-        Ok(Pictures { pictures, withheld }) => {
+        Ok(DecodedImages { images: pictures, withheld }) => {
             let pictures: Vec<_> = pictures
                 .iter()
-                .map(|picture| format!("{} bytes, seed {}", picture.image.len(), picture.seed))
+                .map(|picture| format!("{} bytes, seed {}", picture.bytes.len(), picture.seed))
                 .collect();
             format!("{}, {withheld} withheld", pictures.join("; "))
         }
@@ -23,8 +23,9 @@ fn shown(found: Result<Pictures, Error>) -> String {
 }
 
 #[test]
-fn only_a_finished_picture_of_v1_is_a_picture() {
-    let check = |body: &str, expected: &str| assert_eq!(shown(json(Family::V1, body)), expected, "{body}");
+fn v1_response_yields_only_finished_images() {
+    let check =
+        |body: &str, expected: &str| assert_eq!(describe(decode_json(ApiVersion::V1, body)), expected, "{body}");
     check(
         r#"{"artifacts":[{"base64":"iVBORw0KGgoAAAAASUVORK5CYII=","seed":7,"finishReason":"SUCCESS"}]}"#,
         "20 bytes, seed 7, 0 withheld",
@@ -57,8 +58,9 @@ fn only_a_finished_picture_of_v1_is_a_picture() {
 }
 
 #[test]
-fn only_a_finished_picture_of_v2beta_is_a_picture() {
-    let check = |body: &str, expected: &str| assert_eq!(shown(json(Family::V2Beta, body)), expected, "{body}");
+fn v2beta_response_yields_only_finished_images() {
+    let check =
+        |body: &str, expected: &str| assert_eq!(describe(decode_json(ApiVersion::V2Beta, body)), expected, "{body}");
     check(
         r#"{"image":"iVBORw0KGgoAAAAASUVORK5CYII=","seed":7,"finish_reason":"SUCCESS"}"#,
         "20 bytes, seed 7, 0 withheld",
@@ -71,9 +73,9 @@ fn only_a_finished_picture_of_v2beta_is_a_picture() {
 }
 
 #[test]
-fn a_picture_that_comes_as_it_is_has_its_facts_in_headers() {
+fn binary_response_takes_seed_and_finish_reason_from_headers() {
     let check = |reason: Option<&str>, body: &'static [u8], expected: &str| {
-        for family in [Family::V1, Family::V2Beta] {
+        for family in [ApiVersion::V1, ApiVersion::V2Beta] {
             let answer = HttpResponse {
                 status: 200,
                 content_type: Some("image/png".to_owned()),
@@ -82,23 +84,23 @@ fn a_picture_that_comes_as_it_is_has_its_facts_in_headers() {
                 body: body.into(),
                 ..HttpResponse::default()
             };
-            assert_eq!(shown(decode(family, &answer)), expected, "{reason:?}");
+            assert_eq!(describe(decode(family, &answer)), expected, "{reason:?}");
         }
     };
-    check(Some("SUCCESS"), WHOLE, "20 bytes, seed 7, 0 withheld");
-    check(None, WHOLE, "20 bytes, seed 7, 0 withheld");
-    check(Some("CONTENT_FILTERED"), WHOLE, "filtered");
-    check(Some("ERROR"), WHOLE, "unfinished");
-    check(Some("MAYBE"), WHOLE, "undecodable");
+    check(Some("SUCCESS"), COMPLETE_PNG, "20 bytes, seed 7, 0 withheld");
+    check(None, COMPLETE_PNG, "20 bytes, seed 7, 0 withheld");
+    check(Some("CONTENT_FILTERED"), COMPLETE_PNG, "filtered");
+    check(Some("ERROR"), COMPLETE_PNG, "unfinished");
+    check(Some("MAYBE"), COMPLETE_PNG, "undecodable");
     check(Some("SUCCESS"), b"", "undecodable");
-    check(Some("SUCCESS"), &WHOLE[..15], "damaged");
+    check(Some("SUCCESS"), &COMPLETE_PNG[..15], "damaged");
 }
 
 #[test]
-fn a_file_is_whole_where_it_ends_as_its_format_does() {
-    let check = |image: &[u8], whole: bool| assert_eq!(is_whole(image), whole, "{image:?}");
-    check(WHOLE, true);
-    check(&WHOLE[..19], false);
+fn file_without_end_marker_is_incomplete() {
+    let check = |image: &[u8], whole: bool| assert_eq!(is_complete(image), whole, "{image:?}");
+    check(COMPLETE_PNG, true);
+    check(&COMPLETE_PNG[..19], false);
     check(b"\xFF\xD8\xFF\xE0 and so on \xFF\xD9", true);
     check(b"\xFF\xD8\xFF\xE0 and so on", false);
     check(b"RIFF\x05\0\0\0WEBP!", true);
@@ -110,13 +112,13 @@ fn a_file_is_whole_where_it_ends_as_its_format_does() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoder_panic(
+    fn decoder_never_panics(
         body in proptest::collection::vec(any::<u8>(), 0..1_000),
         content_type in proptest::option::of("[a-z/]{0,12}"),
         reason in proptest::option::of("\\PC{0,60}"),
         v1: bool,
     ) {
-        let family = if v1 { Family::V1 } else { Family::V2Beta };
+        let family = if v1 { ApiVersion::V1 } else { ApiVersion::V2Beta };
         let answer = HttpResponse { status: 200, content_type, finish_reason: reason, body: body.into(), ..HttpResponse::default() };
         let _ = decode(family, &answer);
     }

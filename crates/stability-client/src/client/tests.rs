@@ -1,4 +1,4 @@
-//! The client over a scripted transport, in paused time.
+//! Tests of the client with a scripted transport, in paused time.
 
 mod options;
 mod table;
@@ -19,87 +19,87 @@ use crate::quota::GovernorQuota;
 
 type Script = VecDeque<Result<HttpResponse, Error>>;
 
-/// Answers with what the test wrote down; fails the test when that is used up, or left over.
+/// Returns the responses of a script in order, and records the requests. Panics if a request exceeds the script.
 #[derive(Default)]
-struct Scripted {
+struct ScriptedTransport {
     script: Mutex<Script>,
     sent: Mutex<Vec<(Duration, HttpRequest)>>,
-    origin: OnceLock<Instant>,
+    first_sent_at: OnceLock<Instant>,
 }
 
 #[async_trait]
-impl Transport for Arc<Scripted> {
+impl Transport for Arc<ScriptedTransport> {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error> {
-        let at = self.origin.get_or_init(Instant::now).elapsed();
+        let at = self.first_sent_at.get_or_init(Instant::now).elapsed();
         self.sent.lock().unwrap().push((at, request));
-        self.script.lock().unwrap().pop_front().expect("a request that the test did not expect")
+        self.script.lock().unwrap().pop_front().expect("the script has a response for each request")
     }
 }
 
-impl Scripted {
-    fn seconds(&self) -> Vec<f64> {
-        assert!(self.script.lock().unwrap().is_empty(), "requests that the test expected were not sent");
+impl ScriptedTransport {
+    fn sent_seconds(&self) -> Vec<f64> {
+        assert!(self.script.lock().unwrap().is_empty(), "the script has unused responses");
         self.sent.lock().unwrap().iter().map(|(at, _)| at.as_secs_f64().round()).collect()
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
-fn good() -> Result<HttpResponse, Error> {
+#[expect(clippy::unnecessary_wraps, reason = "a script contains responses and errors")]
+fn ok_response() -> Result<HttpResponse, Error> {
     let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "SUCCESS"}]});
     Ok(HttpResponse { status: 200, body: body.to_string().into(), ..HttpResponse::default() })
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
-fn status(status: u16, body: &Value) -> Result<HttpResponse, Error> {
+#[expect(clippy::unnecessary_wraps, reason = "a script contains responses and errors")]
+fn response(status: u16, body: &Value) -> Result<HttpResponse, Error> {
     Ok(HttpResponse { status, body: body.to_string().into(), ..HttpResponse::default() })
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "a script holds answers and failures alike")]
-fn too_many(retry_after: Option<u64>) -> Result<HttpResponse, Error> {
+#[expect(clippy::unnecessary_wraps, reason = "a script contains responses and errors")]
+fn rate_limited(retry_after: Option<u64>) -> Result<HttpResponse, Error> {
     let body = json!({"message": "Rate limit exceeded"}).to_string().into();
     Ok(HttpResponse { status: 429, retry_after: retry_after.map(Duration::from_secs), body, ..HttpResponse::default() })
 }
 
-fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<Scripted>) {
-    let transport = Arc::new(Scripted { script: Mutex::new(script.into()), ..Scripted::default() });
+fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<ScriptedTransport>) {
+    let transport = Arc::new(ScriptedTransport { script: Mutex::new(script.into()), ..ScriptedTransport::default() });
     let inner = Inner {
         transport: Box::new(transport.clone()),
         quota: Arc::new(GovernorQuota::default()),
-        turns: Turns::new(NonZeroUsize::new(4).expect("not 0")),
-        retries: RetryPolicy::default(),
+        scheduler: FairScheduler::new(NonZeroUsize::new(4).expect("4 is not 0")),
+        retry_policy: RetryPolicy::default(),
         lockout: Duration::from_secs(lockout_s),
-        answers: AnswerForm::Json,
+        response_format: ResponseFormat::Json,
         observers: Vec::new(),
     };
     (Client { inner: Arc::new(inner) }, transport)
 }
 
-/// Requests, and those of them that may have been charged.
-fn charged(usage: &Usage) -> (u32, u32) {
+/// Number of requests, and of those that may have been charged.
+fn request_counts(usage: &Usage) -> (u32, u32) {
     (usage.requests, usage.possibly_charged)
 }
 
 fn request() -> TextToImage {
-    let frame = Engine::Sdxl10.frame_for(1920, 1080);
-    TextToImage::new(Engine::Sdxl10, frame, "A city street").expect("a good request")
+    let frame = Engine::Sdxl10.dimensions_for(1920, 1080);
+    TextToImage::new(Engine::Sdxl10, frame, "A city street").expect("a valid request")
 }
 
-/// Collects what is logged while it lives.
+/// Captures log output.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Log {
-    fn start(&self) -> tracing::subscriber::DefaultGuard {
+impl LogBuffer {
+    fn capture(&self) -> tracing::subscriber::DefaultGuard {
         let subscriber = tracing_subscriber::fmt().with_writer(self.clone()).with_ansi(false).finish();
         tracing::subscriber::set_default(subscriber)
     }
 
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).expect("logs are text")
+        String::from_utf8(self.0.lock().unwrap().clone()).expect("log output is UTF-8")
     }
 }
 
-impl Write for Log {
+impl Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().write(bytes)
     }
@@ -109,7 +109,7 @@ impl Write for Log {
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
+impl<'a> MakeWriter<'a> for LogBuffer {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -117,132 +117,132 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Test 2, with the lock-out set to zero.
+/// Test 2, with the default rate-limit pause set to zero.
 #[tokio::test(start_paused = true)]
-async fn test_2_two_429s_are_retried_after_2_and_5_seconds() {
-    let (client, transport) = client([too_many(None), too_many(None), good()], 0);
-    let log = Log::default();
+async fn test_2_429s_are_retried_after_2_and_5_seconds() {
+    let (client, transport) = client([rate_limited(None), rate_limited(None), ok_response()], 0);
+    let log = LogBuffer::default();
     let generated = {
-        let _guard = log.start();
+        let _guard = log.capture();
         client.generate(&request()).await.expect("the third request succeeds")
     };
-    assert_eq!(charged(&generated.usage), (3, 1));
-    assert_eq!(generated.into_first().image.len(), 20);
-    assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
+    assert_eq!(request_counts(&generated.usage), (3, 1));
+    assert_eq!(generated.into_first().bytes.len(), 20);
+    assert_eq!(transport.sent_seconds(), [0.0, 2.0, 7.0]);
     assert_eq!(log.text().matches("rate limit exceeded, retrying").count(), 2, "{}", log.text());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lockout_is_waited_out_and_uses_up_no_retry() {
-    let server = || status(500, &json!({}));
-    let script = [too_many(None), server(), server(), too_many(Some(30)), server(), good()];
+async fn lockout_wait_uses_no_retry() {
+    let server = || response(500, &json!({}));
+    let script = [rate_limited(None), server(), server(), rate_limited(Some(30)), server(), ok_response()];
     let (client, transport) = client(script, 60);
     client.generate(&request()).await.expect("three retries are enough");
-    assert_eq!(transport.seconds(), [0.0, 60.0, 62.0, 67.0, 97.0, 107.0]);
+    assert_eq!(transport.sent_seconds(), [0.0, 60.0, 62.0, 67.0, 97.0, 107.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_passes_is_retried_three_times_and_then_given_up() {
+async fn transient_failure_is_retried_three_times() {
     let failures = || {
         vec![
             Err(Error::Connect("refused".into())),
             Err(Error::Timeout),
             Err(Error::Interrupted("reset".into())),
-            status(503, &json!({})),
+            response(503, &json!({})),
         ]
     };
     let (client, transport) = client(failures(), 60);
-    let error = client.generate(&request()).await.expect_err("nothing works");
+    let error = client.generate(&request()).await.expect_err("all four requests fail");
     assert_eq!(error.error.kind(), "server");
-    assert_eq!(charged(&error.usage), (4, 2));
-    assert_eq!(transport.seconds(), [0.0, 2.0, 7.0, 17.0]);
+    assert_eq!(request_counts(&error.usage), (4, 2));
+    assert_eq!(transport.sent_seconds(), [0.0, 2.0, 7.0, 17.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_after_that_is_longer_than_the_delay_wins_and_a_shorter_one_does_not() {
+async fn longer_of_retry_after_and_delay_is_used() {
     let busy = |seconds| {
         let retry_after = Some(Duration::from_secs(seconds));
         Ok(HttpResponse { status: 503, retry_after, ..HttpResponse::default() })
     };
-    let (client, transport) = client([busy(20), busy(1), busy(0), good()], 60);
+    let (client, transport) = client([busy(20), busy(1), busy(0), ok_response()], 60);
     client.generate(&request()).await.expect("the fourth request succeeds");
-    assert_eq!(transport.seconds(), [0.0, 20.0, 25.0, 35.0]);
+    assert_eq!(transport.sent_seconds(), [0.0, 20.0, 25.0, 35.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_wait_is_begun_that_would_end_after_the_total_limit() {
-    let (client, transport) = client([too_many(Some(200)), too_many(Some(200))], 60);
-    let error = client.generate(&request()).await.expect_err("400 s are more than 5 minutes");
+async fn rate_limit_pause_beyond_the_total_timeout_ends_the_call() {
+    let (client, transport) = client([rate_limited(Some(200)), rate_limited(Some(200))], 60);
+    let error = client.generate(&request()).await.expect_err("two pauses of 200 s exceed 5 minutes");
     assert_eq!(error.error.kind(), "rate_limited");
-    assert_eq!(transport.seconds(), [0.0, 200.0]);
+    assert_eq!(transport.sent_seconds(), [0.0, 200.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_that_would_end_after_the_total_limit_is_not_begun() {
+async fn retry_delay_beyond_the_total_timeout_ends_the_call() {
     let busy = HttpResponse { status: 503, retry_after: Some(Duration::from_secs(301)), ..HttpResponse::default() };
     let (client, transport) = client([Ok(busy)], 60);
-    let error = client.generate(&request()).await.expect_err("301 s are more than 5 minutes");
+    let error = client.generate(&request()).await.expect_err("a wait of 301 s exceeds 5 minutes");
     assert_eq!(error.usage, Usage { requests: 1, possibly_charged: 0, retries: 0 });
-    assert_eq!(transport.seconds(), [0.0]);
+    assert_eq!(transport.sent_seconds(), [0.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_of_the_account_is_not_waited_out_beyond_the_total_limit() {
+async fn quota_wait_ends_at_the_total_timeout() {
     let (client, transport) = client([], 60);
     let start = Instant::now();
     client.inner.quota.pause(start + Duration::from_hours(1)).await;
-    let error = client.generate(&request()).await.expect_err("an hour is more than 5 minutes");
+    let error = client.generate(&request()).await.expect_err("a pause of an hour exceeds 5 minutes");
     assert_eq!((error.error.kind(), error.usage), ("quota", Usage::default()));
     assert_eq!(start.elapsed(), Duration::from_mins(5));
-    assert!(transport.seconds().is_empty());
+    assert!(transport.sent_seconds().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unfinished_or_undecodable_answer_is_retried_and_counted_as_charged() {
+async fn unfinished_or_undecodable_response_is_retried_and_counted_as_charged() {
     let unfinished = json!({"artifacts": [{"base64": "", "finishReason": "ERROR"}]});
-    let script = [status(200, &unfinished), status(200, &json!("<html>")), good()];
+    let script = [response(200, &unfinished), response(200, &json!("<html>")), ok_response()];
     let (client, transport) = client(script, 60);
     let generated = client.generate(&request()).await.expect("the third request succeeds");
-    assert_eq!(charged(&generated.usage), (3, 3));
-    assert_eq!(transport.seconds(), [0.0, 2.0, 7.0]);
+    assert_eq!(request_counts(&generated.usage), (3, 3));
+    assert_eq!(transport.sent_seconds(), [0.0, 2.0, 7.0]);
 }
 
 /// Test 3.
 #[tokio::test(start_paused = true)]
-async fn test_3_a_content_policy_refusal_is_not_retried_and_its_prompt_is_logged_once() {
-    let (client, transport) = client([status(400, &json!({"message": "Content policy violation"}))], 60);
-    let log = Log::default();
+async fn test_3_content_policy_refusal_is_logged_and_not_retried() {
+    let (client, transport) = client([response(400, &json!({"message": "Content policy violation"}))], 60);
+    let log = LogBuffer::default();
     let error = {
-        let _guard = log.start();
-        client.generate(&request()).await.expect_err("it is refused")
+        let _guard = log.capture();
+        client.generate(&request()).await.expect_err("the prompt is refused")
     };
     assert!(matches!(error.error, Error::ContentPolicy(_)), "{error:?}");
     assert!(error.error.to_string().contains("Content policy violation"), "{}", error.error);
-    assert_eq!(transport.seconds(), [0.0]);
+    assert_eq!(transport.sent_seconds(), [0.0]);
     assert_eq!(log.text().matches("A city street").count(), 1, "{}", log.text());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_filtered_picture_is_never_an_image() {
+async fn filtered_image_is_an_error() {
     let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "CONTENT_FILTERED"}]});
-    let (client, transport) = client([status(200, &body)], 60);
-    let log = Log::default();
+    let (client, transport) = client([response(200, &body)], 60);
+    let log = LogBuffer::default();
     let error = {
-        let _guard = log.start();
-        client.generate(&request()).await.expect_err("it is filtered")
+        let _guard = log.capture();
+        client.generate(&request()).await.expect_err("the image is filtered")
     };
     assert_eq!(log.text().matches("A city street").count(), 1, "{}", log.text());
     assert!(matches!(error.error, Error::Filtered), "{error:?}");
-    assert_eq!(charged(&error.usage), (1, 1));
-    assert_eq!(transport.seconds(), [0.0]);
+    assert_eq!(request_counts(&error.usage), (1, 1));
+    assert_eq!(transport.sent_seconds(), [0.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_prompt_is_not_logged_unless_it_is_refused() {
-    let (client, _) = client([status(500, &json!({})), good()], 60);
-    let log = Log::default();
+async fn prompt_is_logged_only_if_refused() {
+    let (client, _) = client([response(500, &json!({})), ok_response()], 60);
+    let log = LogBuffer::default();
     {
-        let _guard = log.start();
+        let _guard = log.capture();
         client.generate(&request()).await.expect("the second request succeeds");
     }
     assert!(log.text().contains("request failed, retrying"), "{}", log.text());

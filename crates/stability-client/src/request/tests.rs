@@ -4,25 +4,25 @@ use super::*;
 use crate::frame::{AspectRatio, Size};
 
 fn request(engine: Engine) -> TextToImage {
-    TextToImage::new(engine, engine.frame_for(1920, 1080), "A fox").expect("a good request")
+    TextToImage::new(engine, engine.dimensions_for(1920, 1080), "A fox").expect("a valid request")
 }
 
-fn json_of(request: &TextToImage) -> Value {
-    match request.to_http(AnswerForm::Json).body {
+fn json_body(request: &TextToImage) -> Value {
+    match request.to_http_request(ResponseFormat::Json).body {
         HttpBody::Json(body) => body,
-        other => panic!("not JSON: {other:?}"),
+        other => panic!("the body is not JSON: {other:?}"),
     }
 }
 
-fn form_of(request: &TextToImage) -> Vec<(&'static str, String)> {
-    match request.to_http(AnswerForm::Json).body {
+fn form_fields(request: &TextToImage) -> Vec<(&'static str, String)> {
+    match request.to_http_request(ResponseFormat::Json).body {
         HttpBody::Form(form) => form,
-        other => panic!("not a form: {other:?}"),
+        other => panic!("the body is not a form: {other:?}"),
     }
 }
 
-/// A request with everything that the v1 API takes.
-fn full(engine: Engine) -> Result<TextToImage, InvalidRequest> {
+/// A request with all options that v1 engines support.
+fn full_request(engine: Engine) -> Result<TextToImage, InvalidRequest> {
     request(engine)
         .weighted_prompt("snow", 0.5)?
         .negative_prompt("blurry")?
@@ -36,10 +36,10 @@ fn full(engine: Engine) -> Result<TextToImage, InvalidRequest> {
 }
 
 #[test]
-fn the_body_is_that_of_the_v1_api() {
-    let request = full(Engine::Sdxl10).expect("a good request");
+fn v1_body_holds_every_option() {
+    let request = full_request(Engine::Sdxl10).expect("a valid request");
     assert_eq!(
-        json_of(&request),
+        json_body(&request),
         json!({
             "text_prompts": [
                 {"text": "A fox", "weight": 1.0}, {"text": "snow", "weight": 0.5}, {"text": "blurry", "weight": -1.0},
@@ -48,35 +48,35 @@ fn the_body_is_that_of_the_v1_api() {
             "sampler": "K_EULER", "clip_guidance_preset": "SIMPLE", "style_preset": "3d-model",
         })
     );
-    let call = request.to_http(AnswerForm::Image);
+    let call = request.to_http_request(ResponseFormat::Image);
     assert_eq!(call.path, "v1/generation/stable-diffusion-xl-1024-v1-0/text-to-image");
-    assert_eq!(call.accept, "application/json", "two pictures cannot come as one image");
+    assert_eq!(call.accept, "application/json", "two images are only available as JSON");
 }
 
 #[test]
-fn what_is_not_set_is_left_to_the_api() {
-    let request = request(Engine::Sd16).negative_prompt("  ").expect("none");
+fn unset_options_are_left_out_of_the_body() {
+    let request = request(Engine::Sd16).negative_prompt("  ").expect("an empty negative prompt is allowed");
     let expected = json!({
         "text_prompts": [{"text": "A fox", "weight": 1.0}], "width": 1024, "height": 576, "samples": 1, "seed": 0,
     });
-    assert_eq!(json_of(&request), expected);
-    assert_eq!(request.to_http(AnswerForm::Image).accept, "image/png");
-    assert_eq!(request.to_http(AnswerForm::Json).accept, "application/json");
+    assert_eq!(json_body(&request), expected);
+    assert_eq!(request.to_http_request(ResponseFormat::Image).accept, "image/png");
+    assert_eq!(request.to_http_request(ResponseFormat::Json).accept, "application/json");
 }
 
 #[test]
-fn the_form_is_that_of_the_v2beta_api() {
+fn v2beta_form_holds_every_option() {
     let with = request(Engine::Core)
         .negative_prompt("blurry")
         .and_then(|request| request.seed(7))
         .and_then(|request| request.style_preset(StylePreset::Anime))
         .and_then(|request| request.output_format(OutputFormat::Webp))
-        .expect("a good request");
+        .expect("a valid request");
     let owned = |fields: &[(&'static str, &str)]| -> Vec<_> {
         fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
     };
     assert_eq!(
-        form_of(&with),
+        form_fields(&with),
         owned(&[
             ("prompt", "A fox"),
             ("seed", "7"),
@@ -88,7 +88,7 @@ fn the_form_is_that_of_the_v2beta_api() {
     );
     let plain = request(Engine::Sd35Medium);
     assert_eq!(
-        form_of(&plain),
+        form_fields(&plain),
         owned(&[
             ("prompt", "A fox"),
             ("seed", "0"),
@@ -97,21 +97,21 @@ fn the_form_is_that_of_the_v2beta_api() {
             ("model", "sd3.5-medium"),
         ])
     );
-    let path = |engine: Engine| request(engine).to_http(AnswerForm::Image).path;
+    let path = |engine: Engine| request(engine).to_http_request(ResponseFormat::Image).path;
     assert_eq!(path(Engine::Core), "v2beta/stable-image/generate/core");
     assert_eq!(path(Engine::Ultra), "v2beta/stable-image/generate/ultra");
     assert_eq!(path(Engine::Sd35Large), "v2beta/stable-image/generate/sd3");
-    assert_eq!(plain.to_http(AnswerForm::Image).accept, "image/*");
+    assert_eq!(plain.to_http_request(ResponseFormat::Image).accept, "image/*");
 }
 
 #[test]
-fn what_the_api_would_refuse_is_not_built() {
+fn out_of_range_values_are_refused() {
     let check = |result: Result<TextToImage, InvalidRequest>, expected: &str| {
         assert_eq!(result.expect_err(expected).to_string(), expected);
     };
     let v1 = || request(Engine::Sdxl10);
-    let new = |engine: Engine, prompt: &str| TextToImage::new(engine, engine.frame_for(16, 9), prompt);
-    let full_hd = Frame::Size(Size { width: 1920, height: 1080 });
+    let new = |engine: Engine, prompt: &str| TextToImage::new(engine, engine.dimensions_for(16, 9), prompt);
+    let full_hd = Dimensions::Size(Size { width: 1920, height: 1080 });
     check(
         TextToImage::new(Engine::Sdxl10, full_hd, "A fox"),
         "size: 1920x1080 is not allowed; one of 1024x1024, 1152x896, 1216x832, 1344x768, 1536x640, 640x1536, 768x1344, 832x1216, 896x1152",
@@ -120,7 +120,7 @@ fn what_the_api_would_refuse_is_not_built() {
         TextToImage::new(Engine::Core, full_hd, "A fox"),
         "aspect_ratio: 1920x1080 is not allowed; an aspect ratio: one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21",
     );
-    let square = Frame::AspectRatio(AspectRatio::OneOne);
+    let square = Dimensions::AspectRatio(AspectRatio::OneOne);
     check(
         TextToImage::new(Engine::Sd16, square, "A fox"),
         "size: 1:1 is not allowed; sides of 320 to 1536 pixels in steps of 64",
@@ -143,21 +143,24 @@ fn what_the_api_would_refuse_is_not_built() {
 }
 
 #[test]
-fn an_option_that_the_engine_does_not_take_is_refused_by_name() {
+fn unsupported_option_is_refused_by_name() {
     let check = |result: Result<TextToImage, InvalidRequest>, expected: &str| {
         assert_eq!(result.expect_err(expected).to_string(), expected);
     };
     let ultra = || request(Engine::Ultra);
-    check(ultra().weighted_prompt("snow", 0.5), "text_prompts: 0.5 is not allowed; not taken by ultra");
-    check(ultra().cfg_scale(8.0), "cfg_scale: 8 is not allowed; not taken by ultra");
-    check(ultra().steps(40), "steps: 40 is not allowed; not taken by ultra");
-    check(ultra().samples(2), "samples: 2 is not allowed; not taken by ultra");
-    check(ultra().sampler(Sampler::KLms), "sampler: K_LMS is not allowed; not taken by ultra");
-    check(ultra().clip_guidance(ClipGuidance::Slow), "clip_guidance_preset: SLOW is not allowed; not taken by ultra");
-    check(ultra().style_preset(StylePreset::Anime), "style_preset: anime is not allowed; not taken by ultra");
+    check(ultra().weighted_prompt("snow", 0.5), "text_prompts: 0.5 is not allowed; not supported by ultra");
+    check(ultra().cfg_scale(8.0), "cfg_scale: 8 is not allowed; not supported by ultra");
+    check(ultra().steps(40), "steps: 40 is not allowed; not supported by ultra");
+    check(ultra().samples(2), "samples: 2 is not allowed; not supported by ultra");
+    check(ultra().sampler(Sampler::KLms), "sampler: K_LMS is not allowed; not supported by ultra");
+    check(
+        ultra().clip_guidance(ClipGuidance::Slow),
+        "clip_guidance_preset: SLOW is not allowed; not supported by ultra",
+    );
+    check(ultra().style_preset(StylePreset::Anime), "style_preset: anime is not allowed; not supported by ultra");
     check(
         request(Engine::Sdxl10).output_format(OutputFormat::Jpeg),
-        "output_format: jpeg is not allowed; not taken by stable-diffusion-xl-1024-v1-0",
+        "output_format: jpeg is not allowed; not supported by stable-diffusion-xl-1024-v1-0",
     );
 }
 
@@ -167,14 +170,15 @@ mod schema {
     use super::*;
 
     fn validator() -> jsonschema::Validator {
-        let schema = serde_json::from_str(include_str!("text-to-image-v1.schema.json")).expect("the schema is JSON");
-        jsonschema::validator_for(&schema).expect("the schema is a schema")
+        let schema =
+            serde_json::from_str(include_str!("text-to-image-v1.schema.json")).expect("the schema file is JSON");
+        jsonschema::validator_for(&schema).expect("the schema is a valid JSON schema")
     }
 
     #[test]
-    fn the_schema_refuses_what_the_api_would() {
+    fn schema_refuses_invalid_bodies() {
         let validator = validator();
-        let good = json_of(&full(Engine::Sdxl10).expect("a good request"));
+        let good = json_body(&full_request(Engine::Sdxl10).expect("a valid request"));
         assert!(validator.is_valid(&good), "{good}");
         for (field, bad) in [
             ("text_prompts", json!([])),
@@ -203,7 +207,7 @@ mod schema {
 
     proptest! {
         #[test]
-        fn every_request_that_can_be_built_keeps_to_the_specification(
+        fn every_built_request_matches_the_schema(
             engine in one_of(&[Engine::Sdxl10, Engine::Sd16]),
             (width, height) in (1..5_000_u32, 1..5_000_u32),
             prompt in "\\PC{0,60}",
@@ -218,7 +222,7 @@ mod schema {
             preset in one_of(StylePreset::ALL),
         ) {
             let built = || {
-                let mut request = TextToImage::new(engine, engine.frame_for(width, height), prompt)?
+                let mut request = TextToImage::new(engine, engine.dimensions_for(width, height), prompt)?
                     .negative_prompt(negative)?
                     .seed(seed)?
                     .sampler(sampler)?
@@ -239,7 +243,7 @@ mod schema {
                 Ok::<_, InvalidRequest>(request)
             };
             if let Ok(request) = built() {
-                let body = json_of(&request);
+                let body = json_body(&request);
                 prop_assert!(validator().is_valid(&body), "{}", body);
             }
         }

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{Prompt, TextToImage};
-use crate::frame::Frame;
+use crate::frame::Dimensions;
 
-/// Source: v1 specification, `TextToImageRequestBody`.
+/// Builds the JSON body. Source: v1 specification, `TextToImageRequestBody`.
 pub(super) fn body(request: &TextToImage) -> Value {
     let shown = |prompt: &Prompt| json!({"text": prompt.text, "weight": prompt.weight});
     let mut prompts: Vec<Value> = request.prompts.iter().map(shown).collect();
@@ -13,7 +13,7 @@ pub(super) fn body(request: &TextToImage) -> Value {
         prompts.push(json!({"text": text, "weight": -1.0}));
     }
     let mut body = json!({"text_prompts": prompts, "samples": request.samples, "seed": request.seed});
-    if let Frame::Size(size) = request.frame {
+    if let Dimensions::Size(size) = request.dimensions {
         body["width"] = size.width.into();
         body["height"] = size.height.into();
     }

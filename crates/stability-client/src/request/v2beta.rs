@@ -1,16 +1,16 @@
-//! The form of `/v2beta/stable-image/generate/{service}`.
+//! The multipart form of `/v2beta/stable-image/generate/{service}`.
 
 use super::TextToImage;
-use crate::frame::Frame;
+use crate::frame::Dimensions;
 
-/// Source: the public v2beta reference.
+/// Builds the form fields. Source: the public v2beta reference.
 pub(super) fn form(request: &TextToImage) -> Vec<(&'static str, String)> {
     let mut form = vec![
         ("prompt", request.prompt().to_owned()),
         ("seed", request.seed.to_string()),
         ("output_format", request.output_format.as_str().to_owned()),
     ];
-    if let Frame::AspectRatio(ratio) = request.frame {
+    if let Dimensions::AspectRatio(ratio) = request.dimensions {
         form.push(("aspect_ratio", ratio.as_str().to_owned()));
     }
     if let Some(text) = &request.negative_prompt {

@@ -1,121 +1,121 @@
-//! Sandbox and client agree on every rule: each error and each finish reason goes through both, for both APIs and both forms of answers.
+//! Conformance of client and sandbox: every fault and finish reason, for both API versions and both response formats.
 
 use std::time::Duration;
 
-use stability_client::{AnswerForm, Engine, OutputFormat, RetryPolicy, Sampler, StylePreset, TextToImage};
+use stability_client::{Engine, OutputFormat, ResponseFormat, RetryPolicy, Sampler, StylePreset, TextToImage};
 use stability_sandbox::Sandbox;
-use stability_sandbox::faults::FaultOrder;
+use stability_sandbox::faults::FaultSpec;
 
 use super::{builder, sandbox};
 
-/// A fault of the sandbox, and what the client makes of it.
-struct Row {
+/// A fault injected into the sandbox, and the error that the client must report.
+struct FaultCase {
     fault: &'static str,
-    kind: &'static str,
-    /// Of two possible: there is one retry.
+    error_kind: &'static str,
+    /// Requests sent: 1 without, 2 with the one retry that the policy allows.
     requests: u32,
 }
 
-const fn row(fault: &'static str, kind: &'static str, requests: u32) -> Row {
-    Row { fault, kind, requests }
+const fn case(fault: &'static str, kind: &'static str, requests: u32) -> FaultCase {
+    FaultCase { fault, error_kind: kind, requests }
 }
 
-const FAULTS: [Row; 22] = [
-    row("status=400", "rejected", 1),
-    row("status=401", "unauthorized", 1),
-    row("status=402", "insufficient_credits", 1),
-    row("status=403", "unauthorized", 1),
-    row("status=404", "unknown_engine", 1),
-    row("status=405", "rejected", 1),
-    row("status=413", "rejected", 1),
-    row("status=422", "rejected", 1),
-    row("status=429", "rate_limited", 2),
-    row("status=500", "server", 2),
-    row("status=502", "server", 2),
-    row("status=503", "server", 2),
-    row("status=504", "server", 2),
-    row("filtered", "filtered", 1),
-    row("error", "unfinished", 2),
-    row("corrupt", "damaged", 2),
-    row("truncated", "damaged", 2),
-    row("html", "undecodable", 2),
-    row("empty", "undecodable", 2),
-    row("oversized", "undecodable", 2),
-    row("drop", "interrupted", 2),
-    row("status=503:1", "server", 2),
+const FAULTS: [FaultCase; 22] = [
+    case("status=400", "rejected", 1),
+    case("status=401", "unauthorized", 1),
+    case("status=402", "insufficient_credits", 1),
+    case("status=403", "unauthorized", 1),
+    case("status=404", "unknown_engine", 1),
+    case("status=405", "rejected", 1),
+    case("status=413", "rejected", 1),
+    case("status=422", "rejected", 1),
+    case("status=429", "rate_limited", 2),
+    case("status=500", "server", 2),
+    case("status=502", "server", 2),
+    case("status=503", "server", 2),
+    case("status=504", "server", 2),
+    case("filtered", "filtered", 1),
+    case("error", "unfinished", 2),
+    case("corrupt", "damaged", 2),
+    case("truncated", "damaged", 2),
+    case("html", "undecodable", 2),
+    case("empty", "undecodable", 2),
+    case("oversized", "undecodable", 2),
+    case("drop", "interrupted", 2),
+    case("status=503:1", "server", 2),
 ];
 
 fn request(engine: Engine, prompt: &str) -> TextToImage {
-    TextToImage::new(engine, engine.frame_for(1, 1), prompt).expect("a good request")
+    TextToImage::new(engine, engine.dimensions_for(1, 1), prompt).expect("a valid request")
 }
 
-async fn every_fault_has_its_kind_and_its_number_of_requests(engine: Engine, form: AnswerForm) {
+async fn check_every_fault(engine: Engine, form: ResponseFormat) {
     let sandbox = sandbox().await;
     let once = RetryPolicy { delays: vec![Duration::from_millis(1)], ..RetryPolicy::default() };
-    let client = builder(&sandbox, "sk-sandbox").answers(form).retries(once).build().expect("a client");
-    for Row { fault, kind, requests } in FAULTS {
+    let client = builder(&sandbox, "sk-sandbox").response_format(form).retry_policy(once).build().expect("a client");
+    for FaultCase { fault, error_kind: kind, requests } in FAULTS {
         sandbox.clear_faults();
-        // A fault of one time only: what comes after it succeeds.
+        // A fault with a count is injected only that often: the retry succeeds.
         let times = fault.contains(':').then_some(1);
-        let order = FaultOrder { fault: fault.to_owned(), times, prompt_contains: None };
-        sandbox.order(order).expect("a known fault");
+        let order = FaultSpec { fault: fault.to_owned(), times, prompt_contains: None };
+        sandbox.inject_fault(order).expect("a known fault");
         let before = sandbox.ledger().requests;
         let answered = client.generate(&request(engine, "A fox")).await;
         let spent = match (answered, times) {
             (Ok(generated), Some(_)) => generated.usage,
             (Err(failure), None) => {
-                // Half a body of JSON is no JSON.
-                let kind = if fault == "truncated" && form == AnswerForm::Json { "undecodable" } else { kind };
+                // A truncated JSON body cannot be parsed: the error is "undecodable" instead of "damaged".
+                let kind = if fault == "truncated" && form == ResponseFormat::Json { "undecodable" } else { kind };
                 assert_eq!(failure.error.kind(), kind, "{engine} {form:?} {fault}: {:?}", failure.error);
                 failure.usage
             }
-            (answered, _) => panic!("{engine} {form:?} {fault}: {:?}", answered.map(|_| "a picture")),
+            (answered, _) => panic!("{engine} {form:?} {fault}: {:?}", answered.map(|_| "an image")),
         };
         assert_eq!(spent.requests, requests, "{engine} {form:?} {fault}");
         assert_eq!(sandbox.ledger().requests - before, requests, "{engine} {form:?} {fault}");
     }
     sandbox.clear_faults();
-    client.generate(&request(engine, "A fox")).await.expect("the client is as good as new");
+    client.generate(&request(engine, "A fox")).await.expect("generation succeeds without faults");
 }
 
 #[tokio::test]
-async fn v1_as_images() {
-    every_fault_has_its_kind_and_its_number_of_requests(Engine::Sdxl10, AnswerForm::Image).await;
+async fn v1_faults_have_the_expected_errors_with_binary_responses() {
+    check_every_fault(Engine::Sdxl10, ResponseFormat::Image).await;
 }
 
 #[tokio::test]
-async fn v1_as_json() {
-    every_fault_has_its_kind_and_its_number_of_requests(Engine::Sdxl10, AnswerForm::Json).await;
+async fn v1_faults_have_the_expected_errors_with_json_responses() {
+    check_every_fault(Engine::Sdxl10, ResponseFormat::Json).await;
 }
 
 #[tokio::test]
-async fn v2beta_as_images() {
-    every_fault_has_its_kind_and_its_number_of_requests(Engine::Core, AnswerForm::Image).await;
+async fn v2beta_faults_have_the_expected_errors_with_binary_responses() {
+    check_every_fault(Engine::Core, ResponseFormat::Image).await;
 }
 
 #[tokio::test]
-async fn v2beta_as_json() {
-    every_fault_has_its_kind_and_its_number_of_requests(Engine::Sd35Flash, AnswerForm::Json).await;
+async fn v2beta_faults_have_the_expected_errors_with_json_responses() {
+    check_every_fault(Engine::Sd35Flash, ResponseFormat::Json).await;
 }
 
 #[tokio::test]
-async fn every_engine_makes_pictures_in_either_form_and_the_same_ones() {
+async fn both_response_formats_return_the_same_image() {
     let sandbox = sandbox().await;
     for engine in Engine::ALL {
         let mut pictures = Vec::new();
-        for form in [AnswerForm::Image, AnswerForm::Json] {
-            let client = builder(&sandbox, "sk-sandbox").answers(form).build().expect("a client");
+        for form in [ResponseFormat::Image, ResponseFormat::Json] {
+            let client = builder(&sandbox, "sk-sandbox").response_format(form).build().expect("a client");
             let request = request(*engine, "A fox").seed(7).expect("a seed");
-            pictures.push(client.generate(&request).await.expect("a picture").into_first());
+            pictures.push(client.generate(&request).await.expect("an image").into_first());
         }
         assert_eq!(pictures[0], pictures[1], "{engine}");
         assert_eq!(pictures[0].seed, 7, "{engine}");
-        image::load_from_memory(&pictures[0].image).expect("it decodes");
+        image::load_from_memory(&pictures[0].bytes).expect("a decodable image");
     }
 }
 
 #[tokio::test]
-async fn what_the_client_builds_the_sandbox_takes() {
+async fn sandbox_accepts_every_option_of_the_client() {
     let sandbox = sandbox().await;
     let client = builder(&sandbox, "sk-sandbox").build().expect("a client");
     let full = request(Engine::Sdxl10, "A fox")
@@ -127,12 +127,12 @@ async fn what_the_client_builds_the_sandbox_takes() {
         .and_then(|request| request.seed(u32::MAX))
         .and_then(|request| request.sampler(Sampler::KDpmpp2M))
         .and_then(|request| request.style_preset(StylePreset::PixelArt))
-        .expect("a good request");
-    let generated = client.generate(&full).await.expect("three pictures");
-    assert_eq!((generated.pictures.len(), generated.withheld), (3, 0));
+        .expect("a valid request");
+    let generated = client.generate(&full).await.expect("three images");
+    assert_eq!((generated.images.len(), generated.withheld), (3, 0));
     for format in OutputFormat::ALL {
-        let request = request(Engine::Ultra, "A fox").output_format(*format).expect("a good request");
-        let image = client.generate(&request).await.expect("a picture").into_first().image;
+        let request = request(Engine::Ultra, "A fox").output_format(*format).expect("a valid request");
+        let image = client.generate(&request).await.expect("an image").into_first().bytes;
         let guessed = image::guess_format(&image).expect("a known format");
         let expected = image::ImageFormat::from_extension(format.as_str()).expect("a known format");
         assert_eq!(guessed, expected);
@@ -140,11 +140,11 @@ async fn what_the_client_builds_the_sandbox_takes() {
 }
 
 #[tokio::test]
-async fn moderation_refuses_a_prompt_of_either_api_and_charges_nothing() {
+async fn prompt_refused_by_moderation_is_not_charged() {
     let sandbox: Sandbox = sandbox().await;
     let client = builder(&sandbox, "sk-sandbox").build().expect("a client");
     for engine in [Engine::Sdxl10, Engine::Core, Engine::Ultra, Engine::Sd35Large] {
-        let failure = client.generate(&request(engine, "A gory battle")).await.expect_err("refused");
+        let failure = client.generate(&request(engine, "A gory battle")).await.expect_err("rejected by moderation");
         assert_eq!((failure.error.kind(), failure.usage.requests), ("content_policy", 1), "{engine}");
         assert_eq!(failure.usage.possibly_charged, 0, "{engine}");
     }

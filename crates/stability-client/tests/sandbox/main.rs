@@ -1,4 +1,4 @@
-//! The client over real HTTP, against the sandbox, which holds to the API's rules.
+//! Tests of the client over HTTP against the sandbox, which enforces the API's rules.
 
 mod agreement;
 mod examples;
@@ -10,8 +10,10 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stability_client::{Checked, Client, ClientBuilder, Engine, Error, Observer, Retry, RetryPolicy, TextToImage};
-use stability_sandbox::faults::FaultOrder;
+use stability_client::{
+    AccountStatus, Client, ClientBuilder, Engine, Error, Observer, Retry, RetryPolicy, TextToImage,
+};
+use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
 const PROMPT: &str = "A serene mountain landscape at sunset, cinematic lighting, 4k quality";
@@ -20,19 +22,19 @@ async fn sandbox() -> Sandbox {
     Sandbox::start(Settings::default()).await.expect("a free port")
 }
 
-/// A client whose retries are real, but short.
+/// A builder with three retries, each after 10 ms. A 429 without `Retry-After` causes no pause.
 fn builder(sandbox: &Sandbox, key: &str) -> ClientBuilder {
     let delays = vec![Duration::from_millis(10); 3];
     Client::builder(key)
         .base_url(sandbox.base_url().parse().expect("a URL"))
         .request_timeout(Duration::from_secs(30))
-        .retries(RetryPolicy { delays, ..RetryPolicy::default() })
+        .retry_policy(RetryPolicy { delays, ..RetryPolicy::default() })
         .lockout(Duration::ZERO)
         .rate_limit(NonZeroU32::new(60_000).expect("not 0"))
 }
 
 fn client(sandbox: &Sandbox, key: &str) -> Client {
-    builder(sandbox, key).build().expect("a good key")
+    builder(sandbox, key).build().expect("a valid key")
 }
 
 fn no_retries() -> RetryPolicy {
@@ -40,59 +42,60 @@ fn no_retries() -> RetryPolicy {
 }
 
 fn request() -> TextToImage {
-    let frame = Engine::Sdxl10.frame_for(1920, 1080);
+    let frame = Engine::Sdxl10.dimensions_for(1920, 1080);
     TextToImage::new(Engine::Sdxl10, frame, PROMPT)
         .and_then(|request| request.negative_prompt("blurry, low quality, watermark"))
         .and_then(|request| request.cfg_scale(8.0))
         .and_then(|request| request.steps(40))
-        .expect("a good request")
+        .expect("a valid request")
 }
 
-/// Test 1. The sandbox refuses a wrong path, a missing key and a body without its fields, so that a picture says that
-/// all of them were right; what stands in the body is tested beside the request.
+/// Test 1. The sandbox rejects a wrong path, a missing key and a body without its required fields, so an image in the
+/// response proves that all of them were right. The content of the body is covered by the unit tests of the request.
 #[tokio::test]
-async fn test_1_one_picture_is_asked_for_and_can_be_decoded() {
+async fn test_1_one_image_is_requested_and_can_be_decoded() {
     let sandbox = sandbox().await;
-    let generated = client(&sandbox, "sk-sandbox").generate(&request()).await.expect("a picture");
+    let generated = client(&sandbox, "sk-sandbox").generate(&request()).await.expect("an image");
     assert_eq!((generated.usage.requests, generated.usage.possibly_charged), (1, 1));
-    let image = generated.into_first().image;
+    let image = generated.into_first().bytes;
     assert!(image.len() > 1_000);
-    let picture = image::load_from_memory(&image).expect("it decodes");
+    let picture = image::load_from_memory(&image).expect("a decodable image");
     assert_eq!((picture.width(), picture.height()), (1344, 768));
     let ledger = sandbox.ledger();
-    assert_eq!(ledger.asked(PROMPT).requests, 1);
+    assert_eq!(ledger.prompt_counts(PROMPT).requests, 1);
     assert_eq!((ledger.requests, ledger.charged), (1, 1));
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_is_a_time_out_and_a_server_that_is_not_there_a_failed_connection() {
+async fn slow_server_and_unreachable_server_have_different_errors() {
     let sandbox = sandbox().await;
     sandbox.set_latency(Duration::from_mins(1));
-    let impatient = builder(&sandbox, "sk-sandbox").request_timeout(Duration::from_millis(100)).retries(no_retries());
-    let failure = impatient.build().expect("a client").generate(&request()).await.expect_err("it takes a minute");
+    let impatient =
+        builder(&sandbox, "sk-sandbox").request_timeout(Duration::from_millis(100)).retry_policy(no_retries());
+    let failure = impatient.build().expect("a client").generate(&request()).await.expect_err("a timeout");
     assert!(matches!(failure.error, Error::Timeout), "{:?}", failure.error);
     assert_eq!(failure.usage.possibly_charged, 1);
-    let lost = builder(&sandbox, "sk-sandbox").retries(no_retries()).build().expect("a client");
+    let lost = builder(&sandbox, "sk-sandbox").retry_policy(no_retries()).build().expect("a client");
     drop(sandbox);
-    let failure = lost.generate(&request()).await.expect_err("nobody listens");
+    let failure = lost.generate(&request()).await.expect_err("no server is listening");
     assert!(matches!(failure.error, Error::Connect(_) | Error::Interrupted(_)), "{:?}", failure.error);
 }
 
 #[tokio::test]
-async fn the_account_is_shown_to_whoever_has_the_key_and_checked_in_one_call() {
+async fn account_status_reports_credits_and_listed_engine() {
     let sandbox = sandbox().await;
     sandbox.set_credits(41.5);
     let good = client(&sandbox, "sk-sandbox");
     assert!((good.balance().await.expect("credits").credits - 41.5).abs() < f64::EPSILON);
     let engines = good.engines().await.expect("engines");
     assert!(engines.iter().any(|engine| engine.id == Engine::Sdxl10.id()), "{engines:?}");
-    let checked = good.check(Engine::Sdxl10).await.expect("the account is well");
-    assert_eq!(checked, Checked { credits: 41.5, engine_listed: Some(true) });
+    let checked = good.check(Engine::Sdxl10).await.expect("the account check succeeds");
+    assert_eq!(checked, AccountStatus { credits: 41.5, engine_listed: Some(true) });
     assert!(checked.is_ready());
-    let checked = good.check(Engine::Core).await.expect("the account is well");
+    let checked = good.check(Engine::Core).await.expect("the account check succeeds");
     assert_eq!(checked.engine_listed, None, "the API lists no engines of v2beta");
     sandbox.set_credits(0.0);
-    assert!(!good.check(Engine::Sdxl10).await.expect("the account is known").is_ready());
+    assert!(!good.check(Engine::Sdxl10).await.expect("the account check succeeds").is_ready());
     let stranger = client(&sandbox, "sk-other");
     let error = stranger.check(Engine::Sdxl10).await.expect_err("a wrong key");
     assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
@@ -100,7 +103,7 @@ async fn the_account_is_shown_to_whoever_has_the_key_and_checked_in_one_call() {
 }
 
 #[tokio::test]
-async fn never_more_requests_are_in_flight_than_the_bound() {
+async fn requests_in_flight_stay_within_the_bound() {
     let sandbox = sandbox().await;
     sandbox.set_latency(Duration::from_millis(300));
     let client = client(&sandbox, "sk-sandbox");
@@ -110,32 +113,32 @@ async fn never_more_requests_are_in_flight_than_the_bound() {
         callers.spawn(async move { client.generate(&request()).await.map(drop) });
     }
     for result in callers.join_all().await {
-        result.expect("a picture");
+        result.expect("an image");
     }
     assert_eq!(sandbox.ledger().max_in_flight, 4);
 }
 
 #[derive(Default)]
-struct Told(Mutex<Vec<String>>);
+struct RecordingObserver(Mutex<Vec<String>>);
 
-impl Observer for Told {
-    fn retrying(&self, retry: &Retry) {
-        self.0.lock().expect("a lock").push(format!("{} {} {:?}", retry.attempt, retry.cause, retry.wait));
+impl Observer for RecordingObserver {
+    fn on_retry(&self, retry: &Retry) {
+        self.0.lock().expect("a lock").push(format!("{} {} {:?}", retry.attempt, retry.error_kind, retry.wait));
     }
 
-    fn paused(&self, pause: Duration) {
+    fn on_pause(&self, pause: Duration) {
         self.0.lock().expect("a lock").push(format!("paused {pause:?}"));
     }
 }
 
 #[tokio::test]
-async fn an_observer_hears_of_every_retry_and_pause() {
+async fn observer_is_notified_of_every_retry_and_pause() {
     let sandbox = sandbox().await;
     for (fault, times) in [("status=500", 1), ("status=429:1", 1), ("drop", 1)] {
-        let order = FaultOrder { fault: fault.to_owned(), times: Some(times), prompt_contains: None };
-        sandbox.order(order).expect("a known fault");
+        let order = FaultSpec { fault: fault.to_owned(), times: Some(times), prompt_contains: None };
+        sandbox.inject_fault(order).expect("a known fault");
     }
-    let told = Arc::new(Told::default());
+    let told = Arc::new(RecordingObserver::default());
     let client = builder(&sandbox, "sk-sandbox").observer(told.clone()).build().expect("a client");
     client.generate(&request()).await.expect("the fourth request succeeds");
     let told = told.0.lock().expect("a lock").clone();

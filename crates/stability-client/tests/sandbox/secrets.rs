@@ -1,11 +1,11 @@
-//! The key is nowhere: not in an error, not in its debug form, not in a log line.
+//! The API key appears in no error, no debug output and no log line.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use stability_client::{ApiKey, Client};
-use stability_sandbox::faults::FaultOrder;
+use stability_sandbox::faults::FaultSpec;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::{builder, no_retries, request, sandbox};
@@ -13,9 +13,9 @@ use super::{builder, no_retries, request, sandbox};
 const KEY: &str = "sk-hunter2";
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Log {
+impl Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().expect("a lock").write(bytes)
     }
@@ -25,7 +25,7 @@ impl Write for Log {
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
+impl<'a> MakeWriter<'a> for LogBuffer {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -34,13 +34,13 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[tokio::test]
-async fn no_error_and_no_log_line_holds_the_key() {
-    let log = Log::default();
+async fn errors_and_logs_never_contain_the_key() {
+    let log = LogBuffer::default();
     let lines = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
     let _guard = tracing::subscriber::set_default(lines.with_max_level(tracing::Level::TRACE).finish());
     let mut told = format!("{:?}", ApiKey::from(KEY));
 
-    // A key that is not accepted.
+    // A key that the API rejects.
     let sandbox = sandbox().await;
     let stranger = builder(&sandbox, KEY).build().expect("a client");
     let failure = stranger.generate(&request()).await.expect_err("a wrong key");
@@ -48,10 +48,10 @@ async fn no_error_and_no_log_line_holds_the_key() {
     let error = stranger.check(stability_client::Engine::Core).await.expect_err("a wrong key");
     told += &format!("{error} {error:?} ");
 
-    // Every fault on the way of a key that is.
+    // Every fault, with a key that the API accepts.
     let settings = stability_sandbox::Settings { keys: vec![KEY.to_owned()], ..stability_sandbox::Settings::default() };
     let friendly = stability_sandbox::Sandbox::start(settings).await.expect("a free port");
-    let client = builder(&friendly, KEY).retries(no_retries()).build().expect("a client");
+    let client = builder(&friendly, KEY).retry_policy(no_retries()).build().expect("a client");
     for fault in [
         "status=400",
         "status=402",
@@ -67,29 +67,29 @@ async fn no_error_and_no_log_line_holds_the_key() {
         "drop",
     ] {
         friendly.clear_faults();
-        let order = FaultOrder { fault: fault.to_owned(), times: None, prompt_contains: None };
-        friendly.order(order).expect("a known fault");
+        let order = FaultSpec { fault: fault.to_owned(), times: None, prompt_contains: None };
+        friendly.inject_fault(order).expect("a known fault");
         let failure = client.generate(&request()).await.expect_err(fault);
         told += &format!("{failure} {failure:?} {} ", failure.error);
     }
     friendly.clear_faults();
     friendly.set_latency(Duration::from_mins(1));
-    let impatient = builder(&friendly, KEY).request_timeout(Duration::from_millis(50)).retries(no_retries());
+    let impatient = builder(&friendly, KEY).request_timeout(Duration::from_millis(50)).retry_policy(no_retries());
     let failure = impatient.build().expect("a client").generate(&request()).await.expect_err("too slow");
     told += &format!("{failure} {failure:?} {} ", failure.error);
     drop(friendly);
-    let failure = client.generate(&request()).await.expect_err("nobody listens");
+    let failure = client.generate(&request()).await.expect_err("no server is listening");
     told += &format!("{failure} {failure:?} {} ", failure.error);
 
-    // What cannot even be built.
+    // Keys that are not valid header values: the builder refuses them.
     for key in ["sk-hunter2\n", "sk-hunter2 \u{e9}\u{0}"] {
         if let Err(error) = Client::builder(key).build() {
             told += &format!("{error} {error:?} ");
         }
     }
     let proxy = "http://user:hunter2@127.0.0.1:1".parse().expect("a URL");
-    let proxied = builder(&sandbox, "sk-sandbox").proxy(proxy).retries(no_retries()).build().expect("a client");
-    let failure = proxied.generate(&request()).await.expect_err("nobody listens there");
+    let proxied = builder(&sandbox, "sk-sandbox").proxy(proxy).retry_policy(no_retries()).build().expect("a client");
+    let failure = proxied.generate(&request()).await.expect_err("no proxy is listening");
     told += &format!("{failure} {failure:?} {} ", failure.error);
 
     let logged = String::from_utf8(log.0.lock().expect("a lock").clone()).expect("text");
@@ -100,7 +100,7 @@ async fn no_error_and_no_log_line_holds_the_key() {
 }
 
 #[test]
-fn what_a_header_cannot_carry_and_what_is_no_certificate_is_refused_at_once() {
+fn invalid_header_values_and_certificates_are_refused() {
     let refused = |builder: stability_client::ClientBuilder| builder.build().err().expect("refused").to_string();
     assert_eq!(
         refused(Client::builder("sk-hunter2\n")),

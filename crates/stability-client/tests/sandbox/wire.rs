@@ -1,4 +1,4 @@
-//! What the sandbox cannot see: headers, the proxy, TLS with a certificate of one's own, redirects, answers without end.
+//! HTTP behaviour that the sandbox does not check: headers, proxy, redirects, body limits and custom TLS certificates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use super::no_retries;
 
-/// A good answer.
-const CREDITS: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 16\r\nconnection: close\r\n\r\n{\"credits\": 4.5}";
+/// A successful response of the balance endpoint.
+const CREDITS_RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 16\r\nconnection: close\r\n\r\n{\"credits\": 4.5}";
 
-async fn head_of(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.expect("a request"));
@@ -24,29 +24,29 @@ async fn head_of(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     head
 }
 
-/// Answers one request, and gives back its head.
-async fn answer_once(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str) -> String {
-    let head = head_of(&mut stream).await;
+/// Answers one request and returns its head in lower case.
+async fn respond_once(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str) -> String {
+    let head = read_head(&mut stream).await;
     stream.write_all(answer.as_bytes()).await.expect("the client reads");
     stream.shutdown().await.expect("the client reads");
     String::from_utf8(head).expect("a head is text").to_lowercase()
 }
 
 fn builder(base_url: &str) -> ClientBuilder {
-    Client::builder("sk-hunter2").base_url(base_url.parse().expect("a URL")).retries(no_retries())
+    Client::builder("sk-hunter2").base_url(base_url.parse().expect("a URL")).retry_policy(no_retries())
 }
 
-async fn listener() -> (TcpListener, u16) {
+async fn bind_listener() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     (listener, port)
 }
 
 #[tokio::test]
-async fn the_caller_names_itself_and_the_key_stands_in_its_header_alone() {
-    let (listener, port) = listener().await;
+async fn configured_headers_are_sent_and_the_key_only_once() {
+    let (listener, port) = bind_listener().await;
     let mut server = JoinSet::new();
-    server.spawn(async move { answer_once(listener.accept().await.expect("a caller").0, CREDITS).await });
+    server.spawn(async move { respond_once(listener.accept().await.expect("a connection").0, CREDITS_RESPONSE).await });
     let client = builder(&format!("http://127.0.0.1:{port}/behind/a/gateway"))
         .user_agent("pipeline/7")
         .organization("org-1")
@@ -70,10 +70,10 @@ async fn the_caller_names_itself_and_the_key_stands_in_its_header_alone() {
 }
 
 #[tokio::test]
-async fn a_proxy_gets_the_requests() {
-    let (listener, port) = listener().await;
+async fn requests_go_through_the_proxy() {
+    let (listener, port) = bind_listener().await;
     let mut proxy = JoinSet::new();
-    proxy.spawn(async move { answer_once(listener.accept().await.expect("a caller").0, CREDITS).await });
+    proxy.spawn(async move { respond_once(listener.accept().await.expect("a connection").0, CREDITS_RESPONSE).await });
     let client = builder("http://api.example/").proxy(format!("http://127.0.0.1:{port}").parse().expect("a URL"));
     client.build().expect("a client").balance().await.expect("credits");
     let head = proxy.join_next().await.expect("a task").expect("a request");
@@ -81,30 +81,30 @@ async fn a_proxy_gets_the_requests() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed_with_the_key() {
-    let ((listener, port), (elsewhere, other_port)) = (listener().await, listener().await);
+async fn redirect_is_not_followed() {
+    let ((listener, port), (elsewhere, other_port)) = (bind_listener().await, bind_listener().await);
     let mut server = JoinSet::new();
     let moved = format!(
         "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:{other_port}/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     );
-    server.spawn(async move { answer_once(listener.accept().await.expect("a caller").0, &moved).await });
+    server.spawn(async move { respond_once(listener.accept().await.expect("a connection").0, &moved).await });
     let client = builder(&format!("http://127.0.0.1:{port}/")).build().expect("a client");
-    let error = client.balance().await.expect_err("it is not followed");
+    let error = client.balance().await.expect_err("the redirect is not followed");
     assert_eq!(error.kind(), "rejected");
     drop(client);
-    // Nobody is waiting to be accepted there.
+    // The redirect's target has no connection to accept.
     let nobody =
         std::future::poll_fn(|context| std::task::Poll::Ready(elsewhere.poll_accept(context).is_pending())).await;
     assert!(nobody);
 }
 
-/// Answers one request with a body that never ends, in pieces of this size, as fast as they are read or this much slower.
-async fn answer_for_ever(listener: TcpListener, piece: usize, pause: Duration) {
-    let (mut stream, _) = listener.accept().await.expect("a caller");
-    head_of(&mut stream).await;
+/// Answers one request with an endless body: pieces of `piece` bytes, with `pause` before each.
+async fn respond_forever(listener: TcpListener, piece: usize, pause: Duration) {
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    read_head(&mut stream).await;
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n";
     let mut written = stream.write_all(head.as_bytes()).await;
-    // Until the client hangs up.
+    // Until the client closes the connection.
     while written.is_ok() {
         tokio::time::sleep(pause).await;
         written = stream.write_all(&vec![b' '; piece]).await;
@@ -112,12 +112,12 @@ async fn answer_for_ever(listener: TcpListener, piece: usize, pause: Duration) {
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_given_up_at_a_bound() {
-    let (listener, port) = listener().await;
+async fn endless_response_is_refused_at_the_size_limit() {
+    let (listener, port) = bind_listener().await;
     let mut server = JoinSet::new();
-    server.spawn(answer_for_ever(listener, 1 << 20, Duration::ZERO));
+    server.spawn(respond_forever(listener, 1 << 20, Duration::ZERO));
     let client = builder(&format!("http://127.0.0.1:{port}/")).build().expect("a client");
-    let error = client.balance().await.expect_err("it has no end");
+    let error = client.balance().await.expect_err("the body has no end");
     assert_eq!(
         error.to_string(),
         format!("the API's answer cannot be decoded: the body is longer than {MAX_BODY_BYTES} bytes")
@@ -127,34 +127,34 @@ async fn an_answer_without_end_is_given_up_at_a_bound() {
 }
 
 #[tokio::test]
-async fn an_answer_that_dribbles_is_given_up_when_the_time_of_its_request_is_over() {
-    let (listener, port) = listener().await;
+async fn slow_response_body_times_out() {
+    let (listener, port) = bind_listener().await;
     let mut server = JoinSet::new();
-    server.spawn(answer_for_ever(listener, 1, Duration::from_millis(5)));
+    server.spawn(respond_forever(listener, 1, Duration::from_millis(5)));
     let timeout = Duration::from_millis(200);
     let client = builder(&format!("http://127.0.0.1:{port}/")).request_timeout(timeout).build().expect("a client");
-    let error = client.balance().await.expect_err("it comes too slowly");
+    let error = client.balance().await.expect_err("the body is too slow");
     assert_eq!(error.kind(), "timeout");
     drop(client);
     server.join_next().await.expect("a task").expect("the connection is closed");
 }
 
 #[tokio::test]
-async fn a_certificate_of_ones_own_is_trusted_where_it_is_given_and_nowhere_else() {
-    // Fails only where a provider was chosen before.
+async fn custom_root_certificate_is_trusted_only_if_configured() {
+    // Fails only if a crypto provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
-    let acceptor = TlsAcceptor::from(Arc::new(config.expect("a good certificate")));
-    let (listener, port) = listener().await;
+    let acceptor = TlsAcceptor::from(Arc::new(config.expect("a valid certificate")));
+    let (listener, port) = bind_listener().await;
     let mut server = JoinSet::new();
     server.spawn(async move {
         loop {
-            let (stream, _) = listener.accept().await.expect("a caller");
-            // Whoever does not trust the certificate hangs up here.
+            let (stream, _) = listener.accept().await.expect("a connection");
+            // The handshake fails for a client that does not trust the certificate.
             if let Ok(stream) = acceptor.accept(stream).await {
-                return answer_once(stream, CREDITS).await;
+                return respond_once(stream, CREDITS_RESPONSE).await;
             }
         }
     });

@@ -1,11 +1,11 @@
 //! Pixels and colours.
 
-/// A colour in linear-ish RGB, each 0 to 1.
+/// An RGB colour with channels from 0 to 1; no gamma correction is applied.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Colour(pub(super) f32, pub(super) f32, pub(super) f32);
 
 impl Colour {
-    pub(super) const fn rgb(hex: u32) -> Self {
+    pub(super) const fn from_hex(hex: u32) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a byte fits an f32")]
         const fn channel(hex: u32, shift: u32) -> f32 {
             ((hex >> shift) & 0xFF) as f32 / 255.0
@@ -13,19 +13,19 @@ impl Colour {
         Self(channel(hex, 16), channel(hex, 8), channel(hex, 0))
     }
 
-    /// `share` of `other`, the rest of this.
+    /// Mixes `share` (0 to 1) of `other` with the rest of this colour.
     pub(super) fn mix(self, other: Self, share: f32) -> Self {
         let share = share.clamp(0.0, 1.0);
         let one = |a: f32, b: f32| a + (b - a) * share;
         Self(one(self.0, other.0), one(self.1, other.1), one(self.2, other.2))
     }
 
-    pub(super) fn lit(self, factor: f32) -> Self {
+    pub(super) fn scale_brightness(self, factor: f32) -> Self {
         Self(self.0 * factor, self.1 * factor, self.2 * factor)
     }
 }
 
-/// A picture being painted.
+/// The pixels of an image.
 pub(super) struct Canvas {
     pub(super) width: usize,
     pub(super) height: usize,
@@ -33,7 +33,7 @@ pub(super) struct Canvas {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a byte")]
-fn byte(value: f32) -> u8 {
+fn to_byte(value: f32) -> u8 {
     (value * 255.0).round().clamp(0.0, 255.0) as u8
 }
 
@@ -42,29 +42,29 @@ impl Canvas {
         Self { width, height, pixels: vec![96; width * height * 3] }
     }
 
-    pub(super) fn set(&mut self, x: usize, y: usize, colour: Colour) {
+    pub(super) fn set_pixel(&mut self, x: usize, y: usize, colour: Colour) {
         let at = (y * self.width + x) * 3;
-        self.pixels[at..at + 3].copy_from_slice(&[byte(colour.0), byte(colour.1), byte(colour.2)]);
+        self.pixels[at..at + 3].copy_from_slice(&[to_byte(colour.0), to_byte(colour.1), to_byte(colour.2)]);
     }
 
-    /// Lays a colour over what is there; outside the canvas nothing happens.
-    pub(super) fn blend(&mut self, x: usize, y: usize, colour: Colour, share: f32) {
+    /// Blends a colour into a pixel; pixels outside the canvas are ignored.
+    pub(super) fn blend_pixel(&mut self, x: usize, y: usize, colour: Colour, share: f32) {
         if x >= self.width || y >= self.height {
             return;
         }
         let at = (y * self.width + x) * 3;
         let [r, g, b] = [0, 1, 2].map(|channel| f32::from(self.pixels[at + channel]) / 255.0);
-        self.set(x, y, Colour(r, g, b).mix(colour, share));
+        self.set_pixel(x, y, Colour(r, g, b).mix(colour, share));
     }
 
     pub(super) fn into_png(self) -> Vec<u8> {
-        let side = |side: usize| u32::try_from(side).expect("a picture's side fits");
+        let side = |side: usize| u32::try_from(side).expect("an image side fits a u32");
         let mut file = Vec::new();
         let mut encoder = png::Encoder::new(&mut file, side(self.width), side(self.height));
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_compression(png::Compression::Fast);
         let mut writer = encoder.write_header().expect("writing to memory");
-        writer.write_image_data(&self.pixels).expect("as many pixels as the header says");
+        writer.write_image_data(&self.pixels).expect("the number of pixels matches the header");
         writer.finish().expect("writing to memory");
         file
     }

@@ -1,7 +1,7 @@
-//! Landscapes: a sky, a sun, and what the prompt's words suggest below them.
+//! Paints landscapes: a sky, a sun, and a foreground chosen by words in the prompt.
 
 use super::canvas::{Canvas, Colour};
-use super::noise::{self, Dice};
+use super::noise::{self, SplitMix64};
 
 struct Palette {
     zenith: Colour,
@@ -13,11 +13,11 @@ struct Palette {
 
 const fn palette(zenith: u32, horizon: u32, sun: u32, far: u32, near: u32) -> Palette {
     Palette {
-        zenith: Colour::rgb(zenith),
-        horizon: Colour::rgb(horizon),
-        sun: Colour::rgb(sun),
-        far: Colour::rgb(far),
-        near: Colour::rgb(near),
+        zenith: Colour::from_hex(zenith),
+        horizon: Colour::from_hex(horizon),
+        sun: Colour::from_hex(sun),
+        far: Colour::from_hex(far),
+        near: Colour::from_hex(near),
     }
 }
 
@@ -32,7 +32,7 @@ const PALETTES: [Palette; 7] = [
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ground {
+enum SceneKind {
     Mountains,
     City,
     Water,
@@ -41,26 +41,26 @@ enum Ground {
     Space,
 }
 
-fn ground_for(prompt: &str) -> Ground {
+fn scene_kind(prompt: &str) -> SceneKind {
     let prompt = prompt.to_lowercase();
     let speaks_of = |words: &[&str]| words.iter().any(|word| prompt.contains(word));
     if speaks_of(&["city", "street", "skyline", "building", "town", "tower"]) {
-        Ground::City
+        SceneKind::City
     } else if speaks_of(&["space", "planet", "galaxy", "cosmos", "nebula"]) {
-        Ground::Space
+        SceneKind::Space
     } else if speaks_of(&["sea", "ocean", "beach", "lake", "island", "harbo", "river", "lighthouse"]) {
-        Ground::Water
+        SceneKind::Water
     } else if speaks_of(&["desert", "dune", "sand"]) {
-        Ground::Dunes
+        SceneKind::Dunes
     } else if speaks_of(&["forest", "wood", "tree", "jungle", "garden"]) {
-        Ground::Forest
+        SceneKind::Forest
     } else {
-        Ground::Mountains
+        SceneKind::Mountains
     }
 }
 
-/// Where things stand, in pixels.
-struct Frame<'a> {
+/// Positions and sizes, in pixels.
+struct Layout<'a> {
     width: f32,
     height: f32,
     sun: (f32, f32),
@@ -75,85 +75,91 @@ struct Frame<'a> {
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
-    reason = "a picture's sides are small"
+    reason = "image dimensions are small"
 )]
-pub(super) fn paint(canvas: &mut Canvas, prompt: &str, mut dice: Dice) {
-    let ground = ground_for(prompt);
+pub(super) fn paint(canvas: &mut Canvas, prompt: &str, mut dice: SplitMix64) {
+    let ground = scene_kind(prompt);
     let (width, height) = (canvas.width as f32, canvas.height as f32);
-    let palette = if ground == Ground::Space { &PALETTES[4] } else { &PALETTES[dice.below(PALETTES.len())] };
+    let palette = if ground == SceneKind::Space { &PALETTES[4] } else { &PALETTES[dice.below(PALETTES.len())] };
     let horizon = height * dice.between(0.52, 0.64);
-    let frame = Frame {
+    let frame = Layout {
         width,
         height,
         sun: (width * dice.between(0.18, 0.82), horizon - height * dice.between(0.08, 0.36)),
-        sun_radius: height * if ground == Ground::Space { dice.between(0.16, 0.24) } else { dice.between(0.035, 0.06) },
+        sun_radius: height
+            * if ground == SceneKind::Space { dice.between(0.16, 0.24) } else { dice.between(0.035, 0.06) },
         horizon,
         salt: u32::try_from(dice.below(1 << 20)).expect("20 bits"),
         palette,
     };
-    let layers = layers(ground, &frame, &mut dice);
+    let layers = build_layers(ground, &frame, &mut dice);
     for x in 0..canvas.width {
         let tops: Vec<f32> = layers.iter().map(|layer| layer.top(&frame, x as f32)).collect();
         for y in 0..canvas.height {
             let (fx, fy) = (x as f32, y as f32);
-            let mut colour = sky(&frame, ground, fx, fy);
-            if ground == Ground::Water && fy > frame.horizon {
-                colour = water(&frame, fx, fy);
+            let mut colour = sky_colour(&frame, ground, fx, fy);
+            if ground == SceneKind::Water && fy > frame.horizon {
+                colour = water_colour(&frame, fx, fy);
             }
             for (layer, top) in layers.iter().zip(&tops) {
-                // The far shore of a water ends where the water begins.
-                if fy >= *top && !(ground == Ground::Water && fy > frame.horizon) {
+                // In a water scene the layer is the far shore, which ends at the horizon.
+                if fy >= *top && !(ground == SceneKind::Water && fy > frame.horizon) {
                     colour = layer.colour(&frame, fx, fy, *top);
                 }
             }
-            // A grain below what the eye sees keeps gradients from banding.
-            canvas.set(x, y, colour.lit(1.0 + (noise::at(x as i32, y as i32, frame.salt) - 0.5) * 0.02));
+            // Invisible noise of 1% prevents banding in gradients.
+            canvas.set_pixel(
+                x,
+                y,
+                colour.scale_brightness(1.0 + (noise::value_at(x as i32, y as i32, frame.salt) - 0.5) * 0.02),
+            );
         }
     }
 }
 
-fn sky(frame: &Frame, ground: Ground, x: f32, y: f32) -> Colour {
+fn sky_colour(frame: &Layout, ground: SceneKind, x: f32, y: f32) -> Colour {
     let up = 1.0 - (y / frame.horizon).min(1.0);
     let mut colour = frame.palette.horizon.mix(frame.palette.zenith, up.powf(0.75));
     let distance = ((x - frame.sun.0).powi(2) + (y - frame.sun.1).powi(2)).sqrt();
-    if ground == Ground::Space {
-        return space(frame, x, y, distance);
+    if ground == SceneKind::Space {
+        return space_colour(frame, x, y, distance);
     }
     colour = colour.mix(frame.palette.sun, 0.75 * (-distance / (frame.height * 0.22)).exp());
     colour = colour.mix(frame.palette.sun, (frame.sun_radius + 1.0 - distance).clamp(0.0, 1.0));
-    let cloud = noise::cloudy(x / frame.width * 5.0, y / frame.height * 11.0, frame.salt, 5);
+    let cloud = noise::fractal_noise(x / frame.width * 5.0, y / frame.height * 11.0, frame.salt, 5);
     colour.mix(frame.palette.sun, ((cloud - 0.54) * 2.4).clamp(0.0, 0.55) * (0.35 + 0.65 * up))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "coordinates are small")]
-fn space(frame: &Frame, x: f32, y: f32, distance: f32) -> Colour {
-    let cloud = noise::cloudy(x / frame.width * 4.0, y / frame.height * 3.0, frame.salt + 9, 6);
-    let mut colour = Colour::rgb(0x0006_0817).mix(Colour::rgb(0x0066_2F7A), (cloud - 0.42).max(0.0) * 1.8);
-    let star = noise::at(x as i32 / 2, y as i32 / 2, frame.salt + 77);
+fn space_colour(frame: &Layout, x: f32, y: f32, distance: f32) -> Colour {
+    let cloud = noise::fractal_noise(x / frame.width * 4.0, y / frame.height * 3.0, frame.salt + 9, 6);
+    let mut colour = Colour::from_hex(0x0006_0817).mix(Colour::from_hex(0x0066_2F7A), (cloud - 0.42).max(0.0) * 1.8);
+    let star = noise::value_at(x as i32 / 2, y as i32 / 2, frame.salt + 77);
     if star > 0.9975 {
-        colour = colour.mix(Colour::rgb(0x00FF_FFFF), (star - 0.9975) * 400.0);
+        colour = colour.mix(Colour::from_hex(0x00FF_FFFF), (star - 0.9975) * 400.0);
     }
     let inside = (frame.sun_radius - distance).clamp(0.0, 1.0);
-    let bands = noise::cloudy(x / frame.width * 3.0, y / frame.height * 18.0, frame.salt + 5, 4);
+    let bands = noise::fractal_noise(x / frame.width * 3.0, y / frame.height * 18.0, frame.salt + 5, 4);
     let shade = (1.15 - ((x - frame.sun.0) * 0.7 + (y - frame.sun.1) * 0.7) / frame.sun_radius * 0.75).clamp(0.05, 1.3);
-    let planet = Colour::rgb(0x00C9_8B5B).mix(Colour::rgb(0x00F4_DFC0), bands).lit(shade);
+    let planet = Colour::from_hex(0x00C9_8B5B).mix(Colour::from_hex(0x00F4_DFC0), bands).scale_brightness(shade);
     colour.mix(planet, inside)
 }
 
-/// The sky mirrored, darker, with the sun's path on the waves.
-fn water(frame: &Frame, x: f32, y: f32) -> Colour {
+/// The mirrored sky, darker, with the sun's reflection on the waves.
+fn water_colour(frame: &Layout, x: f32, y: f32) -> Colour {
     let depth = (y - frame.horizon) / (frame.height - frame.horizon);
-    let wave = noise::cloudy(x / frame.width * 8.0, y / frame.height * (90.0 - 50.0 * depth), frame.salt + 3, 4) - 0.5;
+    let wave =
+        noise::fractal_noise(x / frame.width * 8.0, y / frame.height * (90.0 - 50.0 * depth), frame.salt + 3, 4) - 0.5;
     let mirrored = frame.horizon - (y - frame.horizon) * 0.8 + wave * 50.0 * (0.3 + depth);
-    let base = sky(frame, Ground::Water, x + wave * 40.0, mirrored.max(0.0))
-        .mix(frame.palette.zenith.lit(0.5), 0.3 + 0.3 * depth);
+    let base = sky_colour(frame, SceneKind::Water, x + wave * 40.0, mirrored.max(0.0))
+        .mix(frame.palette.zenith.scale_brightness(0.5), 0.3 + 0.3 * depth);
     let path = (-((x - frame.sun.0) / (frame.width * (0.02 + 0.08 * depth))).powi(2)).exp();
-    base.mix(frame.palette.sun, (path * (wave * 3.4 + 0.35)).clamp(0.0, 0.8)).lit(1.0 + wave * 0.35)
+    base.mix(frame.palette.sun, (path * (wave * 3.4 + 0.35)).clamp(0.0, 0.8)).scale_brightness(1.0 + wave * 0.35)
 }
 
-/// A silhouette across the picture; those painted later stand in front.
+/// A silhouette across the image; later layers cover earlier ones.
 struct Layer {
-    ground: Ground,
+    kind: SceneKind,
     base: f32,
     rise: f32,
     scale: f32,
@@ -162,21 +168,21 @@ struct Layer {
     salt: u32,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a handful of layers")]
-fn layers(ground: Ground, frame: &Frame, dice: &mut Dice) -> Vec<Layer> {
+#[expect(clippy::cast_precision_loss, reason = "at most five layers")]
+fn build_layers(ground: SceneKind, frame: &Layout, dice: &mut SplitMix64) -> Vec<Layer> {
     let count: u32 = match ground {
-        Ground::Mountains | Ground::Forest => 5,
-        Ground::City | Ground::Dunes => 4,
-        Ground::Water => 1,
-        Ground::Space => 0,
+        SceneKind::Mountains | SceneKind::Forest => 5,
+        SceneKind::City | SceneKind::Dunes => 4,
+        SceneKind::Water => 1,
+        SceneKind::Space => 0,
     };
     (0..count)
         .map(|index| {
-            let tall = if ground == Ground::Mountains { 1.5 } else { 1.0 };
+            let tall = if ground == SceneKind::Mountains { 1.5 } else { 1.0 };
             let nearness = if count == 1 { 0.25 } else { index as f32 / (count - 1) as f32 };
-            let below = if ground == Ground::Water { 0.0 } else { 0.02 + nearness * 0.26 };
+            let below = if ground == SceneKind::Water { 0.0 } else { 0.02 + nearness * 0.26 };
             Layer {
-                ground,
+                kind: ground,
                 base: frame.horizon + frame.height * below,
                 rise: tall * frame.height * dice.between(0.16, 0.24) * (1.0 - 0.45 * nearness),
                 scale: dice.between(2.2, 3.4) * (1.0 + nearness),
@@ -188,59 +194,60 @@ fn layers(ground: Ground, frame: &Frame, dice: &mut Dice) -> Vec<Layer> {
 }
 
 impl Layer {
-    /// Where the silhouette begins in this column.
+    /// Upper edge of the silhouette at this column.
     #[expect(clippy::cast_possible_truncation, reason = "coordinates are small")]
-    fn top(&self, frame: &Frame, x: f32) -> f32 {
+    fn top(&self, frame: &Layout, x: f32) -> f32 {
         let along = x / frame.width * self.scale;
-        match self.ground {
-            Ground::City => {
+        match self.kind {
+            SceneKind::City => {
                 let plot = along * 9.0;
-                let tall = noise::at(plot.floor() as i32, 1, self.salt).powi(2);
+                let tall = noise::value_at(plot.floor() as i32, 1, self.salt).powi(2);
                 let gap = plot.fract() > 0.94;
                 self.base - if gap { 0.0 } else { self.rise * (0.35 + 1.5 * tall) }
             }
-            Ground::Dunes => {
-                let wave = (along * 2.2 + noise::cloudy(along, 0.5, self.salt, 2) * 3.0).sin() * 0.5 + 0.5;
+            SceneKind::Dunes => {
+                let wave = (along * 2.2 + noise::fractal_noise(along, 0.5, self.salt, 2) * 3.0).sin() * 0.5 + 0.5;
                 self.base - self.rise * 0.55 * wave
             }
-            Ground::Forest => {
-                let ridge = noise::cloudy(along, 0.5, self.salt, 4);
+            SceneKind::Forest => {
+                let ridge = noise::fractal_noise(along, 0.5, self.salt, 4);
                 let tree = along * (26.0 - 12.0 * self.nearness);
                 let spire = 1.0 - (tree.fract() - 0.5).abs() * 2.0;
-                let tall = 0.4 + 0.6 * noise::at(tree.floor() as i32, 2, self.salt);
+                let tall = 0.4 + 0.6 * noise::value_at(tree.floor() as i32, 2, self.salt);
                 self.base - self.rise * (0.75 * ridge + 0.42 * spire * tall * (0.4 + self.nearness))
             }
-            Ground::Mountains | Ground::Water | Ground::Space => {
-                let ridge = noise::cloudy(along, 0.5, self.salt, 6);
+            SceneKind::Mountains | SceneKind::Water | SceneKind::Space => {
+                let ridge = noise::fractal_noise(along, 0.5, self.salt, 6);
                 let peak = 1.0 - (ridge - 0.5).abs() * 2.0;
-                let low = if self.ground == Ground::Water { 0.5 * (ridge - 0.35) } else { 0.3 * ridge + 0.75 * peak };
+                let low = if self.kind == SceneKind::Water { 0.5 * (ridge - 0.35) } else { 0.3 * ridge + 0.75 * peak };
                 self.base - self.rise * low
             }
         }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "coordinates are small")]
-    fn colour(&self, frame: &Frame, x: f32, y: f32, top: f32) -> Colour {
+    fn colour(&self, frame: &Layout, x: f32, y: f32, top: f32) -> Colour {
         let base = frame.palette.far.mix(frame.palette.near, self.nearness);
-        // Towards its foot a layer fades into the haze before the next one.
+        // A layer fades into haze towards its lower edge, which separates it from the next layer.
         let haze = ((y - top) / (frame.height * 0.3)).min(1.0) * 0.4 * (1.0 - self.nearness);
-        let texture = noise::cloudy(x / frame.width * 40.0, y / frame.height * 60.0, self.salt + 7, 4) - 0.5;
-        let mut colour = base.mix(frame.palette.horizon, haze).lit(1.0 + texture * (0.3 + 0.25 * self.nearness));
-        match self.ground {
-            Ground::City => {
+        let texture = noise::fractal_noise(x / frame.width * 40.0, y / frame.height * 60.0, self.salt + 7, 4) - 0.5;
+        let mut colour =
+            base.mix(frame.palette.horizon, haze).scale_brightness(1.0 + texture * (0.3 + 0.25 * self.nearness));
+        match self.kind {
+            SceneKind::City => {
                 let (column, row) = ((x / 9.0) as i32, ((y - top) / 13.0) as i32);
                 let in_pane = (x / 9.0).fract() > 0.4 && ((y - top) / 13.0).fract() > 0.5;
-                if in_pane && row > 0 && noise::at(column, row, self.salt) > 0.66 - 0.12 * self.nearness {
+                if in_pane && row > 0 && noise::value_at(column, row, self.salt) > 0.66 - 0.12 * self.nearness {
                     colour = colour.mix(frame.palette.sun, 0.3 + 0.5 * self.nearness);
                 }
             }
-            Ground::Mountains if self.nearness < 0.6 => {
+            SceneKind::Mountains if self.nearness < 0.6 => {
                 let snow = 1.0 - (y - top) / (frame.height * 0.055) + texture * 1.6;
                 colour = colour.mix(frame.palette.sun, (snow * 0.8).clamp(0.0, 0.55));
             }
-            Ground::Dunes => {
+            SceneKind::Dunes => {
                 let ripple = ((y - top) * 0.5 + texture * 24.0).sin() * 0.04;
-                colour = colour.mix(frame.palette.horizon, 0.25 * (1.0 - self.nearness)).lit(1.0 + ripple);
+                colour = colour.mix(frame.palette.horizon, 0.25 * (1.0 - self.nearness)).scale_brightness(1.0 + ripple);
             }
             _ => {}
         }

@@ -1,16 +1,16 @@
-//! What v1 text-to-image takes, and how it refuses the rest.
+//! Validates v1 text-to-image requests.
 //!
-//! Source: the v1 specification; the order of the checks is ours.
+//! Source: the v1 specification; the order of the checks is the sandbox's own.
 
 use serde_json::{Map, Value};
 
-use super::{Format, Order, STYLE_PRESETS, check_language, is_refused};
-use crate::reply::Refusal;
+use super::{Format, ImageRequest, STYLE_PRESETS, check_language, is_flagged_by_moderation};
+use crate::reply::ApiError;
 
 pub(crate) const SDXL: &str = "stable-diffusion-xl-1024-v1-0";
 pub(crate) const SD16: &str = "stable-diffusion-v1-6";
 
-const SDXL_SIZES: [(u64, u64); 9] = [
+const SDXL_DIMENSIONS: [(u64, u64); 9] = [
     (1024, 1024),
     (1152, 896),
     (1216, 832),
@@ -37,7 +37,7 @@ const SAMPLERS: [&str; 10] = [
 
 const CLIP_GUIDANCE_PRESETS: [&str; 7] = ["FAST_BLUE", "FAST_GREEN", "NONE", "SIMPLE", "SLOW", "SLOWER", "SLOWEST"];
 
-const KEYS: [&str; 11] = [
+const KNOWN_FIELDS: [&str; 11] = [
     "text_prompts",
     "width",
     "height",
@@ -51,94 +51,98 @@ const KEYS: [&str; 11] = [
     "extras",
 ];
 
-/// Checks a request for an engine.
-pub(crate) fn check(engine: &str, body: &[u8]) -> Result<Order, Refusal> {
+/// Validates the body of a request to an engine.
+pub(crate) fn parse(engine: &str, body: &[u8]) -> Result<ImageRequest, ApiError> {
     let sdxl = match engine {
         SDXL => true,
         SD16 => false,
-        _ => return Err(Refusal::of_status(404)),
+        _ => return Err(ApiError::from_status(404)),
     };
-    let bad = |message: String| Refusal::new(400, "bad_request", message);
+    let bad = |message: String| ApiError::new(400, "bad_request", message);
     let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("invalid JSON: {error}")))?;
     let object = value.as_object().ok_or_else(|| bad("the body must be a JSON object".to_owned()))?;
-    if let Some(unknown) = object.keys().find(|key| !KEYS.contains(&key.as_str())) {
+    if let Some(unknown) = object.keys().find(|key| !KNOWN_FIELDS.contains(&key.as_str())) {
         return Err(bad(format!("{unknown}: unknown field")));
     }
-    let samples = whole(object, "samples", 1, 1, 10, "invalid_samples")?;
-    whole(object, "steps", 30, 10, 50, "bad_request")?;
-    let seed = whole(object, "seed", 0, 0, u64::from(u32::MAX), "bad_request")?;
-    number(object, "cfg_scale", 0.0, 35.0)?;
-    one_of(object, "style_preset", &STYLE_PRESETS)?;
-    one_of(object, "sampler", &SAMPLERS)?;
-    one_of(object, "clip_guidance_preset", &CLIP_GUIDANCE_PRESETS)?;
+    let samples = parse_integer(object, "samples", 1, 1, 10, "invalid_samples")?;
+    parse_integer(object, "steps", 30, 10, 50, "bad_request")?;
+    let seed = parse_integer(object, "seed", 0, 0, u64::from(u32::MAX), "bad_request")?;
+    check_number(object, "cfg_scale", 0.0, 35.0)?;
+    check_one_of(object, "style_preset", &STYLE_PRESETS)?;
+    check_one_of(object, "sampler", &SAMPLERS)?;
+    check_one_of(object, "clip_guidance_preset", &CLIP_GUIDANCE_PRESETS)?;
     if object.get("extras").is_some_and(|extras| !extras.is_object()) {
         return Err(bad("extras: must be a JSON object".to_owned()));
     }
-    let (width, height) = size(object, sdxl)?;
-    let prompt = prompts(object)?;
-    Ok(Order {
+    let (width, height) = parse_dimensions(object, sdxl)?;
+    let prompt = parse_prompts(object)?;
+    Ok(ImageRequest {
         prompt,
-        width: narrow(width),
-        height: narrow(height),
-        samples: narrow(samples),
-        seed: narrow(seed),
+        width: to_u32(width),
+        height: to_u32(height),
+        samples: to_u32(samples),
+        seed: to_u32(seed),
         format: Format::Png,
     })
 }
 
-fn narrow(value: u64) -> u32 {
-    u32::try_from(value).expect("the ranges that were checked fit")
+fn to_u32(value: u64) -> u32 {
+    u32::try_from(value).expect("the validated ranges fit a u32")
 }
 
-fn whole(
+fn parse_integer(
     object: &Map<String, Value>,
     key: &str,
     default: u64,
     min: u64,
     max: u64,
     name: &'static str,
-) -> Result<u64, Refusal> {
+) -> Result<u64, ApiError> {
     match object.get(key) {
         None => Ok(default),
         Some(value) => value
             .as_u64()
             .filter(|number| (min..=max).contains(number))
-            .ok_or_else(|| Refusal::new(400, name, format!("{key}: must be a whole number between {min} and {max}"))),
+            .ok_or_else(|| ApiError::new(400, name, format!("{key}: must be a whole number between {min} and {max}"))),
     }
 }
 
-fn number(object: &Map<String, Value>, key: &str, min: f64, max: f64) -> Result<(), Refusal> {
+fn check_number(object: &Map<String, Value>, key: &str, min: f64, max: f64) -> Result<(), ApiError> {
     let good = object.get(key).is_none_or(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
-    if good { Ok(()) } else { Err(Refusal::new(400, "bad_request", format!("{key}: must be between {min} and {max}"))) }
+    if good {
+        Ok(())
+    } else {
+        Err(ApiError::new(400, "bad_request", format!("{key}: must be between {min} and {max}")))
+    }
 }
 
-fn one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Result<(), Refusal> {
+fn check_one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Result<(), ApiError> {
     let good = object.get(key).is_none_or(|value| value.as_str().is_some_and(|name| names.contains(&name)));
     if good {
         Ok(())
     } else {
-        Err(Refusal::new(400, "bad_request", format!("{key}: must be one of {}", names.join(", "))))
+        Err(ApiError::new(400, "bad_request", format!("{key}: must be one of {}", names.join(", "))))
     }
 }
 
-fn size(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64), Refusal> {
+fn parse_dimensions(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64), ApiError> {
     let side = |key: &str| match object.get(key) {
         None => Ok(1024),
         Some(value) => value.as_u64().ok_or_else(|| {
-            Refusal::new(400, "invalid_height_or_width", format!("{key}: must be a whole number of pixels"))
+            ApiError::new(400, "invalid_height_or_width", format!("{key}: must be a whole number of pixels"))
         }),
     };
     let (width, height) = (side("width")?, side("height")?);
-    if sdxl && !SDXL_SIZES.contains(&(width, height)) {
-        let sizes: Vec<_> = SDXL_SIZES.iter().map(|(w, h)| format!("{w}x{h}")).collect();
-        return Err(Refusal::new(
+    if sdxl && !SDXL_DIMENSIONS.contains(&(width, height)) {
+        let sizes: Vec<_> = SDXL_DIMENSIONS.iter().map(|(w, h)| format!("{w}x{h}")).collect();
+        return Err(ApiError::new(
             400,
             "invalid_sdxl_v1_dimensions",
             format!("for {SDXL} the allowed dimensions are {}, but we received {width}x{height}", sizes.join(", ")),
         ));
     }
     if !sdxl && [width, height].iter().any(|side| !(320..=1536).contains(side) || side % 64 != 0) {
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             400,
             "invalid_height_or_width",
             format!("height and width must be multiples of 64 from 320 to 1536, but we received {width}x{height}"),
@@ -147,9 +151,9 @@ fn size(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64), Refusal> 
     Ok((width, height))
 }
 
-/// The joined prompts of positive weight, if the service understands and allows them.
-fn prompts(object: &Map<String, Value>) -> Result<String, Refusal> {
-    let bad = |message: &str| Refusal::new(400, "bad_request", message);
+/// Joins the prompts of positive weight after checking length, language and moderation.
+fn parse_prompts(object: &Map<String, Value>) -> Result<String, ApiError> {
+    let bad = |message: &str| ApiError::new(400, "bad_request", message);
     let prompts = object
         .get("text_prompts")
         .and_then(Value::as_array)
@@ -171,8 +175,8 @@ fn prompts(object: &Map<String, Value>) -> Result<String, Refusal> {
         }
     }
     let joined = positive.join(" ");
-    if is_refused(&joined) {
-        return Err(Refusal::new(
+    if is_flagged_by_moderation(&joined) {
+        return Err(ApiError::new(
             400,
             "invalid_prompts",
             "Invalid prompts detected: your prompt was flagged by moderation",
@@ -195,29 +199,43 @@ mod tests {
     }
 
     #[test]
-    fn a_good_request_is_an_order() {
-        let order = check(SDXL, body().to_string().as_bytes());
+    fn valid_request_is_parsed() {
+        let order = parse(SDXL, body().to_string().as_bytes());
         assert_eq!(
             order,
-            Ok(Order { prompt: "A fox".into(), width: 1344, height: 768, samples: 1, seed: 7, format: Format::Png })
+            Ok(ImageRequest {
+                prompt: "A fox".into(),
+                width: 1344,
+                height: 768,
+                samples: 1,
+                seed: 7,
+                format: Format::Png
+            })
         );
     }
 
     #[test]
     fn what_is_left_out_has_the_apis_default() {
-        let order = check(SDXL, br#"{"text_prompts": [{"text": "A fox"}], "sampler": "K_EULER"}"#);
+        let order = parse(SDXL, br#"{"text_prompts": [{"text": "A fox"}], "sampler": "K_EULER"}"#);
         assert_eq!(
             order,
-            Ok(Order { prompt: "A fox".into(), width: 1024, height: 1024, samples: 1, seed: 0, format: Format::Png })
+            Ok(ImageRequest {
+                prompt: "A fox".into(),
+                width: 1024,
+                height: 1024,
+                samples: 1,
+                seed: 0,
+                format: Format::Png
+            })
         );
     }
 
     #[test]
-    fn each_broken_rule_has_the_apis_name() {
+    fn each_violation_returns_the_api_error_name() {
         let check = |engine: &str, key: &str, value: Value, expected: &str| {
             let mut body = body();
             body[key] = value.clone();
-            let refusal = check(engine, body.to_string().as_bytes()).expect_err(expected);
+            let refusal = parse(engine, body.to_string().as_bytes()).expect_err(expected);
             assert_eq!(format!("{} {}", refusal.status, refusal.name), expected, "{key}: {value}");
         };
         check("gone", "steps", json!(40), "404 not_found");

@@ -1,9 +1,9 @@
-//! What v2beta's `core`, `ultra` and `sd3` take.
+//! Validates requests to the v2beta services `core`, `ultra` and `sd3`.
 //!
-//! Source: the public v2beta reference; the order of the checks is ours.
+//! Source: the public v2beta reference; the order of the checks is the sandbox's own.
 
-use super::{Format, Order, STYLE_PRESETS, check_language, is_refused};
-use crate::reply::Refusal;
+use super::{Format, ImageRequest, STYLE_PRESETS, check_language, is_flagged_by_moderation};
+use crate::reply::ApiError;
 
 const MODELS: [&str; 4] = ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"];
 const ASPECT_RATIOS: [(&str, u32, u32); 9] = [
@@ -19,15 +19,15 @@ const ASPECT_RATIOS: [(&str, u32, u32); 9] = [
 ];
 const MAX_PROMPT_CHARS: usize = 10_000;
 
-/// Checks the fields of a form for a service.
-pub(crate) fn check(service: &str, fields: &[(String, String)]) -> Result<Order, Refusal> {
-    let bad = |message: String| Refusal::new(400, "bad_request", message);
+/// Validates the form fields of a request to a service.
+pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageRequest, ApiError> {
+    let bad = |message: String| ApiError::new(400, "bad_request", message);
     let mut keys = vec!["prompt", "negative_prompt", "aspect_ratio", "seed", "output_format"];
     match service {
         "core" => keys.push("style_preset"),
         "ultra" => {}
         "sd3" => keys.extend(["model", "cfg_scale", "mode"]),
-        _ => return Err(Refusal::new(404, "not_found", "no such service")),
+        _ => return Err(ApiError::new(404, "not_found", "no such service")),
     }
     if let Some((unknown, _)) = fields.iter().find(|(name, _)| !keys.contains(&name.as_str())) {
         return Err(bad(format!("{unknown}: unknown field")));
@@ -62,30 +62,30 @@ pub(crate) fn check(service: &str, fields: &[(String, String)]) -> Result<Order,
             .filter(|seed| *seed < u32::MAX)
             .ok_or_else(|| bad("seed: must be a whole number from 0 to 4294967294".to_owned()))?,
     };
-    if is_refused(prompt) {
-        return Err(Refusal::new(
+    if is_flagged_by_moderation(prompt) {
+        return Err(ApiError::new(
             403,
             "content_moderation",
             "Your request was flagged by our content moderation system",
         ));
     }
     let (_, width, height) =
-        ASPECT_RATIOS.into_iter().find(|(name, _, _)| *name == ratio).expect("checked a moment ago");
-    // Core makes 1.5 megapixels, the others one.
+        ASPECT_RATIOS.into_iter().find(|(name, _, _)| *name == ratio).expect("the ratio was validated above");
+    // Core generates 1.5 megapixels, the other services 1 megapixel.
     let (width, height) = if service == "core" { (width * 5 / 4, height * 5 / 4) } else { (width, height) };
-    Ok(Order { prompt: prompt.to_owned(), width, height, samples: 1, seed, format })
+    Ok(ImageRequest { prompt: prompt.to_owned(), width, height, samples: 1, seed, format })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn owned(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+    fn form_fields(fields: &[(&str, &str)]) -> Vec<(String, String)> {
         fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     #[test]
-    fn a_good_form_is_an_order() {
+    fn valid_form_is_parsed() {
         let fields = [
             ("prompt", "A fox"),
             ("negative_prompt", "nude"),
@@ -94,20 +94,20 @@ mod tests {
             ("output_format", "jpeg"),
             ("style_preset", "anime"),
         ];
-        let order = check("core", &owned(&fields)).expect("an order");
+        let order = parse("core", &form_fields(&fields)).expect("a valid request");
         assert_eq!((order.width, order.height, order.seed, order.format), (1680, 960, 7, Format::Jpeg));
-        let plain = check("ultra", &owned(&[("prompt", "A fox")])).expect("an order");
+        let plain = parse("ultra", &form_fields(&[("prompt", "A fox")])).expect("a valid request");
         assert_eq!((plain.width, plain.height, plain.seed, plain.format), (1024, 1024, 0, Format::Png));
-        assert!(check("sd3", &owned(&[("prompt", "A fox"), ("model", "sd3.5-flash")])).is_ok());
+        assert!(parse("sd3", &form_fields(&[("prompt", "A fox"), ("model", "sd3.5-flash")])).is_ok());
     }
 
     #[test]
-    fn each_broken_rule_has_the_apis_name() {
+    fn each_violation_returns_the_api_error_name() {
         let check = |service: &str, name: &str, value: &str, expected: &str| {
-            let mut fields = owned(&[("prompt", "A fox")]);
+            let mut fields = form_fields(&[("prompt", "A fox")]);
             fields.retain(|(known, _)| known != name);
             fields.push((name.to_owned(), value.to_owned()));
-            let refusal = check(service, &fields).expect_err(expected);
+            let refusal = parse(service, &fields).expect_err(expected);
             assert_eq!(format!("{} {}", refusal.status, refusal.name), expected, "{name}: {value}");
         };
         check("gone", "seed", "1", "404 not_found");
@@ -123,6 +123,6 @@ mod tests {
         check("ultra", "style_preset", "anime", "400 bad_request");
         check("ultra", "steps", "40", "400 bad_request");
         check("sd3", "model", "sd3", "400 bad_request");
-        assert!(super::check("core", &[]).is_err());
+        assert!(parse("core", &[]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The account: credits and engines.
+//! Account endpoints: credit balance and list of engines.
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::Shared;
-use crate::reply::Refusal;
+use crate::reply::ApiError;
 use crate::rules::v1;
 
-pub(super) async fn balance(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, Refusal> {
+pub(super) async fn balance(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, ApiError> {
     shared.check_key(&headers)?;
     let (credits, status) = {
         let state = shared.lock();
         (state.credits, state.balance_status)
     };
     if let Some(status) = status {
-        return Err(Refusal::of_status(status));
+        return Err(ApiError::from_status(status));
     }
     Ok(Json(json!({"credits": credits})).into_response())
 }
 
-pub(super) async fn engines(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, Refusal> {
+pub(super) async fn engines(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, ApiError> {
     shared.check_key(&headers)?;
     let engine = |id: &str, name: &str| json!({"id": id, "name": name, "description": name, "type": "PICTURE"});
     let engines = [engine(v1::SDXL, "Stable Diffusion XL v1.0"), engine(v1::SD16, "Stable Diffusion v1.6")];

@@ -1,4 +1,4 @@
-//! Pictures, and what can be wrong with them or with the way they are sent.
+//! Renders images, and applies faults to their bytes and to the response.
 
 use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
@@ -6,49 +6,49 @@ use axum::response::{IntoResponse, Response};
 
 use crate::faults::Fault;
 use crate::paint;
-use crate::rules::{Format, Order};
+use crate::rules::{Format, ImageRequest};
 
-/// What was ordered, or what the fault makes of it, encoded.
-pub(super) fn picture(order: &Order, seed: u32, fault: Option<Fault>, sketch: bool) -> Vec<u8> {
+/// Renders and encodes the requested image, altered by the fault.
+pub(super) fn render_image(order: &ImageRequest, seed: u32, fault: Option<Fault>, sketch: bool) -> Vec<u8> {
     let painted = match fault {
-        Some(Fault::Filtered | Fault::Blurred) => paint::blurred(&order.prompt, seed, order.width, order.height),
-        Some(Fault::WrongSize) => paint::picture(&order.prompt, seed, 512, 512),
-        // Of these answers nobody sees a picture.
+        Some(Fault::Filtered | Fault::Blurred) => paint::render_blurred(&order.prompt, seed, order.width, order.height),
+        Some(Fault::WrongSize) => paint::render_scene(&order.prompt, seed, 512, 512),
+        // Except for `Blank`, these faults replace the whole body: the cheapest image will do.
         Some(Fault::Blank | Fault::Html | Fault::Empty | Fault::Oversized | Fault::Drop) => {
-            paint::blank(order.width, order.height)
+            paint::render_blank(order.width, order.height)
         }
-        Some(Fault::Bomb) => bomb(),
+        Some(Fault::Bomb) => decompression_bomb(),
         Some(Fault::Corrupt) => {
-            let mut bytes = paint::picture(&order.prompt, seed, order.width, order.height);
+            let mut bytes = paint::render_scene(&order.prompt, seed, order.width, order.height);
             let middle = bytes.len() / 2;
             bytes.truncate(middle);
             bytes
         }
         _ if sketch => paint::sketch(&order.prompt, seed, order.width, order.height),
-        _ => paint::picture(&order.prompt, seed, order.width, order.height),
+        _ => paint::render_scene(&order.prompt, seed, order.width, order.height),
     };
-    if painted_whole(fault) { encoded(painted, order.format) } else { painted }
+    if is_decodable(fault) { convert_png(painted, order.format) } else { painted }
 }
 
-fn painted_whole(fault: Option<Fault>) -> bool {
+fn is_decodable(fault: Option<Fault>) -> bool {
     !matches!(fault, Some(Fault::Bomb | Fault::Corrupt))
 }
 
-/// A PNG in another format.
-fn encoded(painted: Vec<u8>, format: Format) -> Vec<u8> {
+/// Converts a PNG to the requested format.
+fn convert_png(painted: Vec<u8>, format: Format) -> Vec<u8> {
     let target = match format {
         Format::Png => return painted,
         Format::Jpeg => image::ImageFormat::Jpeg,
         Format::Webp => image::ImageFormat::WebP,
     };
-    let picture = image::load_from_memory(&painted).expect("a PNG of our own");
+    let picture = image::load_from_memory(&painted).expect("a PNG made by the sandbox");
     let mut file = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut file, target).expect("writing to memory");
     file.into_inner()
 }
 
-/// A PNG whose header promises 30000x30000 pixels.
-fn bomb() -> Vec<u8> {
+/// A PNG whose header declares 30000x30000 pixels.
+fn decompression_bomb() -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, 30_000, 30_000);
     encoder.set_color(png::ColorType::Grayscale);
@@ -58,8 +58,8 @@ fn bomb() -> Vec<u8> {
     file
 }
 
-/// Breaks a good answer on its way.
-pub(super) async fn broken(response: Response, fault: Option<Fault>) -> Response {
+/// Replaces or truncates a successful response as the fault demands.
+pub(super) async fn apply_response_fault(response: Response, fault: Option<Fault>) -> Response {
     match fault {
         Some(Fault::Oversized) => {
             (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], vec![b' '; 40 * 1024 * 1024]).into_response()
@@ -74,13 +74,13 @@ pub(super) async fn broken(response: Response, fault: Option<Fault>) -> Response
             let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
             Response::from_parts(parts, Body::from(bytes.slice(..bytes.len() / 2)))
         }
-        Some(Fault::Drop) => Response::new(Body::from_stream(cut_off())),
+        Some(Fault::Drop) => Response::new(Body::from_stream(aborted_body())),
         _ => response,
     }
 }
 
-/// A body that breaks after its first bytes, and the connection with it.
-fn cut_off() -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> {
+/// A body that fails after its first bytes, which closes the connection.
+fn aborted_body() -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> {
     futures_util::stream::iter([
         Ok(Bytes::from_static(b"{\"artifacts\": [{\"base64\": \"iVBORw0KGgo")),
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),

@@ -1,4 +1,4 @@
-//! What tests ask of the sandbox itself.
+//! Control endpoints for tests: the ledger and injected faults.
 
 use std::sync::Arc;
 
@@ -7,20 +7,20 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::Shared;
-use crate::faults::FaultOrder;
+use crate::faults::FaultSpec;
 use crate::ledger::Ledger;
-use crate::reply::Refusal;
+use crate::reply::ApiError;
 
 pub(super) async fn ledger(State(shared): State<Arc<Shared>>) -> Json<Ledger> {
     Json(shared.lock().ledger.clone())
 }
 
-pub(super) async fn order_fault(
+pub(super) async fn inject_fault(
     State(shared): State<Arc<Shared>>,
-    Json(order): Json<FaultOrder>,
-) -> Result<StatusCode, Refusal> {
-    let ordered = shared.lock().faults.order(order);
-    ordered.map(|()| StatusCode::NO_CONTENT).map_err(|message| Refusal::new(400, "bad_request", message))
+    Json(order): Json<FaultSpec>,
+) -> Result<StatusCode, ApiError> {
+    let ordered = shared.lock().faults.inject(order);
+    ordered.map(|()| StatusCode::NO_CONTENT).map_err(|message| ApiError::new(400, "bad_request", message))
 }
 
 pub(super) async fn clear_faults(State(shared): State<Arc<Shared>>) -> StatusCode {

@@ -1,4 +1,4 @@
-//! Text-to-image, of both APIs.
+//! Text-to-image endpoints of v1 and v2beta.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,43 +17,43 @@ use tokio::task::spawn_blocking;
 
 use super::{Shared, artwork};
 use crate::faults::Fault;
-use crate::ledger::Arrival;
-use crate::reply::Refusal;
-use crate::rules::{self, Order};
+use crate::ledger::RequestRecord;
+use crate::reply::ApiError;
+use crate::rules::{self, ImageRequest};
 
-/// Counts a request in flight until it is dropped, which is also when the caller hangs up.
-struct InFlight {
+/// Counts a request as in flight until it is dropped, which also happens when the caller disconnects.
+struct InFlightGuard {
     shared: Arc<Shared>,
-    /// Its place among all arrivals.
-    number: usize,
+    /// Its index in the request log.
+    log_index: usize,
 }
 
-impl InFlight {
-    fn enter(shared: Arc<Shared>) -> Self {
-        let number = {
+impl InFlightGuard {
+    fn begin(shared: Arc<Shared>) -> Self {
+        let log_index = {
             let mut state = shared.lock();
-            state.arrivals.push(Arrival { at: Instant::now(), status: None });
+            state.request_log.push(RequestRecord { received_at: Instant::now(), status: None });
             let ledger = &mut state.ledger;
             ledger.requests += 1;
             ledger.in_flight += 1;
             ledger.max_in_flight = ledger.max_in_flight.max(ledger.in_flight);
-            state.arrivals.len() - 1
+            state.request_log.len() - 1
         };
-        Self { shared, number }
+        Self { shared, log_index }
     }
 
-    /// Notes what it is answered with.
-    fn answered(self, response: Response) -> Response {
+    /// Records the status of the response.
+    fn record_response(self, response: Response) -> Response {
         let status = response.status().as_u16();
         let mut state = self.shared.lock();
         *state.ledger.by_status.entry(status).or_default() += 1;
-        state.arrivals[self.number].status = Some(status);
+        state.request_log[self.log_index].status = Some(status);
         drop(state);
         response
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.shared.lock().ledger.in_flight -= 1;
     }
@@ -65,9 +65,9 @@ pub(super) async fn v1(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let in_flight = InFlight::enter(shared.clone());
+    let in_flight = InFlightGuard::begin(shared.clone());
     let answered = answer_v1(&shared, &engine, &headers, body).await;
-    in_flight.answered(answered.unwrap_or_else(IntoResponse::into_response))
+    in_flight.record_response(answered.unwrap_or_else(IntoResponse::into_response))
 }
 
 pub(super) async fn v2beta(
@@ -76,15 +76,15 @@ pub(super) async fn v2beta(
     headers: HeaderMap,
     request: Request,
 ) -> Response {
-    let in_flight = InFlight::enter(shared.clone());
-    let answered = answer_v2beta(&shared, &service, &headers, request).await;
-    in_flight.answered(answered.unwrap_or_else(Refusal::into_v2beta))
+    let in_flight = InFlightGuard::begin(shared.clone());
+    let answered = handle_v2beta(&shared, &service, &headers, request).await;
+    in_flight.record_response(answered.unwrap_or_else(ApiError::into_v2beta))
 }
 
-/// The first checks, in the order a gateway makes them: key, quota.
-fn admitted(shared: &Shared, headers: &HeaderMap) -> Result<(), Refusal> {
+/// Checks the key, then the rate limit, which is the order of a gateway.
+fn check_access(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
     shared.check_key(headers)?;
-    if shared.lock().limiter.admit(Instant::now()) { Ok(()) } else { Err(Refusal::of_status(429)) }
+    if shared.lock().limiter.admit(Instant::now()) { Ok(()) } else { Err(ApiError::from_status(429)) }
 }
 
 async fn answer_v1(
@@ -92,59 +92,59 @@ async fn answer_v1(
     engine: &str,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Refusal> {
-    admitted(shared, headers)?;
-    let body = body.map_err(|rejected| Refusal::of_status(rejected.status().as_u16()))?;
+) -> Result<Response, ApiError> {
+    check_access(shared, headers)?;
+    let body = body.map_err(|rejected| ApiError::from_status(rejected.status().as_u16()))?;
     let as_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
         None | Some(b"application/json" | b"*/*") => false,
         Some(b"image/png") => true,
-        Some(_) => return Err(Refusal::new(400, "bad_request", "accept: must be application/json or image/png")),
+        Some(_) => return Err(ApiError::new(400, "bad_request", "accept: must be application/json or image/png")),
     };
-    let order = rules::v1::check(engine, &body)?;
+    let order = rules::v1::parse(engine, &body)?;
     if as_image && order.samples > 1 {
-        return Err(Refusal::new(400, "invalid_samples", "samples: must be 1 where an image is asked for"));
+        return Err(ApiError::new(400, "invalid_samples", "samples: must be 1 where an image is asked for"));
     }
-    let made = made(shared, order).await?;
+    let made = generate_images(shared, order).await?;
     let response = if as_image {
-        made.as_image()
+        made.image_response()
     } else {
         let reason = made.finish_reason();
         let artifact = |(seed, bytes): &(u32, Vec<u8>)| json!({"base64": STANDARD.encode(bytes), "seed": seed, "finishReason": reason});
-        let artifacts: Vec<_> = made.pictures.iter().map(artifact).collect();
+        let artifacts: Vec<_> = made.images.iter().map(artifact).collect();
         Json(json!({"artifacts": artifacts})).into_response()
     };
-    Ok(artwork::broken(response, made.fault).await)
+    Ok(artwork::apply_response_fault(response, made.fault).await)
 }
 
-async fn answer_v2beta(
+async fn handle_v2beta(
     shared: &Arc<Shared>,
     service: &str,
     headers: &HeaderMap,
     request: Request,
-) -> Result<Response, Refusal> {
-    admitted(shared, headers)?;
+) -> Result<Response, ApiError> {
+    check_access(shared, headers)?;
     let as_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
         None | Some(b"image/*" | b"*/*") => true,
         Some(b"application/json") => false,
-        Some(_) => return Err(Refusal::new(400, "bad_request", "accept: must be image/* or application/json")),
+        Some(_) => return Err(ApiError::new(400, "bad_request", "accept: must be image/* or application/json")),
     };
     let form = Multipart::from_request(request, &()).await;
-    let form = form.map_err(|_| Refusal::new(400, "bad_request", "content-type: must be multipart/form-data"))?;
-    let order = rules::v2beta::check(service, &fields(form).await?)?;
-    let made = made(shared, order).await?;
+    let form = form.map_err(|_| ApiError::new(400, "bad_request", "content-type: must be multipart/form-data"))?;
+    let order = rules::v2beta::parse(service, &read_fields(form).await?)?;
+    let made = generate_images(shared, order).await?;
     let response = if as_image {
-        made.as_image()
+        made.image_response()
     } else {
         let (seed, bytes) = made.first();
         let body = json!({"image": STANDARD.encode(bytes), "seed": seed, "finish_reason": made.finish_reason()});
         Json(body).into_response()
     };
-    Ok(artwork::broken(response, made.fault).await)
+    Ok(artwork::apply_response_fault(response, made.fault).await)
 }
 
-/// The fields of a form, in their order.
-async fn fields(mut form: Multipart) -> Result<Vec<(String, String)>, Refusal> {
-    let broken = |status| Refusal::of_status(status);
+/// Reads the fields of a form, in their order.
+async fn read_fields(mut form: Multipart) -> Result<Vec<(String, String)>, ApiError> {
+    let broken = |status| ApiError::from_status(status);
     let mut fields = Vec::new();
     while let Some(field) = form.next_field().await.map_err(|error| broken(error.status().as_u16()))? {
         let name = field.name().unwrap_or_default().to_owned();
@@ -153,16 +153,16 @@ async fn fields(mut form: Multipart) -> Result<Vec<(String, String)>, Refusal> {
     Ok(fields)
 }
 
-/// Pictures that were painted, and the fault that they met.
-struct Made {
-    pictures: Vec<(u32, Vec<u8>)>,
+/// Rendered images, and the fault that applies to them.
+struct GeneratedImages {
+    images: Vec<(u32, Vec<u8>)>,
     media_type: &'static str,
     fault: Option<Fault>,
 }
 
-impl Made {
+impl GeneratedImages {
     fn first(&self) -> (u32, &[u8]) {
-        self.pictures.first().map_or((0, &[][..]), |(seed, bytes)| (*seed, bytes))
+        self.images.first().map_or((0, &[][..]), |(seed, bytes)| (*seed, bytes))
     }
 
     fn finish_reason(&self) -> &'static str {
@@ -173,7 +173,7 @@ impl Made {
         }
     }
 
-    fn as_image(&self) -> Response {
+    fn image_response(&self) -> Response {
         let (seed, bytes) = self.first();
         let headers = [
             (header::CONTENT_TYPE.as_str(), self.media_type.to_owned()),
@@ -184,33 +184,34 @@ impl Made {
     }
 }
 
-/// Charges and paints an order, unless a fault comes first.
-async fn made(shared: &Arc<Shared>, order: Order) -> Result<Made, Refusal> {
+/// Charges for the request and renders its images, unless a status fault rejects it.
+async fn generate_images(shared: &Arc<Shared>, order: ImageRequest) -> Result<GeneratedImages, ApiError> {
     let (fault, latency, sketch) = {
         let mut state = shared.lock();
         state.ledger.by_prompt.entry(order.prompt.clone()).or_default().requests += 1;
-        let fault = state.faults.next(&order.prompt).map_err(|message| Refusal::new(400, "bad_request", message))?;
+        let fault =
+            state.faults.next_fault(&order.prompt).map_err(|message| ApiError::new(400, "bad_request", message))?;
         (fault, state.latency, state.sketch)
     };
     if let Some(Fault::Status(status, retry_after_s)) = fault {
-        return Err(Refusal { retry_after_s, ..Refusal::of_status(status) });
+        return Err(ApiError { retry_after_s, ..ApiError::from_status(status) });
     }
     charge(shared, &order)?;
     tokio::time::sleep(latency + fault.map_or(Duration::ZERO, Fault::delay)).await;
-    let first = if order.seed == 0 { shared.seeds.fetch_add(7_919, Ordering::Relaxed).max(1) } else { order.seed };
+    let first = if order.seed == 0 { shared.next_seed.fetch_add(7_919, Ordering::Relaxed).max(1) } else { order.seed };
     let media_type = order.format.media_type();
     let painting = spawn_blocking(move || {
         let seeds = (0..order.samples).map(|sample| first.wrapping_add(sample));
-        seeds.map(|seed| (seed, artwork::picture(&order, seed, fault, sketch))).collect()
+        seeds.map(|seed| (seed, artwork::render_image(&order, seed, fault, sketch))).collect()
     });
-    Ok(Made { pictures: painting.await.unwrap_or_default(), media_type, fault })
+    Ok(GeneratedImages { images: painting.await.unwrap_or_default(), media_type, fault })
 }
 
-fn charge(shared: &Shared, order: &Order) -> Result<(), Refusal> {
+fn charge(shared: &Shared, order: &ImageRequest) -> Result<(), ApiError> {
     let mut state = shared.lock();
-    let price = shared.settings.credits_per_picture * f64::from(order.samples);
+    let price = shared.settings.credits_per_image * f64::from(order.samples);
     if state.credits < price {
-        return Err(Refusal::of_status(402));
+        return Err(ApiError::from_status(402));
     }
     state.credits -= price;
     state.ledger.charged += order.samples;

@@ -5,12 +5,12 @@ fn first_reason_wins() {
     let token = CancelToken::child_of(&CancellationToken::new());
     assert_eq!(token.reason(), None);
     assert!(token.cancel(CancelReason::Preempted));
-    assert!(!token.clone().cancel(CancelReason::Hopeless));
+    assert!(!token.clone().cancel(CancelReason::SuccessRateUnreachable));
     assert_eq!(token.reason(), Some(&CancelReason::Preempted));
 }
 
 #[test]
-fn later_reasons_do_not_replace_a_stop() {
+fn later_reason_does_not_replace_a_stop() {
     let stop = CancellationToken::new();
     let token = CancelToken::child_of(&stop);
     stop.cancel();
@@ -22,7 +22,7 @@ fn later_reasons_do_not_replace_a_stop() {
 #[test]
 fn cancelling_an_attempt_does_not_stop_its_parent() {
     let stop = CancellationToken::new();
-    CancelToken::child_of(&stop).cancel(CancelReason::Hopeless);
+    CancelToken::child_of(&stop).cancel(CancelReason::SuccessRateUnreachable);
     assert!(!stop.is_cancelled());
 }
 

@@ -1,12 +1,12 @@
-//! `dead-letters`: what nobody could deal with, and what becomes of it.
+//! `dead-letters`: lists, shows, replays and discards dead-lettered commands.
 
 use broker::{Broker, DeadLetter, DeadLetters, Topology};
-use clap::{ArgGroup, Subcommand};
+use clap::ArgGroup;
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::screen::Screen;
 use super::{jobs, tables};
 use crate::settings::Settings;
@@ -14,71 +14,72 @@ use crate::settings::Settings;
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     #[command(subcommand)]
-    asked: Asked,
+    subcommand: Subcommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum Asked {
-    /// The dead letters, the oldest first
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
+    /// List dead letters, oldest first
     List {
         #[command(flatten)]
-        choice: Choice,
+        filter: DeadLetterFilter,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// One dead letter with its headers and its body
+    /// Show one dead letter with its headers and body
     Show {
-        /// Its id, as the list has it
+        /// Id of the dead letter, as printed by `list`
         #[arg(value_name = "ID")]
         id: String,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Put dead letters back on the queue of commands, with their headers and why and when
+    /// Publish dead letters to the command queue again
     ///
-    /// A job that has ended stays ended: its terminal event is sent again.
-    Replay(Chosen),
-    /// Throw dead letters away
-    Discard(Chosen),
+    /// Keeps the headers, and adds the reason of the rejection and the time of the replay. A job that has ended is not
+    /// run again: its terminal event is published again.
+    Replay(Selection),
+    /// Delete dead letters
+    Discard(Selection),
 }
 
-/// Which ones; all that are named must fit.
+/// Selects dead letters; all given conditions must match.
 #[derive(Debug, Clone, clap::Args)]
-struct Choice {
-    /// The one with this id
+struct DeadLetterFilter {
+    /// Select the dead letter with this id
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// Those of this job
+    /// Select dead letters of the job with this id
     #[arg(long, value_name = "UUID")]
     job: Option<Uuid>,
-    /// Those whose reason begins so, such as "invalid"
+    /// Select dead letters whose reason starts with this text, for example "invalid"
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("which").required(true).multiple(true).args(["id", "job", "reason", "all"]))]
-struct Chosen {
+struct Selection {
     #[command(flatten)]
-    choice: Choice,
-    /// All of them
+    filter: DeadLetterFilter,
+    /// Select all dead letters
     #[arg(long, conflicts_with_all = ["id", "job", "reason"])]
     all: bool,
 }
 
-impl Choice {
-    fn fits(&self, letter: &DeadLetter) -> bool {
+impl DeadLetterFilter {
+    fn matches(&self, letter: &DeadLetter) -> bool {
         self.id.as_ref().is_none_or(|id| *id == letter.id)
             && self.job.is_none_or(|job| letter.job_id == Some(job))
             && self.reason.as_ref().is_none_or(|reason| letter.reason.starts_with(reason.as_str()))
     }
 }
 
-/// A dead letter, for people.
+/// Printable form of a dead letter.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct DeadLetterView<'a> {
     id: &'a str,
     job_id: Option<Uuid>,
     reason: &'a str,
@@ -90,8 +91,8 @@ struct Shown<'a> {
     body: Option<Value>,
 }
 
-impl<'a> Shown<'a> {
-    fn briefly(letter: &'a DeadLetter) -> Self {
+impl<'a> DeadLetterView<'a> {
+    fn summary(letter: &'a DeadLetter) -> Self {
         Self {
             id: &letter.id,
             job_id: letter.job_id,
@@ -103,49 +104,49 @@ impl<'a> Shown<'a> {
         }
     }
 
-    /// With its headers and its body: JSON as it is, anything else as text.
-    fn wholly(letter: &'a DeadLetter) -> Self {
+    /// Includes headers and body: a JSON body as JSON, any other body as text.
+    fn details(letter: &'a DeadLetter) -> Self {
         let text = || Value::from(String::from_utf8_lossy(&letter.body).into_owned());
         let body = serde_json::from_slice(&letter.body).unwrap_or_else(|_| text());
-        Self { headers: letter.headers(), body: Some(body), ..Self::briefly(letter) }
+        Self { headers: letter.headers(), body: Some(body), ..Self::summary(letter) }
     }
 }
 
-pub(super) async fn dead_letters(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
+pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
-    let held = broker.dead_letters().await?;
-    let outcome = dealt_with(options, &held, screen).await;
-    if held.more() {
-        screen.note("more dead letters lie there than are held at once; do the same again for the others");
+    let held = broker.hold_dead_letters().await?;
+    let outcome = execute(options, &held, screen).await;
+    if held.has_more() {
+        screen.print_note("more dead letters exist than are read at once; repeat the command for the others");
     }
     held.release().await;
     broker.close().await;
     outcome
 }
 
-async fn dealt_with(options: &Options, held: &DeadLetters, screen: &Screen) -> Result<(), Failure> {
-    match &options.asked {
-        Asked::List { choice, json } => {
-            let letters: Vec<_> = held.letters().iter().filter(|letter| choice.fits(letter)).collect();
-            let shown: Vec<_> = letters.into_iter().map(Shown::briefly).collect();
+async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Result<(), CliError> {
+    match &options.subcommand {
+        Subcommand::List { filter: choice, json } => {
+            let letters: Vec<_> = held.letters().iter().filter(|letter| choice.matches(letter)).collect();
+            let shown: Vec<_> = letters.into_iter().map(DeadLetterView::summary).collect();
             if *json {
-                screen.print(&jobs::as_json(&shown));
+                screen.print(&jobs::to_json(&shown));
             } else if shown.is_empty() {
-                screen.note("no dead letters");
+                screen.print_note("no dead letters");
             } else {
                 let rows = shown.iter().map(|letter| {
                     let job = letter.job_id.map(|id| id.to_string()).unwrap_or_default();
                     [letter.id, letter.rejected_at.unwrap_or_default(), &job, letter.reason].map(str::to_owned)
                 });
-                screen.print(&tables::dead_letters(rows));
+                screen.print(&tables::dead_letter_table(rows));
             }
         }
-        Asked::Show { id, json } => {
+        Subcommand::Show { id, json } => {
             let letter = held.letters().iter().find(|letter| letter.id == *id);
-            let letter = letter.ok_or_else(|| Failure::Usage(format!("{id} is no dead letter")))?;
-            let whole = Shown::wholly(letter);
+            let letter = letter.ok_or_else(|| CliError::Usage(format!("no dead letter has the id {id}")))?;
+            let whole = DeadLetterView::details(letter);
             if *json {
-                screen.print(&jobs::as_json(&whole));
+                screen.print(&jobs::to_json(&whole));
             } else {
                 let mut lines = vec![
                     ("id", letter.id.clone()),
@@ -154,24 +155,24 @@ async fn dealt_with(options: &Options, held: &DeadLetters, screen: &Screen) -> R
                 ];
                 lines.extend(letter.job_id.map(|job| ("job", job.to_string())));
                 lines.extend(whole.headers.iter().map(|(name, value)| (name.as_str(), value.clone())));
-                let body = whole.body.as_ref().map(jobs::as_json).unwrap_or_default();
-                screen.print(&format!("{}\n{body}", tables::lines(&lines)));
+                let body = whole.body.as_ref().map(jobs::to_json).unwrap_or_default();
+                screen.print(&format!("{}\n{body}", tables::format_pairs(&lines)));
             }
         }
-        Asked::Replay(Chosen { choice, .. }) => {
-            let replayed = held.replay(|letter| choice.fits(letter)).await?;
-            some(replayed)?;
+        Subcommand::Replay(Selection { filter: choice, .. }) => {
+            let replayed = held.replay(|letter| choice.matches(letter)).await?;
+            require_match(replayed)?;
             screen.print(&format!("replayed: {replayed}"));
         }
-        Asked::Discard(Chosen { choice, .. }) => {
-            let discarded = held.discard(|letter| choice.fits(letter)).await?;
-            some(discarded)?;
+        Subcommand::Discard(Selection { filter: choice, .. }) => {
+            let discarded = held.discard(|letter| choice.matches(letter)).await?;
+            require_match(discarded)?;
             screen.print(&format!("discarded: {discarded}"));
         }
     }
     Ok(())
 }
 
-fn some(count: usize) -> Result<(), Failure> {
-    if count == 0 { Err(Failure::Usage("no dead letter fits".to_owned())) } else { Ok(()) }
+fn require_match(count: usize) -> Result<(), CliError> {
+    if count == 0 { Err(CliError::Usage("no dead letter matches".to_owned())) } else { Ok(()) }
 }

@@ -1,14 +1,14 @@
-//! `doctor`: every setting and every connection, each with what to do where it is not well.
+//! `doctor`: checks all settings and connections, and suggests a fix for each failed check.
 
 use std::time::Duration;
 
 use broker::{Broker, QueueMatch, QueueState, Topology};
 use gemini_client::Gemini;
 use serde::Serialize;
-use stability_client::{Checked, Client, Engine};
+use stability_client::{AccountStatus, Client, Engine};
 use store::Store;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::screen::Screen;
 use crate::bootstrap;
 use crate::error_chain::error_chain;
@@ -16,8 +16,8 @@ use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
 use crate::telemetry;
 
-/// A part that has not answered by then is not well.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A check that takes longer than this has failed.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -26,94 +26,94 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// What was found out about one thing.
+/// Result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     name: &'static str,
     #[serde(flatten)]
-    state: State,
+    result: CheckResult,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
-enum State {
+enum CheckResult {
     Ok {
         message: String,
     },
     Failed {
         message: String,
         advice: String,
-        /// A setting is to blame, not a service.
+        /// The cause is an invalid setting, not a service.
         #[serde(skip)]
-        usage: bool,
+        is_usage_error: bool,
     },
 }
 
-impl State {
+impl CheckResult {
     fn ok(message: impl Into<String>) -> Self {
         Self::Ok { message: message.into() }
     }
 
     fn failed(message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), advice: advice.into(), usage: false }
+        Self::Failed { message: message.into(), advice: advice.into(), is_usage_error: false }
     }
 
-    fn setting(error: &SettingError) -> Self {
+    fn invalid_setting(error: &SettingError) -> Self {
         Self::Failed {
             message: error.to_string(),
-            advice: "mend the setting; the README lists all".into(),
-            usage: true,
+            advice: "correct the setting; the README lists all settings".into(),
+            is_usage_error: true,
         }
     }
 }
 
-pub(super) async fn doctor(
+pub(super) async fn run(
     options: &Options,
     settings: Result<Settings, SettingError>,
     screen: &Screen,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let findings = match settings {
-        Err(error) => vec![Finding { name: "settings", state: State::setting(&error) }],
-        Ok(settings) => Box::pin(findings(&settings)).await,
+        Err(error) => vec![Finding { name: "settings", result: CheckResult::invalid_setting(&error) }],
+        Ok(settings) => Box::pin(run_checks(&settings)).await,
     };
     if options.json {
         screen.print(&serde_json::to_string_pretty(&findings).expect("plain data serialises"));
     } else {
-        screen.print(&findings.iter().map(line).collect::<Vec<_>>().join("\n"));
+        screen.print(&findings.iter().map(format_finding).collect::<Vec<_>>().join("\n"));
     }
     let failed = || {
-        findings.iter().filter_map(|finding| match &finding.state {
-            State::Ok { .. } => None,
-            State::Failed { usage, .. } => Some(*usage),
+        findings.iter().filter_map(|finding| match &finding.result {
+            CheckResult::Ok { .. } => None,
+            CheckResult::Failed { is_usage_error: usage, .. } => Some(*usage),
         })
     };
     match failed().count() {
         0 => Ok(()),
-        count if failed().any(|usage| usage) => Err(Failure::Usage(format!("{count} not well"))),
-        count => Err(Failure::unreachable(format!("{count} not well"))),
+        count if failed().any(|usage| usage) => Err(CliError::Usage(format!("{count} checks failed"))),
+        count => Err(CliError::unreachable(format!("{count} checks failed"))),
     }
 }
 
-fn line(finding: &Finding) -> String {
-    match &finding.state {
-        State::Ok { message } => format!("ok      {:<13}{message}", finding.name),
-        State::Failed { message, advice, .. } => {
-            format!("FAILED  {:<13}{message}\n        {:<13}what to do: {advice}", finding.name, "")
+fn format_finding(finding: &Finding) -> String {
+    match &finding.result {
+        CheckResult::Ok { message } => format!("ok      {:<13}{message}", finding.name),
+        CheckResult::Failed { message, advice, .. } => {
+            format!("FAILED  {:<13}{message}\n        {:<13}fix: {advice}", finding.name, "")
         }
     }
 }
 
-async fn findings(settings: &Settings) -> Vec<Finding> {
+async fn run_checks(settings: &Settings) -> Vec<Finding> {
     let (broker, queues, database, storage, api, translation, telemetry) = tokio::join!(
-        in_time(broker(settings)),
-        in_time(queues(settings)),
-        in_time(database(settings)),
-        in_time(storage(settings)),
-        in_time(api(settings)),
-        in_time(translation(settings)),
-        in_time(telemetry(settings)),
+        with_timeout(check_broker(settings)),
+        with_timeout(check_queues(settings)),
+        with_timeout(check_database(settings)),
+        with_timeout(check_storage(settings)),
+        with_timeout(check_api(settings)),
+        with_timeout(check_translation(settings)),
+        with_timeout(check_telemetry(settings)),
     );
-    let all_good = State::ok(format!("{} settings are well formed", settings.in_force.len()));
+    let all_good = CheckResult::ok(format!("{} settings are valid", settings.redacted_values.len()));
     let found = [
         ("settings", all_good),
         ("broker", broker),
@@ -124,148 +124,159 @@ async fn findings(settings: &Settings) -> Vec<Finding> {
         ("translation", translation),
         ("telemetry", telemetry),
     ];
-    found.into_iter().map(|(name, state)| Finding { name, state }).collect()
+    found.into_iter().map(|(name, state)| Finding { name, result: state }).collect()
 }
 
-async fn in_time(check: impl Future<Output = State>) -> State {
-    tokio::time::timeout(PATIENCE, check)
-        .await
-        .unwrap_or_else(|_| State::failed(format!("no answer within {PATIENCE:?}"), "look at the network in between"))
+async fn with_timeout(check: impl Future<Output = CheckResult>) -> CheckResult {
+    tokio::time::timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(|_| {
+        CheckResult::failed(
+            format!("no response within {CHECK_TIMEOUT:?}"),
+            "check the network connection to the service",
+        )
+    })
 }
 
-async fn broker(settings: &Settings) -> State {
-    let advice = "start RabbitMQ, or mend AMQP_URL (user, password, virtual host)";
-    let broker = match Broker::reach(&settings.amqp_url).await {
+async fn check_broker(settings: &Settings) -> CheckResult {
+    let advice = "start RabbitMQ, or correct AMQP_URL (user, password, virtual host)";
+    let broker = match Broker::connect_without_topology(&settings.amqp_url).await {
         Ok(broker) => broker,
-        Err(error) => return State::failed(error_chain(&error), advice),
+        Err(error) => return CheckResult::failed(error_chain(&error), advice),
     };
-    let queue = broker.generate_queue().await;
+    let queue = broker.generate_queue_state().await;
     broker.close().await;
     match queue {
-        Ok(QueueState::There { messages, consumers }) => {
-            State::ok(format!("reached; {messages} commands wait, {consumers} workers take them"))
+        Ok(QueueState::Present { messages, consumers }) => {
+            CheckResult::ok(format!("reachable; {messages} commands are waiting, {consumers} consumers"))
         }
-        Ok(QueueState::Missing) => State::ok("reached; no queue yet, the first worker makes it"),
-        Err(error) => State::failed(error_chain(&error), "give the user its rights on the virtual host"),
+        Ok(QueueState::Missing) => {
+            CheckResult::ok("reachable; the queue does not exist yet, the first worker declares it")
+        }
+        Err(error) => CheckResult::failed(error_chain(&error), "grant the user permissions on the virtual host"),
     }
 }
 
-/// Each queue that a start declares: whether it is there with the arguments that it shall have.
-async fn queues(settings: &Settings) -> State {
-    let Ok(broker) = Broker::reach(&settings.amqp_url).await else {
-        return State::failed("not known while the broker cannot be reached", "mend the broker first");
+/// Checks that each queue that a worker declares at start exists with the expected arguments.
+async fn check_queues(settings: &Settings) -> CheckResult {
+    let Ok(broker) = Broker::connect_without_topology(&settings.amqp_url).await else {
+        return CheckResult::failed("unknown, because the broker cannot be reached", "fix the broker connection first");
     };
-    let compared = broker.compared(&Topology::new(settings.jobs.queue_delays())).await;
+    let compared = broker.compare_topology(&Topology::new(settings.jobs.queue_delays())).await;
     broker.close().await;
     let compared = match compared {
         Ok(compared) => compared,
-        Err(error) => return State::failed(error_chain(&error), "give the user its rights on the virtual host"),
+        Err(error) => {
+            return CheckResult::failed(error_chain(&error), "grant the user permissions on the virtual host");
+        }
     };
     let (all, missing) = (compared.len(), compared.iter().filter(|(_, found)| *found == QueueMatch::Missing).count());
     for (name, found) in compared {
         if let QueueMatch::Differs(why) = found {
-            let advice = format!("empty {name}, delete it, and start a worker, which makes it anew (docs/RUNBOOK.md)");
-            return State::failed(format!("{name} has other arguments than it shall have ({why})"), advice);
+            let advice =
+                format!("empty {name}, delete it and start a worker, which declares it again (docs/RUNBOOK.md)");
+            return CheckResult::failed(format!("{name} has other arguments than expected ({why})"), advice);
         }
     }
     match missing {
-        0 => State::ok(format!("all {all} are there as they shall be")),
-        missing => {
-            State::ok(format!("{} of {all} are there as they shall be; the next start makes the rest", all - missing))
-        }
+        0 => CheckResult::ok(format!("all {all} queues exist with the expected arguments")),
+        missing => CheckResult::ok(format!(
+            "{} of {all} queues exist with the expected arguments; the next start declares the others",
+            all - missing
+        )),
     }
 }
 
-/// Whether the collector takes what is exported.
-async fn telemetry(settings: &Settings) -> State {
-    let exported = settings.telemetry.shown();
+/// Checks that the collector accepts exported data.
+async fn check_telemetry(settings: &Settings) -> CheckResult {
+    let exported = settings.telemetry.exported_signals();
     let named = exported.iter().map(|(signal, _)| *signal).collect::<Vec<_>>().join(", ");
-    match telemetry::check(&settings.telemetry).await {
-        None if exported.is_empty() => State::ok(
-            "nothing is exported; OTEL_EXPORTER_OTLP_ENDPOINT names a collector, /metrics is served in any case",
+    match telemetry::check_collector(&settings.telemetry).await {
+        None if exported.is_empty() => CheckResult::ok(
+            "nothing is exported; set OTEL_EXPORTER_OTLP_ENDPOINT to export to a collector (/metrics is always served)",
         ),
-        None => State::ok(format!("{named} are exported")),
-        Some(Ok(())) => State::ok(format!("the collector takes what it is sent; {named} are exported")),
-        Some(Err(error)) => State::failed(
-            format!("the collector does not take spans ({error})"),
-            "start the collector, or mend OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_PROTOCOL",
+        None => CheckResult::ok(format!("{named} are exported")),
+        Some(Ok(())) => CheckResult::ok(format!("the collector accepts data; {named} are exported")),
+        Some(Err(error)) => CheckResult::failed(
+            format!("the collector does not accept spans ({error})"),
+            "start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_PROTOCOL",
         ),
     }
 }
 
-async fn database(settings: &Settings) -> State {
+async fn check_database(settings: &Settings) -> CheckResult {
     let pending = match Store::connect(&settings.database_url).await {
         Ok(store) => store.pending_migrations().await,
         Err(error) => Err(error),
     };
     match pending {
-        Ok(0) => State::ok("reached; its schema is up to date"),
-        Ok(pending) => State::ok(format!(
-            "reached; {pending} migrations are missing, `asset-worker migrate` or the next start applies them"
+        Ok(0) => CheckResult::ok("reachable; the schema is up to date"),
+        Ok(pending) => CheckResult::ok(format!(
+            "reachable; {pending} migrations are pending, `asset-worker migrate` or the next start applies them"
         )),
-        Err(error) => State::failed(error_chain(&error), "start the database, or mend DATABASE_URL"),
+        Err(error) => CheckResult::failed(error_chain(&error), "start the database, or correct DATABASE_URL"),
     }
 }
 
-async fn storage(settings: &Settings) -> State {
+async fn check_storage(settings: &Settings) -> CheckResult {
     let checked = match Storage::open(&settings.storage_root) {
-        Ok(storage) => storage.check().await.map(|()| storage.root().to_owned()),
+        Ok(storage) => storage.check_writable().await.map(|()| storage.root().to_owned()),
         Err(error) => Err(error),
     };
     match checked {
-        Ok(root) => State::ok(format!("{root} can be written")),
-        Err(error) => State::failed(
+        Ok(root) => CheckResult::ok(format!("{root} is writable")),
+        Err(error) => CheckResult::failed(
             error_chain(&error),
-            "mend ASSET_STORAGE_URL, rights and space there, or a bucket's AWS_ variables",
+            "correct ASSET_STORAGE_URL, the permissions or free space there, or the AWS_ variables of a bucket",
         ),
     }
 }
 
-async fn api(settings: &Settings) -> State {
-    let client = match bootstrap::client(settings) {
+async fn check_api(settings: &Settings) -> CheckResult {
+    let client = match bootstrap::standalone_client(settings) {
         Ok(client) => client,
-        Err(error) => return State::setting(&error),
+        Err(error) => return CheckResult::invalid_setting(&error),
     };
-    match asked(&client).await {
+    match check_account(&client).await {
         Ok(state) => state,
-        Err(error) => State::failed(
+        Err(error) => CheckResult::failed(
             error_chain(&error),
-            "look at STABILITY_API_KEY and STABILITY_BASE_URL, and at the API's status page",
+            "check STABILITY_API_KEY, STABILITY_BASE_URL and the API's status page",
         ),
     }
 }
 
-async fn translation(settings: &Settings) -> State {
+async fn check_translation(settings: &Settings) -> CheckResult {
     let phrases = settings.translation.phrase_book.len();
     let Some(gemini) = &settings.translation.gemini else {
-        return State::ok(format!(
-            "{phrases} texts in the phrase book; without GEMINI_API_KEY other Chinese texts fail their images"
+        return CheckResult::ok(format!(
+            "{phrases} texts in the phrase book; GEMINI_API_KEY is not set: images with other Chinese texts fail"
         ));
     };
     let gemini = match Gemini::new(gemini) {
         Ok(gemini) => gemini,
-        Err(error) => return State::setting(&SettingError::unusable("GEMINI_API_KEY", &error)),
+        Err(error) => return CheckResult::invalid_setting(&SettingError::unusable("GEMINI_API_KEY", &error)),
     };
     match gemini.check().await {
-        Ok(()) => {
-            State::ok(format!("{phrases} texts in the phrase book; the key is good; {} is there", gemini.model()))
-        }
-        Err(error) => State::failed(error.to_string(), "look at GEMINI_API_KEY, GEMINI_MODEL and GEMINI_BASE_URL"),
+        Ok(()) => CheckResult::ok(format!(
+            "{phrases} texts in the phrase book; the key is valid; {} is available",
+            gemini.model()
+        )),
+        Err(error) => CheckResult::failed(error.to_string(), "check GEMINI_API_KEY, GEMINI_MODEL and GEMINI_BASE_URL"),
     }
 }
 
-async fn asked(client: &Client) -> Result<State, stability_client::Error> {
+async fn check_account(client: &Client) -> Result<CheckResult, stability_client::Error> {
     let engine = Engine::default();
     let checked = client.check(engine).await?;
     Ok(match checked {
-        Checked { engine_listed: Some(false), .. } => {
-            State::failed(format!("the account does not list {engine}"), "ask Stability whether it was retired")
+        AccountStatus { engine_listed: Some(false), .. } => CheckResult::failed(
+            format!("{engine} is not among the engines of the account"),
+            "ask Stability whether the engine was retired",
+        ),
+        AccountStatus { credits, .. } if credits <= 0.0 => {
+            CheckResult::failed("the key is valid, but no credits are left", "buy credits at platform.stability.ai")
         }
-        Checked { credits, .. } if credits <= 0.0 => {
-            State::failed("the key is good, but no credits are left", "buy credits at platform.stability.ai")
-        }
-        Checked { credits, .. } => {
-            State::ok(format!("the key is good; {engine} is there; {credits:.1} credits are left"))
+        AccountStatus { credits, .. } => {
+            CheckResult::ok(format!("the key is valid; {engine} is available; {credits:.1} credits are left"))
         }
     })
 }

@@ -1,4 +1,4 @@
-//! What the program exits with, and the failures that lead there.
+//! Exit codes, and the errors that lead to them.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use crate::worker::RunError;
 
 /// The contract's exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Exit {
+pub(super) enum ExitStatus {
     Well = 0,
     JobFailed = 1,
     /// `EX_USAGE` of sysexits.
@@ -25,19 +25,19 @@ pub(super) enum Exit {
     Bug = 70,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
+impl From<ExitStatus> for ExitCode {
+    fn from(exit: ExitStatus) -> Self {
         Self::from(exit as u8)
     }
 }
 
-/// Why a command of the command line did not do what was asked.
+/// Error of a subcommand.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// The job has no good end.
+pub(super) enum CliError {
+    /// The job failed or did not end.
     #[error("{0}")]
-    Job(String),
-    /// A setting or an argument cannot be used.
+    JobFailed(String),
+    /// A setting or an argument is invalid.
     #[error("{0}")]
     Usage(String),
     /// A service could not be reached.
@@ -45,30 +45,30 @@ pub(super) enum Failure {
     Unreachable(String),
 }
 
-impl Failure {
+impl CliError {
     pub(super) fn unreachable(message: impl Into<String>) -> Self {
         Self::Unreachable(message.into())
     }
 
-    pub(super) fn exit(&self) -> Exit {
+    pub(super) fn exit_status(&self) -> ExitStatus {
         match self {
-            Self::Job(_) => Exit::JobFailed,
-            Self::Usage(_) => Exit::Usage,
-            Self::Unreachable(_) => Exit::Unreachable,
+            Self::JobFailed(_) => ExitStatus::JobFailed,
+            Self::Usage(_) => ExitStatus::Usage,
+            Self::Unreachable(_) => ExitStatus::Unreachable,
         }
     }
 }
 
-impl From<SettingError> for Failure {
+impl From<SettingError> for CliError {
     fn from(error: SettingError) -> Self {
         Self::Usage(error.to_string())
     }
 }
 
-/// Errors of services: the message has all their causes.
+/// Converts errors of services; the message contains all causes.
 macro_rules! unreachable_service {
     ($($error:ty),+) => {
-        $(impl From<$error> for Failure {
+        $(impl From<$error> for CliError {
             fn from(error: $error) -> Self {
                 Self::Unreachable(error_chain(&error))
             }
@@ -78,7 +78,7 @@ macro_rules! unreachable_service {
 
 unreachable_service!(StoreError, StorageError, BrokerError, BootstrapError, JobRunError);
 
-impl From<RunError> for Failure {
+impl From<RunError> for CliError {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Setting(error) => error.into(),

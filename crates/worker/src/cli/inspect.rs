@@ -1,22 +1,22 @@
-//! `inspect`: what a picture says of itself.
+//! `inspect`: prints the metadata embedded in an image file.
 
 use std::path::PathBuf;
 
 use domain::digest;
-use domain::story::Story;
+use domain::story::ImageMetadata;
 use picture::texts;
 use serde::Serialize;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::screen::Screen;
 use super::{jobs, tables};
 
-/// The largest file that is read, in bytes: no stored picture comes near it.
+/// The largest file that is read, in bytes. Stored images are much smaller.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// A PNG or JPEG
+    /// PNG or JPEG file
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Print JSON
@@ -24,18 +24,18 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// What was found in a file.
+/// Properties and metadata of an image file.
 #[derive(Debug, Serialize)]
-struct Found {
+struct FileReport {
     file: String,
     format: &'static str,
     width: u32,
     height: u32,
     size_bytes: u64,
     sha256: String,
-    /// How it was made; none where it is not from here.
-    story: Option<Story>,
-    /// Every text in it, by keyword.
+    /// Metadata that the worker embedded: how the image was generated. `None` for files of other programs.
+    metadata: Option<ImageMetadata>,
+    /// All text entries of the file, by keyword.
     texts: Vec<Text>,
 }
 
@@ -45,15 +45,15 @@ struct Text {
     text: String,
 }
 
-pub(super) fn inspect(options: &Options, screen: &Screen) -> Result<(), Failure> {
-    let found = found(options)?;
-    screen.print(&if options.json { jobs::as_json(&found) } else { shown(&found) });
+pub(super) fn run(options: &Options, screen: &Screen) -> Result<(), CliError> {
+    let found = read_file_report(options)?;
+    screen.print(&if options.json { jobs::to_json(&found) } else { format_report(&found) });
     Ok(())
 }
 
-fn found(options: &Options) -> Result<Found, Failure> {
+fn read_file_report(options: &Options) -> Result<FileReport, CliError> {
     let file = options.file.display().to_string();
-    let unusable = |why: String| Failure::Usage(format!("{file}: {why}"));
+    let unusable = |why: String| CliError::Usage(format!("{file}: {why}"));
     let size_bytes = std::fs::metadata(&options.file).map(|found| found.len());
     let size_bytes = size_bytes.map_err(|error| unusable(format!("cannot be read ({error})")))?;
     if size_bytes > MAX_FILE_BYTES {
@@ -61,37 +61,37 @@ fn found(options: &Options) -> Result<Found, Failure> {
     }
     let bytes = std::fs::read(&options.file).map_err(|error| unusable(format!("cannot be read ({error})")))?;
     let read = texts::read(&bytes).map_err(|defect| unusable(defect.to_string()))?;
-    let texts::Read { format, width, height, texts } = read;
-    Ok(Found {
+    let texts::ImageInfo { format, width, height, texts } = read;
+    Ok(FileReport {
         file,
         format: format.as_str(),
         width,
         height,
         size_bytes,
         sha256: digest::sha256(&bytes),
-        story: texts::story(&texts),
+        metadata: texts::from_texts(&texts),
         texts: texts.into_iter().map(|(keyword, text)| Text { keyword, text }).collect(),
     })
 }
 
-fn shown(found: &Found) -> String {
-    let Found { file, format, width, height, size_bytes, sha256, story, texts } = found;
+fn format_report(found: &FileReport) -> String {
+    let FileReport { file, format, width, height, size_bytes, sha256, metadata: story, texts } = found;
     let mut lines = vec![
         ("file", file.clone()),
-        ("picture", format!("{format}, {width}x{height}, {size_bytes} bytes")),
+        ("format", format!("{format}, {width}x{height}, {size_bytes} bytes")),
         ("sha256", sha256.clone()),
     ];
     let Some(story) = story else {
-        lines.push(("story", "none: it was not made here, or somebody removed it".to_owned()));
-        let mut text = tables::lines(&lines);
+        lines.push(("metadata", "none: the file was not made by asset-worker, or its metadata was removed".to_owned()));
+        let mut text = tables::format_pairs(&lines);
         for Text { keyword, text: told } in texts {
-            // Of whatever origin, and on somebody's terminal.
+            // The text is of unknown origin: control characters must not reach the terminal.
             let told = told.replace(|c: char| c.is_control() && c != '\n', "\u{FFFD}");
             text += &format!("\n{}:\n{told}\n", keyword.escape_debug());
         }
         return text;
     };
-    let recipe = &story.recipe;
+    let recipe = &story.params;
     lines.extend([
         ("job", story.job_id.to_string()),
         ("project", story.project_id.to_string()),
@@ -112,5 +112,5 @@ fn shown(found: &Found) -> String {
     lines.extend(recipe.cfg_scale.map(|scale| ("cfg scale", scale.to_string())));
     lines.extend(recipe.steps.map(|steps| ("steps", steps.to_string())));
     lines.push(("software", story.software.clone()));
-    tables::lines(&lines)
+    tables::format_pairs(&lines)
 }

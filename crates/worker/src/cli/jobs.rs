@@ -1,12 +1,11 @@
-//! `jobs`: what the database knows.
+//! `jobs`: lists and shows jobs, and publishes terminal events again.
 
-use broker::{Broker, Routed, Topology};
-use clap::Subcommand;
+use broker::{Broker, PublishOutcome, Topology};
 use serde::Serialize;
 use store::Store;
 use uuid::Uuid;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::screen::Screen;
 use super::tables;
 use crate::event_sink::EventSink;
@@ -15,24 +14,24 @@ use crate::settings::Settings;
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     #[command(subcommand)]
-    asked: Asked,
+    subcommand: Subcommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum Asked {
-    /// The newest jobs
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
+    /// List the newest jobs
     List {
-        /// Only those of this project
+        /// List only jobs of the project with this id
         #[arg(long, value_name = "ID")]
         project: Option<i64>,
-        /// How many at most
+        /// Maximum number of jobs
         #[arg(long, value_name = "COUNT", default_value_t = 20)]
         limit: u32,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// One job with its images
+    /// Show one job with its images
     Show {
         /// Id of the job
         #[arg(value_name = "UUID")]
@@ -41,36 +40,36 @@ enum Asked {
         #[arg(long)]
         json: bool,
     },
-    /// Send the terminal events of jobs again, such as those that no queue was bound for
+    /// Publish terminal events again, for example those that no queue was bound for
     Republish {
-        /// Ids of jobs
+        /// Ids of the jobs
         #[arg(value_name = "UUID", required_unless_present = "all")]
         job_ids: Vec<Uuid>,
-        /// Every job whose terminal event no queue has taken
+        /// Publish every terminal event that no queue has received yet
         #[arg(long, conflicts_with = "job_ids")]
         all: bool,
     },
 }
 
-pub(super) async fn jobs(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
-    let store = store(settings).await?;
-    match &options.asked {
-        Asked::List { project, limit, json } => {
-            let jobs = store.jobs(*project, u64::from(*limit)).await?;
+pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
+    let store = open_store(settings).await?;
+    match &options.subcommand {
+        Subcommand::List { project, limit, json } => {
+            let jobs = store.list_jobs(*project, u64::from(*limit)).await?;
             if *json {
-                screen.print(&as_json(&jobs));
+                screen.print(&to_json(&jobs));
             } else if jobs.is_empty() {
-                screen.note("no jobs yet");
+                screen.print_note("no jobs yet");
             } else {
-                screen.print(&tables::job_list(&jobs));
+                screen.print(&tables::job_table(&jobs));
             }
         }
-        Asked::Show { job_id, json } => {
-            let job = store.job(*job_id).await?;
-            let job = job.ok_or_else(|| Failure::Usage(format!("{job_id} is no job of this database")))?;
-            screen.print(&if *json { as_json(&job) } else { tables::job(&job) });
+        Subcommand::Show { job_id, json } => {
+            let job = store.job_report(*job_id).await?;
+            let job = job.ok_or_else(|| CliError::Usage(format!("job {job_id} is not in the database")))?;
+            screen.print(&if *json { to_json(&job) } else { tables::job_details(&job) });
         }
-        Asked::Republish { job_ids, all } => republish(&store, job_ids, *all, settings, screen).await?,
+        Subcommand::Republish { job_ids, all } => republish(&store, job_ids, *all, settings, screen).await?,
     }
     Ok(())
 }
@@ -81,49 +80,49 @@ async fn republish(
     all: bool,
     settings: &Settings,
     screen: &Screen,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let events = if all {
         store.unpublished_events().await?
     } else {
         let mut events = Vec::new();
         for id in job_ids {
-            let terminal = store.find_job(*id).await?.and_then(|job| job.terminal);
+            let terminal = store.find_job(*id).await?.and_then(|job| job.terminal_event);
             let terminal =
-                terminal.ok_or_else(|| Failure::Usage(format!("{id} is no job of this database that has ended")))?;
+                terminal.ok_or_else(|| CliError::Usage(format!("job {id} is not in the database or has not ended")))?;
             events.push((*id, terminal.event));
         }
         events
     };
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
-    let publisher = broker.publisher().await?;
+    let publisher = broker.create_publisher().await?;
     let mut unrouted = 0;
     for (id, event) in &events {
         let routed = EventSink::publish(&publisher, event).await;
-        match routed.map_err(|error| Failure::unreachable(error.to_string()))? {
-            Routed::Taken => store.mark_published(*id).await?,
-            Routed::Unrouted => unrouted += 1,
+        match routed.map_err(|error| CliError::unreachable(error.to_string()))? {
+            PublishOutcome::Routed => store.mark_published(*id).await?,
+            PublishOutcome::Unrouted => unrouted += 1,
         }
     }
     broker.close().await;
     screen.print(&format!("sent: {}", events.len() - unrouted));
     if unrouted > 0 {
-        return Err(Failure::Job(format!("no queue is bound for {unrouted} of {} events", events.len())));
+        return Err(CliError::JobFailed(format!("no queue is bound for {unrouted} of {} events", events.len())));
     }
     Ok(())
 }
 
-/// The database, where its schema is the one that this program knows.
-pub(super) async fn store(settings: &Settings) -> Result<Store, Failure> {
+/// Connects to the database. Fails if migrations are pending.
+pub(super) async fn open_store(settings: &Settings) -> Result<Store, CliError> {
     let store = Store::connect(&settings.database_url).await?;
     let pending = store.pending_migrations().await?;
     if pending > 0 {
-        return Err(Failure::unreachable(format!(
-            "the database lacks {pending} migrations; apply them with: asset-worker migrate"
+        return Err(CliError::unreachable(format!(
+            "{pending} database migrations are pending; apply them with: asset-worker migrate"
         )));
     }
     Ok(store)
 }
 
-pub(super) fn as_json(data: &impl Serialize) -> String {
+pub(super) fn to_json(data: &impl Serialize) -> String {
     serde_json::to_string_pretty(data).expect("plain data serialises")
 }

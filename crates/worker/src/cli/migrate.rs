@@ -1,9 +1,9 @@
-//! `migrate`: the schema.
+//! `migrate`: applies pending database migrations.
 
 use serde_json::json;
 use store::Store;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::screen::Screen;
 use crate::settings::Settings;
 
@@ -14,7 +14,7 @@ pub(super) struct Options {
     json: bool,
 }
 
-pub(super) async fn migrate(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
+pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
     let applied = Store::connect(&settings.database_url).await?.migrate().await?;
     screen.print(&match applied {
         applied if options.json => json!({ "applied": applied }).to_string(),

@@ -1,16 +1,17 @@
-//! `run`: the worker.
+//! `run`: starts the worker.
 
 use tracing::info;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use crate::settings::Settings;
 use crate::shutdown::Signals;
 use crate::telemetry::Telemetry;
 use crate::worker;
 
-pub(super) async fn run(settings: &Settings, telemetry: &Telemetry) -> Result<(), Failure> {
-    let signals = Signals::listen().map_err(|error| Failure::unreachable(format!("no signals ({error})")))?;
-    let in_force: Vec<_> = settings.in_force.iter().map(|(name, value)| format!("{name}={value}")).collect();
+pub(super) async fn run(settings: &Settings, telemetry: &Telemetry) -> Result<(), CliError> {
+    let signals = Signals::listen()
+        .map_err(|error| CliError::unreachable(format!("signal handlers cannot be installed ({error})")))?;
+    let in_force: Vec<_> = settings.redacted_values.iter().map(|(name, value)| format!("{name}={value}")).collect();
     info!(version = env!("CARGO_PKG_VERSION"), settings = in_force.join(" "), "starting");
     Ok(worker::run(settings, telemetry, signals.stop()).await?)
 }

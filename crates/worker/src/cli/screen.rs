@@ -1,50 +1,50 @@
-//! What a person sees: progress and log lines on standard error, results on standard output.
+//! Terminal output: results on standard output; progress, notes and log lines on standard error.
 
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::tables::Seen;
+use super::tables::EventView;
 
-/// The terminal, or what stands in for it. Clones share it.
+/// Standard output and standard error, which may be a terminal. Clones share the progress bars.
 #[derive(Clone)]
 pub(super) struct Screen {
     bars: MultiProgress,
-    terminal: bool,
+    is_terminal: bool,
 }
 
 impl Screen {
     pub(super) fn new() -> Self {
-        Self { bars: MultiProgress::new(), terminal: io::stderr().is_terminal() }
+        Self { bars: MultiProgress::new(), is_terminal: io::stderr().is_terminal() }
     }
 
-    /// Prints a result.
+    /// Prints a result to standard output.
     pub(super) fn print(&self, text: &str) {
-        // A reader that has seen enough and hung up is no failure of ours.
+        // If the reader has closed the pipe, that is not an error of this program.
         let _ = self.bars.suspend(|| writeln!(io::stdout(), "{}", text.trim_end()));
     }
 
-    /// Says what went wrong.
-    pub(super) fn complain(&self, text: &str) {
-        self.note(&format!("asset-worker: {text}"));
+    /// Prints an error to standard error.
+    pub(super) fn print_error(&self, text: &str) {
+        self.print_note(&format!("asset-worker: {text}"));
     }
 
-    /// Says something by the way.
-    pub(super) fn note(&self, text: &str) {
+    /// Prints a note to standard error.
+    pub(super) fn print_note(&self, text: &str) {
         let _ = self.bars.suspend(|| writeln!(io::stderr(), "{text}"));
     }
 
-    /// Writes log lines without tearing the progress bar.
+    /// Returns a writer for log lines that suspends the progress bar while it writes.
     pub(super) fn log_writer(&self) -> LogWriter {
         LogWriter(self.bars.clone())
     }
 
-    /// Begins to show how a job of so many images comes along.
-    pub(super) fn progress(&self, total: usize) -> Progress {
-        let bar = self.terminal.then(|| {
+    /// Starts the progress display of a job with `total` images.
+    pub(super) fn start_progress(&self, total: usize) -> Progress {
+        let bar = self.is_terminal.then(|| {
             let style = ProgressStyle::with_template("{spinner} [{bar:40}] {pos}/{len} images  {msg}  {elapsed}")
-                .expect("the template is well formed")
+                .expect("the template is valid")
                 .progress_chars("=> ");
             let bar = ProgressBar::new(total as u64).with_style(style).with_message("waiting");
             bar.enable_steady_tick(std::time::Duration::from_millis(200));
@@ -54,24 +54,24 @@ impl Screen {
     }
 }
 
-/// How one job comes along: a bar on a terminal, else a line an image.
+/// Progress display of one job: a bar on a terminal, otherwise one line per image.
 pub(super) struct Progress {
     screen: Screen,
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
-    /// Shows what an event says.
-    pub(super) fn show(&self, seen: &Seen) {
-        let Some(line) = seen.line() else { return };
+    /// Updates the display from an event.
+    pub(super) fn show(&self, seen: &EventView) {
+        let Some(line) = seen.progress_line() else { return };
         let data = &seen.data;
         match &self.bar {
-            None => self.screen.note(&line),
+            None => self.screen.print_note(&line),
             Some(bar) => {
                 bar.set_position(u64::from(data.succeeded + data.failed));
                 bar.set_message(if data.failed == 0 { String::new() } else { format!("{} failed", data.failed) });
                 if data.code.is_some() || seen.is_started() {
-                    self.screen.note(&line);
+                    self.screen.print_note(&line);
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! `style`: how a project's images look where its commands leave it open.
+//! `style`: sets, shows and clears the style that a project's jobs use for options that their command leaves out.
 
-use clap::{ArgGroup, Subcommand};
+use clap::ArgGroup;
 use domain::prompt::{DEFAULT_NEGATIVE_PROMPT, DEFAULT_STYLE_MODIFIERS};
 use domain::style::{InvalidStyle, Style};
 use serde_json::{Map, Value, json};
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::screen::Screen;
 use super::{jobs, tables};
 use crate::bootstrap;
@@ -14,33 +14,34 @@ use crate::settings::Settings;
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     #[command(subcommand)]
-    asked: Asked,
+    subcommand: Subcommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum Asked {
-    /// Keep a style for the later jobs of a project, in place of what was kept
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
+    /// Set the style of a project for its later jobs, replacing the previous one
     ///
-    /// A job takes from it what its own command leaves out. A job that has begun keeps the style it began with.
-    Set(Set),
+    /// A job uses the style for the options that its own command leaves out. A job that has started keeps the style
+    /// that it started with.
+    Set(SetOptions),
     /// Show the style of a project
     Show {
         #[command(flatten)]
-        project: Project,
+        project: ProjectArg,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Forget the style of a project
+    /// Remove the style of a project
     Clear {
         #[command(flatten)]
-        project: Project,
+        project: ProjectArg,
     },
 }
 
 #[derive(Debug, clap::Args)]
-struct Project {
-    /// Project that the style is for
+struct ProjectArg {
+    /// Id of the project
     #[arg(long = "project", value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
     id: i64,
 }
@@ -50,37 +51,37 @@ struct Project {
     group = ArgGroup::new("style").required(true).multiple(true),
     override_usage = "asset-worker style set --project <ID> [OPTIONS]"
 )]
-struct Set {
+struct SetOptions {
     #[command(flatten)]
-    project: Project,
-    /// A modifier that is appended to every description; may be given more than once. English or Chinese
+    project: ProjectArg,
+    /// Modifier appended to every description, in English or Chinese; may be given more than once
     #[arg(long = "modifier", value_name = "TEXT", group = "style")]
     modifiers: Vec<String>,
-    /// No modifiers at all, not even the default ones
+    /// Append no modifiers, not even the default ones
     #[arg(long, group = "style", conflicts_with = "modifiers")]
     no_modifiers: bool,
-    /// What the pictures shall not show; an empty text excludes nothing
+    /// What the images must not show; an empty text excludes nothing
     #[arg(long, value_name = "TEXT", group = "style")]
     negative_prompt: Option<String>,
-    /// A look that the API knows by name, such as cinematic
+    /// Style preset of the API, for example cinematic
     #[arg(long, value_name = "NAME", group = "style")]
     style_preset: Option<String>,
-    /// How closely the pictures follow the prompt, 0 to 35
-    #[arg(long, value_name = "NUMBER", group = "style", value_parser = finite)]
+    /// How closely the images follow the prompt, 0 to 35
+    #[arg(long, value_name = "NUMBER", group = "style", value_parser = parse_finite)]
     cfg_scale: Option<f64>,
-    /// Diffusion steps, 10 to 50
+    /// Number of diffusion steps, 10 to 50
     #[arg(long, value_name = "COUNT", group = "style")]
     steps: Option<u64>,
 }
 
-/// NaN and infinities have no JSON, so that they would count as not given.
-fn finite(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "a number is expected".to_owned())
+/// Rejects NaN and infinities: JSON cannot represent them, so that they would count as absent.
+fn parse_finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a finite number".to_owned())
 }
 
-impl Set {
-    /// The style that was described, by the rules of a command.
-    fn style(&self) -> Result<Style, Failure> {
+impl SetOptions {
+    /// Builds the style and validates it by the rules of a command.
+    fn to_style(&self) -> Result<Style, CliError> {
         let mut keys = Map::new();
         if self.no_modifiers || !self.modifiers.is_empty() {
             keys.insert("style_modifiers".to_owned(), json!(self.modifiers));
@@ -93,47 +94,46 @@ impl Set {
         ];
         keys.extend(others.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         Style::parse(Value::Object(keys), &bootstrap::rules()).map_err(|InvalidStyle(violations)| {
-            Failure::Usage(format!("the style is not valid:\n  {}", violations.join("\n  ")))
+            CliError::Usage(format!("invalid style:\n  {}", violations.join("\n  ")))
         })
     }
 }
 
-pub(super) async fn style(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), Failure> {
-    if let Asked::Set(set) = &options.asked {
-        // What is wrong with the style is said before the database is asked for anything.
-        let (style, id) = (set.style()?, set.project.id);
-        jobs::store(settings).await?.keep_project_style(id, &style).await?;
-        screen.print(&format!("kept for the later jobs of project {id}\n{}", shown(&style)));
+pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
+    if let Subcommand::Set(set) = &options.subcommand {
+        // An invalid style is reported before the database is opened.
+        let (style, id) = (set.to_style()?, set.project.id);
+        jobs::open_store(settings).await?.save_project_style(id, &style).await?;
+        screen.print(&format!("style set for later jobs of project {id}\n{}", format_style(&style)));
         return Ok(());
     }
-    let store = jobs::store(settings).await?;
-    match &options.asked {
-        Asked::Set(_) => {}
-        Asked::Show { project: Project { id }, json } => {
+    let store = jobs::open_store(settings).await?;
+    match &options.subcommand {
+        Subcommand::Set(_) => {}
+        Subcommand::Show { project: ProjectArg { id }, json } => {
             let style = store.project_style(*id).await?;
             match style {
-                _ if *json => screen.print(&jobs::as_json(&style.unwrap_or_default())),
-                Some(style) => screen.print(&format!("style of project {id}\n{}", shown(&style))),
-                None => screen.print(&format!("project {id} keeps no style\n{}", shown(&Style::default()))),
+                _ if *json => screen.print(&jobs::to_json(&style.unwrap_or_default())),
+                Some(style) => screen.print(&format!("style of project {id}\n{}", format_style(&style))),
+                None => screen.print(&format!("project {id} has no style\n{}", format_style(&Style::default()))),
             }
         }
-        Asked::Clear { project: Project { id } } => {
+        Subcommand::Clear { project: ProjectArg { id } } => {
             let cleared = store.clear_project_style(*id).await?;
-            screen
-                .print(&format!("project {id} {}", if cleared { "keeps no style any more" } else { "kept no style" }));
+            screen.print(&format!("project {id} {}", if cleared { "no longer has a style" } else { "had no style" }));
         }
     }
     Ok(())
 }
 
-/// A style, with what holds where it leaves something open.
-fn shown(style: &Style) -> String {
+/// Formats a style; options that it leaves out are shown with their default.
+fn format_style(style: &Style) -> String {
     let list = |modifiers: &[String]| {
         if modifiers.is_empty() { "none".to_owned() } else { modifiers.join(", ") }
     };
     let open = |default: &str| format!("{default} (default)");
     let none_if_empty = |text: &String| if text.is_empty() { "none".to_owned() } else { text.clone() };
-    tables::lines(&[
+    tables::format_pairs(&[
         ("modifiers", style.style_modifiers.as_deref().map_or_else(|| open(&DEFAULT_STYLE_MODIFIERS.join(", ")), list)),
         (
             "negative prompt",

@@ -1,4 +1,4 @@
-//! Events and rows, written for people.
+//! Formats events and database rows for the terminal.
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use console::Term;
@@ -7,19 +7,19 @@ use uuid::Uuid;
 
 use store::JobReport;
 
-/// The width of tables where standard output is no terminal. Longer texts are wrapped in their cell.
-const USUAL_COLUMNS: u16 = 116;
+/// Width of tables in columns if standard output is not a terminal. Longer texts are wrapped in their cell.
+const DEFAULT_WIDTH: u16 = 116;
 
-/// As much of an event as people are shown, read from its body.
+/// The fields of an event that are displayed, parsed from its body.
 #[derive(Debug, Deserialize)]
-pub(super) struct Seen {
+pub(super) struct EventView {
     #[serde(rename = "type")]
-    kind: String,
-    pub(super) data: SeenData,
+    event_type: String,
+    pub(super) data: EventData,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct SeenData {
+pub(super) struct EventData {
     pub(super) job_id: Uuid,
     #[serde(default)]
     pub(super) total: u32,
@@ -38,14 +38,14 @@ pub(super) struct SeenData {
     #[serde(default)]
     duration_ms: u64,
     #[serde(default)]
-    assets: Vec<SeenAsset>,
+    assets: Vec<EventAsset>,
     #[serde(default)]
-    failures: Vec<SeenFailure>,
-    error: Option<SeenError>,
+    failures: Vec<EventFailure>,
+    error: Option<EventError>,
 }
 
 #[derive(Debug, Deserialize)]
-struct SeenAsset {
+struct EventAsset {
     index: u32,
     file_path: String,
     width: u32,
@@ -55,7 +55,7 @@ struct SeenAsset {
 }
 
 #[derive(Debug, Deserialize)]
-struct SeenFailure {
+struct EventFailure {
     index: u32,
     code: String,
     message: String,
@@ -64,49 +64,49 @@ struct SeenFailure {
 }
 
 #[derive(Debug, Deserialize)]
-struct SeenError {
+struct EventError {
     code: String,
     message: String,
 }
 
-impl Seen {
-    /// Reads an event's body; `None` where it is no event of ours.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
+impl EventView {
+    /// Parses an event's body; `None` if it is not an event of the worker.
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
         serde_json::from_slice(body).ok()
     }
 
-    fn is(&self, name: &str) -> bool {
-        self.kind.strip_prefix("assets.generation.") == Some(name)
+    fn has_type(&self, name: &str) -> bool {
+        self.event_type.strip_prefix("assets.generation.") == Some(name)
     }
 
     pub(super) fn is_started(&self) -> bool {
-        self.is("started")
+        self.has_type("started")
     }
 
     pub(super) fn is_completed(&self) -> bool {
-        self.is("completed")
+        self.has_type("completed")
     }
 
-    /// Whether nothing comes after it.
+    /// Whether it is a terminal event: the last one of its job.
     pub(super) fn is_terminal(&self) -> bool {
-        self.is_completed() || self.is("failed")
+        self.is_completed() || self.has_type("failed")
     }
 
-    /// A line for those who watch.
-    pub(super) fn line(&self) -> Option<String> {
-        let SeenData { total, succeeded, failed, code, index, .. } = &self.data;
+    /// One line of progress output; `None` for events without one.
+    pub(super) fn progress_line(&self) -> Option<String> {
+        let EventData { total, succeeded, failed, code, index, .. } = &self.data;
         if self.is_started() {
-            return Some(format!("job {} has started: {total} images", self.data.job_id));
+            return Some(format!("job {} started: {total} images", self.data.job_id));
         }
         let index = index.as_ref()?;
         let outcome = code.as_ref().map_or_else(|| "completed".to_owned(), |code| format!("failed ({code})"));
         Some(format!("image {index} {outcome}; {} of {total} done", succeeded + failed))
     }
 
-    /// A terminal event: in short, then its assets, then its failures.
+    /// Formats a terminal event: a summary, then its assets, then its failures.
     pub(super) fn report(&self) -> String {
         let data = &self.data;
-        let name = self.kind.rsplit('.').next().unwrap_or(&self.kind);
+        let name = self.event_type.rsplit('.').next().unwrap_or(&self.event_type);
         let seconds = std::time::Duration::from_millis(data.duration_ms).as_secs_f64();
         let mut text = format!(
             "{name}: job {} of project {}\n{} of {} images ({:.0}%), {} failed, {} from the cache, USD {:.2}, {seconds:.1} s\n",
@@ -123,121 +123,120 @@ impl Seen {
             text += &format!("{}: {}\n", error.code, error.message);
         }
         if !data.assets.is_empty() {
-            let mut table = table(&["image", "file", "pixels", "size", "origin"]);
+            let mut table = new_table(&["image", "file", "pixels", "size", "origin"]);
             for asset in &data.assets {
                 table.add_row([
                     asset.index.to_string(),
                     asset.file_path.clone(),
                     format!("{}x{}", asset.width, asset.height),
-                    size(asset.size_bytes),
+                    format_size(asset.size_bytes),
                     asset.origin.clone(),
                 ]);
             }
-            align(&mut table, &[0, 3]);
+            align_right(&mut table, &[0, 3]);
             text += &format!("\n{table}\n");
         }
         if !data.failures.is_empty() {
-            let mut table = table(&["image", "failed with", "requests", "description", "why"]);
+            let mut table = new_table(&["image", "failed with", "requests", "description", "why"]);
             for failure in &data.failures {
                 table.add_row([
                     failure.index.to_string(),
                     failure.code.clone(),
                     failure.attempts.to_string(),
-                    shortened(&failure.description, 40),
-                    shortened(&failure.message, 200),
+                    truncate(&failure.description, 40),
+                    truncate(&failure.message, 200),
                 ]);
             }
-            align(&mut table, &[0, 2]);
+            align_right(&mut table, &[0, 2]);
             text += &format!("\n{table}\n");
         }
         text
     }
 }
 
-/// Names and values, a line each, the values below each other.
-pub(super) fn lines(pairs: &[(&str, String)]) -> String {
+/// Formats names and values, one pair per line, with aligned values.
+pub(super) fn format_pairs(pairs: &[(&str, String)]) -> String {
     pairs.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:<16}{value}\n"))
 }
 
-/// `dead-letters list`.
-pub(super) fn dead_letters(rows: impl Iterator<Item = [String; 4]>) -> String {
-    let mut table = table(&["id", "rejected (UTC)", "job", "reason"]);
+/// The table of `dead-letters list`.
+pub(super) fn dead_letter_table(rows: impl Iterator<Item = [String; 4]>) -> String {
+    let mut table = new_table(&["id", "rejected (UTC)", "job", "reason"]);
     for [id, rejected_at, job, reason] in rows {
-        table.add_row([id, rejected_at.chars().take(19).collect(), job, shortened(&reason, 120)]);
+        table.add_row([id, rejected_at.chars().take(19).collect(), job, truncate(&reason, 120)]);
     }
     table.to_string()
 }
 
-/// `jobs list`.
-pub(super) fn job_list(jobs: &[JobReport]) -> String {
-    let mut table = table(&["job", "project", "status", "images", "retries", "cost USD", "created (UTC)"]);
+/// The table of `jobs list`.
+pub(super) fn job_table(jobs: &[JobReport]) -> String {
+    let mut table = new_table(&["job", "project", "status", "images", "retries", "cost USD", "created (UTC)"]);
     for job in jobs {
         table.add_row([
             job.job_id.to_string(),
             job.project_id.to_string(),
-            status(job),
+            job_status(job),
             job.total.to_string(),
             job.attempts.to_string(),
             format!("{:.2}", job.cost_usd),
-            moment(job.created_at),
+            format_time(job.created_at),
         ]);
     }
-    align(&mut table, &[1, 3, 4, 5]);
+    align_right(&mut table, &[1, 3, 4, 5]);
     table.to_string()
 }
 
-/// `jobs show`.
-pub(super) fn job(job: &JobReport) -> String {
-    let mut pairs = vec![("status", status(job))];
+/// The output of `jobs show`.
+pub(super) fn job_details(job: &JobReport) -> String {
+    let mut pairs = vec![("status", job_status(job))];
     pairs.extend(job.error_message.clone().map(|message| ("error", message)));
     let requests: i32 = job.assets.iter().map(|asset| asset.requests).sum();
     pairs.extend([
-        ("created", moment(job.created_at)),
-        ("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), moment)),
+        ("created", format_time(job.created_at)),
+        ("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), format_time)),
         ("cost", format!("USD {:.2}, {requests} requests", job.cost_usd)),
         ("terminal event", if job.event_published { "published" } else { "not published" }.to_owned()),
     ]);
-    let text = format!("job {} of project {}\n{}", job.job_id, job.project_id, lines(&pairs));
+    let text = format!("job {} of project {}\n{}", job.job_id, job.project_id, format_pairs(&pairs));
     if job.assets.is_empty() {
         return text;
     }
-    let mut table = table(&["image", "status", "file or cause", "size", "requests", "description"]);
+    let mut table = new_table(&["image", "status", "file or cause", "size", "requests", "description"]);
     for asset in &job.assets {
         let cause = asset.error_code.clone().unwrap_or_default();
         table.add_row([
             asset.index.to_string(),
             asset.status.clone(),
             asset.file_path.clone().unwrap_or(cause),
-            asset.size_bytes.and_then(|bytes| u64::try_from(bytes).ok()).map(size).unwrap_or_default(),
+            asset.size_bytes.and_then(|bytes| u64::try_from(bytes).ok()).map(format_size).unwrap_or_default(),
             asset.requests.to_string(),
-            shortened(asset.metadata["description"].as_str().unwrap_or_default(), 40),
+            truncate(asset.metadata["description"].as_str().unwrap_or_default(), 40),
         ]);
     }
-    align(&mut table, &[0, 3, 4]);
+    align_right(&mut table, &[0, 3, 4]);
     format!("{text}\n{table}\n")
 }
 
-fn status(job: &JobReport) -> String {
+fn job_status(job: &JobReport) -> String {
     match &job.error_code {
         None => job.status.clone(),
         Some(code) => format!("{} ({code})", job.status),
     }
 }
 
-fn table(headers: &[&str]) -> Table {
+fn new_table(headers: &[&str]) -> Table {
     let style = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
     let mut table = Table::new();
-    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_width(columns());
+    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic).set_width(terminal_width());
     table.set_header(headers);
     table
 }
 
-/// The columns of the terminal.
-fn columns() -> u16 {
-    Term::stdout().size_checked().map_or(USUAL_COLUMNS, |(_, columns)| columns)
+fn terminal_width() -> u16 {
+    Term::stdout().size_checked().map_or(DEFAULT_WIDTH, |(_, columns)| columns)
 }
 
-fn align(table: &mut Table, numbers: &[usize]) {
+fn align_right(table: &mut Table, numbers: &[usize]) {
     for number in numbers {
         if let Some(column) = table.column_mut(*number) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -245,13 +244,13 @@ fn align(table: &mut Table, numbers: &[usize]) {
     }
 }
 
-fn moment(time: time::OffsetDateTime) -> String {
+fn format_time(time: time::OffsetDateTime) -> String {
     let (date, clock) = (time.date(), time.time());
     format!("{date} {:02}:{:02}:{:02}", clock.hour(), clock.minute(), clock.second())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a rounded figure for people")]
-fn size(bytes: u64) -> String {
+#[expect(clippy::cast_precision_loss, reason = "the figure is rounded for display")]
+fn format_size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
@@ -259,7 +258,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn shortened(text: &str, chars: usize) -> String {
+fn truncate(text: &str, chars: usize) -> String {
     if text.chars().count() <= chars {
         return text.to_owned();
     }

@@ -1,4 +1,4 @@
-//! Looks at database, storage and key: each at most once in its interval, however many ask.
+//! Checks of database, storage and API key, each at most once per interval for all callers together.
 
 use std::sync::{Mutex as Plain, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,138 +12,139 @@ use tokio::time::Instant;
 use crate::error_chain::error_chain;
 use crate::storage::Storage;
 
-/// A part that has not answered by then is not well.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks of the gauges.
-pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+/// A check that takes longer has failed.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval at which the gauges are updated.
+pub(super) const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
-/// It writes a file.
+/// Longer than for the database, because the storage check writes a file.
 const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
-/// A key that was accepted is one until a request says otherwise; the look is for the account's credits.
-const ACCEPTED_INTERVAL: Duration = Duration::from_mins(5);
-/// One that was not may be mended at the account.
-const REFUSED_INTERVAL: Duration = Duration::from_mins(1);
+/// An accepted key counts as accepted until a request is rejected; this check mainly updates the account's credits.
+const ACCEPTED_KEY_INTERVAL: Duration = Duration::from_mins(5);
+/// A rejected key is checked more often: it may have been repaired at the account.
+const REFUSED_KEY_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What is looked at.
-pub(crate) struct Looked {
+/// The dependencies that are checked.
+pub(crate) struct HealthDependencies {
     pub(crate) store: Store,
     pub(crate) storage: Storage,
     pub(crate) client: Client,
-    /// Whether the day's spending is of interest.
-    pub(crate) budget: bool,
+    /// Whether a daily budget is set; only then is the day's spending read.
+    pub(crate) has_daily_budget: bool,
 }
 
-pub(super) struct Looks {
-    parts: Looked,
-    database: Mutex<Option<Look>>,
-    storage: Mutex<Option<Look>>,
-    key: Mutex<Option<Instant>>,
-    known: Plain<Known>,
+pub(super) struct HealthChecks {
+    dependencies: HealthDependencies,
+    database: Mutex<Option<CachedCheck>>,
+    storage: Mutex<Option<CachedCheck>>,
+    account_checked_at: Mutex<Option<Instant>>,
+    account: Plain<AccountStatus>,
 }
 
 #[derive(Clone)]
-struct Look {
-    at: Instant,
-    found: Result<(), String>,
+struct CachedCheck {
+    checked_at: Instant,
+    result: Result<(), String>,
 }
 
-/// What is known of the account.
-struct Known {
-    /// Why the key is not accepted. One of which nothing is known has not been refused.
-    refused: Option<String>,
-    /// When a picture's request found it accepted, which counts for more than whether the account may be looked at.
-    used: Option<Instant>,
+/// What is known about the API key and the account.
+struct AccountStatus {
+    /// Why the key is rejected; `None` if it is accepted or if nothing is known about it.
+    refusal: Option<String>,
+    /// When an image request was last accepted; takes precedence over a rejected balance request for five minutes.
+    accepted_at: Option<Instant>,
     credits: Option<f64>,
 }
 
-impl Looks {
-    pub(super) fn new(parts: Looked) -> Self {
-        let (database, storage, key) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let known = Plain::new(Known { refused: None, used: None, credits: None });
-        Self { parts, database, storage, key, known }
+impl HealthChecks {
+    pub(super) fn new(dependencies: HealthDependencies) -> Self {
+        let (database, storage, account_checked_at) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let account = Plain::new(AccountStatus { refusal: None, accepted_at: None, credits: None });
+        Self { dependencies, database, storage, account_checked_at, account }
     }
 
-    pub(super) async fn database(&self) -> Result<(), String> {
-        shared(&self.database, DATABASE_INTERVAL, in_time(self.parts.store.ping())).await
+    pub(super) async fn check_database(&self) -> Result<(), String> {
+        check_cached(&self.database, DATABASE_INTERVAL, with_timeout(self.dependencies.store.ping())).await
     }
 
-    pub(super) async fn storage(&self) -> Result<(), String> {
-        shared(&self.storage, STORAGE_INTERVAL, in_time(self.parts.storage.check())).await
+    pub(super) async fn check_storage(&self) -> Result<(), String> {
+        check_cached(&self.storage, STORAGE_INTERVAL, with_timeout(self.dependencies.storage.check_writable())).await
     }
 
-    /// Whether the API takes the key, as far as that is known.
-    pub(super) async fn key(&self) -> Result<(), String> {
-        let mut looked = self.key.lock().await;
-        let interval = if self.known().refused.is_none() { ACCEPTED_INTERVAL } else { REFUSED_INTERVAL };
-        if looked.is_none_or(|at| at.elapsed() >= interval) && self.look_at_account().await {
+    /// Whether the API accepts the key; a key about which nothing is known counts as accepted.
+    pub(super) async fn check_key(&self) -> Result<(), String> {
+        let mut looked = self.account_checked_at.lock().await;
+        let interval = if self.lock_account().refusal.is_none() { ACCEPTED_KEY_INTERVAL } else { REFUSED_KEY_INTERVAL };
+        if looked.is_none_or(|at| at.elapsed() >= interval) && self.check_account().await {
             *looked = Some(Instant::now());
         }
-        self.known().refused.clone().map_or(Ok(()), Err)
+        self.lock_account().refusal.clone().map_or(Ok(()), Err)
     }
 
-    /// Asks for the account's credits, and says whether it asked: while the account is locked out nobody asks for anything.
-    async fn look_at_account(&self) -> bool {
-        let paused = tokio::time::timeout(TIMEOUT, self.parts.store.requests_paused_for()).await;
+    /// Requests the account's balance. Returns `false` if no request was sent: during a rate-limit pause, or if the
+    /// database cannot tell whether there is one.
+    async fn check_account(&self) -> bool {
+        let paused = tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.remaining_pause()).await;
         if !matches!(paused, Ok(Ok(Duration::ZERO))) {
             return false;
         }
-        let balance = tokio::time::timeout(TIMEOUT, self.parts.client.balance()).await;
-        let mut known = self.known();
+        let balance = tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.client.balance()).await;
+        let mut known = self.lock_account();
         match balance {
-            Ok(Ok(balance)) => (known.refused, known.credits) = (None, Some(balance.credits)),
+            Ok(Ok(balance)) => (known.refusal, known.credits) = (None, Some(balance.credits)),
             Ok(Err(error @ Error::Unauthorized(_)))
-                if known.used.is_none_or(|at| at.elapsed() >= ACCEPTED_INTERVAL) =>
+                if known.accepted_at.is_none_or(|at| at.elapsed() >= ACCEPTED_KEY_INTERVAL) =>
             {
-                known.refused = Some(error_chain(&error));
+                known.refusal = Some(error_chain(&error));
             }
-            // Nothing was found out.
+            // The result says nothing about the key.
             Ok(Err(_)) | Err(_) => {}
         }
         true
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_account(&self) -> MutexGuard<'_, AccountStatus> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn note_key(&self, accepted: bool) {
-        let mut known = self.known();
-        known.refused = (!accepted).then(|| "a request was refused: the key is not accepted".to_owned());
-        known.used = accepted.then(Instant::now);
+    pub(super) fn record_key_status(&self, accepted: bool) {
+        let mut known = self.lock_account();
+        known.refusal = (!accepted).then(|| "a request was rejected: the API does not accept the key".to_owned());
+        known.accepted_at = accepted.then(Instant::now);
     }
 
     pub(super) fn credits(&self) -> Option<f64> {
-        self.known().credits
+        self.lock_account().credits
     }
 
     pub(super) async fn spent_today(&self) -> Option<MicroUsd> {
-        if !self.parts.budget {
+        if !self.dependencies.has_daily_budget {
             return None;
         }
-        tokio::time::timeout(TIMEOUT, self.parts.store.spent_today()).await.ok()?.ok()
+        tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.spent_today()).await.ok()?.ok()
     }
 }
 
-/// What was found last, or what is found now where that is too long ago. Whoever comes meanwhile waits for the same look.
-async fn shared(
-    last: &Mutex<Option<Look>>,
+/// Returns the last result if it is younger than `interval`, else runs the check; concurrent callers share one run.
+async fn check_cached(
+    last: &Mutex<Option<CachedCheck>>,
     interval: Duration,
     look: impl Future<Output = Result<(), String>>,
 ) -> Result<(), String> {
     let mut last = last.lock().await;
-    if let Some(Look { at, found }) = &*last
+    if let Some(CachedCheck { checked_at: at, result: found }) = &*last
         && at.elapsed() < interval
     {
         return found.clone();
     }
     let found = look.await;
-    *last = Some(Look { at: Instant::now(), found: found.clone() });
+    *last = Some(CachedCheck { checked_at: Instant::now(), result: found.clone() });
     found
 }
 
-async fn in_time<T, E: std::error::Error>(look: impl Future<Output = Result<T, E>>) -> Result<(), String> {
-    match tokio::time::timeout(TIMEOUT, look).await {
+async fn with_timeout<T, E: std::error::Error>(look: impl Future<Output = Result<T, E>>) -> Result<(), String> {
+    match tokio::time::timeout(CHECK_TIMEOUT, look).await {
         Ok(found) => found.map(drop).map_err(|error| error_chain(&error)),
-        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
+        Err(_) => Err(format!("no answer within {CHECK_TIMEOUT:?}")),
     }
 }

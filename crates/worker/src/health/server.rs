@@ -1,7 +1,7 @@
-//! `/livez`, `/readyz` and `/metrics`, and nothing else.
+//! HTTP server of `/livez`, `/readyz` and `/metrics`.
 //!
-//! Each connection answers one request and is closed, at the latest after a few seconds; only so many are open at once, and a new one takes the place of the oldest. Whoever is slow, or many, takes
-//! nothing from the work.
+//! Each connection serves one request and is closed after 8 seconds at the latest. At most 64 connections are open; a
+//! further connection replaces the oldest one. Slow or numerous clients therefore do not affect the jobs.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,40 +21,40 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Health;
-use crate::telemetry::Scrape;
+use crate::telemetry::PrometheusRegistry;
 
-/// Connections at once.
-const CONNECTIONS: usize = 64;
-/// How long one may last: a look at a part that does not answer takes two seconds.
-const CONNECTION: Duration = Duration::from_secs(8);
-/// How long a request's headers are waited for.
-const HEADERS: Duration = Duration::from_secs(2);
-/// The longest request's head, in bytes.
-const HEAD_BYTES: usize = 16 * 1024;
-/// After a connection that could not be taken, for want of file descriptors for example.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// The text format of Prometheus.
-const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Maximum number of open connections.
+const MAX_CONNECTIONS: usize = 64;
+/// Maximum duration of a connection; a check of a dependency that does not respond takes two seconds.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(8);
+/// Timeout for the headers of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum size of the request line and headers, in bytes.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Delay after a failed `accept`, for example if no file descriptor is free.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Content type of the Prometheus text format.
+const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What is served.
+/// The HTTP server of the probes and metrics.
 #[derive(Clone)]
-pub(crate) struct Probes {
+pub(crate) struct ProbeServer {
     pub(crate) health: Health,
-    pub(crate) scrape: Scrape,
+    pub(crate) prometheus: PrometheusRegistry,
 }
 
-impl Probes {
-    /// Serves until `stop`.
+impl ProbeServer {
+    /// Serves requests until `stop` is cancelled.
     ///
     /// # Errors
     ///
-    /// Where the address cannot be listened on.
+    /// If the server cannot listen on the address.
     pub(crate) async fn serve(self, address: SocketAddr, stop: CancellationToken) -> std::io::Result<()> {
         let listener = TcpListener::bind(address).await?;
-        tracing::info!(address = %listener.local_addr()?, "probes are served at /livez, /readyz and /metrics");
+        tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz and /metrics");
         let router = Router::new()
-            .route("/livez", get(live))
-            .route("/readyz", get(ready))
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self);
         let mut connections = JoinSet::new();
@@ -66,30 +66,30 @@ impl Probes {
                 accepted = listener.accept() => accepted,
             };
             let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             };
             let service = TowerToHyperService::new(router.clone());
             open.retain(|connection| !connection.is_finished());
-            if open.len() >= CONNECTIONS {
-                // Whoever has been there longest is slow: an answer takes milliseconds.
+            if open.len() >= MAX_CONNECTIONS {
+                // The oldest connection is slow: a response takes milliseconds.
                 open.pop_front().inspect(AbortHandle::abort);
             }
             open.push_back(connections.spawn(async move {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(HEADERS)
-                    .max_buf_size(HEAD_BYTES)
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .max_buf_size(MAX_HEAD_BYTES)
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service);
-                // Whoever does not wait for the answer needs none.
-                let _ = tokio::time::timeout(CONNECTION, connection).await;
+                // Errors and timeouts concern only the client, which has disconnected or is too slow.
+                let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
             }));
         }
     }
 }
 
-async fn live(State(Probes { health, .. }): State<Probes>) -> impl IntoResponse {
+async fn livez(State(ProbeServer { health, .. }): State<ProbeServer>) -> impl IntoResponse {
     match health.stuck_for() {
         None => (StatusCode::OK, Json(json!({"status": "ok"}))),
         Some(silence) => {
@@ -99,14 +99,14 @@ async fn live(State(Probes { health, .. }): State<Probes>) -> impl IntoResponse 
     }
 }
 
-async fn ready(State(Probes { health, .. }): State<Probes>) -> impl IntoResponse {
-    let readiness = health.readiness().await;
+async fn readyz(State(ProbeServer { health, .. }): State<ProbeServer>) -> impl IntoResponse {
+    let readiness = health.check_readiness().await;
     let status = if readiness.status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness))
 }
 
-async fn metrics(State(Probes { scrape, .. }): State<Probes>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, EXPOSITION)], scrape.text())
+async fn metrics(State(ProbeServer { prometheus: scrape, .. }): State<ProbeServer>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], scrape.render())
 }
 
 #[cfg(test)]
@@ -114,16 +114,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_whose_loop_is_stuck_is_not_alive() {
+    async fn livez_fails_while_loop_is_stuck() {
         let health = Health::default();
         let status = async || {
-            let probes = Probes { health: health.clone(), scrape: Scrape::default() };
-            live(State(probes)).await.into_response().status()
+            let probes = ProbeServer { health: health.clone(), prometheus: PrometheusRegistry::default() };
+            livez(State(probes)).await.into_response().status()
         };
         assert_eq!(status().await, 200);
         tokio::time::advance(Duration::from_mins(3)).await;
         assert_eq!(status().await, 503);
-        health.beat();
+        health.record_heartbeat();
         assert_eq!(status().await, 200);
     }
 }

@@ -1,4 +1,4 @@
-//! Finds the file that an earlier attempt has stored for an image without completing its row: it was paid for.
+//! Finds a file that an earlier attempt paid for and stored without completing the image's row.
 
 use domain::outcome::Origin;
 use tracing::info;
@@ -6,20 +6,22 @@ use tracing::info;
 use super::error::ImageError;
 use super::file::{ImageFiles, StoredFile};
 use super::task::ImageTask;
-use crate::image_pool::ImageMetadata;
+use crate::image_pool::FileMetadata;
 
-/// The stored file of an image; `None` if there is no file, it is not whole, or it was made with other parameters.
-pub(super) async fn find_stored(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, ImageError> {
+/// Returns the stored file of an image; `None` if it is missing or incomplete, or was made with other parameters.
+pub(super) async fn find_stored_file(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, ImageError> {
     let Some(file_path) = task.reserved_path.clone() else { return Ok(None) };
-    files.storage.sweep(&file_path).await;
+    files.storage.remove_temporary_files(&file_path).await;
     let lengths = 1..=files.pool.spec().max_bytes;
     let Some(bytes) = files.storage.read(&file_path, lengths).await? else { return Ok(None) };
     let size_bytes = bytes.len() as u64;
-    let Some(ImageMetadata { story, format, sha256 }) = files.pool.read_metadata(bytes).await else { return Ok(None) };
-    let ours = (story.job_id, story.index) == (files.key.job_id, task.index) && story.recipe == task.recipe;
+    let Some(FileMetadata { metadata, format, sha256 }) = files.pool.read_file_metadata(bytes).await else {
+        return Ok(None);
+    };
+    let ours = (metadata.job_id, metadata.index) == (files.key.job_id, task.index) && metadata.params == task.params;
     if !ours {
         return Ok(None);
     }
-    info!(file_path, "a stored file whose row was not complete is adopted");
-    Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed: story.seed, origin: Origin::Generated }))
+    info!(file_path, "stored file of an incomplete row adopted");
+    Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed: metadata.seed, origin: Origin::Generated }))
 }

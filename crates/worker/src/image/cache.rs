@@ -1,4 +1,4 @@
-//! Copies an earlier image of the same prompt and parameters.
+//! Copies a cached image: an earlier one with the same prompt and parameters.
 
 use domain::outcome::Origin;
 use store::{CachedImage, StoreError};
@@ -8,12 +8,12 @@ use super::error::ImageError;
 use super::file::{ImageFiles, StoredFile};
 use super::task::ImageTask;
 use crate::error_chain::error_chain;
-use crate::telemetry::metrics::Coded;
+use crate::telemetry::metrics::ErrorCode;
 
-/// Copies the newest earlier image whose file is there and whole to this image's own path; `None` where there is none.
-pub(super) async fn copy_earlier(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, StoreError> {
-    for found in files.store.cached_images(task.fingerprint).await? {
-        match copy(files, task, &found).await {
+/// Copies the newest cached image with an intact file to this image's own path; `None` if there is none.
+pub(super) async fn copy_cached(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, StoreError> {
+    for found in files.store.find_cached_images(task.fingerprint).await? {
+        match try_copy(files, task, &found).await {
             Ok(Some(file_path)) => {
                 let CachedImage { file_path: _, format, size_bytes, sha256, seed } = found;
                 return Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin: Origin::Cache }));
@@ -22,25 +22,27 @@ pub(super) async fn copy_earlier(files: &ImageFiles, task: &ImageTask) -> Result
             Err(ImageError::Store(error)) => return Err(error),
             Err(error) => {
                 let (code, reason) = (error.code(), error_chain(&error));
-                warn!(code, reason, cached = found.file_path, "a cached image cannot be used");
+                warn!(code, reason, cached = found.file_path, "cached image cannot be used");
             }
         }
     }
     Ok(None)
 }
 
-/// The path of the copy; `None` where the file is missing, damaged or too large for the present settings.
-async fn copy(files: &ImageFiles, task: &ImageTask, found: &CachedImage) -> Result<Option<String>, ImageError> {
+/// Copies a cached image and returns the new path.
+///
+/// Returns `None` if the file is missing, damaged or too large for the current settings.
+async fn try_copy(files: &ImageFiles, task: &ImageTask, found: &CachedImage) -> Result<Option<String>, ImageError> {
     if found.size_bytes >= files.pool.spec().max_bytes {
         return Ok(None);
     }
     let lengths = found.size_bytes..=found.size_bytes;
     let Some(bytes) = files.storage.read(&found.file_path, lengths).await? else {
-        warn!(cached = found.file_path, "the file of a cached image is missing");
+        warn!(cached = found.file_path, "file of a cached image is missing or has another size");
         return Ok(None);
     };
-    if let Err(reason) = files.pool.check_stored(bytes.clone(), found.sha256.clone()).await {
-        warn!(reason, cached = found.file_path, "a cached image cannot be used");
+    if let Err(reason) = files.pool.verify_stored(bytes.clone(), found.sha256.clone()).await {
+        warn!(reason, cached = found.file_path, "cached image cannot be used");
         return Ok(None);
     }
     let file_path = files.reserve_path(task, found.format).await?;

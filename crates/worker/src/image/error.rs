@@ -1,4 +1,4 @@
-//! Why there is no image.
+//! Errors of making one image, and their consequences for the attempt.
 
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use stability_client::{BudgetError, Error};
@@ -7,15 +7,15 @@ use store::StoreError;
 use crate::cancel::CancelReason;
 use crate::error_chain::error_chain;
 use crate::storage::StorageError;
-use crate::telemetry::metrics::Coded;
+use crate::telemetry::metrics::ErrorCode;
 
-/// Why there is no image.
+/// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     /// This image failed.
     #[error("{1}")]
     Failed(ImageFailureCode, String),
-    /// Every image of the job would fail for this reason. The image itself has no result.
+    /// Every image of the job would fail for this reason; this image has no result.
     #[error("{1}")]
     Fatal(JobFailureCode, String),
     /// The attempt was cancelled before the image had a result.
@@ -24,12 +24,12 @@ pub(crate) enum ImageError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is not known whether a request can be paid for.
+    /// It could not be determined whether a request can be paid for.
     #[error(transparent)]
     Budget(Box<dyn std::error::Error + Send + Sync>),
 }
 
-impl Coded for ImageError {
+impl ErrorCode for ImageError {
     fn code(&self) -> &'static str {
         match self {
             Self::Failed(code, _) => code.as_str(),
@@ -48,7 +48,7 @@ impl From<StorageError> for ImageError {
 }
 
 impl From<Error> for ImageError {
-    /// The consequence of every failure of the API.
+    /// Maps each error of the API client to its consequence.
     fn from(error: Error) -> Self {
         let image = |code| Self::Failed(code, error.to_string());
         let job = |code| Self::Fatal(code, error.to_string());
@@ -60,7 +60,7 @@ impl From<Error> for ImageError {
             Error::Timeout => image(ImageFailureCode::Timeout),
             Error::InvalidRequest(_) | Error::Rejected(_) => image(ImageFailureCode::RejectedRequest),
             Error::Unauthorized(_) => job(JobFailureCode::Unauthorized),
-            Error::OutOfCredit(_) => job(JobFailureCode::InsufficientCredits),
+            Error::InsufficientCredits(_) => job(JobFailureCode::InsufficientCredits),
             Error::UnknownEngine(_) => job(JobFailureCode::UnknownEngine),
             Error::Budget(BudgetError::Exceeded(_)) => job(JobFailureCode::BudgetExceeded),
             Error::Budget(BudgetError::Unavailable(source)) => Self::Budget(source),
@@ -75,11 +75,11 @@ impl From<Error> for ImageError {
 }
 
 impl ImageError {
-    /// The reason to cancel the attempt: no other image could be made either.
-    pub(super) fn cancels(&self) -> Option<CancelReason> {
+    /// The reason to cancel the attempt if no other image could be made either; otherwise `None`.
+    pub(super) fn cancel_reason(&self) -> Option<CancelReason> {
         match self {
             Self::Fatal(code, message) => Some(CancelReason::Fatal(*code, message.clone())),
-            Self::Failed(ImageFailureCode::Storage, _) | Self::Store(StoreError::Failed { .. }) | Self::Budget(_) => {
+            Self::Failed(ImageFailureCode::Storage, _) | Self::Store(StoreError::Database { .. }) | Self::Budget(_) => {
                 Some(CancelReason::Infrastructure)
             }
             Self::Store(StoreError::LeaseLost) => Some(CancelReason::LeaseLost),
@@ -87,9 +87,10 @@ impl ImageError {
         }
     }
 
-    /// Whether the API failed, so that an earlier image may stand in. A refused prompt gets no stand-in: what the API refuses now is not delivered from the
-    /// cache either.
-    pub(super) fn allows_stand_in(&self) -> bool {
+    /// Whether the API caused the failure, so that a cached image may be used.
+    ///
+    /// A rejected prompt has no cache fallback: what the API refuses now is not delivered from the cache either.
+    pub(super) fn allows_cache_fallback(&self) -> bool {
         match self {
             Self::Fatal(..) => true,
             Self::Failed(code, _) => match code {

@@ -1,4 +1,4 @@
-//! The file of an image: the path it takes, and storing it there under the lease of its job.
+//! Reserves the path of an image's file and stores the file there, under the lease of its job.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use store::{Lease, Store, StoreError};
 use super::error::ImageError;
 use super::task::ImageTask;
 use crate::image_pool::ImagePool;
-use crate::retry::retry;
+use crate::retry::retry_store;
 use crate::storage::Storage;
 
-/// A file that is stored.
+/// A stored image file.
 pub(super) struct StoredFile {
     pub(super) file_path: String,
     pub(super) format: ImageFormat,
@@ -33,37 +33,37 @@ pub(super) struct ImageFiles {
     pub(super) pool: ImagePool,
     pub(super) key: JobKey,
     pub(super) lease: Lease,
-    pub(super) lease_length: Duration,
+    pub(super) lease_duration: Duration,
 }
 
 impl ImageFiles {
-    /// Reserves the path of an image's file: the plain one, unless another job's image or an unknown file has it.
+    /// Reserves the path of an image's file: the default path, unless another job's image or an unknown file has it.
     ///
-    /// The row has the path before the file is written, so that after a crash no other image takes it.
+    /// The row records the path before the file is written, so that no other image takes it after a crash.
     pub(super) async fn reserve_path(&self, task: &ImageTask, format: ImageFormat) -> Result<String, ImageError> {
         let JobKey { job_id, project_id } = self.key;
-        let plain = asset_path::plain(project_id, task.index, format);
+        let plain = asset_path::default_path(project_id, task.index, format);
         if task.reserved_path.as_deref() == Some(plain.as_str()) {
             return Ok(plain);
         }
         let taken = self.storage.exists(&plain).await?;
-        if !taken && self.reserve(task, &plain).await? {
+        if !taken && self.try_reserve(task, &plain).await? {
             return Ok(plain);
         }
-        let own = asset_path::with_job(project_id, task.index, job_id, format);
-        if self.reserve(task, &own).await? {
+        let own = asset_path::path_with_job_id(project_id, task.index, job_id, format);
+        if self.try_reserve(task, &own).await? {
             return Ok(own);
         }
         Err(ImageError::Failed(ImageFailureCode::Storage, format!("the path {own} belongs to another image")))
     }
 
-    async fn reserve(&self, task: &ImageTask, path: &str) -> Result<bool, StoreError> {
-        retry(|| self.store.reserve_path(self.lease, task.id, path)).await
+    async fn try_reserve(&self, task: &ImageTask, path: &str) -> Result<bool, StoreError> {
+        retry_store(|| self.store.reserve_path(self.lease, task.id, path)).await
     }
 
     /// Stores a new file under a reserved path.
     pub(super) async fn write(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
-        if !self.storage.put_new_patiently(path, bytes.clone()).await? {
+        if !self.storage.put_new_with_retry(path, bytes.clone()).await? {
             self.overwrite(path, bytes).await?;
         }
         Ok(())
@@ -77,9 +77,11 @@ impl ImageFiles {
         Ok(())
     }
 
-    /// Replaces a file of an earlier attempt. The lease is renewed first: a worker that has lost it must not replace the next one's file.
+    /// Replaces a file of an earlier attempt.
+    ///
+    /// Renews the lease first: a worker that has lost it must not overwrite the file of the next worker.
     async fn overwrite(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
-        retry(|| self.store.renew(self.lease, self.lease_length)).await?;
+        retry_store(|| self.store.renew(self.lease, self.lease_duration)).await?;
         Ok(self.storage.put(path, bytes).await?)
     }
 }

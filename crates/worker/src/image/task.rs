@@ -1,7 +1,7 @@
-//! One image to make, and what became of it.
+//! One image to make, and the report of its result.
 
 use domain::outcome::Asset;
-use domain::recipe::Recipe;
+use domain::recipe::GenerationParams;
 use stability_client::{TextToImage, Usage};
 use tracing::Span;
 use uuid::Uuid;
@@ -11,27 +11,27 @@ use super::error::ImageError;
 /// One image to make.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageTask {
-    /// The id of its row.
+    /// The id of the image's row.
     pub(crate) id: Uuid,
-    /// The place of its description in the command, from 1.
+    /// The position of the description in the command, starting at 1.
     pub(crate) index: u32,
-    /// As the command has it.
+    /// The description as in the command, not translated.
     pub(crate) description: String,
-    /// The path that an earlier attempt reserved for its file.
+    /// The path that an earlier attempt reserved for the file.
     pub(crate) reserved_path: Option<String>,
-    pub(crate) recipe: Recipe,
+    pub(crate) params: GenerationParams,
     pub(crate) request: TextToImage,
-    /// Equal for images that can stand in for this one.
+    /// Equal for cached images that can be used instead of this one.
     pub(crate) fingerprint: Uuid,
 }
 
-/// What became of one image in this attempt.
+/// The result of one image in this attempt.
 pub(crate) struct ImageReport {
     pub(crate) task: ImageTask,
-    /// The span of the image, for what is still to be recorded.
+    /// The image's span, in which the attempt records the result.
     pub(crate) span: Span,
-    /// A stored file, or why there is none.
+    /// The stored image, or why there is none.
     pub(crate) result: Result<Asset, ImageError>,
-    /// What its requests used, also where it failed.
+    /// The usage of its requests, also if the image failed.
     pub(crate) usage: Usage,
 }

@@ -9,7 +9,7 @@ use domain::command::{CacheMode, Command};
 use domain::event::Event;
 use domain::failure::ImageFailureCode;
 use domain::outcome::{Asset, ImageFailure, ImageState};
-use domain::recipe::Recipe;
+use domain::recipe::GenerationParams;
 use domain::style::Style;
 use store::{ClaimedImage, Lease, StoreError};
 use tokio::task::JoinSet;
@@ -23,8 +23,8 @@ use super::progress::JobProgress;
 use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::error_chain::error_chain;
-use crate::image::{ImageError, ImageGenerator, ImageParts, ImageReport, ImageTask, image_span};
-use crate::retry::retry;
+use crate::image::{ImageError, ImageGenerator, ImageReport, ImageResources, ImageTask, image_span};
+use crate::retry::retry_store;
 use crate::telemetry::metrics::Stage;
 use crate::telemetry::trace;
 use crate::translation::Translator;
@@ -33,13 +33,13 @@ use crate::translation::Translator;
 pub(super) struct JobAttempt<'a> {
     pub(super) command: &'a Command,
     pub(super) lease: Lease,
-    /// No worker has claimed the job before.
-    pub(super) first: bool,
-    /// What the job's images share.
+    /// Whether this is the first claim of the job.
+    pub(super) is_first_claim: bool,
+    /// Style shared by all images of the job.
     pub(super) style: Style,
     pub(super) planner: &'a Planner,
     pub(super) translator: &'a Translator,
-    pub(super) parts: &'a ImageParts,
+    pub(super) resources: &'a ImageResources,
     pub(super) max_concurrent: NonZeroUsize,
     pub(super) budget: Arc<JobBudget>,
     pub(super) generator: Arc<ImageGenerator>,
@@ -47,19 +47,20 @@ pub(super) struct JobAttempt<'a> {
     pub(super) progress: JobProgress,
     pub(super) events: JobEvents<'a>,
     pub(super) tasks: JoinSet<ImageReport>,
-    /// A result could not be written although the database was waited for.
-    pub(super) database_given_up: bool,
+    /// A result could not be written, even with retries: the database is unavailable.
+    pub(super) database_unavailable: bool,
 }
 
 impl JobAttempt<'_> {
-    /// Makes the missing images, a bounded number at once, and records each. Ends when all have a result, or when the attempt is cancelled and the
-    /// images in flight have ended.
+    /// Makes the missing images with bounded concurrency and records each result.
+    ///
+    /// Returns when all images have a result, or when the attempt is cancelled and the images in flight have ended.
     ///
     /// # Errors
     ///
-    /// [`JobRunError`]: the first failure of the infrastructure.
+    /// [`JobRunError`]: a lost lease at once; otherwise the first failure, after the images in flight have ended.
     pub(super) async fn execute(&mut self) -> Result<(), JobRunError> {
-        if self.first {
+        if self.is_first_claim {
             let started = Event::started(&self.events.context(), self.progress.tally().total);
             self.events.publish(&started).await;
         }
@@ -67,7 +68,7 @@ impl JobAttempt<'_> {
         let mut first_error = None;
         loop {
             while self.tasks.len() < self.max_concurrent.get()
-                && self.may_begin()
+                && self.can_start_image()
                 && let Some(task) = waiting.next()
             {
                 let span = image_span(task.index);
@@ -79,7 +80,7 @@ impl JobAttempt<'_> {
                 if matches!(error, JobRunError::Store(StoreError::LeaseLost)) {
                     return Err(error);
                 }
-                // No new image is begun; those in flight come to their end.
+                // No new image is started; those in flight finish.
                 self.cancel.cancel(CancelReason::Infrastructure);
                 first_error.get_or_insert(error);
             }
@@ -93,25 +94,25 @@ impl JobAttempt<'_> {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// After a fatal cause no request is sent, but earlier images can still stand in for the images that wait.
-    fn may_begin(&self) -> bool {
+    /// Whether another image can be started: after a fatal cause no request is sent, but a cached image can be used.
+    fn can_start_image(&self) -> bool {
         match self.cancel.reason() {
             None => true,
             Some(CancelReason::Fatal(..)) => !self.cancel.is_stopping(),
             Some(
                 CancelReason::Stopped
                 | CancelReason::Preempted
-                | CancelReason::Hopeless
+                | CancelReason::SuccessRateUnreachable
                 | CancelReason::LeaseLost
                 | CancelReason::Infrastructure,
             ) => false,
         }
     }
 
-    /// Checks what can be checked without a request, and plans the images that are still to be made.
+    /// Checks funds and storage before the first request, and plans the missing images.
     async fn prepare(&mut self) -> Result<Vec<ImageTask>, JobRunError> {
         let prefers_cache = self.command.config.cache == Some(CacheMode::Prefer);
-        // Translation costs something too, so that money is checked first where it is known how much is needed.
+        // Translation costs money too. Funds are checked first, unless cached images may reduce the number of requests.
         if !prefers_cache {
             self.check_funds().await;
         }
@@ -119,14 +120,14 @@ impl JobAttempt<'_> {
         for (index, failure) in failures {
             let PlanFailure { code, message, retryable } = failure;
             if retryable && self.cancel.is_cancelled() {
-                // Its translation was cancelled; it has not failed.
+                // The translation was cancelled; the image has not failed.
                 self.progress.incomplete = true;
             } else {
-                self.fail(index, code, message, retryable, None).instrument(image_span(index)).await?;
+                self.fail_image(index, code, message, retryable, None).instrument(image_span(index)).await?;
             }
         }
         if prefers_cache {
-            tasks = self.reuse(tasks).await?;
+            tasks = self.reuse_cached(tasks).await?;
             self.check_funds().await;
         }
         if tasks.is_empty() || self.cancel.is_cancelled() {
@@ -135,29 +136,29 @@ impl JobAttempt<'_> {
         self.check_storage(tasks).await
     }
 
-    /// Cancels the attempt where its missing images cannot be paid for.
+    /// Cancels the attempt if its missing images cannot be paid for.
     async fn check_funds(&mut self) {
-        let images = u32::try_from(self.progress.missing().len()).unwrap_or(u32::MAX);
+        let images = u32::try_from(self.progress.missing_images().len()).unwrap_or(u32::MAX);
         if images > 0
             && !self.cancel.is_cancelled()
-            && let Some((code, message)) = self.budget.find_shortfall(images, &self.parts.client).await
+            && let Some((code, message)) = self.budget.find_shortfall(images, &self.resources.client).await
         {
             self.cancel.cancel(CancelReason::Fatal(code, message.clone()));
-            self.progress.set_fatal(code, message);
+            self.progress.set_fatal_cause(code, message);
         }
     }
 
     /// Translates the texts of missing images and composes their prompts.
     async fn plan(&self) -> Result<Plan, StoreError> {
-        let missing = self.progress.missing();
-        let texts = missing.iter().map(|image| image.description.as_str()).chain(plan::texts(&self.style));
-        let translating = self.translator.english(texts, self.cancel.token());
-        let english = self.parts.metrics.stage(Stage::Translate, translating).await?;
+        let missing = self.progress.missing_images();
+        let texts = missing.iter().map(|image| image.description.as_str()).chain(plan::style_texts(&self.style));
+        let translating = self.translator.translate(texts, self.cancel.token());
+        let english = self.resources.metrics.run_stage(Stage::Translate, translating).await?;
         Ok(self.planner.plan(self.command, &self.style, &english, &missing))
     }
 
-    /// Takes earlier images for the tasks that have one, and returns the others.
-    async fn reuse(&mut self, tasks: Vec<ImageTask>) -> Result<Vec<ImageTask>, JobRunError> {
+    /// Completes the tasks that have a cached image; returns the remaining tasks.
+    async fn reuse_cached(&mut self, tasks: Vec<ImageTask>) -> Result<Vec<ImageTask>, JobRunError> {
         let mut left = Vec::new();
         for task in tasks {
             if self.cancel.is_cancelled() {
@@ -165,38 +166,40 @@ impl JobAttempt<'_> {
                 continue;
             }
             let span = image_span(task.index);
-            match self.generator.reuse(&task).instrument(span.clone()).await? {
-                Some(asset) => self.complete(asset, task.fingerprint).instrument(span).await?,
+            match self.generator.reuse_cached(&task).instrument(span.clone()).await? {
+                Some(asset) => self.complete_image(asset, task.fingerprint).instrument(span).await?,
                 None => left.push(task),
             }
         }
         Ok(left)
     }
 
-    /// Checks that files can be stored now: no picture is paid for that could not be kept. If not, all tasks have failed.
+    /// Checks that files can be stored, so that no image is paid for that could not be kept. If not, fails all tasks.
     async fn check_storage(&mut self, tasks: Vec<ImageTask>) -> Result<Vec<ImageTask>, JobRunError> {
-        // Named after the job, so that its next attempt removes what a kill leaves behind.
-        let path = format!("{}/.check-{}", asset_path::folder(self.command.project_id), self.command.job_id);
-        let Err(error) = self.parts.storage.check_at(&path).await else { return Ok(tasks) };
+        // Named after the job, so that its next attempt removes a file that a killed process left behind.
+        let path = format!("{}/.check-{}", asset_path::project_dir(self.command.project_id), self.command.job_id);
+        let Err(error) = self.resources.storage.check_writable_at(&path).await else { return Ok(tasks) };
         for task in tasks {
             let (code, message) = (ImageFailureCode::Storage, error_chain(&error));
-            let failing = self.fail(task.index, code, message, code.may_pass(), Some(&task.recipe));
+            let failing = self.fail_image(task.index, code, message, code.is_retryable(), Some(&task.params));
             failing.instrument(image_span(task.index)).await?;
         }
         Ok(Vec::new())
     }
 
-    /// Records what became of an image, first its cost and then its result; then cancels the attempt where the success rate cannot be reached any more.
+    /// Records the usage of an image, then its result.
     async fn record(&mut self, report: ImageReport) -> Result<(), JobRunError> {
         let ImageReport { task, span, result, usage } = report;
         self.progress.add_usage(task.index, usage);
         match result {
-            Ok(asset) => self.complete(asset, task.fingerprint).instrument(span).await,
+            Ok(asset) => self.complete_image(asset, task.fingerprint).instrument(span).await,
             Err(ImageError::Failed(code, message)) => {
-                self.fail(task.index, code, message, code.may_pass(), Some(&task.recipe)).instrument(span).await
+                self.fail_image(task.index, code, message, code.is_retryable(), Some(&task.params))
+                    .instrument(span)
+                    .await
             }
             Err(ImageError::Fatal(code, message)) => {
-                self.progress.set_fatal(code, message);
+                self.progress.set_fatal_cause(code, message);
                 self.progress.incomplete = true;
                 Ok(())
             }
@@ -209,18 +212,18 @@ impl JobAttempt<'_> {
         }
     }
 
-    /// Completes the row of an image whose file is stored.
-    async fn complete(&mut self, asset: Asset, fingerprint: Uuid) -> Result<(), JobRunError> {
-        let ImageParts { store, metrics, .. } = self.parts;
+    /// Records the completion of an image whose file is stored.
+    async fn complete_image(&mut self, asset: Asset, fingerprint: Uuid) -> Result<(), JobRunError> {
+        let ImageResources { store, metrics, .. } = self.resources;
         let index = asset.index;
         let lease = self.lease;
-        let completing = self.write(|| store.complete_image(lease, &asset, fingerprint));
-        metrics.stage(Stage::Row, completing).await?;
-        metrics.image_completed(asset.origin);
+        let completing = self.write_result(|| store.complete_image(lease, &asset, fingerprint));
+        metrics.run_stage(Stage::Record, completing).await?;
+        metrics.record_image_completed(asset.origin);
         let requests = self.progress.image(index).requests;
-        trace::note("image.origin", asset.origin.as_str());
-        trace::note("image.size_bytes", i64::try_from(asset.size_bytes).unwrap_or(i64::MAX));
-        trace::note("image.requests", i64::from(requests));
+        trace::set_attribute("image.origin", asset.origin.as_str());
+        trace::set_attribute("image.size_bytes", i64::try_from(asset.size_bytes).unwrap_or(i64::MAX));
+        trace::set_attribute("image.requests", i64::from(requests));
         info!(
             file_path = asset.file_path,
             size_bytes = asset.size_bytes,
@@ -233,29 +236,29 @@ impl JobAttempt<'_> {
         Ok(())
     }
 
-    /// Records the failure of an image.
-    async fn fail(
+    /// Records the failure of an image; cancels the attempt if the success rate can no longer be reached.
+    async fn fail_image(
         &mut self,
         index: u32,
         code: ImageFailureCode,
         message: String,
         retryable: bool,
-        recipe: Option<&Recipe>,
+        recipe: Option<&GenerationParams>,
     ) -> Result<(), JobRunError> {
-        let ImageParts { store, metrics, .. } = self.parts;
+        let ImageResources { store, metrics, .. } = self.resources;
         let ClaimedImage { id, description, requests: attempts, .. } = self.progress.image(index);
         let (id, description, attempts) = (*id, description.clone(), *attempts);
-        metrics.image_failed(code);
-        trace::note("image.requests", i64::from(attempts));
-        trace::failed(code.as_str(), &message);
+        metrics.record_image_failed(code);
+        trace::set_attribute("image.requests", i64::from(attempts));
+        trace::set_error(code.as_str(), &message);
         let beginning: String = description.chars().take(50).collect();
         warn!(code = code.as_str(), reason = message, requests = attempts, description = beginning, "image failed");
-        let failure = ImageFailure { index, description, code, message, attempts, may_pass: retryable };
+        let failure = ImageFailure { index, description, code, message, attempts, retryable };
         let lease = self.lease;
-        self.write(|| store.fail_image(lease, id, &failure, recipe)).await?;
+        self.write_result(|| store.fail_image(lease, id, &failure, recipe)).await?;
         self.progress.set_state(index, ImageState::Failed(failure));
-        if !self.progress.is_reachable() {
-            self.cancel.cancel(CancelReason::Hopeless);
+        if !self.progress.can_reach_success_rate() {
+            self.cancel.cancel(CancelReason::SuccessRateUnreachable);
         }
         if !retryable {
             self.publish_progress(index, Some(code)).await;
@@ -263,17 +266,18 @@ impl JobAttempt<'_> {
         Ok(())
     }
 
-    /// Writes the result of an image, which may have been paid for: an unavailable database is waited for. After one such wait has failed, later results are
-    /// tried once each, so that the waits do not add up.
-    async fn write<F>(&mut self, operation: impl Fn() -> F + Send) -> Result<(), StoreError>
+    /// Writes the result of an image, with retries while the database is unavailable: the image may have been paid for.
+    ///
+    /// After one write has failed despite its retries, later writes are tried once each, so that waits do not add up.
+    async fn write_result<F>(&mut self, operation: impl Fn() -> F + Send) -> Result<(), StoreError>
     where
         F: Future<Output = Result<(), StoreError>> + Send,
     {
-        if self.database_given_up {
+        if self.database_unavailable {
             return operation().await;
         }
-        let written = retry(operation).await;
-        self.database_given_up = written.is_err();
+        let written = retry_store(operation).await;
+        self.database_unavailable = written.is_err();
         written
     }
 

@@ -1,7 +1,7 @@
-//! Events of one attempt that inform watchers: `started` and `progress`.
+//! Informational events of one attempt: `started` and `progress`.
 
 use domain::command::JobKey;
-use domain::event::{Context, Event};
+use domain::event::{Event, EventContext};
 use domain::trace::TraceContext;
 use time::OffsetDateTime;
 use tracing::warn;
@@ -13,28 +13,28 @@ use crate::telemetry::trace;
 pub(super) struct JobEvents<'a> {
     pub(super) sink: &'a dyn EventSink,
     pub(super) key: JobKey,
-    /// The trace that the command came with.
+    /// The trace context that the command was published with.
     pub(super) trace: Option<&'a TraceContext>,
-    /// An event could not be published; no further one is tried, since each may wait long for a broker in trouble.
-    pub(super) muted: bool,
+    /// An event could not be published. No further one is tried, since each can block long on an unavailable broker.
+    pub(super) publishing_failed: bool,
 }
 
 impl JobEvents<'_> {
-    /// The context of an event published now: job, time, trace.
-    pub(super) fn context(&self) -> Context {
-        let trace = trace::current().or_else(|| self.trace.cloned());
-        Context { key: self.key, trace, time: OffsetDateTime::now_utc() }
+    /// The context of an event published now: job, trace and current time.
+    pub(super) fn context(&self) -> EventContext {
+        let trace = trace::current_context().or_else(|| self.trace.cloned());
+        EventContext { key: self.key, trace, time: OffsetDateTime::now_utc() }
     }
 
-    /// Publishes an event that may be missed. A failure is logged once.
+    /// Publishes an event whose loss is acceptable. The first failure is logged; later events are skipped.
     pub(super) async fn publish(&mut self, event: &Event) {
-        if self.muted {
+        if self.publishing_failed {
             return;
         }
         if let Err(error) = self.sink.publish(event).await {
-            self.muted = true;
+            self.publishing_failed = true;
             let event = event.kind.as_str();
-            warn!(%error, event, "an event was not published; no further progress of this attempt is published");
+            warn!(%error, event, "event not published; no further progress events of this attempt are published");
         }
     }
 }

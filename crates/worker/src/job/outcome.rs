@@ -1,35 +1,35 @@
-//! What became of a job, and why its attempt could not be made.
+//! The outcome of one attempt at a job, or the error that aborted it.
 
 use std::time::Duration;
 
 use store::{StoreError, TerminalEvent};
 
-use crate::telemetry::metrics::{BROKEN, Coded};
+use crate::telemetry::metrics::{ErrorCode, OUTCOME_ERROR};
 use crate::telemetry::trace;
 
-/// What became of a job in one attempt.
+/// The outcome of one attempt at a job.
 #[derive(Debug)]
 pub enum JobOutcome {
-    /// It has ended; its terminal event is stored.
+    /// The job ended in this attempt; its terminal event is stored.
     Ended(TerminalEvent),
-    /// It had ended before; this is its stored terminal event.
+    /// The job had ended before; this is its stored terminal event.
     AlreadyEnded(TerminalEvent),
-    /// Its missing images are tried again after this delay.
+    /// The missing images are to be retried after this delay.
     RetryAfter(Duration),
-    /// The worker stops; another attempt continues.
+    /// The worker is stopping or has lost the broker; another attempt will continue the job.
     Interrupted,
-    /// Its time slice is over; another attempt continues after the jobs that wait.
+    /// The time slice is over; another attempt will continue the job after the jobs that are waiting.
     Preempted,
-    /// Another worker holds its lease.
+    /// Another worker holds the job's lease.
     Leased,
-    /// Another worker has claimed it during the attempt, which had no further effect.
+    /// Another worker claimed the job during this attempt, which had no further effect.
     LeaseLost,
-    /// Its id belongs to another command.
+    /// The job id belongs to another command.
     Conflict,
 }
 
 impl JobOutcome {
-    /// The label of metrics and spans, and the failure code of a job that failed in this attempt.
+    /// The outcome label of metrics and spans, and the failure code of a job that failed in this attempt.
     pub(crate) fn labels(&self) -> (&'static str, &'static str) {
         let label = match self {
             Self::Ended(TerminalEvent { error: Some(code), .. }) => return ("failed", code.as_str()),
@@ -46,23 +46,23 @@ impl JobOutcome {
     }
 }
 
-/// Notes on the current span what became of its job.
-pub(crate) fn note_outcome(outcome: Result<&JobOutcome, &JobRunError>) {
-    trace::note("job.outcome", outcome.map_or(BROKEN, |outcome| outcome.labels().0));
+/// Records the outcome of an attempt on the current span.
+pub(crate) fn record_outcome(outcome: Result<&JobOutcome, &JobRunError>) {
+    trace::set_attribute("job.outcome", outcome.map_or(OUTCOME_ERROR, |outcome| outcome.labels().0));
 }
 
-/// Why an attempt was given up: our own infrastructure failed. What was finished before stays finished.
+/// A failure of the worker's own infrastructure that aborted an attempt. Images completed before stay completed.
 #[derive(Debug, thiserror::Error)]
 pub enum JobRunError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is not known whether requests can be paid for.
+    /// It could not be determined whether requests can be paid for.
     #[error(transparent)]
     Budget(Box<dyn std::error::Error + Send + Sync>),
 }
 
-impl Coded for JobRunError {
+impl ErrorCode for JobRunError {
     fn code(&self) -> &'static str {
         match self {
             Self::Store(error) => error.code(),

@@ -1,4 +1,4 @@
-//! How far the images of an attempt have come. Plain state, written by the attempt's loop only.
+//! Progress of the images of one attempt: plain state, written by the attempt's loop only.
 
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{ImageFailure, ImageState, Tally};
@@ -11,17 +11,17 @@ use store::ClaimedImage;
 pub(super) struct JobProgress {
     pub(super) min_success_rate: f64,
     images: Vec<ImageProgress>,
-    /// Images that were finished, or had failed for good, before this attempt.
-    ended_before: u32,
-    /// A planned image had no result, since the attempt was cancelled.
+    /// Images that had completed or failed permanently before this attempt.
+    previously_ended: u32,
+    /// At least one planned image has no result because the attempt was cancelled.
     pub(super) incomplete: bool,
-    /// The first cause found that every request would meet, with its sentence.
-    pub(super) fatal: Option<(JobFailureCode, String)>,
+    /// Code and message of the first cause that every request would fail with.
+    pub(super) fatal_cause: Option<(JobFailureCode, String)>,
 }
 
 struct ImageProgress {
     row: ClaimedImage,
-    /// A progress event was published for its present state.
+    /// Whether its current state was announced in a progress event.
     announced: bool,
 }
 
@@ -30,25 +30,25 @@ impl JobProgress {
         let images: Vec<_> = images
             .into_iter()
             .map(|row| {
-                // What ended in an earlier attempt was announced then; a retryable failure is announced at the end of the job.
+                // Earlier attempts announced their final results; a retryable failure is announced when the job ends.
                 let announced = match &row.state {
                     ImageState::Completed(_) => true,
-                    ImageState::Failed(failure) => !failure.may_pass,
+                    ImageState::Failed(failure) => !failure.retryable,
                     ImageState::Untried => false,
                 };
                 ImageProgress { row, announced }
             })
             .collect();
-        let mut progress = Self { min_success_rate, images, ended_before: 0, incomplete: false, fatal: None };
-        progress.ended_before = progress.ended();
+        let mut progress = Self { min_success_rate, images, previously_ended: 0, incomplete: false, fatal_cause: None };
+        progress.previously_ended = progress.ended_images();
         progress
     }
 
-    /// The images that are not finished and have not failed for good.
-    pub(super) fn missing(&self) -> Vec<&ClaimedImage> {
+    /// The images that have neither completed nor failed permanently.
+    pub(super) fn missing_images(&self) -> Vec<&ClaimedImage> {
         let is_missing = |image: &&ClaimedImage| match &image.state {
             ImageState::Untried => true,
-            ImageState::Failed(failure) => failure.may_pass,
+            ImageState::Failed(failure) => failure.retryable,
             ImageState::Completed(_) => false,
         };
         self.images.iter().map(|image| &image.row).filter(is_missing).collect()
@@ -59,14 +59,12 @@ impl JobProgress {
         &self.images[position(index)].row
     }
 
-    /// Adds what the requests for an image have used.
     pub(super) fn add_usage(&mut self, index: u32, usage: Usage) {
         let row = &mut self.images[position(index)].row;
         row.requests += usage.requests;
         row.charged += usage.possibly_charged;
     }
 
-    /// Sets the result of an image.
     pub(super) fn set_state(&mut self, index: u32, state: ImageState) {
         self.images[position(index)].row.state = state;
     }
@@ -75,41 +73,41 @@ impl JobProgress {
         self.images[position(index)].announced = true;
     }
 
-    /// Notes a cause that every request would meet; the first one counts.
-    pub(super) fn set_fatal(&mut self, code: JobFailureCode, message: String) {
-        self.fatal.get_or_insert((code, message));
+    /// Records a cause that every request would fail with; only the first one is kept.
+    pub(super) fn set_fatal_cause(&mut self, code: JobFailureCode, message: String) {
+        self.fatal_cause.get_or_insert((code, message));
     }
 
-    /// Whether a planned image had no result although further requests could still help the job.
+    /// Whether a planned image has no result although further requests could still make the job succeed.
     pub(super) fn was_cut_short(&self) -> bool {
-        self.incomplete && self.fatal.is_none() && self.is_reachable()
+        self.incomplete && self.fatal_cause.is_none() && self.can_reach_success_rate()
     }
 
-    /// Whether this attempt finished an image, or found that it fails for good.
-    pub(super) fn has_advanced(&self) -> bool {
-        self.ended() > self.ended_before
+    /// Whether this attempt completed an image or found that one fails permanently.
+    pub(super) fn made_progress(&self) -> bool {
+        self.ended_images() > self.previously_ended
     }
 
     /// Whether the success rate can still be reached.
-    pub(super) fn is_reachable(&self) -> bool {
-        self.tally().reachable(self.min_success_rate)
+    pub(super) fn can_reach_success_rate(&self) -> bool {
+        self.tally().can_reach(self.min_success_rate)
     }
 
     /// Requests of all attempts that were, or may have been, charged.
-    pub(super) fn charged(&self) -> u32 {
+    pub(super) fn charged_requests(&self) -> u32 {
         self.images.iter().map(|image| image.row.charged).sum()
     }
 
     pub(super) fn tally(&self) -> Tally {
-        Tally::of(self.images.iter().map(|image| &image.row.state))
+        Tally::from_images(self.images.iter().map(|image| &image.row.state))
     }
 
-    fn ended(&self) -> u32 {
+    fn ended_images(&self) -> u32 {
         let tally = self.tally();
-        tally.completed + tally.failed_for_good
+        tally.completed + tally.permanent_failures
     }
 
-    /// Failures that no progress event was published for, because they could have been retried.
+    /// Failures without a progress event: they were retryable, so none was published when they occurred.
     pub(super) fn unannounced_failures(&self) -> Vec<(u32, ImageFailureCode)> {
         let unannounced = self.images.iter().filter(|image| !image.announced);
         let failures = unannounced.filter_map(|image| match &image.row.state {
@@ -119,17 +117,18 @@ impl JobProgress {
         failures.collect()
     }
 
-    /// Marks the untried images of a job that ends as `not_attempted`, and counts them. Those that were requested get the message of the fatal cause, if
-    /// there is one.
+    /// Marks the untried images of a job that ends as `not_attempted`; returns their number.
+    ///
+    /// Those for which requests were sent get the message of the fatal cause, if there is one.
     pub(super) fn mark_not_attempted(&mut self) -> usize {
         let untried = self.images.iter_mut().filter(|image| image.row.state == ImageState::Untried);
         let mut marked = 0;
         for image in untried {
             marked += 1;
-            let message = match (image.row.requests, &self.fatal) {
-                (0, _) => "the job ended before its turn",
+            let message = match (image.row.requests, &self.fatal_cause) {
+                (0, _) => "the job ended before this image was requested",
                 (_, Some((_, fatal))) => fatal,
-                (_, None) => "the job ended before it was made",
+                (_, None) => "the job ended before this image was made",
             };
             image.row.state = ImageState::Failed(ImageFailure {
                 index: image.row.index,
@@ -137,19 +136,19 @@ impl JobProgress {
                 code: ImageFailureCode::NotAttempted,
                 message: message.to_owned(),
                 attempts: image.row.requests,
-                may_pass: false,
+                retryable: false,
             });
         }
         marked
     }
 
-    /// The rows of all images with their states.
-    pub(super) fn images(&self) -> Vec<(Uuid, ImageState)> {
+    /// The row ids and states of all images.
+    pub(super) fn image_states(&self) -> Vec<(Uuid, ImageState)> {
         self.images.iter().map(|image| (image.row.id, image.row.state.clone())).collect()
     }
 }
 
-/// The position of an image, whose index counts from 1.
+/// Converts an image index, which starts at 1, to a position in the list.
 fn position(index: u32) -> usize {
     index.saturating_sub(1) as usize
 }

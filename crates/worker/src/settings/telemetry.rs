@@ -1,7 +1,8 @@
-//! The `OTEL_*` variables: which of them are heeded, and that their values are what OpenTelemetry's specification allows.
+//! Reads and validates the `OTEL_*` variables that the worker supports.
 //!
-//! What is decided here is what is exported at all, and how; the rest of their meaning is the exporters' own, which read them themselves. They take a
-//! wrong value for none, so that it is looked for here.
+//! This module decides which signals are exported and by which protocol. All other variables are read by the exporters
+//! themselves, which silently ignore invalid values; therefore the values are validated here, by OpenTelemetry's
+//! specification.
 
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
@@ -9,27 +10,27 @@ use url::Url;
 
 use super::read::{Reader, SettingError};
 
-/// By which protocol OTLP is spoken.
+/// Transport protocol of OTLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Otlp {
+pub enum OtlpProtocol {
     /// gRPC.
     Grpc,
     /// Protobuf over HTTP.
     Http,
 }
 
-/// What is exported.
+/// Which signals are exported by OTLP, and how.
 #[derive(Debug, Clone, Default)]
 pub struct TelemetrySettings {
-    /// Spans.
-    pub traces: Option<Otlp>,
-    /// Metrics. They are served at `/metrics` in any case.
-    pub metrics: Option<Otlp>,
-    /// Log lines. They are written to standard error in any case.
-    pub logs: Option<Otlp>,
-    /// Headers of every export, by name in lower case, from `OTEL_EXPORTER_OTLP_HEADERS_FILE`.
+    /// Protocol of the span export; `None`: spans are not exported.
+    pub traces: Option<OtlpProtocol>,
+    /// Protocol of the metric export; `None`: metrics are only served at `/metrics`.
+    pub metrics: Option<OtlpProtocol>,
+    /// Protocol of the log export; `None`: log lines are only written to standard error.
+    pub logs: Option<OtlpProtocol>,
+    /// Headers of every export request from `OTEL_EXPORTER_OTLP_HEADERS_FILE`; names are in lower case.
     pub headers: Vec<(String, SecretString)>,
-    /// What this service is called.
+    /// `OTEL_SERVICE_NAME`; `None` if unset.
     pub service_name: Option<String>,
 }
 
@@ -47,10 +48,11 @@ const SAMPLERS: [&str; 6] = [
 
 const SIGNALS: [&str; 3] = ["TRACES", "METRICS", "LOGS"];
 
-/// In milliseconds: at most an hour.
-const DURATIONS: [&str; 3] = ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"];
-/// Of queues whose room is taken at once.
-const SIZES: [&str; 4] = [
+/// Variables in milliseconds, at most one hour.
+const MILLISECOND_VARIABLES: [&str; 3] =
+    ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"];
+/// Sizes of queues and batches. They are limited because the memory of a queue is allocated at once.
+const SIZE_VARIABLES: [&str; 4] = [
     "OTEL_BSP_MAX_QUEUE_SIZE",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
     "OTEL_BLRP_MAX_QUEUE_SIZE",
@@ -61,57 +63,61 @@ impl TelemetrySettings {
     pub(super) fn read(read: &Reader) -> Result<Self, SettingError> {
         let number = |name: &str, most: u32| {
             let allowed = format!("a whole number from 1 to {most}");
-            read.optional(name, allowed, |text| text.parse::<u32>().ok().filter(|number| (1..=most).contains(number)))
+            read.parse_optional(name, allowed, |text| {
+                text.parse::<u32>().ok().filter(|number| (1..=most).contains(number))
+            })
         };
-        for name in DURATIONS {
+        for name in MILLISECOND_VARIABLES {
             number(name, 3_600_000)?;
         }
-        for name in SIZES {
+        for name in SIZE_VARIABLES {
             number(name, 65_536)?;
         }
-        // Each of these may be set for one signal alone.
+        // Each of these variables exists for all signals and for each single signal.
         for of in std::iter::once(String::new()).chain(SIGNALS.iter().map(|signal| format!("{signal}_"))) {
             number(&format!("OTEL_EXPORTER_OTLP_{of}TIMEOUT"), 3_600_000)?;
-            read.optional(&format!("OTEL_EXPORTER_OTLP_{of}COMPRESSION"), "gzip or none", |text| {
+            read.parse_optional(&format!("OTEL_EXPORTER_OTLP_{of}COMPRESSION"), "gzip or none", |text| {
                 matches!(text, "gzip" | "none").then_some(())
             })?;
             let name = format!("OTEL_EXPORTER_OTLP_{of}HEADERS");
-            if let Some(text) = read.given(&name) {
-                headers_of(&name, &text)?;
+            if let Some(text) = read.get(&name) {
+                parse_headers(&name, &text)?;
             }
         }
-        read.optional("OTEL_TRACES_SAMPLER", SAMPLERS.join(", "), |text| SAMPLERS.contains(&text).then_some(()))?;
-        read.optional("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
+        read.parse_optional("OTEL_TRACES_SAMPLER", SAMPLERS.join(", "), |text| SAMPLERS.contains(&text).then_some(()))?;
+        read.parse_optional("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
             text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio))
         })?;
-        let disabled =
-            read.optional("OTEL_SDK_DISABLED", "true or false", |text| match text.to_ascii_lowercase().as_str() {
+        let disabled = read.parse_optional("OTEL_SDK_DISABLED", "true or false", |text| {
+            match text.to_ascii_lowercase().as_str() {
                 "true" => Some(true),
                 "false" => Some(false),
                 _ => None,
-            })?;
+            }
+        })?;
         let exported = |signal: &str, by_default: bool| signal_of(read, signal, by_default);
         let (traces, metrics, logs) = (exported("TRACES", true)?, exported("METRICS", true)?, exported("LOGS", false)?);
-        let in_file = read.given_or_file(HEADERS)?;
-        let headers = in_file.map_or_else(|| Ok(Vec::new()), |text| headers_of(HEADERS_FILE, text.expose_secret()))?;
-        let service_name = read.given("OTEL_SERVICE_NAME");
+        let in_file = read.secret_from_file(HEADERS)?;
+        let headers =
+            in_file.map_or_else(|| Ok(Vec::new()), |text| parse_headers(HEADERS_FILE, text.expose_secret()))?;
+        let service_name = read.get("OTEL_SERVICE_NAME");
         if disabled == Some(true) {
             return Ok(Self::default());
         }
         Ok(Self { traces, metrics, logs, headers, service_name })
     }
 
-    /// For people: what is exported by which protocol.
-    pub fn shown(&self) -> Vec<(&'static str, Otlp)> {
+    /// The exported signals with their protocols, for display.
+    pub fn exported_signals(&self) -> Vec<(&'static str, OtlpProtocol)> {
         let signals = [("traces", self.traces), ("metrics", self.metrics), ("logs", self.logs)];
         signals.into_iter().filter_map(|(name, otlp)| Some((name, otlp?))).collect()
     }
 }
 
-/// Reads `name=value,name=value`, values percent-encoded, as the specification has it.
-fn headers_of(name: &str, text: &str) -> Result<Vec<(String, SecretString)>, SettingError> {
+/// Parses `name=value,name=value` with percent-encoded values, as OpenTelemetry's specification defines it.
+fn parse_headers(name: &str, text: &str) -> Result<Vec<(String, SecretString)>, SettingError> {
     let refused =
-        || SettingError::refused_secret(name, "name=value, separated by commas; values may be percent-encoded");
+        || SettingError::invalid_secret(name, "name=value, separated by commas; values may be percent-encoded");
     let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     let header = |entry: &str| {
         let (key, value) = entry.split_once('=')?;
@@ -124,31 +130,33 @@ fn headers_of(name: &str, text: &str) -> Result<Vec<(String, SecretString)>, Set
     entries.map(|entry| header(entry).ok_or_else(refused)).collect()
 }
 
-/// Whether and how a signal is exported: where an endpoint is set, unless its exporter is `none`. Log lines are exported on request only.
-fn signal_of(read: &Reader, signal: &str, by_default: bool) -> Result<Option<Otlp>, SettingError> {
-    let exporter = read.optional(&format!("OTEL_{signal}_EXPORTER"), "otlp or none", |text| match text {
+/// The protocol by which a signal is exported; `None` if it is not exported.
+///
+/// A signal is exported if an endpoint is set and its exporter is `otlp`; if that is unset, `by_default` decides.
+fn signal_of(read: &Reader, signal: &str, by_default: bool) -> Result<Option<OtlpProtocol>, SettingError> {
+    let exporter = read.parse_optional(&format!("OTEL_{signal}_EXPORTER"), "otlp or none", |text| match text {
         "otlp" => Some(true),
         "none" => Some(false),
         _ => None,
     })?;
     let endpoint = |name: &str| {
-        read.optional(name, "an http:// or https:// URL without a user", |text| {
+        read.parse_optional(name, "an http:// or https:// URL without credentials", |text| {
             let url = Url::parse(text).ok()?;
             let plain = url.username().is_empty() && url.password().is_none();
             (matches!(url.scheme(), "http" | "https") && url.has_host() && plain).then_some(())
         })
     };
     let protocol = |name: &str| {
-        read.optional(name, "grpc or http/protobuf", |text| match text {
-            "grpc" => Some(Otlp::Grpc),
-            "http/protobuf" => Some(Otlp::Http),
+        read.parse_optional(name, "grpc or http/protobuf", |text| match text {
+            "grpc" => Some(OtlpProtocol::Grpc),
+            "http/protobuf" => Some(OtlpProtocol::Http),
             _ => None,
         })
     };
     let own = endpoint(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))?;
     let common = endpoint("OTEL_EXPORTER_OTLP_ENDPOINT")?;
     let own_protocol = protocol(&format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"))?;
-    let protocol = own_protocol.or(protocol("OTEL_EXPORTER_OTLP_PROTOCOL")?).unwrap_or(Otlp::Http);
+    let protocol = own_protocol.or(protocol("OTEL_EXPORTER_OTLP_PROTOCOL")?).unwrap_or(OtlpProtocol::Http);
     let wanted = exporter.unwrap_or(by_default);
     Ok((wanted && own.or(common).is_some()).then_some(protocol))
 }

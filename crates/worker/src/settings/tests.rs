@@ -7,8 +7,8 @@ fn load(pairs: &[(&str, &str)]) -> Result<Settings, SettingError> {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_contract() {
-    let settings = load(&[]).expect("defaults are good");
+fn defaults_match_the_contract() {
+    let settings = load(&[]).expect("defaults are valid");
     assert_eq!(settings.amqp_url.expose_secret(), "amqp://guest:guest@127.0.0.1:5672/%2f");
     assert_eq!(settings.database_url.expose_secret(), "sqlite://data/asset-worker.db?mode=rwc");
     let StorageRoot::Folder(folder) = &settings.storage_root else { panic!("{:?}", settings.storage_root) };
@@ -32,7 +32,7 @@ fn the_defaults_are_those_of_the_contract() {
 }
 
 #[test]
-fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
+fn invalid_value_error_names_variable_and_allowed_values() {
     let check = |name: &str, value: &str, expected: &str| {
         assert_eq!(load(&[(name, value)]).expect_err(expected).to_string(), expected);
     };
@@ -54,7 +54,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
     check(
         "STABILITY_RETRY_DELAYS",
         "2s,,5s",
-        "STABILITY_RETRY_DELAYS: \"2s,,5s\" is not allowed; 1 to 10 durations of at most an hour with commas between them, such as 2s,5s,10s, or none",
+        "STABILITY_RETRY_DELAYS: \"2s,,5s\" is not allowed; 1 to 10 durations of at most one hour, separated by commas, such as 2s,5s,10s, or none",
     );
     check("IMAGE_CFG_SCALE", "NaN", "IMAGE_CFG_SCALE: \"NaN\" is not allowed; a number from 0 to 35");
     check("HTTP_ADDR", "8080", "HTTP_ADDR: \"8080\" is not allowed; an address and a port, such as 0.0.0.0:8080");
@@ -62,7 +62,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
     check(
         "STABILITY_BASE_URL",
         "ftp://x",
-        "STABILITY_BASE_URL: \"ftp://x\" is not allowed; an http:// or https:// URL without a user",
+        "STABILITY_BASE_URL: \"ftp://x\" is not allowed; an http:// or https:// URL without credentials",
     );
     check(
         "ASSET_STORAGE_URL",
@@ -72,7 +72,7 @@ fn a_bad_value_is_refused_by_name_with_what_is_allowed() {
 }
 
 #[test]
-fn the_value_of_a_secret_is_never_repeated() {
+fn secret_values_never_appear_in_errors_or_debug_output() {
     for (name, value) in [
         ("AMQP_URL", "hunter2"),
         ("AMQP_URL", "amqp://u:hunter2@broker:notaport/"),
@@ -81,23 +81,24 @@ fn the_value_of_a_secret_is_never_repeated() {
         ("STABILITY_API_KEY", "hunter2 é"),
         ("STABILITY_API_KEY_FILE", "sk-hunter2"),
     ] {
-        let error = load(&[(name, value)]).expect_err("it is not allowed");
+        let error = load(&[(name, value)]).expect_err("the value is rejected");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         assert!(error.to_string().starts_with(name), "{error}");
     }
-    let settings = load(&[("STABILITY_API_KEY", "hunter2"), ("AMQP_URL", "amqp://u:hunter2@x/")]).expect("good");
+    let settings =
+        load(&[("STABILITY_API_KEY", "hunter2"), ("AMQP_URL", "amqp://u:hunter2@x/")]).expect("valid settings");
     assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
 }
 
 #[test]
-fn the_settings_in_force_are_shown_without_secrets() {
+fn redacted_values_contain_no_secrets() {
     let pairs = [
         ("STABILITY_API_KEY", "sk-hunter2"),
         ("AMQP_URL", "amqp://pipeline:hunter2@broker:5672/assets"),
         ("DATABASE_URL", "postgres://worker:hunter2@db/assets?sslpassword=hunter2"),
         ("IMAGE_STEPS", "30"),
     ];
-    let in_force = load(&pairs).expect("good").in_force;
+    let in_force = load(&pairs).expect("valid settings").redacted_values;
     let check = |name: &str, expected: &str| {
         let shown = in_force.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
         assert_eq!(shown, Some(expected), "{name}");
@@ -112,66 +113,75 @@ fn the_settings_in_force_are_shown_without_secrets() {
 }
 
 #[test]
-fn a_secret_may_come_from_a_file_but_not_from_both() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn secret_is_read_from_variable_or_file_but_not_both() {
+    let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("key");
-    std::fs::write(&file, "sk-from-file\n").expect("a file");
-    let path = file.to_str().expect("a path");
-    let settings = load(&[("STABILITY_API_KEY_FILE", path)]).expect("good");
-    assert_eq!(settings.stability.api_key.expect("a key").expose_secret(), "sk-from-file");
-    let both = load(&[("STABILITY_API_KEY_FILE", path), ("STABILITY_API_KEY", "x")]).expect_err("both");
+    std::fs::write(&file, "sk-from-file\n").expect("key file is written");
+    let path = file.to_str().expect("path is UTF-8");
+    let settings = load(&[("STABILITY_API_KEY_FILE", path)]).expect("valid settings");
+    assert_eq!(settings.stability.api_key.expect("key is set").expose_secret(), "sk-from-file");
+    let both =
+        load(&[("STABILITY_API_KEY_FILE", path), ("STABILITY_API_KEY", "x")]).expect_err("both variables are set");
     assert_eq!(both.to_string(), "STABILITY_API_KEY: set together with STABILITY_API_KEY_FILE; only one of them");
-    let gone = load(&[("STABILITY_API_KEY_FILE", "/nowhere/key")]).expect_err("gone");
+    let gone = load(&[("STABILITY_API_KEY_FILE", "/nowhere/key")]).expect_err("file does not exist");
     assert!(
-        gone.to_string().starts_with("STABILITY_API_KEY_FILE: \"/nowhere/key\" is not allowed; the path of a file"),
+        gone.to_string()
+            .starts_with("STABILITY_API_KEY_FILE: \"/nowhere/key\" is not allowed; the path of a readable file"),
         "{gone}"
     );
 }
 
 #[test]
-fn an_empty_value_counts_as_unset_and_lists_can_be_empty() {
+fn empty_value_is_unset_and_none_is_an_empty_list() {
     let settings = load(&[("STABILITY_TIMEOUT", " "), ("STABILITY_RETRY_DELAYS", "none"), ("STABILITY_LOCKOUT", "0")])
-        .expect("good");
+        .expect("valid settings");
     assert_eq!(settings.stability.timeout, Duration::from_mins(1));
     assert!(settings.stability.retry_delays.is_empty());
     assert!(settings.stability.lockout.is_zero());
 }
 
 #[test]
-fn the_wait_between_tries_grows_and_its_last_value_repeats() {
-    let jobs = load(&[]).expect("good").jobs;
-    let waits: Vec<_> = (1..=4).map(|attempts| jobs.delay_after(attempts).as_secs()).collect();
+fn last_retry_delay_repeats() {
+    let jobs = load(&[]).expect("valid settings").jobs;
+    let waits: Vec<_> = (1..=4).map(|attempts| jobs.retry_delay(attempts).as_secs()).collect();
     assert_eq!(waits, [30, 120, 120, 120]);
 }
 
 #[test]
-fn the_readme_lists_every_setting_with_its_default() {
+fn readme_lists_every_setting_with_its_default() {
     let readme = include_str!("../../../../README.md");
     for setting in ALL {
         let row = readme.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", setting.name)));
         let row = row.unwrap_or_else(|| panic!("README.md has no row for {}", setting.name));
         let shown = row.split('|').nth(2).unwrap_or_default();
-        // Where there is no fixed default, the README says in words what happens.
+        // Without a fixed default, the README describes the behaviour in words.
         let expected = if setting.default.is_empty() { String::new() } else { format!("`{}`", setting.default) };
-        assert!(shown.contains(&expected), "README.md shows another default of {}: {row}", setting.name);
+        assert!(shown.contains(&expected), "README.md shows a different default for {}: {row}", setting.name);
         let marked = row.split('|').nth(1).is_some_and(|name| name.contains('*'));
-        assert_eq!(marked, setting.secret, "README.md marks what may come from a file: {row}");
+        assert_eq!(
+            marked, setting.secret,
+            "README.md must mark exactly the settings that can be read from a file: {row}"
+        );
     }
-    let settings = readme.split("## Settings").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
+    let settings = readme
+        .split("## Settings")
+        .nth(1)
+        .and_then(|rest| rest.split("\n## ").next())
+        .expect("README.md has a Settings section");
     let rows = settings.lines().filter(|line| line.starts_with("| `")).count();
-    assert_eq!(rows, ALL.len(), "README.md shows a setting that is not there");
+    assert_eq!(rows, ALL.len(), "README.md lists a setting that does not exist");
 }
 
 #[test]
-fn a_bucket_is_reached_by_the_usual_variables_and_its_secrets_are_not_shown() {
+fn bucket_uses_aws_variables_and_hides_their_secrets() {
     let source = |name: &str| match name {
         "ASSET_STORAGE_URL" => Some("s3://renders/final/".to_owned()),
         "AWS_REGION" => Some("eu-central-1".to_owned()),
         "AWS_SECRET_ACCESS_KEY" => Some("hunter2".to_owned()),
         _ => None,
     };
-    let settings = Settings::from_source(source).expect("settings");
-    let StorageRoot::Bucket { bucket, prefix, aws } = &settings.storage_root else {
+    let settings = Settings::from_source(source).expect("valid settings");
+    let StorageRoot::Bucket { bucket, prefix, aws_variables: aws } = &settings.storage_root else {
         panic!("{:?}", settings.storage_root)
     };
     assert_eq!((bucket.as_str(), prefix.as_str()), ("renders", "final"));
@@ -184,8 +194,8 @@ fn a_bucket_is_reached_by_the_usual_variables_and_its_secrets_are_not_shown() {
 }
 
 #[test]
-fn nothing_is_exported_unless_an_endpoint_is_set_and_log_lines_on_request_only() {
-    let telemetry = |given: &[(&str, &str)]| load(given).expect("good settings").telemetry;
+fn export_requires_endpoint_and_log_export_is_opt_in() {
+    let telemetry = |given: &[(&str, &str)]| load(given).expect("valid settings").telemetry;
     let exported = |given: &[(&str, &str)]| {
         let TelemetrySettings { traces, metrics, logs, .. } = telemetry(given);
         [traces, metrics, logs]
@@ -193,27 +203,27 @@ fn nothing_is_exported_unless_an_endpoint_is_set_and_log_lines_on_request_only()
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
     assert_eq!(exported(&[]), [None; 3]);
     assert_eq!(exported(&[("OTEL_LOGS_EXPORTER", "otlp")]), [None; 3]);
-    assert_eq!(exported(&[endpoint]), [Some(Otlp::Http), Some(Otlp::Http), None]);
-    assert_eq!(exported(&[endpoint, ("OTEL_LOGS_EXPORTER", "otlp")]), [Some(Otlp::Http); 3]);
-    assert_eq!(exported(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")]), [None, Some(Otlp::Http), None]);
+    assert_eq!(exported(&[endpoint]), [Some(OtlpProtocol::Http), Some(OtlpProtocol::Http), None]);
+    assert_eq!(exported(&[endpoint, ("OTEL_LOGS_EXPORTER", "otlp")]), [Some(OtlpProtocol::Http); 3]);
+    assert_eq!(exported(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")]), [None, Some(OtlpProtocol::Http), None]);
     let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
     let own = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf");
-    assert_eq!(exported(&[endpoint, grpc, own]), [Some(Otlp::Grpc), Some(Otlp::Http), None]);
+    assert_eq!(exported(&[endpoint, grpc, own]), [Some(OtlpProtocol::Grpc), Some(OtlpProtocol::Http), None]);
     assert_eq!(
         exported(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:1/v1/traces")]),
-        [Some(Otlp::Http), None, None]
+        [Some(OtlpProtocol::Http), None, None]
     );
     assert_eq!(exported(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), [None; 3]);
 }
 
 #[test]
-fn a_variable_of_opentelemetry_is_checked_as_any_other() {
+fn otel_variables_are_validated() {
     let check = |name: &str, value: &str, allowed: &str| {
         let refused = load(&[(name, value)]).expect_err(name).to_string();
         assert_eq!(refused, format!("{name}: {value:?} is not allowed; {allowed}"));
     };
-    check("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "an http:// or https:// URL without a user");
-    check("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://u:p@c/", "an http:// or https:// URL without a user");
+    check("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "an http:// or https:// URL without credentials");
+    check("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://u:p@c/", "an http:// or https:// URL without credentials");
     check("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "grpc or http/protobuf");
     check("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC", "grpc or http/protobuf");
     check("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd", "gzip or none");

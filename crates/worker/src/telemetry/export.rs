@@ -1,4 +1,6 @@
-//! Exporters of OTLP, by gRPC or HTTP, as the settings have it. What the settings do not hold is read by the libraries from the `OTEL_*` variables.
+//! OTLP exporters by gRPC or HTTP, built from the settings.
+//!
+//! Options that the settings do not hold are read from the `OTEL_*` variables by the libraries themselves.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,12 +27,15 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::settings::{Otlp, SettingError, TelemetrySettings};
+use crate::settings::{OtlpProtocol, SettingError, TelemetrySettings};
 
-/// Who exports: one program, of this version, in this process; and whatever the environment adds.
+/// Resource attributes of all exported data.
+///
+/// Name and version of the service, an instance id that is new for each process, and the attributes of
+/// `OTEL_RESOURCE_ATTRIBUTES`.
 pub(super) fn resource(settings: &TelemetrySettings) -> Resource {
     let ours = [
-        KeyValue::new("service.name", super::SCOPE),
+        KeyValue::new("service.name", super::INSTRUMENTATION_SCOPE),
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
         KeyValue::new("service.instance.id", Uuid::now_v7().to_string()),
     ];
@@ -44,89 +49,96 @@ pub(super) fn resource(settings: &TelemetrySettings) -> Resource {
     .build()
 }
 
-pub(super) fn spans(settings: &TelemetrySettings) -> Result<Option<impl ExportSpans + 'static>, SettingError> {
-    choose_ring();
+pub(super) fn span_exporter(settings: &TelemetrySettings) -> Result<Option<impl ExportSpans + 'static>, SettingError> {
+    install_crypto_provider();
     let built = match settings.traces {
         None => return Ok(None),
-        Some(Otlp::Grpc) => {
-            SpanExporter::builder().with_tonic().with_tls_config(tls()).with_metadata(metadata(settings)).build()
-        }
-        Some(Otlp::Http) => SpanExporter::builder().with_http().with_headers(headers(settings)).build(),
+        Some(OtlpProtocol::Grpc) => SpanExporter::builder()
+            .with_tonic()
+            .with_tls_config(tls_config())
+            .with_metadata(grpc_metadata(settings))
+            .build(),
+        Some(OtlpProtocol::Http) => SpanExporter::builder().with_http().with_headers(file_headers(settings)).build(),
     };
-    Ok(Some(Told::new("spans", usable(built)?)))
+    Ok(Some(ReportingExporter::new("spans", map_build_error(built)?)))
 }
 
-pub(super) fn metrics(settings: &TelemetrySettings) -> Result<Option<impl PushMetricExporter>, SettingError> {
-    choose_ring();
+pub(super) fn metric_exporter(settings: &TelemetrySettings) -> Result<Option<impl PushMetricExporter>, SettingError> {
+    install_crypto_provider();
     let built = match settings.metrics {
         None => return Ok(None),
-        Some(Otlp::Grpc) => {
-            MetricExporter::builder().with_tonic().with_tls_config(tls()).with_metadata(metadata(settings)).build()
-        }
-        Some(Otlp::Http) => MetricExporter::builder().with_http().with_headers(headers(settings)).build(),
+        Some(OtlpProtocol::Grpc) => MetricExporter::builder()
+            .with_tonic()
+            .with_tls_config(tls_config())
+            .with_metadata(grpc_metadata(settings))
+            .build(),
+        Some(OtlpProtocol::Http) => MetricExporter::builder().with_http().with_headers(file_headers(settings)).build(),
     };
-    Ok(Some(Told::new("metrics", usable(built)?)))
+    Ok(Some(ReportingExporter::new("metrics", map_build_error(built)?)))
 }
 
-pub(super) fn logs(settings: &TelemetrySettings) -> Result<Option<impl ExportLogs + 'static>, SettingError> {
-    choose_ring();
+pub(super) fn log_exporter(settings: &TelemetrySettings) -> Result<Option<impl ExportLogs + 'static>, SettingError> {
+    install_crypto_provider();
     let built = match settings.logs {
         None => return Ok(None),
-        Some(Otlp::Grpc) => {
-            LogExporter::builder().with_tonic().with_tls_config(tls()).with_metadata(metadata(settings)).build()
-        }
-        Some(Otlp::Http) => LogExporter::builder().with_http().with_headers(headers(settings)).build(),
+        Some(OtlpProtocol::Grpc) => LogExporter::builder()
+            .with_tonic()
+            .with_tls_config(tls_config())
+            .with_metadata(grpc_metadata(settings))
+            .build(),
+        Some(OtlpProtocol::Http) => LogExporter::builder().with_http().with_headers(file_headers(settings)).build(),
     };
-    Ok(Some(Told::new("logs", usable(built)?)))
+    Ok(Some(ReportingExporter::new("logs", map_build_error(built)?)))
 }
 
-/// Sends an empty batch of spans, to see whether somebody takes it; `None` where no spans are exported.
+/// Sends an empty batch of spans to check the collector; `None` if spans are not exported.
 ///
 /// # Errors
 ///
-/// Why it was not taken, in a sentence.
-pub(crate) async fn check(settings: &TelemetrySettings) -> Option<Result<(), String>> {
-    let exporter = match spans(settings) {
+/// A description of the failure, if an exporter cannot be built or the collector does not accept the batch.
+pub(crate) async fn check_collector(settings: &TelemetrySettings) -> Option<Result<(), String>> {
+    let exporter = match span_exporter(settings) {
         Ok(exporter) => exporter?,
         Err(error) => return Some(Err(error.to_string())),
     };
     let (sender, sent) = oneshot::channel();
     let runtime = Handle::current();
-    // As the exporters' own threads do it: the client for HTTP blocks, and refuses to where the runtime drives it. Nobody waits for the thread.
+    // On a separate thread, as the exporters do: their HTTP client blocks, which is not allowed on a runtime thread.
+    // The thread is not joined.
     std::thread::spawn(move || {
         let _runtime = runtime.enter();
-        // Whoever has gone away needs no answer.
+        // Fails only if the caller was dropped.
         let _ = sender.send(futures_executor::block_on(exporter.export(Vec::new())));
     });
     Some(match sent.await {
         Ok(sent) => sent.map_err(|error| error.to_string()),
-        Err(_) => Err("the exporter has failed".to_owned()),
+        Err(_) => Err("the exporter panicked".to_owned()),
     })
 }
 
-/// For TLS: more than one provider may be built in, so that one must be chosen.
-fn choose_ring() {
-    // Fails only where one was chosen already, which is as good.
+/// Selects ring as the TLS crypto provider: rustls cannot choose if more than one provider is compiled in.
+fn install_crypto_provider() {
+    // Fails only if a provider is already installed, which is sufficient.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-fn usable<T>(built: Result<T, ExporterBuildError>) -> Result<T, SettingError> {
+fn map_build_error<T>(built: Result<T, ExporterBuildError>) -> Result<T, SettingError> {
     built.map_err(|error| SettingError::unusable("OTEL_EXPORTER_OTLP_ENDPOINT", error))
 }
 
-/// Headers that came from a file. Those of the variable are added by the libraries.
-fn headers(settings: &TelemetrySettings) -> HashMap<String, String> {
+/// Headers from `OTEL_EXPORTER_OTLP_HEADERS_FILE`. The libraries add those of `OTEL_EXPORTER_OTLP_HEADERS`.
+fn file_headers(settings: &TelemetrySettings) -> HashMap<String, String> {
     settings.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect()
 }
 
-/// With the system's certificates, which are not used unless that is said. Without effect where the endpoint is plain HTTP.
-fn tls() -> ClientTlsConfig {
+/// Enables the system's root certificates, which are off by default. Has no effect if the endpoint is plain HTTP.
+fn tls_config() -> ClientTlsConfig {
     ClientTlsConfig::new().with_enabled_roots()
 }
 
-fn metadata(settings: &TelemetrySettings) -> MetadataMap {
+fn grpc_metadata(settings: &TelemetrySettings) -> MetadataMap {
     let mut metadata = HeaderMap::new();
-    for (name, value) in headers(settings) {
+    for (name, value) in file_headers(settings) {
         if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             value.set_sensitive(true);
             metadata.insert(name, value);
@@ -135,35 +147,35 @@ fn metadata(settings: &TelemetrySettings) -> MetadataMap {
     MetadataMap::from_headers(metadata)
 }
 
-/// An exporter that says, once, that it is not heard, and once that it is again.
+/// Wraps an exporter and logs once when exports begin to fail, and once when they succeed again.
 #[derive(Debug)]
-struct Told<E> {
-    what: &'static str,
+struct ReportingExporter<E> {
+    signal: &'static str,
     exporter: E,
     failing: AtomicBool,
 }
 
-impl<E> Told<E> {
-    fn new(what: &'static str, exporter: E) -> Self {
-        Self { what, exporter, failing: AtomicBool::new(false) }
+impl<E> ReportingExporter<E> {
+    fn new(signal: &'static str, exporter: E) -> Self {
+        Self { signal, exporter, failing: AtomicBool::new(false) }
     }
 
-    fn told(&self, exported: OTelSdkResult) -> OTelSdkResult {
+    fn report(&self, exported: OTelSdkResult) -> OTelSdkResult {
         let was_failing = self.failing.swap(exported.is_err(), Ordering::Relaxed);
         match &exported {
             Err(error) if !was_failing => {
-                warn!(what = self.what, %error, "telemetry is not taken by the collector, and is lost until it is");
+                warn!(what = self.signal, %error, "telemetry export failed; data is lost until the collector accepts it again");
             }
-            Ok(()) if was_failing => info!(what = self.what, "telemetry is taken by the collector again"),
+            Ok(()) if was_failing => info!(what = self.signal, "telemetry export succeeded again"),
             Ok(()) | Err(_) => {}
         }
         exported
     }
 }
 
-impl<E: ExportSpans> ExportSpans for Told<E> {
+impl<E: ExportSpans> ExportSpans for ReportingExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.told(self.exporter.export(batch).await)
+        self.report(self.exporter.export(batch).await)
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
@@ -179,9 +191,9 @@ impl<E: ExportSpans> ExportSpans for Told<E> {
     }
 }
 
-impl<E: PushMetricExporter> PushMetricExporter for Told<E> {
+impl<E: PushMetricExporter> PushMetricExporter for ReportingExporter<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        self.told(self.exporter.export(metrics).await)
+        self.report(self.exporter.export(metrics).await)
     }
 
     fn force_flush(&self) -> OTelSdkResult {
@@ -197,9 +209,9 @@ impl<E: PushMetricExporter> PushMetricExporter for Told<E> {
     }
 }
 
-impl<E: ExportLogs> ExportLogs for Told<E> {
+impl<E: ExportLogs> ExportLogs for ReportingExporter<E> {
     async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
-        self.told(self.exporter.export(batch).await)
+        self.report(self.exporter.export(batch).await)
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {

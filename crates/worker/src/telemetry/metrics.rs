@@ -1,7 +1,8 @@
-//! What is counted and measured, and under which names.
+//! Metrics of the worker.
 //!
-//! Names, units and attributes follow OpenTelemetry's conventions; attributes come from closed sets. Metrics that an OpenTelemetry convention defines
-//! have its name. `docs/telemetry.md` lists them all, and a test compares it.
+//! Names, units and attributes follow OpenTelemetry's semantic conventions; a metric that a convention defines has its
+//! name. Attribute values come from closed sets. `docs/telemetry.md` lists all metrics, and a test compares the list
+//! with the code.
 
 pub(crate) mod names;
 mod outcomes;
@@ -17,17 +18,17 @@ use domain::outcome::Origin;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
-use stability_client::{Exchange, Finished, Observer, PROVIDER, Retry};
+use stability_client::{CallOutcome, GEN_AI_PROVIDER_NAME, Observer, RequestOutcome, Retry};
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
-pub(crate) use outcomes::{BROKEN, Coded, DeadLetterReason, Stage};
-pub use scrape::Scrape;
+pub(crate) use outcomes::{DeadLetterReason, ErrorCode, OUTCOME_ERROR, Stage};
+pub use scrape::PrometheusRegistry;
 
-use super::{SCOPE, trace};
-use names::{Kind, Spec};
+use super::{INSTRUMENTATION_SCOPE, trace};
+use names::{InstrumentKind, MetricSpec};
 
-/// The instruments. Clones share them.
+/// The instruments of the worker. Clones share them.
 #[derive(Clone)]
 pub struct Metrics {
     inner: Arc<Instruments>,
@@ -36,12 +37,12 @@ pub struct Metrics {
 struct Instruments {
     meter: Meter,
     /// Host and port of the API.
-    api: OnceLock<(String, u16)>,
+    api_address: OnceLock<(String, u16)>,
     jobs: Counter<u64>,
     job_duration: Histogram<f64>,
     success_rate: Histogram<f64>,
     images: Counter<u64>,
-    stages: Histogram<f64>,
+    stage_duration: Histogram<f64>,
     requests: Counter<u64>,
     retries: Counter<u64>,
     rate_limited: Counter<u64>,
@@ -49,28 +50,31 @@ struct Instruments {
     cost: Counter<f64>,
     lease_losses: Counter<u64>,
     dead_letters: Counter<u64>,
-    events: Counter<u64>,
+    terminal_events: Counter<u64>,
     reconnects: Counter<u64>,
-    http: Histogram<f64>,
-    gen_ai: Histogram<f64>,
-    messaging: Histogram<f64>,
+    http_duration: Histogram<f64>,
+    gen_ai_duration: Histogram<f64>,
+    process_duration: Histogram<f64>,
 }
 
 impl Default for Metrics {
-    /// Counts for nobody.
+    /// Instruments that record nothing.
     fn default() -> Self {
         Self::new(&NoopMeterProvider::new())
     }
 }
 
 impl Metrics {
-    /// Instruments of this provider.
+    /// Creates the instruments with this provider.
     pub fn new(provider: &impl MeterProvider) -> Self {
-        let meter = provider.meter(SCOPE);
-        let counter =
-            |spec: &Spec| meter.u64_counter(spec.name).with_unit(spec.unit).with_description(spec.description).build();
-        let histogram = |spec: &Spec| {
-            let Kind::Histogram(boundaries) = spec.kind else { unreachable!("{} is no histogram", spec.name) };
+        let meter = provider.meter(INSTRUMENTATION_SCOPE);
+        let counter = |spec: &MetricSpec| {
+            meter.u64_counter(spec.name).with_unit(spec.unit).with_description(spec.description).build()
+        };
+        let histogram = |spec: &MetricSpec| {
+            let InstrumentKind::Histogram(boundaries) = spec.kind else {
+                unreachable!("{} is not a histogram", spec.name)
+            };
             let histogram = meter.f64_histogram(spec.name).with_unit(spec.unit).with_description(spec.description);
             histogram.with_boundaries(boundaries.to_vec()).build()
         };
@@ -80,7 +84,7 @@ impl Metrics {
             job_duration: histogram(&names::JOB_DURATION),
             success_rate: histogram(&names::SUCCESS_RATE),
             images: counter(&names::IMAGES),
-            stages: histogram(&names::STAGE_DURATION),
+            stage_duration: histogram(&names::STAGE_DURATION),
             requests: counter(&names::REQUESTS),
             retries: counter(&names::RETRIES),
             rate_limited: counter(&names::RATE_LIMITED),
@@ -88,23 +92,25 @@ impl Metrics {
             cost: meter.f64_counter(cost.name).with_unit(cost.unit).with_description(cost.description).build(),
             lease_losses: counter(&names::LEASE_LOSSES),
             dead_letters: counter(&names::DEAD_LETTERS),
-            events: counter(&names::EVENTS),
+            terminal_events: counter(&names::TERMINAL_EVENTS),
             reconnects: counter(&names::RECONNECTS),
-            http: histogram(&names::HTTP_DURATION),
-            gen_ai: histogram(&names::GEN_AI_DURATION),
-            messaging: histogram(&names::PROCESS_DURATION),
-            api: OnceLock::new(),
+            http_duration: histogram(&names::HTTP_DURATION),
+            gen_ai_duration: histogram(&names::GEN_AI_DURATION),
+            process_duration: histogram(&names::PROCESS_DURATION),
+            api_address: OnceLock::new(),
             meter,
         };
         let metrics = Self { inner: Arc::new(instruments) };
-        metrics.begin();
-        metrics.gauge(&names::BUILD_INFO, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))], || Some(1.0));
+        metrics.init_series();
+        metrics
+            .register_gauge(&names::BUILD_INFO, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))], || Some(1.0));
         metrics
     }
 
-    /// Lets every series that may be alarming exist from the start: a rate cannot be told of one whose first value is not 0.
-    fn begin(&self) {
-        let Instruments { jobs, images, dead_letters, events, .. } = &*self.inner;
+    /// Creates the series that alerts use with the value 0: for a series that begins with another value, Prometheus
+    /// cannot compute the first increase.
+    fn init_series(&self) {
+        let Instruments { jobs, images, dead_letters, terminal_events: events, .. } = &*self.inner;
         jobs.add(0, &[KeyValue::new("outcome", "completed"), no_error()]);
         for code in JobFailureCode::ALL {
             jobs.add(0, &[KeyValue::new("outcome", "failed"), error_type(code.as_str())]);
@@ -128,22 +134,22 @@ impl Metrics {
         self.inner.cost.add(0.0, &[]);
     }
 
-    /// Where requests go.
-    pub(crate) fn set_api(&self, host: &str, port: u16) {
-        // Set once, by whoever makes the client.
-        let _ = self.inner.api.set((host.to_owned(), port));
+    /// Sets host and port of the API, for the attributes of its requests.
+    pub(crate) fn set_api_address(&self, host: &str, port: u16) {
+        // Called once, when the client is created.
+        let _ = self.inner.api_address.set((host.to_owned(), port));
     }
 
-    /// Lets a value be read whenever metrics are collected; where there is none, nothing is shown.
-    pub(crate) fn gauge(
+    /// Registers a gauge whose value is read whenever metrics are collected. While it is `None`, the series is absent.
+    pub(crate) fn register_gauge(
         &self,
-        spec: &Spec,
+        spec: &MetricSpec,
         attributes: &[KeyValue],
         read: impl Fn() -> Option<f64> + Send + Sync + 'static,
     ) {
         let attributes = attributes.to_vec();
         let gauge = self.inner.meter.f64_observable_gauge(spec.name);
-        // The provider keeps what it reads.
+        // The provider keeps the callback; the returned handle is not needed.
         let _ = gauge
             .with_unit(spec.unit)
             .with_description(spec.description)
@@ -155,8 +161,8 @@ impl Metrics {
             .build();
     }
 
-    /// Does a part of a job's way in a span of its own, and times it.
-    pub(crate) async fn stage<T, E: Coded>(
+    /// Runs a stage of a job in its own span and records its duration and its error.
+    pub(crate) async fn run_stage<T, E: ErrorCode>(
         &self,
         stage: Stage,
         work: impl Future<Output = Result<T, E>>,
@@ -166,27 +172,34 @@ impl Metrics {
         let done = work.instrument(span.clone()).await;
         let error = done.as_ref().err().map_or_else(no_error, |error| error_type(error.code()));
         let attributes = [KeyValue::new("stage", stage.as_str()), error];
-        self.inner.stages.record(begun.elapsed().as_secs_f64(), &attributes);
+        self.inner.stage_duration.record(begun.elapsed().as_secs_f64(), &attributes);
         if let Err(error) = &done {
-            trace::failed_in(&span, error.code(), &error.to_string());
+            trace::set_error_on(&span, error.code(), &error.to_string());
         }
         done
     }
 
-    /// A delivery has ended with this outcome. Its job has failed with `job_error`, its handling with `error`; each may be empty.
-    pub(crate) fn delivery(&self, outcome: &'static str, job_error: &'static str, error: &'static str, took: Duration) {
+    /// Records the end of a delivery. `job_error` is the code with which its job failed, `error` the code with which
+    /// its handling failed; each is empty if it does not apply.
+    pub(crate) fn record_delivery(
+        &self,
+        outcome: &'static str,
+        job_error: &'static str,
+        error: &'static str,
+        took: Duration,
+    ) {
         self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome), error_type(job_error)]);
         let attributes = [
             KeyValue::new("messaging.system", "rabbitmq"),
             KeyValue::new("messaging.operation.name", "process"),
-            KeyValue::new("messaging.destination.name", broker::CONSUMED),
+            KeyValue::new("messaging.destination.name", broker::CONSUME_DESTINATION),
             error_type(error),
         ];
-        self.inner.messaging.record(took.as_secs_f64(), &attributes);
+        self.inner.process_duration.record(took.as_secs_f64(), &attributes);
     }
 
-    /// A job has ended.
-    pub(crate) fn job_ended(&self, succeeded: u32, total: u32, took: Duration, completed: bool) {
+    /// Records the end of a job, with the time since its first claim.
+    pub(crate) fn record_job_end(&self, succeeded: u32, total: u32, took: Duration, completed: bool) {
         let outcome = if completed { "completed" } else { "failed" };
         self.inner.job_duration.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
         if total > 0 {
@@ -194,61 +207,61 @@ impl Metrics {
         }
     }
 
-    /// An image is completed.
-    pub(crate) fn image_completed(&self, origin: Origin) {
+    /// Counts a completed image.
+    pub(crate) fn record_image_completed(&self, origin: Origin) {
         let origin = KeyValue::new("origin", origin.as_str());
         self.inner.images.add(1, &[KeyValue::new("outcome", "completed"), origin, no_error()]);
     }
 
-    /// An image has failed, for now or for good.
-    pub(crate) fn image_failed(&self, code: ImageFailureCode) {
+    /// Counts a failed image, also if it will be tried again.
+    pub(crate) fn record_image_failed(&self, code: ImageFailureCode) {
         self.inner.images.add(1, &[KeyValue::new("outcome", "failed"), no_origin(), error_type(code.as_str())]);
     }
 
-    /// A request had its end, and was charged or may have been.
-    pub(crate) fn spent(&self, usd: f64) {
+    /// Adds the cost of a finished request that was or may have been charged, in US dollars.
+    pub(crate) fn record_cost(&self, usd: f64) {
         self.inner.cost.add(usd, &[]);
     }
 
-    /// Somebody else has claimed a job that this worker held.
-    pub(crate) fn lease_lost(&self) {
+    /// Counts a job that another worker claimed while this worker was running it.
+    pub(crate) fn record_lease_loss(&self) {
         self.inner.lease_losses.add(1, &[]);
     }
 
-    /// A message went to the dead letters.
-    pub(crate) fn dead_letter(&self, reason: DeadLetterReason) {
+    /// Counts a dead-lettered message.
+    pub(crate) fn record_dead_letter(&self, reason: DeadLetterReason) {
         self.inner.dead_letters.add(1, &[KeyValue::new("reason", reason.as_str())]);
     }
 
-    /// A terminal event was published, no queue was bound for it, or it could not be published.
-    pub(crate) fn terminal_event(&self, outcome: &'static str) {
-        self.inner.events.add(1, &[KeyValue::new("outcome", outcome)]);
+    /// Counts a terminal event; `outcome` is `published`, `unrouted` (no queue is bound for it) or `failed`.
+    pub(crate) fn record_terminal_event(&self, outcome: &'static str) {
+        self.inner.terminal_events.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
-    /// A broker that was lost was found again.
-    pub(crate) fn reconnected(&self) {
+    /// Counts a connection to the broker after a lost one.
+    pub(crate) fn record_reconnect(&self) {
         self.inner.reconnects.add(1, &[]);
     }
 }
 
 impl Observer for Metrics {
-    fn retrying(&self, retry: &Retry) {
-        self.inner.retries.add(1, &[KeyValue::new("cause", retry.cause)]);
+    fn on_retry(&self, retry: &Retry) {
+        self.inner.retries.add(1, &[KeyValue::new("cause", retry.error_kind)]);
     }
 
-    fn admitted(&self, wait: Duration) {
+    fn on_admission_wait(&self, wait: Duration) {
         self.inner.quota_wait.record(wait.as_secs_f64(), &[]);
     }
 
-    fn answered(&self, exchange: &Exchange) {
-        let Exchange { engine, failure, status, took } = *exchange;
+    fn on_request_end(&self, exchange: &RequestOutcome) {
+        let RequestOutcome { engine, error_kind: failure, status, duration: took } = *exchange;
         let outcome = KeyValue::new("outcome", failure.unwrap_or("ok"));
         self.inner.requests.add(1, &[KeyValue::new("engine", engine.id()), outcome]);
         if status == Some(429) {
             self.inner.rate_limited.add(1, &[]);
         }
         let mut attributes = vec![KeyValue::new("http.request.method", "POST")];
-        if let Some((host, port)) = self.inner.api.get() {
+        if let Some((host, port)) = self.inner.api_address.get() {
             attributes.push(KeyValue::new("server.address", host.clone()));
             attributes.push(KeyValue::new("server.port", i64::from(*port)));
         }
@@ -259,29 +272,29 @@ impl Observer for Metrics {
             }
             None => attributes.extend(failure.map(error_type)),
         }
-        self.inner.http.record(took.as_secs_f64(), &attributes);
+        self.inner.http_duration.record(took.as_secs_f64(), &attributes);
     }
 
-    fn finished(&self, call: &Finished) {
+    fn on_call_end(&self, call: &CallOutcome) {
         let mut attributes = vec![
             KeyValue::new("gen_ai.operation.name", "generate_content"),
-            KeyValue::new("gen_ai.provider.name", PROVIDER),
+            KeyValue::new("gen_ai.provider.name", GEN_AI_PROVIDER_NAME),
             KeyValue::new("gen_ai.request.model", call.engine.id()),
         ];
-        attributes.extend(call.failure.map(error_type));
-        self.inner.gen_ai.record(call.took.as_secs_f64(), &attributes);
+        attributes.extend(call.error_kind.map(error_type));
+        self.inner.gen_ai_duration.record(call.duration.as_secs_f64(), &attributes);
     }
 }
 
-/// In place of an attribute that does not apply: a series whose attributes come and go cannot be summed well.
-const NONE: &str = "";
+/// Value of an attribute that does not apply: all series of a metric need the same attributes to be summed.
+const NOT_APPLICABLE: &str = "";
 
 fn no_error() -> KeyValue {
-    error_type(NONE)
+    error_type(NOT_APPLICABLE)
 }
 
 fn no_origin() -> KeyValue {
-    KeyValue::new("origin", NONE)
+    KeyValue::new("origin", NOT_APPLICABLE)
 }
 
 fn error_type(code: &'static str) -> KeyValue {

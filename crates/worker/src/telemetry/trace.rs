@@ -1,4 +1,4 @@
-//! The way of a trace through the worker: from a command's headers into its spans, and from them into events.
+//! Trace context: from the headers of a command to its spans, and from the spans to the events.
 
 use std::collections::HashMap;
 
@@ -11,31 +11,31 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// Makes a span, which nobody has entered yet, part of the trace that something came with.
-pub(crate) fn follow(span: &Span, trace: Option<&TraceContext>) {
+/// Makes a span part of a received trace. The span must not have been entered yet.
+pub(crate) fn set_parent(span: &Span, trace: Option<&TraceContext>) {
     if let Some(trace) = trace {
-        // Refused where nothing is traced.
-        let _ = span.set_parent(context(trace));
+        // Fails only if traces are not exported.
+        let _ = span.set_parent(to_otel_context(trace));
     }
 }
 
-/// Points from a span to one before it.
-pub(crate) fn link(span: &Span, trace: &TraceContext) {
-    span.add_link(context(trace).span().span_context().clone());
+/// Links a span to an earlier span.
+pub(crate) fn add_link(span: &Span, trace: &TraceContext) {
+    span.add_link(to_otel_context(trace).span().span_context().clone());
 }
 
-/// The trace, and the place in it that the program is at; `None` where nothing is traced.
-pub(crate) fn current() -> Option<TraceContext> {
+/// The trace context of the current span; `None` if nothing is traced.
+pub(crate) fn current_context() -> Option<TraceContext> {
     let mut headers = HashMap::new();
     TraceContextPropagator::new().inject_context(&Span::current().context(), &mut headers);
     let header = |name: &str| headers.get(name).map(String::as_str);
     TraceContext::parse(header("traceparent"), header("tracestate"))
 }
 
-/// What a status says is for people, and may be in somebody else's words.
+/// Length limit of a status description, which may contain a text of another service.
 const MAX_DESCRIPTION_CHARS: usize = 300;
 
-/// The span of a job; its fields stand in every line below it.
+/// The span of a job; its fields are added to every log line inside it.
 pub(crate) fn job_span(command: &Command) -> Span {
     info_span!(
         "job",
@@ -44,24 +44,24 @@ pub(crate) fn job_span(command: &Command) -> Span {
     )
 }
 
-/// Notes something on the span that the program is in. It stands in no log line, unlike the fields of a span.
-pub(crate) fn note(name: &'static str, value: impl Into<Value>) {
+/// Sets an attribute on the current span. Unlike span fields, attributes do not appear in log lines.
+pub(crate) fn set_attribute(name: &'static str, value: impl Into<Value>) {
     Span::current().set_attribute(name, value);
 }
 
-/// Notes on the span that the program is in that it failed, and why.
-pub(crate) fn failed(code: &str, description: &str) {
-    failed_in(&Span::current(), code, description);
+/// Marks the current span as failed, with a code and a description.
+pub(crate) fn set_error(code: &str, description: &str) {
+    set_error_on(&Span::current(), code, description);
 }
 
-/// The same on another one.
-pub(crate) fn failed_in(span: &Span, code: &str, description: &str) {
+/// Marks a span as failed, with a code and a description.
+pub(crate) fn set_error_on(span: &Span, code: &str, description: &str) {
     span.set_attribute("error.type", code.to_owned());
     let description: String = description.chars().take(MAX_DESCRIPTION_CHARS).collect();
     span.set_status(Status::error(description));
 }
 
-fn context(trace: &TraceContext) -> Context {
+fn to_otel_context(trace: &TraceContext) -> Context {
     let mut headers = HashMap::from([("traceparent".to_owned(), trace.parent.as_str().to_owned())]);
     headers.extend(trace.state.as_ref().map(|state| ("tracestate".to_owned(), state.as_str().to_owned())));
     TraceContextPropagator::new().extract_with_context(&Context::new(), &headers)

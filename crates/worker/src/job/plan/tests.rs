@@ -4,14 +4,14 @@ use uuid::Uuid;
 
 use super::*;
 
-/// Plans the image of this index, in a job without a project's style.
-fn plan_at(index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
+/// Plans the image with this index, in a project without a style.
+fn plan_with_index(index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
     let style = config.style();
-    plan_in(&style, index, description, config)
+    plan_with_style(&style, index, description, config)
 }
 
-fn plan_in(style: &Style, index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
-    let settings = Settings::from_source(|_| None).expect("defaults are good");
+fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
+    let settings = Settings::from_source(|_| None).expect("default settings are valid");
     let command =
         Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec![description.to_owned()], config };
     let missing = ClaimedImage {
@@ -23,32 +23,32 @@ fn plan_in(style: &Style, index: u32, description: &str, config: JobConfig) -> R
         requests: 0,
         charged: 0,
     };
-    let mut plan = Planner::new(&settings).plan(&command, style, &English::default(), &[&missing]);
+    let mut plan = Planner::new(&settings).plan(&command, style, &Translations::default(), &[&missing]);
     assert_eq!(plan.tasks.len() + plan.failures.len(), 1);
     plan.tasks.pop().ok_or_else(|| plan.failures.remove(0).1)
 }
 
 fn plan(description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
-    plan_at(1, description, config)
+    plan_with_index(1, description, config)
 }
 
 #[test]
-fn a_command_without_config_is_planned_with_the_defaults() {
-    let ImageTask { recipe, request, .. } = plan("A fox", JobConfig::default()).expect("a plan");
+fn command_without_config_is_planned_with_defaults() {
+    let ImageTask { params: recipe, request, .. } = plan("A fox", JobConfig::default()).expect("image can be planned");
     assert!(recipe.prompt.starts_with("A fox, cinematic lighting, "), "{}", recipe.prompt);
-    let frame = Engine::default().frame_for(1920, 1080);
+    let frame = Engine::default().dimensions_for(1920, 1080);
     let expected = TextToImage::new(Engine::default(), frame, recipe.prompt.clone())
         .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
         .and_then(|request| request.cfg_scale(8.0))
         .and_then(|request| request.steps(40))
-        .expect("a request");
+        .expect("valid request");
     assert_eq!(request, expected);
-    assert_eq!((recipe.cfg_scale, recipe.steps, recipe.asked_seed), (Some(8.0), Some(40), 0));
+    assert_eq!((recipe.cfg_scale, recipe.steps, recipe.requested_seed), (Some(8.0), Some(40), 0));
     assert_eq!((recipe.english, recipe.left_out.len()), (None, 0));
 }
 
 #[test]
-fn the_commands_config_wins() {
+fn command_config_overrides_defaults() {
     let config = JobConfig {
         style_modifiers: Some(vec![]),
         negative_prompt: Some(String::new()),
@@ -58,35 +58,35 @@ fn the_commands_config_wins() {
         seed: Some(7),
         ..JobConfig::default()
     };
-    let planned = plan("A fox", config).expect("a plan");
-    assert_eq!(planned.recipe.prompt, "A fox");
-    let frame = Engine::default().frame_for(1920, 1080);
+    let planned = plan("A fox", config).expect("image can be planned");
+    assert_eq!(planned.params.prompt, "A fox");
+    let frame = Engine::default().dimensions_for(1920, 1080);
     let expected = TextToImage::new(Engine::default(), frame, "A fox")
         .and_then(|request| request.cfg_scale(5.0))
         .and_then(|request| request.steps(10))
         .and_then(|request| request.seed(7))
         .and_then(|request| request.style_preset(StylePreset::Anime))
-        .expect("a request");
+        .expect("valid request");
     assert_eq!(planned.request, expected);
 }
 
 #[test]
-fn a_seed_that_is_not_0_gives_each_image_its_own() {
+fn nonzero_seed_gives_each_image_a_distinct_seed() {
     let seed = |index, seed| {
         let config = JobConfig { seed: Some(seed), ..JobConfig::default() };
-        plan_at(index, "A fox", config).expect("a plan").recipe.asked_seed
+        plan_with_index(index, "A fox", config).expect("image can be planned").params.requested_seed
     };
     assert_eq!([seed(1, 7), seed(2, 7), seed(200, 7)], [7, 8, 206]);
     assert_eq!(seed(2, 0), 0);
 }
 
 #[test]
-fn another_engine_is_asked_for_by_name_and_only_for_what_it_takes() {
+fn engine_omits_unsupported_defaults_and_rejects_unsupported_parameters() {
     let core = || JobConfig { engine: Some("core".into()), style_modifiers: Some(vec![]), ..JobConfig::default() };
-    let planned = plan("A fox", core()).expect("a plan");
-    let expected = TextToImage::new(Engine::Core, Engine::Core.frame_for(1920, 1080), "A fox")
+    let planned = plan("A fox", core()).expect("image can be planned");
+    let expected = TextToImage::new(Engine::Core, Engine::Core.dimensions_for(1920, 1080), "A fox")
         .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
-        .expect("a request");
+        .expect("valid request");
     assert_eq!(planned.request, expected);
     let refused = plan("A fox", JobConfig { steps: Some(40), ..core() }).expect_err("core takes no steps");
     assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
@@ -94,22 +94,22 @@ fn another_engine_is_asked_for_by_name_and_only_for_what_it_takes() {
 }
 
 #[test]
-fn what_a_project_keeps_is_for_the_engines_that_take_it() {
+fn project_style_applies_only_where_engine_supports_it() {
     let kept = Style { steps: Some(30), cfg_scale: Some(6.0), style_preset: Some("anime".into()), ..Style::default() };
     let recipe = |engine: &str| {
         let config = JobConfig { engine: Some(engine.to_owned()), ..JobConfig::default() };
-        plan_in(&kept, 1, "A fox", config).expect("a plan").recipe
+        plan_with_style(&kept, 1, "A fox", config).expect("image can be planned").params
     };
-    let of = |recipe: Recipe| (recipe.steps, recipe.cfg_scale, recipe.style_preset);
+    let of = |recipe: GenerationParams| (recipe.steps, recipe.cfg_scale, recipe.style_preset);
     assert_eq!(of(recipe("stable-diffusion-v1-6")), (Some(30), Some(6.0), Some("anime".to_owned())));
     assert_eq!(of(recipe("core")), (None, None, Some("anime".to_owned())));
     assert_eq!(of(recipe("ultra")), (None, None, None));
 }
 
 #[test]
-fn chinese_is_never_planned_without_its_english() {
+fn untranslated_chinese_text_fails_planning() {
     let check = |description: &str, config: JobConfig, named: &str| {
-        let refused = plan(description, config).expect_err("it cannot be planned");
+        let refused = plan(description, config).expect_err("untranslated text is rejected");
         assert_eq!(refused.code, ImageFailureCode::TranslationUnavailable);
         assert!(refused.message.starts_with(named), "{}", refused.message);
     };
@@ -123,38 +123,38 @@ fn chinese_is_never_planned_without_its_english() {
 #[test]
 fn a_prompt_that_is_too_long_loses_its_modifiers_and_a_description_that_is_too_long_is_refused_by_name() {
     let long = "x".repeat(1_970);
-    let recipe = plan(&long, JobConfig::default()).expect("a plan").recipe;
+    let recipe = plan(&long, JobConfig::default()).expect("image can be planned").params;
     assert_eq!(recipe.prompt, format!("{long}, cinematic lighting"));
     assert_eq!(recipe.left_out[0], "professional photography");
     assert_eq!(recipe.left_out.len(), 5);
-    let refused = plan_at(3, &"x".repeat(2_001), JobConfig::default()).expect_err("longer than 2000");
+    let refused = plan_with_index(3, &"x".repeat(2_001), JobConfig::default()).expect_err("longer than 2000");
     assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
     assert_eq!(
         refused.message,
         "image_descriptions[2]: 2001 characters in English is not allowed; the engine takes at most 2000"
     );
-    // Another engine takes more.
+    // Core takes longer prompts.
     let core = JobConfig { engine: Some("core".into()), ..JobConfig::default() };
     assert!(plan(&"x".repeat(2_001), core).is_ok());
 }
 
 #[test]
-fn a_negative_prompt_that_is_too_long_is_shortened_too() {
+fn too_long_negative_prompt_is_shortened() {
     let config = JobConfig { negative_prompt: Some(format!("{}, blurry", "y".repeat(1_995))), ..JobConfig::default() };
-    let recipe = plan("A fox", config).expect("a plan").recipe;
+    let recipe = plan("A fox", config).expect("image can be planned").params;
     assert_eq!(recipe.negative_prompt, "y".repeat(1_995));
     assert_eq!(recipe.negative_left_out, ["blurry"]);
 }
 
 #[test]
-fn a_description_of_nothing_but_commas_buys_no_picture() {
-    let refused = plan("，, ,", JobConfig::default()).expect_err("it says nothing");
-    assert_eq!(refused.message, "image_descriptions[0]: \"，, ,\" is not allowed; a text that says something");
+fn description_of_only_commas_is_rejected() {
+    let refused = plan("，, ,", JobConfig::default()).expect_err("description of only commas is rejected");
+    assert_eq!(refused.message, "image_descriptions[0]: \"，, ,\" is not allowed; it contains no words");
 }
 
 #[test]
-fn a_seed_that_the_engine_does_not_take_is_refused_by_name() {
+fn seed_above_engine_maximum_is_rejected() {
     let config = JobConfig { engine: Some("core".into()), seed: Some(u32::MAX), ..JobConfig::default() };
-    let refused = plan("A fox", config).expect_err("core takes one less");
+    let refused = plan("A fox", config).expect_err("seed above core's maximum is rejected");
     assert_eq!(refused.message, "seed: 4294967295 is not allowed; a whole number from 0 to 4294967294");
 }

@@ -1,181 +1,184 @@
-//! Every metric: its name, kind, unit, meaning and attributes.
+//! All metrics with their name, kind, unit and description.
 
-/// What kind of instrument it is.
+/// Kind of an instrument.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Kind {
-    /// Only grows.
+pub(crate) enum InstrumentKind {
+    /// A sum that only grows.
     Counter,
-    /// As it is when it is read.
+    /// A value that is read when metrics are collected.
     Gauge,
-    /// Values by size; the upper bounds of its buckets.
+    /// A distribution, with the upper bounds of its buckets.
     Histogram(&'static [f64]),
 }
 
-/// A metric.
+/// Definition of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Spec {
-    /// In OpenTelemetry.
+pub(crate) struct MetricSpec {
+    /// The name in OpenTelemetry.
     pub(crate) name: &'static str,
-    /// What kind of instrument it is.
-    pub(crate) kind: Kind,
-    /// By the Unified Code for Units of Measure; in braces where it is a count of something.
+    /// The kind of instrument.
+    pub(crate) kind: InstrumentKind,
+    /// The unit by the Unified Code for Units of Measure; counts of things are in braces.
     pub(crate) unit: &'static str,
-    /// What it says.
+    /// The description, which `docs/telemetry.md` repeats.
     pub(crate) description: &'static str,
 }
 
-/// Milliseconds for what is ours, seconds and minutes for what is the API's.
-const SECONDS: &[f64] =
+/// Milliseconds for local work, seconds and minutes for requests to the API.
+const SECONDS_BUCKETS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0];
-/// For a job of one image or of 200.
-const JOB_SECONDS: &[f64] =
+/// For jobs of 1 to 200 images.
+const JOB_SECONDS_BUCKETS: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 300.0, 600.0, 1_200.0, 1_800.0, 3_600.0, 7_200.0];
-const RATE: &[f64] = &[0.0, 0.5, 0.6, 0.7, 0.799, 0.9, 0.95, 0.999, 1.0];
+const RATE_BUCKETS: &[f64] = &[0.0, 0.5, 0.6, 0.7, 0.799, 0.9, 0.95, 0.999, 1.0];
 
-const fn counter(
-    name: &'static str,
-    unit: &'static str,
-    description: &'static str,
-) -> Spec {
-    Spec { name, kind: Kind::Counter, unit, description }
+const fn counter(name: &'static str, unit: &'static str, description: &'static str) -> MetricSpec {
+    MetricSpec { name, kind: InstrumentKind::Counter, unit, description }
 }
 
-const fn gauge(
-    name: &'static str,
-    unit: &'static str,
-    description: &'static str,
-) -> Spec {
-    Spec { name, kind: Kind::Gauge, unit, description }
+const fn gauge(name: &'static str, unit: &'static str, description: &'static str) -> MetricSpec {
+    MetricSpec { name, kind: InstrumentKind::Gauge, unit, description }
 }
 
-const fn seconds(
-    name: &'static str,
-    boundaries: &'static [f64],
-    description: &'static str,
-) -> Spec {
-    Spec { name, kind: Kind::Histogram(boundaries), unit: "s", description }
+const fn duration_histogram(name: &'static str, boundaries: &'static [f64], description: &'static str) -> MetricSpec {
+    MetricSpec { name, kind: InstrumentKind::Histogram(boundaries), unit: "s", description }
 }
 
-pub(crate) const JOBS: Spec = counter(
+pub(crate) const JOBS: MetricSpec = counter(
     "asset_worker.jobs",
     "{delivery}",
-    "Deliveries of commands by what became of them: completed, failed (with its code), repeated (the job had ended before), retried, yielded, interrupted, \
-     held, lease_lost, conflict, broken (our own infrastructure failed), panicked"
+    "Deliveries of commands by outcome: completed, failed (with the failure code), already_ended (the job had ended before), retried, preempted (time slice over), \
+     interrupted (shutdown), leased (another worker holds the lease), lease_lost, conflict (job_id_conflict), error (database or broker failed), panicked",
 );
-pub(crate) const JOB_DURATION: Spec = seconds(
+pub(crate) const JOB_DURATION: MetricSpec = duration_histogram(
     "asset_worker.job.duration",
-    JOB_SECONDS,
-    "From the first claim of a job to its end, waits for another try included"
+    JOB_SECONDS_BUCKETS,
+    "Time from the first claim of a job to its end, including waits between attempts",
 );
-pub(crate) const SUCCESS_RATE: Spec = Spec {
+pub(crate) const SUCCESS_RATE: MetricSpec = MetricSpec {
     name: "asset_worker.job.success_rate",
-    kind: Kind::Histogram(RATE),
+    kind: InstrumentKind::Histogram(RATE_BUCKETS),
     unit: "1",
-    description: "Share of a job's images that were completed, when it ended",
+    description: "Share of completed images of a job, recorded when the job ends",
 };
-pub(crate) const IMAGES: Spec = counter(
+pub(crate) const IMAGES: MetricSpec = counter(
     "asset_worker.images",
     "{image}",
-    "Ends of images: completed (generated, or from the cache), or failed with a code; one that may pass with time may fail more than once"
+    "Results of images: completed (generated, or from the cache) or failed (with the failure code); an image with a retryable failure can fail more than once",
 );
-pub(crate) const STAGE_DURATION: Spec = seconds(
+pub(crate) const STAGE_DURATION: MetricSpec = duration_histogram(
     "asset_worker.stage.duration",
-    SECONDS,
-    "Parts of a job's way: claim, translate, finish, store, row, decide, publish"
+    SECONDS_BUCKETS,
+    "Duration of the stages of a job: claim, translate, process, store, record, finalize, publish",
 );
-pub(crate) const REQUESTS: Spec = counter(
+pub(crate) const REQUESTS: MetricSpec = counter(
     "asset_worker.api.requests",
     "{request}",
-    "Requests for pictures by engine and outcome: ok, or what kind of failure"
+    "Requests for images by engine and outcome: ok, or the kind of failure",
 );
-pub(crate) const RETRIES: Spec =
-    counter("asset_worker.api.retries", "{retry}", "Requests that are sent again, by what had failed");
-pub(crate) const RATE_LIMITED: Spec = counter(
-    "asset_worker.api.rate_limited",
-    "{response}",
-    "Answers with the status 429: the account is locked out"
-);
-pub(crate) const QUOTA_WAIT: Spec = seconds(
+pub(crate) const RETRIES: MetricSpec =
+    counter("asset_worker.api.retries", "{retry}", "Retries of requests, by the kind of failure that caused them");
+pub(crate) const RATE_LIMITED: MetricSpec =
+    counter("asset_worker.api.rate_limited", "{response}", "Responses with status 429 (rate limited)");
+pub(crate) const QUOTA_WAIT: MetricSpec = duration_histogram(
     "asset_worker.quota.wait.duration",
-    SECONDS,
-    "What a request waits for its turn among the jobs and for its place in the account's quota, until it has them or gives up"
+    SECONDS_BUCKETS,
+    "Time that a request waits for its turn among the jobs and for the account's quota, until it gets both or gives up",
 );
-pub(crate) const REQUESTS_IN_FLIGHT: Spec = gauge(
+pub(crate) const REQUESTS_IN_FLIGHT: MetricSpec = gauge(
     "asset_worker.api.in_flight",
     "{request}",
-    "Requests of this process that have their turn: they wait for the quota, or for an answer"
+    "Requests of this process that have their turn and wait for the quota or for a response",
 );
-pub(crate) const REQUESTS_LIMIT: Spec =
-    gauge("asset_worker.api.in_flight.limit", "{request}", "STABILITY_MAX_CONCURRENT");
-pub(crate) const QUOTA_LIMIT: Spec =
-    gauge("asset_worker.quota.limit", "{request}/min", "STABILITY_RATE_LIMIT, of all workers together");
-pub(crate) const JOBS_IN_FLIGHT: Spec =
-    gauge("asset_worker.jobs.in_flight", "{job}", "Commands that this process holds");
-pub(crate) const JOBS_LIMIT: Spec = gauge("asset_worker.jobs.limit", "{job}", "WORKER_MAX_IN_FLIGHT_JOBS");
-pub(crate) const FINISHER_IN_FLIGHT: Spec =
-    gauge("asset_worker.image_pool.in_flight", "{image}", "Pictures that are being finished in this process");
-pub(crate) const FINISHER_LIMIT: Spec =
-    gauge("asset_worker.image_pool.limit", "{image}", "Pictures that may be finished at once: the processors");
-pub(crate) const COST: Spec = counter(
+pub(crate) const REQUESTS_LIMIT: MetricSpec = gauge(
+    "asset_worker.api.in_flight.limit",
+    "{request}",
+    "Maximum of asset_worker.api.in_flight: STABILITY_MAX_CONCURRENT",
+);
+pub(crate) const QUOTA_LIMIT: MetricSpec = gauge(
+    "asset_worker.quota.limit",
+    "{request}/min",
+    "Maximum request rate of all workers together: STABILITY_RATE_LIMIT",
+);
+pub(crate) const JOBS_IN_FLIGHT: MetricSpec =
+    gauge("asset_worker.jobs.in_flight", "{job}", "Commands that this process is handling");
+pub(crate) const JOBS_LIMIT: MetricSpec =
+    gauge("asset_worker.jobs.limit", "{job}", "Maximum of asset_worker.jobs.in_flight: WORKER_MAX_IN_FLIGHT_JOBS");
+pub(crate) const IMAGE_POOL_IN_FLIGHT: MetricSpec = gauge(
+    "asset_worker.image_pool.in_flight",
+    "{image}",
+    "Images that this process is decoding, resizing, encoding or verifying",
+);
+pub(crate) const IMAGE_POOL_LIMIT: MetricSpec = gauge(
+    "asset_worker.image_pool.limit",
+    "{image}",
+    "Maximum of asset_worker.image_pool.in_flight: the number of processors",
+);
+pub(crate) const COST: MetricSpec = counter(
     "asset_worker.cost",
     "USD",
-    "What this process's requests cost, by STABILITY_COST_PER_IMAGE_USD: those that had their end and were, or may have been, charged"
+    "Cost of the finished requests of this process that were or may have been charged, at STABILITY_COST_PER_IMAGE_USD each",
 );
-pub(crate) const BUDGET_SPENT: Spec = gauge(
+pub(crate) const BUDGET_SPENT: MetricSpec = gauge(
     "asset_worker.budget.spent",
     "USD",
-    "What all workers have spent today (UTC), where WORKER_DAILY_BUDGET_USD is set"
+    "Spending of all workers today (UTC); only present if WORKER_DAILY_BUDGET_USD is set",
 );
-pub(crate) const BUDGET_LIMIT: Spec = gauge("asset_worker.budget.limit", "USD", "WORKER_DAILY_BUDGET_USD");
-pub(crate) const CREDITS: Spec =
-    gauge("asset_worker.account.credits", "{credit}", "Credits of the account, looked up every five minutes");
-pub(crate) const QUEUE_MESSAGES: Spec = gauge(
-    "asset_worker.queue.messages",
-    "{message}",
-    "Messages that wait in assets.generate and assets.generate.dead"
-);
-pub(crate) const QUEUE_CONSUMERS: Spec =
-    gauge("asset_worker.queue.consumers", "{consumer}", "Workers that take commands from assets.generate");
-pub(crate) const QUEUE_AGE: Spec = gauge(
+pub(crate) const BUDGET_LIMIT: MetricSpec =
+    gauge("asset_worker.budget.limit", "USD", "Daily budget of all workers together: WORKER_DAILY_BUDGET_USD");
+pub(crate) const CREDITS: MetricSpec =
+    gauge("asset_worker.account.credits", "{credit}", "Credits of the account, updated every five minutes");
+pub(crate) const QUEUE_MESSAGES: MetricSpec =
+    gauge("asset_worker.queue.messages", "{message}", "Messages waiting in assets.generate and assets.generate.dead");
+pub(crate) const QUEUE_CONSUMERS: MetricSpec =
+    gauge("asset_worker.queue.consumers", "{consumer}", "Workers that consume assets.generate");
+pub(crate) const OLDEST_MESSAGE_AGE: MetricSpec = gauge(
     "asset_worker.queue.oldest_message.age",
     "s",
-    "At most so long waits the oldest command: the time since this worker saw the queue empty, or since the command that it took last was published (urgent \
-     ones left out), whichever is shorter; none where neither is known"
+    "Upper bound of the age of the oldest waiting command: the shorter of the time since this worker last saw the queue empty and the time since its last \
+     received command was published (urgent commands are ignored); absent if neither is known",
 );
-pub(crate) const LEASE_LOSSES: Spec =
-    counter("asset_worker.lease.losses", "{lease}", "Jobs that somebody else claimed while this worker held them");
-pub(crate) const DEAD_LETTERS: Spec = counter(
+pub(crate) const LEASE_LOSSES: MetricSpec = counter(
+    "asset_worker.lease.losses",
+    "{lease}",
+    "Jobs that another worker claimed while this worker was running them",
+);
+pub(crate) const DEAD_LETTERS: MetricSpec = counter(
     "asset_worker.dead_letters",
     "{message}",
-    "Messages given to the dead letters: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit"
+    "Dead-lettered messages by reason: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit",
 );
-pub(crate) const EVENTS: Spec = counter(
+pub(crate) const TERMINAL_EVENTS: MetricSpec = counter(
     "asset_worker.terminal_events",
     "{event}",
-    "Terminal events by what became of them: published, unrouted (no queue is bound for them), failed"
+    "Terminal events by outcome: published, unrouted (no queue is bound for them), failed (publishing failed)",
 );
-pub(crate) const RECONNECTS: Spec =
-    counter("asset_worker.broker.reconnects", "{connection}", "Connections to the broker after one that was lost");
-pub(crate) const READY: Spec =
-    gauge("asset_worker.ready", "", "1 where /readyz says yes, else 0; looked at every five seconds");
-pub(crate) const SILENCE: Spec = gauge(
+pub(crate) const RECONNECTS: MetricSpec = counter(
+    "asset_worker.broker.reconnects",
+    "{connection}",
+    "Connections to the broker that replaced a lost connection",
+);
+pub(crate) const READY: MetricSpec =
+    gauge("asset_worker.ready", "", "1 if /readyz answers 200, else 0; updated at least every five seconds");
+pub(crate) const HEARTBEAT_AGE: MetricSpec = gauge(
     "asset_worker.heartbeat.age",
     "s",
-    "Since the loop that takes commands was heard of; above 120 /livez says no"
+    "Time since the last heartbeat of the consumer loop; above 120, /livez answers 503",
 );
-pub(crate) const BUILD_INFO: Spec = gauge("asset_worker.build.info", "", "1, with the program's version");
-pub(crate) const HTTP_DURATION: Spec = seconds(
+pub(crate) const BUILD_INFO: MetricSpec =
+    gauge("asset_worker.build.info", "", "Always 1; the attribute is the version of the program");
+pub(crate) const HTTP_DURATION: MetricSpec = duration_histogram(
     "http.client.request.duration",
-    SECONDS,
-    "Requests to Stability's API for pictures, by OpenTelemetry's convention"
+    SECONDS_BUCKETS,
+    "Duration of image requests to Stability's API, by OpenTelemetry's convention",
 );
-pub(crate) const GEN_AI_DURATION: Spec = seconds(
+pub(crate) const GEN_AI_DURATION: MetricSpec = duration_histogram(
     "gen_ai.client.operation.duration",
-    SECONDS,
-    "Pictures of Stability's API with all waits and retries, by OpenTelemetry's convention"
+    SECONDS_BUCKETS,
+    "Duration of image generation by Stability's API, including all waits and retries, by OpenTelemetry's convention",
 );
-pub(crate) const PROCESS_DURATION: Spec = seconds(
+pub(crate) const PROCESS_DURATION: MetricSpec = duration_histogram(
     "messaging.process.duration",
-    JOB_SECONDS,
-    "Deliveries of commands, from taking one to the end of the work on it, by OpenTelemetry's convention"
+    JOB_SECONDS_BUCKETS,
+    "Time from receiving a command to the end of its handling, by OpenTelemetry's convention",
 );

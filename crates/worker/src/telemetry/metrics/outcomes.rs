@@ -1,87 +1,87 @@
-//! What the program tells the metrics and the spans: stages, outcomes and codes, each of a closed set.
+//! Label values of metrics and spans: stages, outcomes and error codes, each a closed set.
 
 use broker::BrokerError;
 use store::StoreError;
 
-/// A part of a job's way that is timed and has a span of its own.
+/// A stage of a job, which has its own span and whose duration is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// The database says whose job it is.
+    /// The job is claimed in the database.
     Claim,
-    /// Texts become English.
+    /// Descriptions are translated into English.
     Translate,
-    /// A picture is decoded, looked at, scaled, cropped, encoded and checked.
-    Finish,
-    /// A file is written.
+    /// An image is decoded, quality-checked, resized, cropped, encoded and verified.
+    Process,
+    /// The image file is written.
     Store,
-    /// An image's row is completed.
-    Row,
-    /// Outcome and terminal event are written.
-    Decide,
-    /// A terminal event is confirmed by the broker.
+    /// The image's database row is completed.
+    Record,
+    /// Outcome and terminal event are written in one transaction.
+    Finalize,
+    /// The terminal event is published with a publisher confirm.
     Publish,
 }
 
 impl Stage {
-    /// In spans and attributes.
+    /// The name in spans and attributes.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Claim => "claim",
             Self::Translate => "translate",
-            Self::Finish => "process",
+            Self::Process => "process",
             Self::Store => "store",
-            Self::Row => "record",
-            Self::Decide => "finalize",
+            Self::Record => "record",
+            Self::Finalize => "finalize",
             Self::Publish => "publish",
         }
     }
 }
 
-/// The outcome of a delivery whose handling failed because of our own infrastructure.
-pub(crate) const BROKEN: &str = "error";
+/// Outcome of a delivery whose handling failed because the database or the broker failed.
+pub(crate) const OUTCOME_ERROR: &str = "error";
 
-/// An error that has a code: what stands in `error.type`.
-pub(crate) trait Coded: std::fmt::Display {
-    /// Of a closed set.
+/// An error with a code for the attribute `error.type`.
+pub(crate) trait ErrorCode: std::fmt::Display {
+    /// The code, from a closed set.
     fn code(&self) -> &'static str;
 }
 
-impl Coded for StoreError {
+impl ErrorCode for StoreError {
     fn code(&self) -> &'static str {
         match self {
-            Self::Failed { .. } => "database",
+            Self::Database { .. } => "database",
             Self::LeaseLost => "lease_lost",
         }
     }
 }
 
-impl Coded for BrokerError {
+impl ErrorCode for BrokerError {
     fn code(&self) -> &'static str {
         "broker"
     }
 }
 
-/// Why a message went to the dead letters.
+/// Why a message was dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeadLetterReason {
-    /// It is no command.
+    /// It is not a valid command.
     InvalidRequest,
-    /// Its id belongs to another command.
-    Conflict,
-    /// Infrastructure failed at every try.
+    /// Its job id belongs to another command.
+    JobIdConflict,
+    /// Its job lost its worker too many times in a row before an image was finished.
     AttemptsExhausted,
-    /// It was delivered too often.
+    /// The broker gave it up: delivery limit exceeded.
     DeliveryLimit,
 }
 
 impl DeadLetterReason {
     pub(super) const ALL: [Self; 4] =
-        [Self::InvalidRequest, Self::Conflict, Self::AttemptsExhausted, Self::DeliveryLimit];
+        [Self::InvalidRequest, Self::JobIdConflict, Self::AttemptsExhausted, Self::DeliveryLimit];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid_request",
-            Self::Conflict => "job_id_conflict",
+            Self::JobIdConflict => "job_id_conflict",
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DeliveryLimit => "delivery_limit",
         }

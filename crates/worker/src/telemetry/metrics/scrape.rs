@@ -1,24 +1,24 @@
-//! Metrics as Prometheus reads them.
+//! Metrics in the Prometheus text format.
 
 use opentelemetry_prometheus::PrometheusExporter;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-/// Gives the metrics of this process as text. Clones share them.
+/// Renders the metrics of this process for Prometheus. Clones share the registry.
 #[derive(Clone, Default)]
-pub struct Scrape(Registry);
+pub struct PrometheusRegistry(Registry);
 
-impl Scrape {
-    /// A way to read, and what is to be read from.
+impl PrometheusRegistry {
+    /// Creates a registry and the exporter that feeds it.
     pub(crate) fn new() -> (Self, PrometheusExporter) {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).scope_info_enabled(false);
-        (Self(registry), exporter.build().expect("nothing is in the registry yet"))
+        (Self(registry), exporter.build().expect("the registry is empty"))
     }
 
-    /// The text format of Prometheus, version 0.0.4.
-    pub fn text(&self) -> String {
+    /// All metrics in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
         let mut text = Vec::new();
-        // Whatever cannot be encoded is left out; the rest is shown.
+        // If a metric cannot be encoded, the text up to it is still served.
         let _ = TextEncoder::new().encode(&self.0.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }

@@ -1,12 +1,12 @@
-//! `docs/telemetry.md` lists every metric, stage and variable.
+//! Compares the metrics, stages and variables with `docs/telemetry.md`.
 
 use std::path::Path;
 
-use super::names::*;
 use super::Stage;
+use super::names::*;
 
 /// Every metric with its attributes.
-const METRICS: &[(Spec, &[&str])] = &[
+const METRICS: &[(MetricSpec, &[&str])] = &[
     (JOBS, &["outcome", "error.type"]),
     (JOB_DURATION, &["outcome"]),
     (SUCCESS_RATE, &[]),
@@ -21,32 +21,35 @@ const METRICS: &[(Spec, &[&str])] = &[
     (REQUESTS_LIMIT, &[]),
     (JOBS_IN_FLIGHT, &[]),
     (JOBS_LIMIT, &[]),
-    (FINISHER_IN_FLIGHT, &[]),
-    (FINISHER_LIMIT, &[]),
+    (IMAGE_POOL_IN_FLIGHT, &[]),
+    (IMAGE_POOL_LIMIT, &[]),
     (COST, &[]),
     (BUDGET_SPENT, &[]),
     (BUDGET_LIMIT, &[]),
     (CREDITS, &[]),
     (QUEUE_MESSAGES, &["queue"]),
     (QUEUE_CONSUMERS, &[]),
-    (QUEUE_AGE, &[]),
+    (OLDEST_MESSAGE_AGE, &[]),
     (LEASE_LOSSES, &[]),
     (DEAD_LETTERS, &["reason"]),
-    (EVENTS, &["outcome"]),
+    (TERMINAL_EVENTS, &["outcome"]),
     (RECONNECTS, &[]),
     (READY, &[]),
-    (SILENCE, &[]),
+    (HEARTBEAT_AGE, &[]),
     (BUILD_INFO, &["version"]),
-    (HTTP_DURATION, &["http.request.method", "http.response.status_code", "server.address", "server.port", "error.type"]),
+    (
+        HTTP_DURATION,
+        &["http.request.method", "http.response.status_code", "server.address", "server.port", "error.type"],
+    ),
     (GEN_AI_DURATION, &["gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "error.type"]),
     (PROCESS_DURATION, &["messaging.system", "messaging.operation.name", "messaging.destination.name", "error.type"]),
 ];
 
 const STAGES: [Stage; 7] =
-    [Stage::Claim, Stage::Translate, Stage::Finish, Stage::Store, Stage::Row, Stage::Decide, Stage::Publish];
+    [Stage::Claim, Stage::Translate, Stage::Process, Stage::Store, Stage::Record, Stage::Finalize, Stage::Publish];
 
-/// The variables of OpenTelemetry that take effect.
-const VARIABLES: &[&str] = &[
+/// The OpenTelemetry variables that the worker supports.
+const OTEL_VARIABLES: &[&str] = &[
     "OTEL_SDK_DISABLED",
     "OTEL_SERVICE_NAME",
     "OTEL_RESOURCE_ATTRIBUTES",
@@ -85,34 +88,35 @@ const VARIABLES: &[&str] = &[
     "OTEL_METRIC_EXPORT_INTERVAL",
 ];
 
-fn page() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/telemetry.md")).expect("the page")
+fn read_telemetry_page() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/telemetry.md"))
+        .expect("docs/telemetry.md is readable")
 }
 
-/// The name in Prometheus, without a histogram's `_bucket`, `_sum` and `_count`.
-fn prometheus(spec: &Spec) -> String {
+/// The name in Prometheus, without the suffixes `_bucket`, `_sum` and `_count` of a histogram.
+fn prometheus_name(spec: &MetricSpec) -> String {
     let name = spec.name.replace('.', "_");
     let unit = match spec.unit {
         "s" => "_seconds",
-        "1" if spec.kind != Kind::Counter => "_ratio",
+        "1" if spec.kind != InstrumentKind::Counter => "_ratio",
         _ => "",
     };
-    let total = if spec.kind == Kind::Counter { "_total" } else { "" };
+    let total = if spec.kind == InstrumentKind::Counter { "_total" } else { "" };
     format!("{name}{unit}{total}")
 }
 
-fn row(spec: &Spec, attributes: &[&str]) -> String {
+fn table_row(spec: &MetricSpec, attributes: &[&str]) -> String {
     let unit = if spec.unit.is_empty() { String::new() } else { format!("`{}`", spec.unit) };
     let kind = match spec.kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-        Kind::Histogram(_) => "histogram",
+        InstrumentKind::Counter => "counter",
+        InstrumentKind::Gauge => "gauge",
+        InstrumentKind::Histogram(_) => "histogram",
     };
     let attributes: Vec<String> = attributes.iter().map(|attribute| format!("`{attribute}`")).collect();
     format!(
         "| `{}` | `{}` | {} | {unit} | {} | {} |",
         spec.name,
-        prometheus(spec),
+        prometheus_name(spec),
         kind,
         attributes.join(", "),
         spec.description
@@ -120,24 +124,24 @@ fn row(spec: &Spec, attributes: &[&str]) -> String {
 }
 
 #[test]
-fn the_page_lists_every_metric_and_no_other() {
-    let page = page();
+fn telemetry_page_lists_exactly_the_existing_metrics() {
+    let page = read_telemetry_page();
     let listed: Vec<&str> =
         page.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 5).collect();
-    let expected: Vec<String> = METRICS.iter().map(|(spec, attributes)| row(spec, attributes)).collect();
-    assert_eq!(listed, expected, "the rows that docs/telemetry.md should have:\n{}\n", expected.join("\n"));
+    let expected: Vec<String> = METRICS.iter().map(|(spec, attributes)| table_row(spec, attributes)).collect();
+    assert_eq!(listed, expected, "docs/telemetry.md must contain these rows:\n{}\n", expected.join("\n"));
 }
 
 #[test]
-fn the_page_names_every_stage_and_every_variable() {
-    let page = page();
-    for name in VARIABLES.iter().copied().chain(STAGES.iter().map(|stage| stage.as_str())) {
-        assert!(page.contains(&format!("`{name}`")), "{name} is missing");
+fn telemetry_page_names_every_stage_and_variable() {
+    let page = read_telemetry_page();
+    for name in OTEL_VARIABLES.iter().copied().chain(STAGES.iter().map(|stage| stage.as_str())) {
+        assert!(page.contains(&format!("`{name}`")), "docs/telemetry.md does not mention {name}");
     }
 }
 
 #[test]
-fn names_and_units_keep_to_the_conventions() {
+fn metric_names_and_units_follow_opentelemetry_conventions() {
     for (spec, _) in METRICS {
         let letters = |c: char| c.is_ascii_lowercase() || matches!(c, '.' | '_');
         assert!(spec.name.chars().all(letters) && !spec.name.ends_with("total"), "{}", spec.name);
