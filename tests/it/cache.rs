@@ -42,10 +42,10 @@ async fn cached_image_replaces_failed_request(database: Database) -> Result<()> 
         Ok(std::fs::metadata(world.stored_path(asset["file_path"].as_str().context("file_path is missing")?))?.ino())
     };
     assert_eq!(inode(made)?, inode(stood_in)?);
-    worker.wait_for_log("an image made before stands in").await?;
+    worker.wait_for_log("cached image used as fallback").await?;
     let log = worker.log();
     let line =
-        log.lines().find(|line| line.contains("an image made before stands in")).context("the log line is missing")?;
+        log.lines().find(|line| line.contains("cached image used as fallback")).context("the log line is missing")?;
     let line: Value = serde_json::from_str(line)?;
     assert_eq!(line["level"], "WARN");
     assert_eq!(line["job.id"], job_id);

@@ -140,12 +140,12 @@ async fn unreachable_service_exits_with_code_69() -> Result<()> {
     world.set("AMQP_URL", UNREACHABLE_BROKER_URL);
     let submit = world.run(&["submit", "A fox"]).await?;
     assert_exit(&submit, 69);
-    assert!(stderr_text(&submit).contains("the broker cannot be reached"), "{}", stderr_text(&submit));
+    assert!(stderr_text(&submit).contains("broker: cannot connect"), "{}", stderr_text(&submit));
     assert!(!stderr_text(&submit).contains("hunter2"), "{}", stderr_text(&submit));
     world.set("DATABASE_URL", "postgres://worker:hunter2@127.0.0.1:1/assets");
     let jobs = world.run(&["jobs", "list"]).await?;
     assert_exit(&jobs, 69);
-    assert!(stderr_text(&jobs).contains("the database cannot be reached"), "{}", stderr_text(&jobs));
+    assert!(stderr_text(&jobs).contains("database: cannot connect"), "{}", stderr_text(&jobs));
     assert!(!stderr_text(&jobs).contains("hunter2"), "{}", stderr_text(&jobs));
     Ok(())
 }
@@ -216,7 +216,7 @@ async fn doctor_detects_wrong_queue_arguments_and_unreachable_collector() -> Res
         assert_eq!(found(&well, "telemetry")?["status"], "ok");
         assert_eq!(
             found(&well, "queues")?["message"],
-            "0 of 5 are there as they shall be; the next start makes the rest"
+            "0 of 5 queues exist with the expected arguments; the next start declares the others"
         );
         world.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
         let ill = world.run(&["doctor", "--json"]).await?;
@@ -228,7 +228,7 @@ async fn doctor_detects_wrong_queue_arguments_and_unreachable_collector() -> Res
     world.set("OTEL_EXPORTER_OTLP_ENDPOINT", "");
     drop(world.start_ready_worker().await?);
     let well = world.run(&["doctor", "--json"]).await?;
-    assert_eq!(found(&well, "queues")?["message"], "all 5 are there as they shall be");
+    assert_eq!(found(&well, "queues")?["message"], "all 5 queues exist with the expected arguments");
     let other = TestEnv::new().await?;
     other.connect_broker().await?.declare_plain_queue("assets.generate.dead").await?;
     let ill = other.run(&["doctor", "--json"]).await?;

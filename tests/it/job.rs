@@ -184,7 +184,7 @@ async fn stable_image_engine_is_selected_by_name() -> Result<()> {
     producer.publish(&command(1, &["An owl"], &json!({"engine": "ultra", "steps": 30}))).await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["failures"][0]["code"], "rejected_request");
-    assert_eq!(data["failures"][0]["message"], "steps: 30 is not allowed; not taken by ultra");
+    assert_eq!(data["failures"][0]["message"], "steps: 30 is not allowed; not supported by ultra");
     assert_eq!(world.sandbox.ledger().requests, 2);
     Ok(())
 }
@@ -292,7 +292,7 @@ async fn rejected_api_key_fails_job_and_never_leaks() -> Result<()> {
     let mut world = TestEnv::new().await?;
     world.set("STABILITY_API_KEY", "sk-hunter2-is-wrong");
     let worker = world.start_worker()?;
-    worker.wait_for_log("taking commands").await?;
+    worker.wait_for_log("consuming commands").await?;
     let (status, probe) = worker.probe("readyz").await?;
     assert_eq!((status, &probe["status"]), (503, &json!("not ready")));
     assert!(probe["api_key"].as_str().is_some_and(|why| why.contains("401") || why.contains("key")), "{probe}");

@@ -257,7 +257,7 @@ async fn worker_with_lost_lease_neither_spends_nor_writes() -> Result<()> {
     let data = events.wait_for_data("completed").await?;
     let requests = world.sandbox.ledger().requests;
     first.signal(Signal::CONT);
-    first.wait_for_log("the job's lease was lost").await?;
+    first.wait_for_log("job lease lost").await?;
     assert_files(&world, &data, &[1, 2, 3])?;
     let rows = world.query_rows("SELECT terminal_event, lease_token FROM jobs").await?;
     assert_eq!(rows[0]["lease_token"], 2);
@@ -283,7 +283,7 @@ async fn generate_resumes_the_job_of_a_killed_generate() -> Result<()> {
     let output = world.run(&["generate", "--json", "--file", &file]).await?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("another process works on this job"), "{said}");
+    assert!(said.contains("another process holds the lease of this job"), "{said}");
     assert_eq!(world.sandbox.ledger().requests, 1, "the existing file is adopted");
     Ok(())
 }

@@ -150,7 +150,7 @@ async fn refused_gemini_key_fails_without_retries_and_never_leaks() -> Result<()
     assert_eq!((gemini.ledger().requests, world.sandbox.ledger().requests), (1, 0));
     let doctor = world.run(&["doctor"]).await?;
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(said.contains("FAILED  translation") && said.contains("look at GEMINI_API_KEY"), "{said}");
+    assert!(said.contains("FAILED  translation") && said.contains("check GEMINI_API_KEY"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
     Ok(())
 }

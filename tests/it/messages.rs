@@ -213,7 +213,7 @@ async fn nacked_terminal_event_is_published_again_later() -> Result<()> {
     // A queue with room for one message, which is already full.
     producer.bind_full_queue("full", "assets.generation.completed").await?;
     producer.publish(&command(1, &["A fox"], &json!({}))).await?;
-    worker.wait_for_log("it was nacked").await?;
+    worker.wait_for_log("nacked by the broker").await?;
     assert_eq!(world.query_rows("SELECT status FROM jobs WHERE published_at IS NULL").await?.len(), 1);
     assert_eq!(producer.drain_queue("full").await?[0].body, b"in the way");
     let published = async || producer.drain_queue("full").await.ok()?.pop();

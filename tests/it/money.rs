@@ -160,7 +160,7 @@ async fn reported_job_cost_includes_retries_before_and_after_its_end() -> Result
     // Four generations that failed but were charged are one attempt.
     let order = command(1, &["A bear", "A fox [fault:error x4]"], &json!({"min_success_rate": 1.0}));
     producer.publish(&order).await?;
-    worker.wait_for_log("the job is tried again later").await?;
+    worker.wait_for_log("job will be retried after a delay").await?;
     let job_id = order["job_id"].as_str().context("job_id is missing")?;
     let show = ["jobs", "show", job_id, "--json"];
     let running: Value = serde_json::from_slice(&world.run(&show).await?.stdout)?;
@@ -194,7 +194,7 @@ async fn unavailable_balance_does_not_stop_jobs() -> Result<()> {
     for status in [403, 404, 500] {
         world.sandbox.set_balance_status(Some(status));
         let done = world.generate(&command(1, &["A fox"], &json!({"cache": "never"}))).await?;
-        assert!(done.log.contains("the account's credits are not known"), "{}", done.log);
+        assert!(done.log.contains("account balance could not be read"), "{}", done.log);
         done.expect_data("completed")?;
     }
     Ok(())

@@ -11,12 +11,12 @@ async fn test_6_unusable_image_is_requested_once_more_then_fails() -> Result<()>
     let descriptions =
         ["One [fault:blank]", "Two [fault:blank x1]", "Three [fault:corrupt]", "Four [fault:corrupt x1]", "Five"];
     let done = world.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
-    assert_eq!(done.log.matches("picture unusable, generating once more").count(), 4, "{}", done.log);
+    assert_eq!(done.log.matches("image unusable, generating once more").count(), 4, "{}", done.log);
     let data = done.expect_data("completed")?;
     assert_files(&world, &data, &[2, 4, 5])?;
     assert_eq!(failure_codes(&data), ["invalid_image", "invalid_image"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
-    assert!(message.starts_with("a picture of one colour"), "{message}");
+    assert!(message.starts_with("image of a single colour"), "{message}");
     let ledger = world.sandbox.ledger();
     for one in ["One", "Two", "Three", "Four"] {
         assert_eq!((ledger.prompt_counts(one).requests, ledger.prompt_counts(one).charged), (2, 2), "{one}");
@@ -48,7 +48,7 @@ async fn blurred_image_is_rejected_only_with_a_sharpness_threshold() -> Result<(
     assert_eq!(failure_codes(&data), ["invalid_image"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(
-        message.starts_with("a blurred picture: sharpness ") && message.ends_with("expected at least 20.0"),
+        message.starts_with("blurred image: sharpness ") && message.ends_with("expected at least 20.0"),
         "{message}"
     );
     Ok(())
@@ -79,7 +79,7 @@ async fn metadata_is_embedded_in_png_and_jpeg() -> Result<()> {
             "prompt": "A fox, 4k", "negative_prompt": "blurry", "engine": "stable-diffusion-xl-1024-v1-0",
             "style_preset": "anime", "cfg_scale": 8.0, "steps": 40, "asked_seed": 8, "seed": 8, "software": software,
         });
-        assert_eq!(found["story"], expected);
+        assert_eq!(found["metadata"], expected);
         let text = |keyword: &str| {
             let texts = found["texts"].as_array().map(Vec::as_slice).unwrap_or_default();
             texts.iter().find(|text| text["keyword"] == keyword).map(|text| text["text"].clone()).unwrap_or_default()
@@ -110,7 +110,7 @@ async fn inspect_accepts_foreign_images_and_refuses_other_files() -> Result<()> 
     image::RgbImage::new(8, 8).save(&stranger)?;
     let output = world.run(&["inspect", stranger.to_str().context("the path is not UTF-8")?]).await?;
     assert_eq!(output.status.code(), Some(0));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("story           none"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("metadata        none"));
     std::fs::write(world.folder().join("note.txt"), "a note")?;
     for (file, said) in [("note.txt", "wrong format"), ("gone.png", "cannot be read")] {
         let output = world.run(&["inspect", file]).await?;

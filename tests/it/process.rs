@@ -60,7 +60,7 @@ async fn broker_loss_pauses_new_images_and_keeps_finished_ones() -> Result<()> {
     })
     .await?;
     proxy.close();
-    worker.wait_for_log("the broker is lost").await?;
+    worker.wait_for_log("broker connection lost; images in flight are finished").await?;
     wait_until("the end of the second image", WAIT_TIMEOUT, async || {
         (world.sandbox.ledger().in_flight == 0).then_some(())
     })
@@ -156,9 +156,9 @@ async fn sigterm_before_the_first_image_counts_no_attempt() -> Result<()> {
     let producer = world.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear"], &json!({}))).await?;
-    worker.wait_for_log("\"point\":\"after the claim\"").await?;
+    worker.wait_for_log("\"point\":\"after_claim\"").await?;
     worker.signal(Signal::TERM);
-    worker.wait_for_log("stopping: no new image is begun").await?;
+    worker.wait_for_log("shutting down; no new image is started").await?;
     std::fs::write(&released, "")?;
     assert_eq!(worker.wait_for_exit().await?.code(), Some(0));
     let jobs = world.query_rows("SELECT status, attempts FROM jobs").await?;
@@ -181,7 +181,7 @@ async fn expired_shutdown_grace_drops_requests_and_releases_the_job() -> Result<
     wait_until("the request", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
     worker.signal(Signal::TERM);
     assert_eq!(worker.wait_for_exit().await?.code(), Some(0));
-    worker.wait_for_log("the grace is over; what is in flight is dropped").await?;
+    worker.wait_for_log("grace period over; aborting the remaining jobs").await?;
     let jobs = world.query_rows("SELECT status, attempts, lease_losses FROM jobs").await?;
     assert_eq!(jobs, [json!({"status": "waiting", "attempts": 0, "lease_losses": 0})]);
     let _next = world.start_ready_worker().await?;
@@ -198,7 +198,7 @@ async fn second_signal_exits_immediately() -> Result<()> {
     producer.publish(&command(1, &["A fox [fault:slow=60000]"], &json!({}))).await?;
     wait_until("the request", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
     worker.signal(Signal::TERM);
-    worker.wait_for_log("stopping: no new image is begun").await?;
+    worker.wait_for_log("shutting down; no new image is started").await?;
     worker.signal(Signal::INT);
     assert_eq!(worker.wait_for_exit().await?.code(), Some(1));
     Ok(())
@@ -214,7 +214,7 @@ async fn image_slower_than_grace_is_kept_after_broker_loss() -> Result<()> {
     producer.publish(&command(1, &["A fox [fault:slow=3000]"], &json!({}))).await?;
     wait_until("the request", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
     proxy.close();
-    worker.wait_for_log("the broker is lost").await?;
+    worker.wait_for_log("broker connection lost; images in flight are finished").await?;
     worker.wait_for_log("image completed").await?;
     proxy.open();
     events.wait_for_data("completed").await?;
@@ -267,7 +267,7 @@ async fn invalid_setting_exits_with_code_64_and_an_explanation() -> Result<()> {
     check("RUST_LOG", "worker=loud", "RUST_LOG: \"worker=loud\" is not allowed; filter directives").await?;
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = taken.local_addr()?.to_string();
-    check("HTTP_ADDR", &address, &format!("HTTP_ADDR: {address} cannot be listened on")).await
+    check("HTTP_ADDR", &address, &format!("HTTP_ADDR: cannot listen on {address}")).await
 }
 
 #[tokio::test]

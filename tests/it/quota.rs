@@ -94,7 +94,7 @@ async fn twenty_workers_start_concurrently_on_an_empty_database() -> Result<()> 
         for worker in &mut workers {
             worker.wait_until_ready().await?;
         }
-        let migrated = workers.iter().filter(|worker| worker.log().contains("the database was migrated")).count();
+        let migrated = workers.iter().filter(|worker| worker.log().contains("database migrations applied")).count();
         assert_eq!(migrated, 1, "{database:?}");
     }
     Ok(())

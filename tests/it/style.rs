@@ -121,9 +121,9 @@ async fn project_style_is_stored_shown_applied_and_cleared(database: Database) -
     assert_eq!((&bare[0], &bare[2]), (&json!("A fox"), &json!(null)));
     assert!(
         expect_exit_code(&world.run(&["style", "clear", "--project", "42"]).await?, 0)
-            .contains("keeps no style any more")
+            .contains("no longer has a style")
     );
-    assert!(expect_exit_code(&world.run(&["style", "clear", "--project", "42"]).await?, 0).contains("kept no style"));
+    assert!(expect_exit_code(&world.run(&["style", "clear", "--project", "42"]).await?, 0).contains("had no style"));
     assert!(expect_exit_code(&world.run(&["style", "show", "--project", "42"]).await?, 0).contains("(default)"));
     Ok(())
 }
@@ -155,7 +155,7 @@ async fn started_job_keeps_its_original_style() -> Result<()> {
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["A fox", "A bear [fault:status=503 x4]"];
     producer.publish(&command(42, &descriptions, &json!({"min_success_rate": 1.0}))).await?;
-    worker.wait_for_log("the job is tried again later").await?;
+    worker.wait_for_log("job will be retried after a delay").await?;
     expect_exit_code(&world.run(&["style", "set", "--project", "42", "--modifier", "oil on canvas"]).await?, 0);
     let data = events.wait_for_data("completed").await?;
     for (asset, animal) in data["assets"].as_array().context("assets is missing")?.iter().zip(descriptions) {

@@ -353,7 +353,7 @@ async fn job_log_lines_carry_job_id_and_trace_context() -> Result<()> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let lines: Vec<_> = lines.filter(|line| line["job.id"] == job["job_id"]).collect();
     let said: Vec<_> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
-    assert_eq!(said, ["content policy refused a prompt", "image failed", "the job has failed"], "{log}");
+    assert_eq!(said, ["prompt refused by content policy", "image failed", "job failed"], "{log}");
     assert_eq!(lines[1]["image.index"], 1);
     let fields: Vec<_> = lines[1].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     let expected = [

@@ -56,7 +56,7 @@ pub struct PromptTooLong {
 /// let modifiers = ["cinematic lighting".to_owned(), "4k quality".to_owned()];
 /// let composed = compose("A busy city street", Some(&modifiers), 2_000)?;
 /// assert_eq!(composed.text, "A busy city street, cinematic lighting, 4k quality");
-/// # Ok::<_, asset_domain::prompt::TooLong>(())
+/// # Ok::<_, asset_domain::prompt::PromptTooLong>(())
 /// ```
 pub fn compose(
     description: &str,

@@ -25,7 +25,7 @@ impl ApiError {
     /// The API's general error for this status.
     pub(crate) fn from_status(status: u16) -> Self {
         let (name, message) = match status {
-            400 => ("bad_request", "the request is not valid"),
+            400 => ("bad_request", "the request is invalid"),
             401 => ("unauthorized", "missing or incorrect authorization header"),
             402 => ("payment_required", "your organization does not have enough balance to request this action"),
             403 => ("permission_denied", "you lack the necessary permissions to perform this action"),

@@ -311,6 +311,6 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("file"), b"x").expect("a file");
         let error = Storage::open_folder(&folder.path().join("file/below")).err().expect("opening below a file fails");
-        assert!(error.to_string().contains("storage cannot open"), "{error}");
+        assert!(error.to_string().contains("storage: cannot open"), "{error}");
     }
 }

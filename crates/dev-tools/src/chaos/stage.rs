@@ -266,7 +266,7 @@ impl Cluster {
     /// The images that a worker may have requests in flight for: those that are to be made yet of all jobs that it has worked on.
     async fn unfinished_images(&self, victim: usize) -> Result<Vec<ImageKey>> {
         let log = self.slots[victim].worker.log();
-        let lines = log.lines().filter(|line| line.contains("\"working on a job\""));
+        let lines = log.lines().filter(|line| line.contains("\"job attempt started\""));
         let jobs: BTreeSet<String> = lines
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .filter_map(|line| Some(line["job.id"].as_str()?.to_owned()))

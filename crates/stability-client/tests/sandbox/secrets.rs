@@ -93,7 +93,7 @@ async fn errors_and_logs_never_contain_the_key() {
     told += &format!("{failure} {failure:?} {} ", failure.error);
 
     let logged = String::from_utf8(log.0.lock().expect("a lock").clone()).expect("text");
-    assert!(told.len() > 2_000 && logged.contains("content policy refused a prompt"), "{told}\n{logged}");
+    assert!(told.len() > 2_000 && logged.contains("prompt refused by content policy"), "{told}\n{logged}");
     for text in [told, logged] {
         assert!(!text.contains("hunter2"), "{text}");
     }
@@ -104,10 +104,10 @@ fn invalid_header_values_and_certificates_are_refused() {
     let refused = |builder: stability_client::ClientBuilder| builder.build().err().expect("refused").to_string();
     assert_eq!(
         refused(Client::builder("sk-hunter2\n")),
-        "cannot make the client: the API key holds characters that a header cannot carry"
+        "cannot build the client: the API key contains characters that are not allowed in a header"
     );
     let said = refused(Client::builder("sk").client_id("tool\n", "1"));
-    assert!(said.contains("stability-client-id: \"tool\\n\" holds characters"), "{said}");
+    assert!(said.contains("stability-client-id: \"tool\\n\" contains characters"), "{said}");
     let said = refused(Client::builder("sk").root_certificates("not PEM"));
-    assert_eq!(said, "cannot make the client: a root certificate is not PEM");
+    assert_eq!(said, "cannot build the client: a root certificate is not PEM");
 }

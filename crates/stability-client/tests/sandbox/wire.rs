@@ -120,7 +120,7 @@ async fn endless_response_is_refused_at_the_size_limit() {
     let error = client.balance().await.expect_err("the body has no end");
     assert_eq!(
         error.to_string(),
-        format!("the API's answer cannot be decoded: the body is longer than {MAX_BODY_BYTES} bytes")
+        format!("the API's response cannot be decoded: the body is longer than {MAX_BODY_BYTES} bytes")
     );
     drop(client);
     server.join_next().await.expect("a task").expect("the connection is closed");

@@ -90,7 +90,7 @@ fn engine_omits_unsupported_defaults_and_rejects_unsupported_parameters() {
     assert_eq!(planned.request, expected);
     let refused = plan("A fox", JobConfig { steps: Some(40), ..core() }).expect_err("core takes no steps");
     assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
-    assert_eq!(refused.message, "steps: 40 is not allowed; not taken by core");
+    assert_eq!(refused.message, "steps: 40 is not allowed; not supported by core");
 }
 
 #[test]
