@@ -34,7 +34,7 @@ test: build ## Run all tests and provide the services they need; ARGS='…' is p
 	"$(TARGET)/debug/dev-services" run $(CARGO) test --workspace --locked $(ARGS)
 
 test-containers: build ## Run the black-box and chaos tests with services from a Docker engine only
-	"$(TARGET)/debug/dev-services" run --containers $(CARGO) test --workspace --locked --test it --test torture $(ARGS)
+	"$(TARGET)/debug/dev-services" run --containers $(CARGO) test --workspace --locked --test it --test chaos $(ARGS)
 
 test-live: build ## Generate three images with the real API if STABILITY_API_KEY is set; costs about USD 0.06
 	@"$(TARGET)/debug/dev-services" live
@@ -64,7 +64,7 @@ fuzz: ## Fuzz the decoding of commands, API responses and images; RUNS=1000000 p
 	done
 
 bench: ## Benchmark the two response formats of the Stability client
-	$(CARGO) bench -p stability-client --bench answers --locked
+	$(CARGO) bench -p stability-client --bench response_format --locked
 
 check: lint docs test audit ## Run all checks that a commit must pass: lint, docs, test and audit
 

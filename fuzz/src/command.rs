@@ -41,8 +41,8 @@ pub fn check_command(bytes: &[u8]) {
             assert!((0.0..=1.0).contains(&config.min_success_rate()));
             assert!(config.max_cost_usd.is_none_or(|cost| (0.0..=1_000_000.0).contains(&cost)));
             let written = serde_json::to_vec(&command).expect("a command is serialisable");
-            let again = Command::parse(&written, &RULES).expect("a serialised command is parsed");
-            assert_eq!(again, command);
+            let reparsed = Command::parse(&written, &RULES).expect("a serialised command is parsed");
+            assert_eq!(reparsed, command);
         }
         Err(invalid) => {
             assert!(!invalid.violations.is_empty());

@@ -1,10 +1,10 @@
 //! Image files.
 
 use domain::command::JobKey;
+use domain::generation_params::GenerationParams;
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::ImageSpec;
-use domain::recipe::GenerationParams;
-use domain::story::ImageMetadata;
-use picture::{QualityCheck, process, texts, verify};
+use picture::{QualityCheck, metadata, process, verify};
 use uuid::Uuid;
 
 use crate::assert_valid_message;
@@ -22,17 +22,17 @@ pub fn check_picture(bytes: &[u8]) {
         ..GenerationParams::default()
     };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
-    let story = ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, texts::SOFTWARE);
+    let story = ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, metadata::SOFTWARE);
     match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &story) {
         Ok(finished) => {
             assert_eq!(verify(&finished.bytes, &spec), Ok(()));
-            let read = texts::read(&finished.bytes).expect("a processed image is readable");
-            assert_eq!(texts::from_texts(&read.texts), Some(story));
+            let read = metadata::read(&finished.bytes).expect("a processed image is readable");
+            assert_eq!(metadata::from_texts(&read.texts), Some(story));
         }
         Err(defect) => assert_valid_message(&defect.to_string()),
     }
     let _ = QualityCheck::default().check_file(bytes);
-    if let Ok(read) = texts::read(bytes) {
-        let _ = texts::from_texts(&read.texts);
+    if let Ok(read) = metadata::read(bytes) {
+        let _ = metadata::from_texts(&read.texts);
     }
 }

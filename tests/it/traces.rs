@@ -147,9 +147,12 @@ fn check_attributes(spans: &[Span], job_id: &str) -> Result<()> {
         ],
     );
     let claim = span("claim")?;
-    let asked = spans.iter().find(|span| span.parent_id == claim.id).context("the claim has no database span")?;
-    assert_eq!((asked.name.as_str(), asked.kind), ("claim jobs", "client"));
-    check(asked, &[("db.system.name", "postgresql"), ("db.operation.name", "claim"), ("db.collection.name", "jobs")]);
+    let claim_query = spans.iter().find(|span| span.parent_id == claim.id).context("the claim has no database span")?;
+    assert_eq!((claim_query.name.as_str(), claim_query.kind), ("claim jobs", "client"));
+    check(
+        claim_query,
+        &[("db.system.name", "postgresql"), ("db.operation.name", "claim"), ("db.collection.name", "jobs")],
+    );
     assert!(span("job")?.resource["service.name"] == "asset-worker");
     Ok(())
 }

@@ -149,8 +149,8 @@ impl BrokerClient {
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue = self.channel.queue_declare("".into(), options, FieldTable::default()).await?;
         let name = queue.name().clone();
-        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-        self.channel.queue_bind(name.clone(), "assets.events".into(), "#".into(), bind, none).await?;
+        let (bind, no_arguments) = (QueueBindOptions::default(), FieldTable::default());
+        self.channel.queue_bind(name.clone(), "assets.events".into(), "#".into(), bind, no_arguments).await?;
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consumer = self.channel.basic_consume(name, "".into(), options, FieldTable::default()).await?;
         Ok(EventStream { consumer })
@@ -162,8 +162,8 @@ impl BrokerClient {
         quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(name.into(), options, quorum).await?;
-        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-        Ok(self.channel.queue_bind(name.into(), "assets.events".into(), "#".into(), bind, none).await?)
+        let (bind, no_arguments) = (QueueBindOptions::default(), FieldTable::default());
+        Ok(self.channel.queue_bind(name.into(), "assets.events".into(), "#".into(), bind, no_arguments).await?)
     }
 
     /// Binds a queue with room for one message to events of this type, and fills it. Further messages are nacked.
@@ -172,8 +172,8 @@ impl BrokerClient {
         bounded.insert("x-max-length".into(), AMQPValue::LongInt(1));
         bounded.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         self.channel.queue_declare(name.into(), QueueDeclareOptions::default(), bounded).await?;
-        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-        self.channel.queue_bind(name.into(), "assets.events".into(), kind.into(), bind, none).await?;
+        let (bind, no_arguments) = (QueueBindOptions::default(), FieldTable::default());
+        self.channel.queue_bind(name.into(), "assets.events".into(), kind.into(), bind, no_arguments).await?;
         let options = BasicPublishOptions::default();
         let published =
             self.channel.basic_publish("".into(), name.into(), options, b"in the way", BasicProperties::default());
@@ -183,12 +183,12 @@ impl BrokerClient {
 
     /// Takes all messages off a queue and acknowledges them.
     pub async fn drain_queue(&self, queue: &str) -> Result<Vec<Message>> {
-        let mut taken = Vec::new();
+        let mut messages = Vec::new();
         while let Some(message) = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
             message.delivery.ack(BasicAckOptions::default()).await?;
-            taken.push(message.delivery.into());
+            messages.push(message.delivery.into());
         }
-        Ok(taken)
+        Ok(messages)
     }
 
     /// Returns how many messages of a queue are ready.
@@ -227,26 +227,26 @@ impl EventStream {
     }
 
     /// Returns all events up to the next one of this type, such as `completed`. The other terminal event is an error.
-    pub async fn wait_for(&mut self, kind: &str) -> Result<Vec<Message>> {
+    pub async fn wait_for(&mut self, expected: &str) -> Result<Vec<Message>> {
         let mut events = Vec::new();
         loop {
             let event = self.next().await?;
             let found = event.event_type();
             let name = found.strip_prefix("assets.generation.").unwrap_or(&found);
-            let (found, terminal) = (name == kind, matches!(name, "completed" | "failed"));
+            let (found, terminal) = (name == expected, matches!(name, "completed" | "failed"));
             events.push(event);
             if found {
                 return Ok(events);
             }
             if terminal {
-                bail!("the job did not end as {kind}: {}", events[events.len() - 1].json());
+                bail!("the job did not end as {expected}: {}", events[events.len() - 1].json());
             }
         }
     }
 
     /// Waits for the terminal event of this type and returns its `data`.
-    pub async fn wait_for_data(&mut self, kind: &str) -> Result<Value> {
-        let events = self.wait_for(kind).await?;
+    pub async fn wait_for_data(&mut self, expected: &str) -> Result<Value> {
+        let events = self.wait_for(expected).await?;
         Ok(events[events.len() - 1].json()["data"].clone())
     }
 }

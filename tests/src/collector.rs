@@ -148,9 +148,10 @@ impl Recorder {
     }
 
     fn record_spans(&self, request: ExportTraceServiceRequest) {
-        for of_resource in request.resource_spans {
-            let resource = of_resource.resource.map(|resource| attribute_map(&resource.attributes)).unwrap_or_default();
-            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+        for resource_spans in request.resource_spans {
+            let resource =
+                resource_spans.resource.map(|resource| attribute_map(&resource.attributes)).unwrap_or_default();
+            let spans = resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans);
             let spans: Vec<Span> = spans.map(|span| Span::from_proto(span, &resource)).collect();
             self.with_received(|sent| sent.spans.extend(spans));
         }

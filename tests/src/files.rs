@@ -18,8 +18,8 @@ pub fn assert_files(world: &TestEnv, data: &Value, indices: &[u32]) -> Result<()
     for asset in assets {
         let path = asset["file_path"].as_str().expect("file_path is a string");
         let bytes = std::fs::read(world.stored_path(path))?;
-        let picture = image::load_from_memory(&bytes)?;
-        assert_eq!((picture.width(), picture.height()), (1920, 1080), "{path}");
+        let image = image::load_from_memory(&bytes)?;
+        assert_eq!((image.width(), image.height()), (1920, 1080), "{path}");
         assert_eq!(asset["size_bytes"], bytes.len());
         assert_eq!(asset["sha256"], format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&bytes))));
         assert_eq!(asset["format"], "png");

@@ -11,7 +11,7 @@ mod files;
 mod prometheus;
 mod proxy;
 mod samples;
-mod world;
+mod test_env;
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub use files::assert_files;
 pub use prometheus::{Prometheus, promtool, telemetry_folder};
 pub use proxy::Proxy;
 pub use samples::{Samples, documented_metrics};
-pub use world::{Database, GenerateOutput, TestEnv, Worker};
+pub use test_env::{Database, GenerateOutput, TestEnv, Worker};
 
 /// Upper bound of every wait. A test reaches it only when it fails.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(90);

@@ -80,11 +80,11 @@ impl Prometheus {
         let url = url::Url::parse_with_params("http://x/query", [("query", query)])?;
         let data = self.get(&format!("query?{}", url.query().unwrap_or_default())).await?;
         let series = data["result"].as_array().cloned().unwrap_or_default();
-        let read = |series: Value| {
+        let parse_series = |series: Value| {
             let value = series["value"][1].as_str()?.parse().ok()?;
             Some((series["metric"].clone(), value))
         };
-        Ok(series.into_iter().filter_map(read).collect())
+        Ok(series.into_iter().filter_map(parse_series).collect())
     }
 
     /// Runs a range query and returns the labels of each series with its pairs of Unix seconds and value.
@@ -120,8 +120,8 @@ impl Prometheus {
 /// Turns the minutes of durations into seconds, and the evaluation interval of 15 s into 1 s.
 fn speed_up_rules(rules: &str) -> String {
     let lines = rules.lines().map(|line| {
-        let times = line.trim_start().starts_with("for:") || line.contains('[');
-        if !times {
+        let has_duration = line.trim_start().starts_with("for:") || line.contains('[');
+        if !has_duration {
             return line.replace("interval: 15s", "interval: 1s");
         }
         let mut faster = String::new();

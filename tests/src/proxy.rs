@@ -29,10 +29,10 @@ enum State {
 
 impl Proxy {
     /// Starts an open proxy in front of the host of this URL; returns it with the URL that leads through it.
-    pub async fn in_front_of(url: &str, usual_port: u16) -> Result<(Self, String)> {
+    pub async fn in_front_of(url: &str, default_port: u16) -> Result<(Self, String)> {
         let mut url = Url::parse(url)?;
         let upstream =
-            format!("{}:{}", url.host_str().context("the URL has no host")?, url.port().unwrap_or(usual_port));
+            format!("{}:{}", url.host_str().context("the URL has no host")?, url.port().unwrap_or(default_port));
         let proxy = Self::start(upstream).await?;
         url.set_host(Some("127.0.0.1"))?;
         url.set_port(Some(proxy.address.port())).map_err(|()| anyhow::anyhow!("the URL cannot have a port"))?;
@@ -72,14 +72,15 @@ impl Proxy {
 
 async fn accept(listener: TcpListener, upstream: Arc<String>, state: watch::Receiver<State>) {
     let mut connections = JoinSet::new();
-    while let Ok((near, _)) = listener.accept().await {
+    while let Ok((client, _)) = listener.accept().await {
         let (upstream, mut state) = (upstream.clone(), state.clone());
         if *state.borrow() == State::Closed {
             continue;
         }
         connections.spawn(async move {
-            if let Ok(far) = TcpStream::connect(upstream.as_str()).await {
-                let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+            if let Ok(upstream_stream) = TcpStream::connect(upstream.as_str()).await {
+                let ((near_read, near_write), (far_read, far_write)) =
+                    (client.into_split(), upstream_stream.into_split());
                 tokio::select! {
                     _ = forward(near_read, far_write, state.clone()) => {}
                     _ = forward(far_read, near_write, state.clone()) => {}

@@ -30,11 +30,11 @@ impl Samples {
 
     /// Returns the sum of all samples with this name and these labels; `None` if there is none.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let has = |sample: &&Sample| {
+        let matches = |sample: &&Sample| {
             let label = |(label, value): &(&str, &str)| sample.labels.get(*label).map(String::as_str) == Some(*value);
             sample.name == name && labels.iter().all(label)
         };
-        let found: Vec<f64> = self.samples.iter().filter(has).map(|sample| sample.value).collect();
+        let found: Vec<f64> = self.samples.iter().filter(matches).map(|sample| sample.value).collect();
         (!found.is_empty()).then(|| found.iter().sum())
     }
 
@@ -77,10 +77,10 @@ impl Sample {
 pub fn documented_metrics() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/telemetry.md"))?;
     let rows = page.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 5);
-    let read = |row: &str| {
+    let parse_row = |row: &str| {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let labels = cells.get(5)?.split(", ").map(|label| label.trim_matches('`').replace('.', "_"));
         Some((cells.get(2)?.trim_matches('`').to_owned(), labels.filter(|label| !label.is_empty()).collect()))
     };
-    Ok(rows.filter_map(read).collect())
+    Ok(rows.filter_map(parse_row).collect())
 }

@@ -11,7 +11,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::delivery::{REASON_HEADER, REJECTED_AT_HEADER, now_rfc3339, rejection_reason, text_header};
+use super::message::{REASON_HEADER, REJECTED_AT_HEADER, now_rfc3339, rejection_reason, text_header};
 use super::publisher::{Publisher, forwarded_properties};
 use super::topology::DEAD_LETTER_QUEUE;
 use super::{BrokerError, with_timeout};
@@ -64,8 +64,8 @@ impl DeadLetters {
         let mut letters = Vec::new();
         let mut bytes = 0;
         while bytes < MAX_HELD_BYTES {
-            let got = channel.basic_get(DEAD_LETTER_QUEUE.into(), BasicGetOptions::default());
-            let Some(message) = with_timeout("get a dead letter", got).await? else {
+            let request = channel.basic_get(DEAD_LETTER_QUEUE.into(), BasicGetOptions::default());
+            let Some(message) = with_timeout("get a dead letter", request).await? else {
                 return Ok(Self { channel, publisher, letters, has_more: false });
             };
             bytes += message.delivery.data.len() + MESSAGE_OVERHEAD_BYTES;
@@ -110,9 +110,9 @@ impl DeadLetters {
     /// # Errors
     ///
     /// [`BrokerError`]; the dead letters not yet replayed are kept.
-    pub async fn replay(&self, chosen: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
+    pub async fn replay(&self, filter: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
         let mut replayed = 0;
-        for letter in self.letters.iter().filter(|letter| chosen(letter)) {
+        for letter in self.letters.iter().filter(|letter| filter(letter)) {
             let properties = forwarded_properties(&letter.message.delivery.properties);
             let mut headers = properties.headers().clone().unwrap_or_default();
             headers = remove_headers(&headers, &[REASON_HEADER, REJECTED_AT_HEADER]);
@@ -130,9 +130,9 @@ impl DeadLetters {
     /// # Errors
     ///
     /// [`BrokerError`]; the dead letters not yet deleted are kept.
-    pub async fn discard(&self, chosen: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
+    pub async fn discard(&self, filter: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
         let mut discarded = 0;
-        for letter in self.letters.iter().filter(|letter| chosen(letter)) {
+        for letter in self.letters.iter().filter(|letter| filter(letter)) {
             letter.remove().await?;
             discarded += 1;
         }
@@ -147,8 +147,8 @@ impl DeadLetter {
         // Messages that the broker itself dead-lettered have no such header, only the broker's own.
         let reason = rejection_reason(properties).unwrap_or_else(|| "delivery_limit".to_owned());
         let rejected_at = text_header(properties, REJECTED_AT_HEADER);
-        let said = [reason.as_bytes(), rejected_at.as_deref().unwrap_or_default().as_bytes(), &body].concat();
-        let id = digest::sha256(said)[..ID_DIGITS].to_owned();
+        let digest_input = [reason.as_bytes(), rejected_at.as_deref().unwrap_or_default().as_bytes(), &body].concat();
+        let id = digest::sha256(digest_input)[..ID_DIGITS].to_owned();
         let job_id = serde_json::from_slice::<Value>(&body).ok();
         let job_id = job_id.and_then(|body| Uuid::try_parse(body["job_id"].as_str()?).ok());
         Self { id, job_id, reason, rejected_at, body, message, removed: AtomicBool::new(false) }

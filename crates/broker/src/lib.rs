@@ -2,12 +2,12 @@
 //!
 //! The only crate that uses `lapin`; its public API contains no lapin type.
 
-mod consumer;
+mod command_stream;
 mod dead_letters;
-mod delivery;
+mod event_watcher;
+mod message;
 mod publisher;
 mod topology;
-mod watch;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,12 +18,12 @@ use url::Url;
 
 use topology::{DEAD_LETTER_QUEUE, GENERATE_QUEUE};
 
-pub use consumer::{CommandStream, ConnectionLost};
+pub use command_stream::{CommandStream, ConnectionLost};
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use delivery::{AckHandle, Message, Settlement};
+pub use event_watcher::{EventWatcher, WatchedMessage};
+pub use message::{AckHandle, Message, Settlement};
 pub use publisher::{PublishOutcome, Publisher};
 pub use topology::{CONSUME_DESTINATION, GENERATE_KEY, QueueMatch, QueueState, Topology};
-pub use watch::{EventWatcher, WatchedMessage};
 
 /// Timeout for connecting and for each response of the broker, which normally takes milliseconds.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -62,8 +62,8 @@ struct ServerAddress {
 impl ServerAddress {
     fn from_url(url: &str) -> Self {
         let Ok(url) = Url::parse(url) else { return Self::default() };
-        let usual = if url.scheme() == "amqps" { 5671 } else { 5672 };
-        Self { host: url.host_str().map(str::to_owned), port: Some(url.port().unwrap_or(usual)) }
+        let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
+        Self { host: url.host_str().map(str::to_owned), port: Some(url.port().unwrap_or(default_port)) }
     }
 }
 
@@ -105,12 +105,12 @@ impl Broker {
     ///
     /// [`BrokerError`] if a queue cannot be inspected.
     pub async fn compare_topology(&self, topology: &Topology) -> Result<Vec<(String, QueueMatch)>, BrokerError> {
-        let mut compared = Vec::new();
+        let mut matches = Vec::new();
         for (name, arguments) in topology.queues() {
             let found = topology::compare_queue(&self.create_channel().await?, &name, &arguments).await?;
-            compared.push((name, found));
+            matches.push((name, found));
         }
-        Ok(compared)
+        Ok(matches)
     }
 
     /// Creates a monitor that reads the state of the command queue and the dead-letter queue repeatedly.

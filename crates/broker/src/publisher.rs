@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
-use super::delivery::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_header, now_rfc3339};
+use super::message::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_header, now_rfc3339};
 use super::topology::{COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name};
 use super::{BrokerError, ServerAddress, with_timeout};
 
@@ -152,12 +152,12 @@ impl Publisher {
     ///
     /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
     pub async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), BrokerError> {
-        let carried = forwarded_properties(&message.properties);
-        let mut headers = carried.headers().clone().unwrap_or_default();
+        let forwarded = forwarded_properties(&message.properties);
+        let mut headers = forwarded.headers().clone().unwrap_or_default();
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
         headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now_rfc3339().into()));
-        let properties = carried.with_headers(headers);
+        let properties = forwarded.with_headers(headers);
         let span = self.publish_span(DEAD_LETTER_EXCHANGE, GENERATE_KEY, "send");
         publish_in_span(
             async {
@@ -243,19 +243,17 @@ async fn publish_confirmed(
     body: &[u8],
     properties: BasicProperties,
 ) -> Result<PublishOutcome, BrokerError> {
-    let doing = "publish a message";
+    let operation = "publish a message";
     let properties = properties.with_delivery_mode(PERSISTENT);
-    let confirmation = with_timeout(doing, async {
+    let confirmation = with_timeout(operation, async {
         channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await
     })
     .await?;
     match confirmation {
         Confirmation::Ack(None) => Ok(PublishOutcome::Routed),
         Confirmation::Ack(Some(_)) => Ok(PublishOutcome::Unrouted),
-        Confirmation::Nack(_) => Err(BrokerError { operation: doing, cause: "nacked by the broker".to_owned() }),
-        Confirmation::NotRequested => {
-            Err(BrokerError { operation: doing, cause: "publisher confirms are off".to_owned() })
-        }
+        Confirmation::Nack(_) => Err(BrokerError { operation, cause: "nacked by the broker".to_owned() }),
+        Confirmation::NotRequested => Err(BrokerError { operation, cause: "publisher confirms are off".to_owned() }),
     }
 }
 
@@ -264,40 +262,40 @@ async fn publish_confirmed(
 /// Left out are `expiration`, with which the message could expire there; `user_id`, which the broker accepts only from
 /// that user; the headers `CC` and `BCC`, which would send further copies; and the broker's own headers.
 pub(super) fn forwarded_properties(properties: &BasicProperties) -> BasicProperties {
-    let mut carried = BasicProperties::default();
+    let mut forwarded = BasicProperties::default();
     if let Some(content_type) = properties.content_type() {
-        carried = carried.with_content_type(content_type.clone());
+        forwarded = forwarded.with_content_type(content_type.clone());
     }
     if let Some(content_encoding) = properties.content_encoding() {
-        carried = carried.with_content_encoding(content_encoding.clone());
+        forwarded = forwarded.with_content_encoding(content_encoding.clone());
     }
     if let Some(message_id) = properties.message_id() {
-        carried = carried.with_message_id(message_id.clone());
+        forwarded = forwarded.with_message_id(message_id.clone());
     }
     if let Some(correlation_id) = properties.correlation_id() {
-        carried = carried.with_correlation_id(correlation_id.clone());
+        forwarded = forwarded.with_correlation_id(correlation_id.clone());
     }
     if let Some(priority) = properties.priority() {
-        carried = carried.with_priority(*priority);
+        forwarded = forwarded.with_priority(*priority);
     }
     if let Some(timestamp) = properties.timestamp() {
-        carried = carried.with_timestamp(*timestamp);
+        forwarded = forwarded.with_timestamp(*timestamp);
     }
     if let Some(kind) = properties.kind() {
-        carried = carried.with_type(kind.clone());
+        forwarded = forwarded.with_type(kind.clone());
     }
     if let Some(app_id) = properties.app_id() {
-        carried = carried.with_app_id(app_id.clone());
+        forwarded = forwarded.with_app_id(app_id.clone());
     }
     if let Some(headers) = properties.headers() {
         let kept = headers.inner().iter().filter(|(name, _)| {
             let name = name.as_str();
             !matches!(name, "CC" | "BCC") && !is_broker_header(name)
         });
-        carried = carried
+        forwarded = forwarded
             .with_headers(kept.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>().into());
     }
-    carried
+    forwarded
 }
 
 /// Turns an unrouted message into an error.

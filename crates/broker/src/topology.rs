@@ -125,15 +125,15 @@ pub enum QueueState {
 /// Inspects a queue. The broker closes the channel if the queue is missing.
 pub(super) async fn queue_state(channel: &Channel, name: &str) -> Result<QueueState, BrokerError> {
     let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(name.into(), options, FieldTable::default());
-    let looked = async {
-        match declared.await {
+    let declare = channel.queue_declare(name.into(), options, FieldTable::default());
+    let inspection = async {
+        match declare.await {
             Ok(queue) => Ok(QueueState::Present { messages: queue.message_count(), consumers: queue.consumer_count() }),
             Err(error) if is_soft_error(&error, &AMQPSoftError::NOTFOUND) => Ok(QueueState::Missing),
             Err(error) => Err(error),
         }
     };
-    with_timeout("inspect a queue", looked).await
+    with_timeout("inspect a queue", inspection).await
 }
 
 fn is_soft_error(error: &lapin::Error, soft: &AMQPSoftError) -> bool {

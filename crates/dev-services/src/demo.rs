@@ -1,7 +1,7 @@
 //! The main job, once, with everything real but Stability's API.
 
 mod api;
-mod sheet;
+mod contact_sheet;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -153,7 +153,7 @@ impl Demo {
         }
         let job = serde_json::from_slice(&shown.stdout).context("asset-worker jobs show printed no JSON")?;
         let sheet = self.folder.join("contact-sheet.html");
-        std::fs::write(&sheet, sheet::render_page(&job))?;
+        std::fs::write(&sheet, contact_sheet::render_page(&job))?;
         Ok(DemoOutput { job_id, contact_sheet: sheet })
     }
 

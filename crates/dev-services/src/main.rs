@@ -54,10 +54,10 @@ async fn run_cli() -> Result<ExitCode> {
         }
         Subcommand::Live => dev_services::live::run().await.map(|()| ExitCode::SUCCESS),
         Subcommand::Demo => {
-            let mut told = told_to_stop()?;
+            let mut signals = told_to_stop()?;
             tokio::select! {
-                played = dev_services::demo::run() => played.map(|()| ExitCode::SUCCESS),
-                signal = told.recv() => {
+                result = dev_services::demo::run() => result.map(|()| ExitCode::SUCCESS),
+                signal = signals.recv() => {
                     // What the demo has started is stopped as it is dropped.
                     Ok(ExitCode::from(128 + signal))
                 }
@@ -67,11 +67,11 @@ async fn run_cli() -> Result<ExitCode> {
 }
 
 async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Result<ExitCode> {
-    let mut told = told_to_stop()?;
+    let mut signals = told_to_stop()?;
     // Where a signal comes meanwhile, whatever was started is killed as it is dropped.
     let (rabbitmq, postgres) = tokio::select! {
         obtained = supply.obtain_all() => obtained?,
-        signal = told.recv() => return Ok(ExitCode::from(128 + signal)),
+        signal = signals.recv() => return Ok(ExitCode::from(128 + signal)),
     };
     let mut child = command_with_death_signal(Path::new(&command[0]), "TERM");
     child
@@ -85,7 +85,7 @@ async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Resu
     let mut process = Process::start(&command[0], child)?;
     let code = tokio::select! {
         status = process.wait() => status.map(exit_code),
-        signal = told.recv() => Ok(ExitCode::from(128 + signal)),
+        signal = signals.recv() => Ok(ExitCode::from(128 + signal)),
     };
     process.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     tokio::join!(rabbitmq.stop(), postgres.stop());

@@ -114,15 +114,15 @@ impl ServiceUrls {
     ///
     /// A sentence that names what is not set, and says how to get it.
     pub fn from_env() -> Result<Self> {
-        let needed = |name: &str| {
+        let required = |name: &str| {
             variable(name).with_context(|| {
                 format!("{name} is not set: run the tests with `make test`, which brings the services")
             })
         };
         Ok(Self {
-            amqp_url: needed(AMQP_URL)?,
-            rabbitmq_api_url: needed(RABBITMQ_API_URL_VAR)?,
-            database_url: needed(DATABASE_URL)?,
+            amqp_url: required(AMQP_URL)?,
+            rabbitmq_api_url: required(RABBITMQ_API_URL_VAR)?,
+            database_url: required(DATABASE_URL)?,
         })
     }
 
@@ -152,8 +152,8 @@ impl ServiceProvider {
     /// Where the folder cannot be made.
     pub fn new() -> Result<Self> {
         let target = programs::target_folder()?;
-        let elsewhere = rustix::process::geteuid().is_root() && !is_accessible_to_others(&target);
-        let parent = if elsewhere { std::env::temp_dir() } else { target };
+        let use_temp_dir = rustix::process::geteuid().is_root() && !is_accessible_to_others(&target);
+        let parent = if use_temp_dir { std::env::temp_dir() } else { target };
         let folder = tempfile::Builder::new()
             .prefix("dev-services-")
             .permissions(public_folder_permissions())
@@ -225,13 +225,12 @@ impl ServiceProvider {
     }
 
     /// Why there is no container, where that is no reason to give up.
-    fn elsewhere(&self, no_container: anyhow::Error) -> Result<anyhow::Error> {
+    fn elsewhere(&self, container_error: anyhow::Error) -> Result<anyhow::Error> {
         if self.containers_only {
-            return Err(
-                no_container.context("a Docker engine is needed that can give rabbitmq:3-management and postgres:15")
-            );
+            return Err(container_error
+                .context("a Docker engine is needed that can give rabbitmq:3-management and postgres:15"));
         }
-        Ok(no_container)
+        Ok(container_error)
     }
 
     /// What `find` finds, after an installation if need be.
@@ -241,18 +240,18 @@ impl ServiceProvider {
         name: &str,
         package: &str,
         variable: &str,
-        no_container: &anyhow::Error,
+        container_error: &anyhow::Error,
     ) -> Result<PathBuf> {
         if let Some(found) = find() {
             return Ok(found);
         }
-        let _one_at_a_time = self.install_lock.lock().await;
+        let _install_guard = self.install_lock.lock().await;
         let installed =
             install::install_package(package).and_then(|()| find().context("it is not where it was looked for"));
-        installed.map_err(|not_installed| {
+        installed.map_err(|install_error| {
             anyhow!(
-                "{name} is needed: set {variable}, or start a Docker engine ({no_container:#}), or install the package \
-                 {package} ({not_installed:#})"
+                "{name} is needed: set {variable}, or start a Docker engine ({container_error:#}), or install the package \
+                 {package} ({install_error:#})"
             )
         })
     }

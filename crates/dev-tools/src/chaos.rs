@@ -5,11 +5,11 @@
 //!
 //! Everything that is done follows from a seed, and from how far the jobs are when it is done.
 
-mod findings;
-mod orders;
+mod cluster;
+mod disturbance;
+mod expected_jobs;
 mod report;
-mod stage;
-mod trouble;
+mod verification;
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use anyhow::Result;
 use dev_services::services::{Postgres, RabbitMq, ServiceUrls};
 use dev_services::wait::wait_until;
 
+use cluster::Cluster;
+pub use disturbance::Disturbance;
 use integration_tests::WAIT_TIMEOUT;
 pub use report::Report;
-use stage::Cluster;
-pub use trouble::Disturbance;
 
 /// How much is done, and to how many.
 #[derive(Debug, Clone)]
@@ -87,15 +87,15 @@ impl Services {
 /// Where it could not even be begun.
 pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
     let begun = std::time::Instant::now();
-    let mut dice = fastrand::Rng::with_seed(plan.seed);
-    let orders = orders::generate(&mut dice, plan);
+    let mut rng = fastrand::Rng::with_seed(plan.seed);
+    let orders = expected_jobs::generate(&mut rng, plan);
     let mut stage = Cluster::start(plan, ground, orders).await?;
-    let broken = disturb_until_done(plan, &mut stage, &mut dice, ground).await;
-    let broken = broken.and(stage.drain_and_stop().await);
+    let result = disturb_until_done(plan, &mut stage, &mut rng, ground).await;
+    let result = result.and(stage.drain_and_stop().await);
     let mut report = Report::new(plan, &stage);
-    if let Err(broken) = broken.and(findings::verify(&stage, &mut report).await) {
+    if let Err(result) = result.and(verification::verify(&stage, &mut report).await) {
         // Jobs that never end are such a case.
-        report.add_violation(format!("the run came to no end: {broken:#}"));
+        report.add_violation(format!("the run came to no end: {result:#}"));
     }
     report.elapsed = begun.elapsed();
     if !report.violations.is_empty() {
@@ -114,15 +114,15 @@ async fn disturb_until_done(
     let mut troubles = Vec::new();
     let mut next = dice.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
     loop {
-        let moved = async || {
+        let progressed = async || {
             let ended = stage.publish_next_jobs().await.unwrap_or(false);
             (ended || stage.env.sandbox.ledger().requests >= next).then_some(ended)
         };
-        if wait_until("further requests, or the end of all jobs", WAIT_TIMEOUT, moved).await? {
+        if wait_until("further requests, or the end of all jobs", WAIT_TIMEOUT, progressed).await? {
             return Ok(());
         }
         if troubles.is_empty() {
-            troubles = trouble::available(ground);
+            troubles = disturbance::available(ground);
             dice.shuffle(&mut troubles);
         }
         let trouble = troubles.pop().unwrap_or(Disturbance::Kill);

@@ -51,7 +51,7 @@ pub async fn draw(file: &Path) -> Result<()> {
     let producer = world.connect_broker().await?;
     // Somebody hears of the jobs.
     let _events = producer.subscribe_to_events().await?;
-    let sent = async |jobs: u32, config: Value| -> Result<()> {
+    let publish_jobs = async |jobs: u32, config: Value| -> Result<()> {
         for job in 0..jobs {
             let scenes: Vec<String> = (0..10).map(|scene| format!("Scene {scene} of {job}")).collect();
             let scenes: Vec<&str> = scenes.iter().map(String::as_str).collect();
@@ -59,7 +59,7 @@ pub async fn draw(file: &Path) -> Result<()> {
         }
         Ok(())
     };
-    sent(8, json!({})).await?;
+    publish_jobs(8, json!({})).await?;
     wait_until("half of it", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 40).then_some(())).await?;
     world.inject_fault_times("status=500", Some(12), None)?;
     producer.publish(&command(50, &["A gory battle", "A gory field"], &json!({}))).await?;
@@ -75,7 +75,7 @@ pub async fn draw(file: &Path) -> Result<()> {
     other.wait_until_ready().await?;
     // Made before: from the cache, where the API fails.
     world.inject_fault("status=503", None)?;
-    sent(2, json!({"cache": "prefer"})).await?;
+    publish_jobs(2, json!({"cache": "prefer"})).await?;
     wait_for_jobs(&world, 10).await?;
     let scraped = async || {
         let waiting = prometheus.query("sum(asset_worker_jobs_in_flight)").await.ok()?;

@@ -3,6 +3,6 @@
 
 pub mod chaos;
 pub mod dashboard;
-mod measured;
-mod overhead;
+mod measurement_result;
 pub mod scale;
+mod telemetry_overhead;

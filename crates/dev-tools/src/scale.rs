@@ -8,10 +8,10 @@ use integration_tests::{Database, TestEnv, Worker};
 use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
-use crate::measured::{MEASUREMENT_TIMEOUT, publish_jobs, wait_for_jobs};
-use crate::overhead;
+use crate::measurement_result::{MEASUREMENT_TIMEOUT, publish_jobs, wait_for_jobs};
+use crate::telemetry_overhead;
 
-pub use crate::measured::MeasurementResult;
+pub use crate::measurement_result::MeasurementResult;
 
 /// What the account may send in a minute.
 const RATE_LIMIT_PER_MINUTE: u32 = 300;
@@ -48,8 +48,8 @@ pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
         Measurement::Quota => measure_quota(None).await,
         Measurement::Lockout => measure_quota(Some(LOCKOUT)).await,
         Measurement::Workers => measure_scaling().await,
-        Measurement::Telemetry => overhead::measure_cpu_overhead().await,
-        Measurement::UnresponsiveCollector => overhead::measure_unresponsive_collector().await,
+        Measurement::Telemetry => telemetry_overhead::measure_cpu_overhead().await,
+        Measurement::UnresponsiveCollector => telemetry_overhead::measure_unresponsive_collector().await,
     }
 }
 
@@ -87,23 +87,23 @@ async fn measure_quota(lockout: Option<Duration>) -> Result<MeasurementResult> {
     measured.add_line("requests", arrivals.len());
     measured.add_line("answers of 429", refused);
     if let Some(lockout) = lockout {
-        let met =
+        let lockout_at =
             arrivals.iter().find(|arrival| arrival.status == Some(429)).context("nobody met the lock-out")?.received_at;
         let during = arrivals.iter().filter(|arrival| {
-            let after = arrival.received_at.saturating_duration_since(met);
+            let after = arrival.received_at.saturating_duration_since(lockout_at);
             after > IN_FLIGHT_WINDOW && after < lockout
         });
         let during = during.count();
         let before = arrivals
             .iter()
-            .filter(|arrival| arrival.received_at > met && arrival.received_at <= met + IN_FLIGHT_WINDOW)
+            .filter(|arrival| arrival.received_at > lockout_at && arrival.received_at <= lockout_at + IN_FLIGHT_WINDOW)
             .count();
         measured.add_line("lock-out", format!("{lockout:?}"));
         measured.add_line("requests during it", during);
         measured.add_line("requests that were on their way when it was met", before);
         let first = arrivals
             .iter()
-            .find(|arrival| arrival.received_at >= met + lockout)
+            .find(|arrival| arrival.received_at >= lockout_at + lockout)
             .context("none came after it")?
             .received_at;
         let within = arrivals

@@ -178,8 +178,8 @@ impl Command {
         let mut violations = fields.into_violations();
         let config = match config {
             None => JobConfig::default(),
-            Some((config, more)) => {
-                violations.extend(more);
+            Some((config, config_violations)) => {
+                violations.extend(config_violations);
                 config
             }
         };

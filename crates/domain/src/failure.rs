@@ -140,8 +140,8 @@ mod tests {
 
     #[test]
     fn retryable_codes_match_the_contract() {
-        let passing: Vec<_> =
+        let retryable: Vec<_> =
             ImageFailureCode::ALL.iter().filter(|code| code.is_retryable()).map(|c| c.as_str()).collect();
-        assert_eq!(passing, ["rate_limited", "provider_unavailable", "timeout", "storage"]);
+        assert_eq!(retryable, ["rate_limited", "provider_unavailable", "timeout", "storage"]);
     }
 }

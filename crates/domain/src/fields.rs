@@ -49,9 +49,9 @@ impl Fields {
 
     /// Reports `key` as missing, unless there is already a violation of it.
     pub(crate) fn report_missing(&mut self, key: &'static str, allowed: &str) {
-        let said = format!("{}{key}", self.path);
-        if !self.violations.iter().any(|violation| violation.starts_with(&said)) {
-            self.violations.push(format!("{said}: missing; {allowed}"));
+        let prefix = format!("{}{key}", self.path);
+        if !self.violations.iter().any(|violation| violation.starts_with(&prefix)) {
+            self.violations.push(format!("{prefix}: missing; {allowed}"));
         }
     }
 

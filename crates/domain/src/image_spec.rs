@@ -140,20 +140,20 @@ impl ImageSpec {
     /// # Errors
     ///
     /// The first [`ImageDefect`] found, in this order: resolution, format, size in bytes.
-    pub fn check(&self, measured: &ImageProperties) -> Result<(), ImageDefect> {
-        if (measured.width, measured.height) != (self.width, self.height) {
+    pub fn check(&self, properties: &ImageProperties) -> Result<(), ImageDefect> {
+        if (properties.width, properties.height) != (self.width, self.height) {
             return Err(ImageDefect::WrongResolution {
-                width: measured.width,
-                height: measured.height,
+                width: properties.width,
+                height: properties.height,
                 expected_width: self.width,
                 expected_height: self.height,
             });
         }
-        if measured.format.is_none() {
+        if properties.format.is_none() {
             return Err(ImageDefect::WrongFormat);
         }
-        if measured.size_bytes >= self.max_bytes {
-            return Err(ImageDefect::TooLarge { size_bytes: measured.size_bytes, max_bytes: self.max_bytes });
+        if properties.size_bytes >= self.max_bytes {
+            return Err(ImageDefect::TooLarge { size_bytes: properties.size_bytes, max_bytes: self.max_bytes });
         }
         Ok(())
     }

@@ -13,15 +13,15 @@ pub mod command;
 pub mod digest;
 pub mod event;
 pub mod failure;
+pub mod generation_params;
+pub mod image_metadata;
 pub mod image_spec;
 pub mod money;
 pub mod outcome;
 pub mod prompt;
-pub mod recipe;
 pub mod rules;
 pub mod seed;
 pub mod state;
-pub mod story;
 pub mod style;
 pub mod trace;
 

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::failure::{ImageFailureCode, JobFailureCode};
+use crate::generation_params::GenerationParams;
 use crate::image_spec::ImageFormat;
-use crate::recipe::GenerationParams;
 
 /// Where a finished image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,18 +179,18 @@ pub fn decide(tally: &Tally, min_success_rate: f64, fatal: Option<JobFailureCode
     if !tally.can_reach(min_success_rate) {
         return Decision::Fail(JobFailureCode::SuccessRateTooLow);
     }
-    let tries_left = tries_left && fatal.is_none_or(JobFailureCode::is_retryable);
+    let attempts_left = tries_left && fatal.is_none_or(JobFailureCode::is_retryable);
     let all_tried = tally.untried == 0;
-    if tally.reaches(min_success_rate) && (all_tried || !tries_left) {
+    if tally.reaches(min_success_rate) && (all_tried || !attempts_left) {
         return Decision::Complete;
     }
-    if tries_left {
+    if attempts_left {
         return Decision::Retry;
     }
-    let missing_for_now = tally.retryable_failures + tally.untried;
+    let still_possible = tally.retryable_failures + tally.untried;
     Decision::Fail(match fatal {
         Some(code) => code,
-        None if missing_for_now == tally.storage_failures + tally.untried => JobFailureCode::AttemptsExhausted,
+        None if still_possible == tally.storage_failures + tally.untried => JobFailureCode::AttemptsExhausted,
         None => JobFailureCode::SuccessRateTooLow,
     })
 }
@@ -266,16 +266,16 @@ mod tests {
     proptest! {
         #[test]
         fn completion_needs_the_rate_and_retry_needs_unfinished_images(
-            completed in 0..50_u32, good in 0..50_u32, now in 0..50_u32, untried in 0..50_u32,
+            completed in 0..50_u32, permanent in 0..50_u32, retryable in 0..50_u32, untried in 0..50_u32,
             rate in 0.0..=1.0_f64, tries_left: bool, fatal: bool,
         ) {
-            let tally = tally(completed, good, now, untried);
+            let tally = tally(completed, permanent, retryable, untried);
             let fatal = fatal.then_some(JobFailureCode::Unauthorized);
             match decide(&tally, rate, fatal, tries_left) {
                 Decision::Complete => prop_assert!(tally.reaches(rate)),
                 Decision::Retry => {
                     prop_assert!(tries_left && tally.can_reach(rate));
-                    prop_assert!(now + untried > 0);
+                    prop_assert!(retryable + untried > 0);
                 }
                 Decision::Fail(_) => prop_assert!(!tally.reaches(rate) || !tally.can_reach(rate)),
             }

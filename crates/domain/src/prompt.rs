@@ -99,10 +99,10 @@ fn append_parts<'a>(text: &str, parts: impl Iterator<Item = &'a str>, max_chars:
     let mut left_out: Vec<String> = Vec::new();
     for part in parts.filter(|part| seen.insert(part.to_lowercase())) {
         let separator = if text.is_empty() { "" } else { SEPARATOR };
-        let longer = chars + separator.len() + part.chars().count();
-        if left_out.is_empty() && longer <= max_chars {
+        let new_chars = chars + separator.len() + part.chars().count();
+        if left_out.is_empty() && new_chars <= max_chars {
             text = text + separator + part;
-            chars = longer;
+            chars = new_chars;
         } else {
             left_out.push(part.to_owned());
         }
@@ -273,13 +273,13 @@ mod tests {
             modifiers in proptest::collection::vec("[a-z]{1,12}", 0..8),
         ) {
             let prompt = enhance_prompt("x", Some(&modifiers));
-            let mut once = Vec::new();
+            let mut distinct = Vec::new();
             for modifier in &modifiers {
-                if !once.contains(modifier) {
-                    once.push(modifier.clone());
+                if !distinct.contains(modifier) {
+                    distinct.push(modifier.clone());
                 }
             }
-            prop_assert_eq!(prompt.split(", ").skip(1).collect::<Vec<_>>(), once);
+            prop_assert_eq!(prompt.split(", ").skip(1).collect::<Vec<_>>(), distinct);
         }
     }
 }

@@ -9,8 +9,8 @@ pub fn image_seed(job_seed: u32, index: u32, max: u32) -> u32 {
     if job_seed == 0 || job_seed > max {
         return job_seed;
     }
-    let steps = u64::from(index.saturating_sub(1));
-    let seed = (u64::from(job_seed) - 1 + steps) % u64::from(max) + 1;
+    let offset = u64::from(index.saturating_sub(1));
+    let seed = (u64::from(job_seed) - 1 + offset) % u64::from(max) + 1;
     u32::try_from(seed).unwrap_or(max)
 }
 

@@ -82,7 +82,7 @@ states! {
 }
 
 /// The transitions of an image's row.
-pub mod image {
+pub mod asset {
     use super::RowState::{Completed, Failed, Pending};
     use super::{RowState, Transition};
 

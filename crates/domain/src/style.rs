@@ -105,14 +105,14 @@ mod tests {
 
     #[test]
     fn explicit_style_overrides_stored_style_even_when_empty() {
-        let said = Style { style_modifiers: Some(vec![]), steps: Some(20), ..Style::default() };
-        let kept = Style {
+        let explicit = Style { style_modifiers: Some(vec![]), steps: Some(20), ..Style::default() };
+        let stored = Style {
             style_modifiers: Some(vec!["warm".into()]),
             style_preset: Some("anime".into()),
             steps: Some(40),
             ..Style::default()
         };
-        let both = said.or(kept);
+        let both = explicit.or(stored);
         assert_eq!(both.style_modifiers, Some(vec![]));
         assert_eq!((both.style_preset.as_deref(), both.steps, both.cfg_scale), (Some("anime"), Some(20), None));
     }

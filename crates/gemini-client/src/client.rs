@@ -79,11 +79,11 @@ impl Gemini {
     ///
     /// [`BuildError`] if the key is not a valid header value, or the HTTP client cannot be built.
     pub fn new(settings: &GeminiSettings) -> Result<Self, BuildError> {
-        let unusable = |why: &str| BuildError(why.to_owned());
+        let build_error = |why: &str| BuildError(why.to_owned());
         // Fails only if the program has installed a crypto provider already, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut key = HeaderValue::from_str(settings.api_key.expose_secret())
-            .map_err(|_| unusable("contains characters that are not allowed in a header"))?;
+            .map_err(|_| build_error("contains characters that are not allowed in a header"))?;
         key.set_sensitive(true);
         let headers = HeaderMap::from_iter([(HeaderName::from_static("x-goog-api-key"), key)]);
         let http = reqwest::Client::builder()
@@ -95,7 +95,7 @@ impl Gemini {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .build()
-            .map_err(|error| unusable(&error.without_url().to_string()))?;
+            .map_err(|error| build_error(&error.without_url().to_string()))?;
         let mut url = settings.base_url.clone();
         let base = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{base}/v1beta/models/{}", settings.model));
@@ -121,8 +121,8 @@ impl Gemini {
     ///
     /// [`TranslationError`] if the API is unreachable, or rejects the key or the model.
     pub async fn check(&self) -> Result<(), TranslationError> {
-        let checked = self.send(self.inner.http.get(self.inner.url.clone())).await;
-        checked.map(drop).map_err(RequestError::into_translation_error)
+        let result = self.send(self.inner.http.get(self.inner.url.clone())).await;
+        result.map(drop).map_err(RequestError::into_translation_error)
     }
 
     /// Translates texts into English; returns one result for each text, in the same order.
@@ -132,9 +132,9 @@ impl Gemini {
         let unreachable = |why: &str| Err(TranslationError::Unreachable(why.to_owned()));
         let mut results = vec![unreachable("no request was sent"); texts.len()];
         let deadline = Instant::now() + MAX_CALL_DURATION;
-        let mut parts = VecDeque::from([Batch { texts: 0..texts.len(), is_retry: false }]);
+        let mut batches = VecDeque::from([Batch { texts: 0..texts.len(), is_retry: false }]);
         let mut requests = 0;
-        while let Some(Batch { texts: part, is_retry: again }) = parts.pop_front() {
+        while let Some(Batch { texts: part, is_retry: again }) = batches.pop_front() {
             if requests == MAX_REQUESTS || Instant::now() > deadline {
                 // The API has not rejected these texts: a retryable error lets the job's next attempt request them.
                 results[part].fill(unreachable("request limit or time limit of the call reached"));
@@ -144,30 +144,31 @@ impl Gemini {
                 return results;
             }
             requests += 1;
-            let asked = stop.run_until_cancelled(self.request_translations(&texts[part.clone()]));
-            let Some(asked) = asked.await else { return results };
-            match asked {
+            let response = stop.run_until_cancelled(self.request_translations(&texts[part.clone()]));
+            let Some(response) = response.await else { return results };
+            match response {
                 Ok(english) => {
                     for (result, english) in results[part].iter_mut().zip(english) {
                         *result = Ok(english);
                     }
                 }
-                Err(failure) if failure.is_text_specific() && part.len() > 1 => {
-                    debug!(%failure, texts = part.len(), "translation request failed; retrying in halves");
+                Err(error) if error.is_text_specific() && part.len() > 1 => {
+                    debug!(%error, texts = part.len(), "translation request failed; retrying in halves");
                     let middle = part.start + part.len() / 2;
-                    parts.extend([part.start..middle, middle..part.end].map(|texts| Batch { texts, is_retry: false }));
+                    batches
+                        .extend([part.start..middle, middle..part.end].map(|texts| Batch { texts, is_retry: false }));
                 }
                 Err(RequestError::InvalidResponse(why)) if !again => {
                     debug!(why, "unusable translation response; retrying once");
-                    parts.push_back(Batch { texts: part, is_retry: true });
+                    batches.push_back(Batch { texts: part, is_retry: true });
                 }
-                Err(failure) if failure.is_text_specific() => {
-                    results[part].fill(Err(failure.into_translation_error()));
+                Err(error) if error.is_text_specific() => {
+                    results[part].fill(Err(error.into_translation_error()));
                 }
                 // The cause does not depend on the texts: every other request would fail too.
-                Err(failure) => {
-                    let failed = failure.into_translation_error();
-                    for rest in parts.drain(..).map(|part| part.texts).chain([part]) {
+                Err(error) => {
+                    let failed = error.into_translation_error();
+                    for rest in batches.drain(..).map(|batch| batch.texts).chain([part]) {
                         results[rest].fill(Err(failed.clone()));
                     }
                 }
@@ -180,21 +181,21 @@ impl Gemini {
     async fn request_translations(&self, texts: &[&str]) -> Result<Vec<String>, RequestError> {
         let body = wire::request_body(texts);
         (|| async {
-            let answer = self.send(self.build_request(&body)).await?;
-            wire::parse_translations(&answer, texts.len(), self.inner.is_english)
+            let result = self.send(self.build_request(&body)).await?;
+            wire::parse_translations(&result, texts.len(), self.inner.is_english)
         })
         .retry(self.inner.retry_delays.clone().into_iter())
-        .when(|failure| match failure {
+        .when(|error| match error {
             RequestError::Unreachable { .. } => true,
             // Several texts are split by the caller, as smaller requests finish sooner; a single text is retried.
             RequestError::Timeout(_) => texts.len() == 1,
             RequestError::Rejected(_) | RequestError::Blocked(_) | RequestError::InvalidResponse(_) => false,
         })
-        .adjust(|failure, wait| match failure {
+        .adjust(|error, wait| match error {
             RequestError::Unreachable { retry_after: Some(after), .. } => wait.map(|wait| wait.max(*after)),
             _ => wait,
         })
-        .notify(|failure, wait| warn!(%failure, ?wait, "translation request failed; retrying"))
+        .notify(|error, wait| warn!(%error, ?wait, "translation request failed; retrying"))
         .await
     }
 
@@ -221,27 +222,27 @@ impl Gemini {
             otel.status_code = Empty,
             otel.status_description = Empty,
         );
-        let answer = self.execute(request).instrument(span.clone()).await;
-        if let Err(failure) = &answer {
-            span.record("error.type", failure.kind());
+        let result = self.execute(request).instrument(span.clone()).await;
+        if let Err(error) = &result {
+            span.record("error.type", error.kind());
             span.record("otel.status_code", "ERROR");
             span.record("otel.status_description", "translation request failed");
         }
-        answer
+        result
     }
 
     async fn execute(&self, request: reqwest::Request) -> Result<Vec<u8>, RequestError> {
-        let lost = |error: reqwest::Error| {
-            let late = error.is_timeout() && !error.is_connect();
+        let to_request_error = |error: reqwest::Error| {
+            let timed_out = error.is_timeout() && !error.is_connect();
             let message = error_chain(&error.without_url());
-            if late { RequestError::Timeout(message) } else { RequestError::unreachable(message) }
+            if timed_out { RequestError::Timeout(message) } else { RequestError::unreachable(message) }
         };
-        let mut response = self.inner.http.execute(request).await.map_err(lost)?;
+        let mut response = self.inner.http.execute(request).await.map_err(to_request_error)?;
         let status = response.status().as_u16();
         Span::current().record("http.response.status_code", status);
         let retry_after = wire::parse_retry_after(response.headers());
         let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(lost)? {
+        while let Some(chunk) = response.chunk().await.map_err(to_request_error)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
                 return Err(RequestError::InvalidResponse(format!(
                     "response body is longer than {MAX_BODY_BYTES} bytes"

@@ -108,8 +108,8 @@ impl RequestError {
         match status {
             408 | 504 => Self::Timeout(message),
             429 | 500..=599 => {
-                let asked = error.and_then(|error| error.details.iter().find_map(parse_retry_info));
-                Self::Unreachable { message, retry_after: asked.max(retry_after) }
+                let retry_info_delay = error.and_then(|error| error.details.iter().find_map(parse_retry_info));
+                Self::Unreachable { message, retry_after: retry_info_delay.max(retry_after) }
             }
             _ => Self::Rejected(message),
         }
@@ -207,41 +207,41 @@ pub(crate) fn parse_translations(
     count: usize,
     is_english: fn(&str) -> bool,
 ) -> Result<Vec<String>, RequestError> {
-    let unusable = |why: String| Err(RequestError::InvalidResponse(why));
-    let answer: GenerateContentResponse = match serde_json::from_slice(body) {
-        Ok(answer) => answer,
-        Err(error) => return unusable(format!("response is not valid ({error})")),
+    let invalid_response = |why: String| Err(RequestError::InvalidResponse(why));
+    let response: GenerateContentResponse = match serde_json::from_slice(body) {
+        Ok(response) => response,
+        Err(error) => return invalid_response(format!("response is not valid ({error})")),
     };
-    if let Some(reason) = answer.prompt_feedback.and_then(|feedback| feedback.block_reason) {
+    if let Some(reason) = response.prompt_feedback.and_then(|feedback| feedback.block_reason) {
         return Err(RequestError::Blocked(format!("text blocked by the API ({reason})")));
     }
-    let Some(candidate) = answer.candidates.into_iter().next() else {
-        return unusable("response has no candidate".to_owned());
+    let Some(candidate) = response.candidates.into_iter().next() else {
+        return invalid_response("response has no candidate".to_owned());
     };
     match candidate.finish_reason.as_deref() {
         None | Some("STOP") => {}
         Some(reason @ ("SAFETY" | "PROHIBITED_CONTENT" | "BLOCKLIST" | "SPII")) => {
             return Err(RequestError::Blocked(format!("response is incomplete ({reason})")));
         }
-        Some(reason) => return unusable(format!("response is incomplete ({reason})")),
+        Some(reason) => return invalid_response(format!("response is incomplete ({reason})")),
     }
     let parts = candidate.content.map(|content| content.parts).unwrap_or_default();
     let text: String = parts.into_iter().filter(|part| !part.thought).map(|part| part.text).collect();
-    let translated: Vec<Translation> = match serde_json::from_str(strip_code_fence(&text)) {
-        Ok(translated) => translated,
-        Err(error) => return unusable(format!("response text does not match the requested schema ({error})")),
+    let translations: Vec<Translation> = match serde_json::from_str(strip_code_fence(&text)) {
+        Ok(translations) => translations,
+        Err(error) => return invalid_response(format!("response text does not match the requested schema ({error})")),
     };
-    if translated.len() != count {
-        return unusable(format!("{} translations for {count} texts", translated.len()));
+    if translations.len() != count {
+        return invalid_response(format!("{} translations for {count} texts", translations.len()));
     }
     let mut english = Vec::with_capacity(count);
-    for (wanted, Translation { number, english: text }) in (1..).zip(translated) {
-        if number != wanted {
-            return unusable(format!("found translation {number} in place of {wanted}"));
+    for (expected, Translation { number, english: text }) in (1..).zip(translations) {
+        if number != expected {
+            return invalid_response(format!("found translation {number} in place of {expected}"));
         }
         let text = normalize(&text);
         if text.is_empty() || !is_english(&text) {
-            return unusable("translation is not English".to_owned());
+            return invalid_response("translation is not English".to_owned());
         }
         english.push(text);
     }

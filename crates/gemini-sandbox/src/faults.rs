@@ -35,14 +35,14 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refused = || {
+        let unknown_fault = || {
             format!(
                 "unknown fault {text:?}; allowed: status=N, blocked, safety, max-tokens, short, swapped, fenced, prose, chinese, slow, suspended, html"
             )
         };
         if let Some(status) = text.strip_prefix("status=") {
             let status = status.parse().ok().filter(|status| (400..600).contains(status));
-            return status.map(Self::Status).ok_or_else(refused);
+            return status.map(Self::Status).ok_or_else(unknown_fault);
         }
         match text {
             "blocked" => Ok(Self::Blocked),
@@ -56,15 +56,15 @@ impl FromStr for Fault {
             "slow" => Ok(Self::Slow),
             "suspended" => Ok(Self::Suspended),
             "html" => Ok(Self::Html),
-            _ => Err(refused()),
+            _ => Err(unknown_fault()),
         }
     }
 }
 
 /// The fault of the first marker in these texts, such as `[gemini:blocked]`.
 pub(crate) fn find_in_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Option<Fault>, String> {
-    let word = texts.into_iter().find_map(|text| Some(text.split_once("[gemini:")?.1.split_once(']')?.0));
-    word.map(str::parse).transpose()
+    let marker = texts.into_iter().find_map(|text| Some(text.split_once("[gemini:")?.1.split_once(']')?.0));
+    marker.map(str::parse).transpose()
 }
 
 #[cfg(test)]

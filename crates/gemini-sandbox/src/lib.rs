@@ -7,8 +7,8 @@
 //! In reading order: [`Sandbox`] is the server, `rules` validates requests, `response` builds the response bodies, and
 //! [`Fault`] lists the faults.
 
-mod answer;
 mod faults;
+mod response;
 mod rules;
 mod server;
 

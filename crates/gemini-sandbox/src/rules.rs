@@ -41,8 +41,8 @@ impl ApiError {
             504 => ("DEADLINE_EXCEEDED", "The request timed out."),
             _ => ("INTERNAL", "An internal error has occurred. Please retry."),
         };
-        let wait = json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"});
-        let details = if code == 429 { vec![wait] } else { Vec::new() };
+        let retry_info = json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.05s"});
+        let details = if code == 429 { vec![retry_info] } else { Vec::new() };
         Self { code, status, message: message.to_owned(), details }
     }
 }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::answer;
 use crate::faults::{self, Fault};
+use crate::response;
 use crate::rules::{self, ApiError, NumberedText};
 
 /// Longer than the timeout of any client.
@@ -81,7 +81,7 @@ impl Sandbox {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { settings, state: Mutex::default() });
         let router = Router::new()
-            .route("/v1beta/models/{call}", get(get_model).post(generate))
+            .route("/v1beta/models/{call}", get(get_model).post(generate_content))
             .fallback(|| async { ApiError::from_status(404) })
             .with_state(shared.clone());
         let server = tokio::spawn(async move {
@@ -146,7 +146,7 @@ async fn get_model(
     Ok(Json(json!({"name": format!("models/{model}"), "supportedGenerationMethods": methods})))
 }
 
-async fn generate(
+async fn generate_content(
     State(shared): State<Arc<Shared>>,
     Path(call): Path<String>,
     RawQuery(query): RawQuery,
@@ -176,5 +176,5 @@ async fn generate(
         }
         _ => {}
     }
-    Ok(Json(answer::build_body(&texts, model, fault)).into_response())
+    Ok(Json(response::build_body(&texts, model, fault)).into_response())
 }

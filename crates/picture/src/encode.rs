@@ -1,11 +1,11 @@
 //! Encoding: a fast PNG, or a JPEG if the PNG would be too large. Both contain the image metadata.
 
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use domain::story::ImageMetadata;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
-use super::texts;
+use super::metadata;
 
 /// JPEG qualities, tried in this order until the file is small enough. The first is visually lossless.
 const JPEG_QUALITIES: [u8; 4] = [95, 90, 80, 60];
@@ -14,9 +14,9 @@ const JPEG_QUALITIES: [u8; 4] = [95, 90, 80, 60];
 pub(super) fn encode(
     picture: &RgbImage,
     spec: &ImageSpec,
-    story: &ImageMetadata,
+    metadata: &ImageMetadata,
 ) -> Result<(Vec<u8>, ImageFormat), ImageDefect> {
-    let png = encode_png(picture, story)
+    let png = encode_png(picture, metadata)
         .map_err(|error| ImageDefect::from_codec_error(&format_args!("cannot be encoded: {error}")))?;
     let fits = |bytes: &[u8]| (bytes.len() as u64) < spec.max_bytes;
     if fits(&png) {
@@ -25,7 +25,7 @@ pub(super) fn encode(
     let mut size_bytes = png.len() as u64;
     drop(png);
     for quality in JPEG_QUALITIES {
-        let jpeg = encode_jpeg(picture, quality, story)
+        let jpeg = encode_jpeg(picture, quality, metadata)
             .map_err(|error| ImageDefect::from_codec_error(&format_args!("cannot be encoded: {error}")))?;
         if fits(&jpeg) {
             return Ok((jpeg, ImageFormat::Jpeg));
@@ -35,13 +35,13 @@ pub(super) fn encode(
     Err(ImageDefect::TooLarge { size_bytes, max_bytes: spec.max_bytes })
 }
 
-fn encode_png(picture: &RgbImage, story: &ImageMetadata) -> Result<Vec<u8>, png::EncodingError> {
+fn encode_png(picture: &RgbImage, metadata: &ImageMetadata) -> Result<Vec<u8>, png::EncodingError> {
     let mut file = Vec::with_capacity(picture.as_raw().len() / 2);
     let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
-    for (keyword, text) in texts::to_texts(story) {
+    for (keyword, text) in metadata::to_texts(metadata) {
         // Latin-1 text goes into a tEXt chunk, which readers without support for iTXt can read too.
         if text.chars().all(|c| u32::from(c) <= 0xFF) {
             encoder.add_text_chunk(keyword.to_owned(), text)?;
@@ -55,10 +55,10 @@ fn encode_png(picture: &RgbImage, story: &ImageMetadata) -> Result<Vec<u8>, png:
     Ok(file)
 }
 
-fn encode_jpeg(picture: &RgbImage, quality: u8, story: &ImageMetadata) -> Result<Vec<u8>, image::ImageError> {
+fn encode_jpeg(picture: &RgbImage, quality: u8, metadata: &ImageMetadata) -> Result<Vec<u8>, image::ImageError> {
     let mut file = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
-    encoder.set_exif_metadata(texts::to_exif(story)).map_err(image::ImageError::Unsupported)?;
+    encoder.set_exif_metadata(metadata::to_exif(metadata)).map_err(image::ImageError::Unsupported)?;
     encoder.encode(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8)?;
     Ok(file)
 }

@@ -5,20 +5,20 @@
 //! All functions are pure and CPU-bound; the caller chooses the thread. This is a separate crate so that development
 //! builds can optimise it: the generic code of the codecs is compiled here.
 
-mod check;
 mod decode;
 mod encode;
-mod fit;
-mod glance;
-pub mod texts;
+pub mod metadata;
+mod quality_check;
+mod resize;
+mod verify;
 
 use bytes::Bytes;
 use domain::digest;
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use domain::story::ImageMetadata;
 
-pub use check::verify;
-pub use glance::QualityCheck;
+pub use quality_check::QualityCheck;
+pub use verify::verify;
 
 /// An encoded image that conforms to the specification.
 #[derive(Debug, Clone)]
@@ -38,15 +38,15 @@ pub struct ProcessedImage {
 /// [`ImageDefect`] if the image cannot be decoded within the limits, fails the quality check, or cannot be converted to
 /// the specification.
 pub fn process(
-    sent: &[u8],
+    original: &[u8],
     spec: &ImageSpec,
-    glance: QualityCheck,
+    quality_check: QualityCheck,
     story: &ImageMetadata,
 ) -> Result<ProcessedImage, ImageDefect> {
-    let decoded = decode::decode(sent)?;
-    glance.check(&decoded)?;
-    let fitted = fit::resize_to_cover(decoded, spec)?;
-    let (bytes, format) = encode::encode(&fitted, spec, story)?;
+    let decoded = decode::decode(original)?;
+    quality_check.check(&decoded)?;
+    let resized = resize::resize_to_cover(decoded, spec)?;
+    let (bytes, format) = encode::encode(&resized, spec, story)?;
     verify(&bytes, spec)?;
     let sha256 = digest::sha256(&bytes);
     Ok(ProcessedImage { bytes: bytes.into(), format, sha256 })

@@ -2,13 +2,13 @@ use std::io::Cursor;
 
 use domain::command::JobKey;
 use domain::digest;
-use domain::recipe::GenerationParams;
+use domain::generation_params::GenerationParams;
 use image::{DynamicImage, Rgb, RgbImage};
 use uuid::Uuid;
 
-use super::{ProcessedImage, QualityCheck, texts, verify};
+use super::{ProcessedImage, QualityCheck, metadata, verify};
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use domain::story::ImageMetadata;
 
 /// An image whose colours encode the position of a pixel: red increases to the right, green downwards.
 fn gradient(width: u32, height: u32) -> RgbImage {
@@ -39,7 +39,7 @@ fn metadata() -> ImageMetadata {
         ..GenerationParams::default()
     };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
-    ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, texts::SOFTWARE)
+    ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, metadata::SOFTWARE)
 }
 
 fn process(sent: &[u8], spec: &ImageSpec) -> Result<ProcessedImage, ImageDefect> {
@@ -141,8 +141,8 @@ fn png_and_jpeg_both_carry_the_metadata() {
         (encode(&noisy, image::ImageFormat::Png), small, ImageFormat::Jpeg),
     ] {
         let finished = process(&sent, &spec).expect("the image is processed");
-        let texts::ImageInfo { format: found, width, height, texts: told } =
-            texts::read(&finished.bytes).expect("the file is read");
+        let metadata::ImageInfo { format: found, width, height, texts: told } =
+            metadata::read(&finished.bytes).expect("the file is read");
         assert_eq!((finished.format, found), (format, format));
         assert_eq!((width, height), (1920, 1080));
         let text = |keyword: &str| {
@@ -151,8 +151,8 @@ fn png_and_jpeg_both_carry_the_metadata() {
         assert_eq!(text("parameters"), story.parameters_text());
         assert_eq!(text("Title"), "Project 42, image 3");
         assert_eq!(text("Description"), "黃昏的狐狸");
-        assert_eq!(text("Software"), texts::SOFTWARE);
-        assert_eq!(texts::from_texts(&told).as_ref(), Some(&story));
+        assert_eq!(text("Software"), metadata::SOFTWARE);
+        assert_eq!(metadata::from_texts(&told).as_ref(), Some(&story));
     }
 }
 
@@ -160,15 +160,15 @@ fn png_and_jpeg_both_carry_the_metadata() {
 fn exif_over_the_jpeg_limit_drops_the_longest_text() {
     let mut long = metadata();
     long.params.left_out = vec!["x".repeat(100_000)];
-    let exif = texts::to_exif(&long);
+    let exif = metadata::to_exif(&long);
     assert!(exif.len() <= 65_000);
     let noise = encode(&gradient(64, 64), image::ImageFormat::Png);
     let spec = ImageSpec { width: 64, height: 64, max_bytes: 3_000 };
     let finished = super::process(&noise, &spec, QualityCheck::default(), &long);
     let finished = finished.expect("the PNG with the metadata is too large, the JPEG without it is not");
-    let texts::ImageInfo { format, texts: told, .. } = texts::read(&finished.bytes).expect("the file is read");
+    let metadata::ImageInfo { format, texts: told, .. } = metadata::read(&finished.bytes).expect("the file is read");
     assert_eq!(format, ImageFormat::Jpeg);
-    assert_eq!(texts::from_texts(&told), None);
+    assert_eq!(metadata::from_texts(&told), None);
     assert!(told.iter().any(|(keyword, text)| keyword == "parameters" && text.starts_with("A fox at dusk")));
 }
 
@@ -178,11 +178,11 @@ fn file_without_metadata_has_no_texts() {
         (gradient_png(64, 48), ImageFormat::Png),
         (encode(&gradient(64, 48), image::ImageFormat::Jpeg), ImageFormat::Jpeg),
     ] {
-        let expected = texts::ImageInfo { format, width: 64, height: 48, texts: vec![] };
-        assert_eq!(texts::read(&file), Ok(expected));
+        let expected = metadata::ImageInfo { format, width: 64, height: 48, texts: vec![] };
+        assert_eq!(metadata::read(&file), Ok(expected));
     }
-    assert!(texts::read(b"GIF89a").is_err());
-    assert!(texts::read(&gradient_png(64, 64)[..60]).is_err());
+    assert!(metadata::read(b"GIF89a").is_err());
+    assert!(metadata::read(&gradient_png(64, 64)[..60]).is_err());
 }
 
 #[test]

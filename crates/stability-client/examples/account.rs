@@ -23,12 +23,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 ///
 /// If the check fails, or with the same line if the account cannot generate images with `engine`.
 pub(crate) async fn report(client: &Client, engine: Engine) -> Result<String, Box<dyn Error>> {
-    let checked = client.check(engine).await?;
-    let listed = match checked.engine_listed {
+    let status = client.check(engine).await?;
+    let listed = match status.engine_listed {
         Some(true) => "is available",
         Some(false) => "is not listed for this account",
         None => "has an API version that lists no engines",
     };
-    let report = format!("{:.1} credits left; {engine} {listed}", checked.credits);
-    if checked.is_ready() { Ok(report) } else { Err(format!("not ready: {report}").into()) }
+    let report = format!("{:.1} credits left; {engine} {listed}", status.credits);
+    if status.is_ready() { Ok(report) } else { Err(format!("not ready: {report}").into()) }
 }

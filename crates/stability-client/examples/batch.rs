@@ -46,11 +46,11 @@ pub(crate) async fn generate_all(
     prompts: impl Iterator<Item = String>,
 ) -> Result<Vec<String>, Box<dyn Error>> {
     let engine = Engine::Sdxl10;
-    let mut pictures = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for prompt in prompts {
         let request = TextToImage::new(engine, engine.dimensions_for(1920, 1080), prompt)?;
         let client = client.clone();
-        pictures.spawn(async move {
+        tasks.spawn(async move {
             match client.generate(&request).await {
                 Ok(generated) => format!("{}: {} bytes", request.prompt(), generated.into_first().bytes.len()),
                 Err(failure) => {
@@ -59,5 +59,5 @@ pub(crate) async fn generate_all(
             }
         });
     }
-    Ok(pictures.join_all().await)
+    Ok(tasks.join_all().await)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::{Budget, UnlimitedBudget};
-use crate::turns::Tenant;
+use crate::fair_scheduler::Tenant;
 
 /// Options of one call of [`crate::Client::generate_with`].
 #[derive(Clone)]

@@ -13,15 +13,15 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::account::{Balance, EngineListing};
-use crate::answer::{self, DecodedImages, GeneratedImage};
 use crate::call_options::CallOptions;
 use crate::error::{ApiFailure, Error, UnusableImage};
+use crate::fair_scheduler::{FairScheduler, Turn};
 use crate::http::Transport;
 use crate::options::ResponseFormat;
 use crate::quota::{Quota, QuotaUnavailable};
 use crate::request::TextToImage;
+use crate::response::{self, DecodedImages, GeneratedImage};
 use crate::retry::{CallOutcome, Observer, RequestOutcome, Retry, RetryPolicy};
-use crate::turns::{FairScheduler, Turn};
 use crate::usage::Usage;
 use crate::wire::{HttpBody, HttpRequest, HttpResponse};
 
@@ -129,7 +129,7 @@ impl Client {
     where
         F: Future<Output = Result<T, UnusableImage>> + Send,
     {
-        let (begun, mut accepting) = (Instant::now(), Duration::ZERO);
+        let (started, mut accept_time) = (Instant::now(), Duration::ZERO);
         let span = self.generate_span(request);
         let http = request.to_http_request(self.inner.response_format);
         let mut call =
@@ -137,9 +137,9 @@ impl Client {
         let result = loop {
             let error = match self.attempt(&mut call).instrument(span.clone()).await {
                 Ok(generated) => {
-                    let arrived = Instant::now();
+                    let received_at = Instant::now();
                     let accepted = accept(generated).await;
-                    accepting += arrived.elapsed();
+                    accept_time += received_at.elapsed();
                     match accepted {
                         Ok(accepted) => break Ok(accepted),
                         Err(unusable) => Error::Unusable(unusable),
@@ -152,7 +152,7 @@ impl Client {
             let _ = options.stop.run_until_cancelled(sleep(wait)).await;
         };
         let failure = result.as_ref().err().map(Error::kind);
-        let took = begun.elapsed().saturating_sub(accepting);
+        let took = started.elapsed().saturating_sub(accept_time);
         self.notify_observers(|observer| {
             observer.on_call_end(&CallOutcome { engine: request.engine(), error_kind: failure, duration: took })
         });
@@ -177,15 +177,15 @@ impl Client {
             Err(error) => return Err(error.into()),
         };
         debug!(attempt = call.usage.requests + 1, "sending image request");
-        let sent = Instant::now();
+        let sent_at = Instant::now();
         let http = HttpRequest { resend_count: call.usage.requests, ..call.http_request.clone() };
         let response = self.inner.transport.send(http).await;
         let status = response.as_ref().ok().map(|response| response.status);
         let response = response.and_then(error_for_status);
         let failure = response.as_ref().err().map(Error::kind);
         let engine = call.request.engine();
-        let exchange = RequestOutcome { engine, error_kind: failure, status, duration: sent.elapsed() };
-        self.notify_observers(|observer| observer.on_request_end(&exchange));
+        let outcome = RequestOutcome { engine, error_kind: failure, status, duration: sent_at.elapsed() };
+        self.notify_observers(|observer| observer.on_request_end(&outcome));
         // A 200 response is charged, even if its body is unusable.
         let charged = response.as_ref().err().is_none_or(|error| error.class().possibly_charged);
         call.usage.count_request(charged);
@@ -199,13 +199,13 @@ impl Client {
             self.notify_observers(|observer| observer.on_pause(pause));
         }
         drop(turn);
-        let DecodedImages { images: pictures, withheld } = answer::decode(engine.api_version(), &response?)?;
+        let DecodedImages { images: pictures, withheld } = response::decode(engine.api_version(), &response?)?;
         Ok(Generation { images: pictures, withheld, usage: call.usage })
     }
 
     /// Waits for a turn, then for the quota. The first turn sets the deadline of the call.
     async fn admit(&self, call: &mut Call<'_>) -> Result<Turn, Error> {
-        let asked = Instant::now();
+        let queued_at = Instant::now();
         let CallOptions { stop, budget: _, tenant: party } = call.options;
         let admitted = match stop.run_until_cancelled(self.inner.scheduler.acquire(*party)).await {
             None => Err(Error::Stopped),
@@ -214,7 +214,7 @@ impl Client {
                     *call.deadline.get_or_insert_with(|| Instant::now() + self.inner.retry_policy.total_timeout);
                 match stop.run_until_cancelled(timeout_at(deadline, self.inner.quota.acquire())).await {
                     None => Err(Error::Stopped),
-                    Some(Ok(permitted)) => permitted.map(|()| turn).map_err(Error::from),
+                    Some(Ok(permit)) => permit.map(|()| turn).map_err(Error::from),
                     Some(Err(_)) => {
                         Err(QuotaUnavailable(format!("no permit within {:?}", self.inner.retry_policy.total_timeout))
                             .into())
@@ -222,7 +222,7 @@ impl Client {
                 }
             }
         };
-        let wait = asked.elapsed();
+        let wait = queued_at.elapsed();
         self.notify_observers(|observer| observer.on_admission_wait(wait));
         admitted
     }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::frame::{AspectRatio, Dimensions, Size};
+use crate::dimensions::{AspectRatio, Dimensions, Size};
 
 /// The model, or service, that generates an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]

@@ -187,13 +187,14 @@ impl Error {
     ///
     /// Source: the error table of the v1 specification, and the responses of gateways in front of the API.
     pub(crate) fn from_api_failure(failure: ApiFailure, retry_after: Option<Duration>) -> Self {
-        const CONTENT: &[&str] = &["content policy", "content_policy", "moderation", "filtered", "invalid prompts"];
-        const CREDIT: &[&str] = &["balance", "credits", "payment required"];
+        const CONTENT_POLICY_WORDS: &[&str] =
+            &["content policy", "content_policy", "moderation", "filtered", "invalid prompts"];
+        const CREDIT_WORDS: &[&str] = &["balance", "credits", "payment required"];
         let status = failure.status;
         let about_content = failure.is_named(&["invalid_prompts", "content_moderation"])
-            || (failure.name.is_none() && failure.mentions(CONTENT));
+            || (failure.name.is_none() && failure.mentions(CONTENT_POLICY_WORDS));
         let about_credit = failure.is_named(&["insufficient_balance", "payment_required"])
-            || (matches!(status, 400 | 429) && failure.mentions(CREDIT));
+            || (matches!(status, 400 | 429) && failure.mentions(CREDIT_WORDS));
         match status {
             402 => Self::InsufficientCredits(failure),
             400 | 429 if about_credit => Self::InsufficientCredits(failure),

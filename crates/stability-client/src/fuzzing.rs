@@ -2,11 +2,11 @@
 
 use reqwest::header::HeaderMap;
 
-use crate::answer::{self, GeneratedImage};
 use crate::client::error_for_status;
 use crate::engine::ApiVersion;
 use crate::error::Error;
 use crate::http::parse_head;
+use crate::response::{self, GeneratedImage};
 
 /// Decodes the images of a response, like the client does.
 pub fn decode_response(
@@ -17,5 +17,5 @@ pub fn decode_response(
 ) -> Result<Vec<GeneratedImage>, Error> {
     let mut response = parse_head(status, headers);
     response.body = body.into();
-    Ok(answer::decode(family, &error_for_status(response)?)?.images)
+    Ok(response::decode(family, &error_for_status(response)?)?.images)
 }

@@ -29,14 +29,14 @@
 //! - [`Observer`]: is notified of requests, retries and rate-limit pauses, for metrics.
 
 mod account;
-mod answer;
 mod api_key;
 mod budget;
 mod call_options;
 mod client;
+mod dimensions;
 mod engine;
 mod error;
-mod frame;
+mod fair_scheduler;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -44,25 +44,25 @@ mod http;
 mod options;
 mod quota;
 mod request;
+mod response;
 mod retry;
-mod turns;
 mod usage;
 mod wire;
 
 pub use account::{Balance, EngineListing};
-pub use answer::GeneratedImage;
 pub use api_key::ApiKey;
 pub use budget::{Budget, BudgetError, Reservation};
 pub use call_options::CallOptions;
 pub use client::{AccountStatus, BuildError, Client, ClientBuilder, GEN_AI_PROVIDER_NAME, GenerateError, Generation};
+pub use dimensions::{AspectRatio, Dimensions, Size};
 pub use engine::{ApiVersion, Engine, UnknownName};
 pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusableImage};
-pub use frame::{AspectRatio, Dimensions, Size};
+pub use fair_scheduler::Tenant;
 pub use options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
 pub use request::{CFG_SCALE, SAMPLES, STEPS, TextToImage};
+pub use response::GeneratedImage;
 pub use retry::{CallOutcome, Observer, RequestOutcome, Retry, RetryPolicy};
-pub use turns::Tenant;
 pub use usage::Usage;
 pub use wire::MAX_BODY_BYTES;
 

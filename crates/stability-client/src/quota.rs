@@ -153,8 +153,8 @@ mod tests {
             let quota = quota.clone();
             waiters.spawn(async move { quota.acquire().await.map(|()| Instant::now()) });
         }
-        for passed in waiters.join_all().await {
-            assert!(passed.expect("a local quota is always available") >= start + Duration::from_mins(1));
+        for acquired_at in waiters.join_all().await {
+            assert!(acquired_at.expect("a local quota is always available") >= start + Duration::from_mins(1));
         }
     }
 

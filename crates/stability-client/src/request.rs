@@ -6,9 +6,9 @@ mod v2beta;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use crate::dimensions::Dimensions;
 use crate::engine::{ApiVersion, Engine, RequestOption};
 use crate::error::InvalidRequest;
-use crate::frame::Dimensions;
 use crate::options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 use crate::wire::{HttpBody, HttpRequest};
 

@@ -47,19 +47,21 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
-        let refused = || {
+        let unknown_fault = || {
             format!(
                 "unknown fault {text:?}; allowed: status=N, status=429:SECONDS, slow=MILLISECONDS, filtered, error, corrupt, wrong-size, blank, blurred, bomb, oversized, truncated, html, empty, drop"
             )
         };
         match name {
             "status" => {
-                let (status, wait) = value.split_once(':').unwrap_or((value, ""));
-                let status = status.parse().ok().filter(|status| (400..600).contains(status)).ok_or_else(refused)?;
-                let wait = if wait.is_empty() { None } else { Some(wait.parse().map_err(|_| refused())?) };
-                Ok(Self::Status(status, wait))
+                let (status, retry_after) = value.split_once(':').unwrap_or((value, ""));
+                let status =
+                    status.parse().ok().filter(|status| (400..600).contains(status)).ok_or_else(unknown_fault)?;
+                let retry_after =
+                    if retry_after.is_empty() { None } else { Some(retry_after.parse().map_err(|_| unknown_fault())?) };
+                Ok(Self::Status(status, retry_after))
             }
-            "slow" => value.parse().map(Self::Slow).map_err(|_| refused()),
+            "slow" => value.parse().map(Self::Slow).map_err(|_| unknown_fault()),
             "filtered" => Ok(Self::Filtered),
             "error" => Ok(Self::Error),
             "corrupt" => Ok(Self::Corrupt),
@@ -72,7 +74,7 @@ impl FromStr for Fault {
             "html" => Ok(Self::Html),
             "empty" => Ok(Self::Empty),
             "drop" => Ok(Self::Drop),
-            _ => Err(refused()),
+            _ => Err(unknown_fault()),
         }
     }
 }
@@ -113,8 +115,8 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    pub(crate) fn inject(&mut self, order: FaultSpec) -> Result<(), String> {
-        let FaultSpec { fault, times, prompt_contains } = order;
+    pub(crate) fn inject(&mut self, spec: FaultSpec) -> Result<(), String> {
+        let FaultSpec { fault, times, prompt_contains } = spec;
         self.injected.push(InjectedFault { fault: fault.parse()?, remaining: times, prompt_contains });
         Ok(())
     }
@@ -125,24 +127,24 @@ impl Faults {
 
     /// The fault for a request with this prompt, if any. Injected faults have precedence over markers.
     pub(crate) fn next_fault(&mut self, prompt: &str) -> Result<Option<Fault>, String> {
-        let ordered = self.injected.iter_mut().find(|ordered| {
-            ordered.remaining != Some(0) && ordered.prompt_contains.as_ref().is_none_or(|text| prompt.contains(text))
+        let injected = self.injected.iter_mut().find(|injected| {
+            injected.remaining != Some(0) && injected.prompt_contains.as_ref().is_none_or(|text| prompt.contains(text))
         });
-        if let Some(ordered) = ordered {
-            ordered.remaining = ordered.remaining.map(|times| times - 1);
-            return Ok(Some(ordered.fault));
+        if let Some(injected) = injected {
+            injected.remaining = injected.remaining.map(|times| times - 1);
+            return Ok(Some(injected.fault));
         }
-        let Some(word) = find_marker(prompt) else { return Ok(None) };
-        let (name, times) = match word.rsplit_once(" x") {
-            None => (word, None),
+        let Some(marker) = find_marker(prompt) else { return Ok(None) };
+        let (name, times) = match marker.rsplit_once(" x") {
+            None => (marker, None),
             Some((name, times)) => {
-                (name, Some(times.parse::<u32>().map_err(|_| format!("fault {word:?}: invalid count {times:?}"))?))
+                (name, Some(times.parse::<u32>().map_err(|_| format!("fault {marker:?}: invalid count {times:?}"))?))
             }
         };
         let fault = name.trim().parse()?;
-        let met = self.hits_by_prompt.entry(prompt.to_owned()).or_default();
-        *met += 1;
-        Ok((times.is_none_or(|times| *met <= times)).then_some(fault))
+        let hits = self.hits_by_prompt.entry(prompt.to_owned()).or_default();
+        *hits += 1;
+        Ok((times.is_none_or(|times| *hits <= times)).then_some(fault))
     }
 }
 

@@ -44,9 +44,9 @@ impl Ledger {
     /// Sums the counts of all prompts that contain `text`.
     pub fn prompt_counts(&self, text: &str) -> PromptCounts {
         let matching = self.by_prompt.iter().filter(|(prompt, _)| prompt.contains(text));
-        matching.fold(PromptCounts::default(), |sum, (_, asked)| PromptCounts {
-            requests: sum.requests + asked.requests,
-            charged: sum.charged + asked.charged,
+        matching.fold(PromptCounts::default(), |sum, (_, counts)| PromptCounts {
+            requests: sum.requests + counts.requests,
+            charged: sum.charged + counts.charged,
         })
     }
 }

@@ -7,11 +7,11 @@
 //! In reading order: the [`server`](Sandbox) checks a request by the `rules` and the `limiter`, applies injected
 //! [`faults`], renders the image with `paint`, and records the request in the [`ledger`].
 
+mod api_error;
 pub mod faults;
 pub mod ledger;
 mod limiter;
 mod paint;
-mod reply;
 mod rules;
 mod server;
 mod settings;

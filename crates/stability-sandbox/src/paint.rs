@@ -25,10 +25,10 @@ pub(crate) fn render_scene(prompt: &str, seed: u32, width: u32, height: u32) -> 
 
 /// Like [`render_scene`], but a gradient of two colours, which is faster.
 #[expect(clippy::cast_precision_loss, reason = "image dimensions are small")]
-pub(crate) fn sketch(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
+pub(crate) fn render_sketch(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
     let mut canvas = Canvas::new(width as usize, height as usize);
-    let mut dice = seeded_rng(prompt, seed);
-    let mut colour = || Colour(dice.between(0.3, 1.0), dice.between(0.3, 1.0), dice.between(0.3, 1.0));
+    let mut rng = seeded_rng(prompt, seed);
+    let mut colour = || Colour(rng.between(0.3, 1.0), rng.between(0.3, 1.0), rng.between(0.3, 1.0));
     let (top, bottom) = (colour(), colour().scale_brightness(0.4));
     for y in 0..canvas.height {
         let colour = top.mix(bottom, y as f32 / height as f32);
@@ -73,9 +73,9 @@ mod tests {
         assert_ne!(one, render_scene("A cat", 1, 320, 192));
         let decoded = image::load_from_memory(&one).expect("a PNG");
         assert_eq!((decoded.width(), decoded.height()), (320, 192));
-        let sketched = sketch("A fox", 1, 320, 192);
-        assert_eq!(sketched, sketch("A fox", 1, 320, 192));
-        assert_ne!(sketched, sketch("A fox", 2, 320, 192));
+        let sketch = render_sketch("A fox", 1, 320, 192);
+        assert_eq!(sketch, render_sketch("A fox", 1, 320, 192));
+        assert_ne!(sketch, render_sketch("A fox", 2, 320, 192));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 pub(crate) mod v1;
 pub(crate) mod v2beta;
 
-use crate::reply::ApiError;
+use crate::api_error::ApiError;
 
 const STYLE_PRESETS: [&str; 17] = [
     "enhance",
@@ -63,7 +63,7 @@ impl Format {
 fn is_flagged_by_moderation(prompt: &str) -> bool {
     prompt
         .split(|c: char| !c.is_alphanumeric())
-        .any(|word| BLOCKED_WORDS.iter().any(|refused| word.eq_ignore_ascii_case(refused)))
+        .any(|word| BLOCKED_WORDS.iter().any(|blocked| word.eq_ignore_ascii_case(blocked)))
 }
 
 fn check_language(text: &str) -> Result<(), ApiError> {

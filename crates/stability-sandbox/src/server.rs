@@ -1,9 +1,9 @@
 //! The HTTP server: text-to-image of v1 and v2beta, balance, engines, and control endpoints below `/_sandbox`.
 
 mod account;
-mod artwork;
 mod control;
 mod generate;
+mod output;
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU32;
@@ -18,10 +18,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::Settings;
+use crate::api_error::ApiError;
 use crate::faults::{FaultSpec, Faults};
 use crate::ledger::{Ledger, RequestRecord};
 use crate::limiter::Limiter;
-use crate::reply::ApiError;
 
 /// A running sandbox, which stops when this value is dropped.
 pub struct Sandbox {
@@ -108,8 +108,8 @@ impl Sandbox {
     /// # Errors
     ///
     /// A message that lists the known faults, if the fault is unknown.
-    pub fn inject_fault(&self, order: FaultSpec) -> Result<(), String> {
-        self.shared.lock().faults.inject(order)
+    pub fn inject_fault(&self, spec: FaultSpec) -> Result<(), String> {
+        self.shared.lock().faults.inject(spec)
     }
 
     /// Removes all injected faults; markers in prompts keep their effect.

@@ -100,13 +100,13 @@ async fn rejected_request_returns_the_api_error_and_is_not_charged() {
 #[tokio::test]
 async fn exceeding_the_rate_limit_locks_out_the_caller() {
     let api = TestApi::start(Settings { limit: 2, ..Settings::default() }).await;
-    let mut statuses = Vec::new();
+    let mut errors = Vec::new();
     for _ in 0..4 {
-        statuses.push(send_for_error(api.post_generation(&json!({}))).await);
+        errors.push(send_for_error(api.post_generation(&json!({}))).await);
     }
     let named = |status: u16, name: &str| (status, name.to_owned());
     let (bad, locked_out) = (named(400, "bad_request"), named(429, "rate_limit_exceeded"));
-    assert_eq!(statuses, [bad.clone(), bad, locked_out.clone(), locked_out]);
+    assert_eq!(errors, [bad.clone(), bad, locked_out.clone(), locked_out]);
 }
 
 #[tokio::test]
@@ -114,8 +114,8 @@ async fn faults_and_ledger_are_available_over_http() {
     let api = TestApi::start(Settings::default()).await;
     let unknown = api.post("_sandbox/faults").json(&json!({"fault": "explode"}));
     assert_eq!(send_for_error(unknown).await.0, 400);
-    let order = json!({"fault": "status=429:7", "prompt_contains": "fox"});
-    api.post("_sandbox/faults").json(&order).send().await.expect("a response").error_for_status().expect("accepted");
+    let spec = json!({"fault": "status=429:7", "prompt_contains": "fox"});
+    api.post("_sandbox/faults").json(&spec).send().await.expect("a response").error_for_status().expect("accepted");
     let answer = api.post_generation(&body("A fox")).send().await.expect("a response");
     assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].as_bytes()), (429, &b"7"[..]));
     let clear = api.http.delete(format!("{}_sandbox/faults", api.sandbox.base_url()));
@@ -130,15 +130,15 @@ async fn faults_and_ledger_are_available_over_http() {
 #[tokio::test]
 async fn filtered_image_is_blurred() {
     let api = TestApi::start(Settings::default()).await;
-    let ask = async |prompt: &str| {
+    let generate = async |prompt: &str| {
         let answer = api.post_generation(&body(prompt)).header("accept", "image/png").send().await.expect("a response");
         let reason = answer.headers()["finish-reason"].to_str().expect("text").to_owned();
         (reason, image::load_from_memory(&answer.bytes().await.expect("a body")).expect("a PNG").into_rgb8())
     };
-    let (reason, withheld) = ask("A fox [fault:filtered]").await;
+    let (reason, withheld) = generate("A fox [fault:filtered]").await;
     assert_eq!(reason, "CONTENT_FILTERED");
     assert!(max_neighbour_difference(&withheld) < 10, "not blurred: {}", max_neighbour_difference(&withheld));
-    let (reason, clear) = ask("A fox").await;
+    let (reason, clear) = generate("A fox").await;
     assert_eq!(reason, "SUCCESS");
     assert!(max_neighbour_difference(&clear) > 60, "{}", max_neighbour_difference(&clear));
 }

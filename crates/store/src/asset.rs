@@ -1,9 +1,9 @@
 //! The table `assets`.
 
 use domain::failure::ImageFailureCode;
+use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
-use domain::recipe::GenerationParams;
 use domain::state::RowState;
 use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use domain::command::{Command, JobKey};
 use domain::event::{Event, EventKind, event_id};
 use domain::failure::JobFailureCode;
 use domain::outcome::ImageState;
-use domain::state::{JobState, image as image_step, job as step};
+use domain::state::{JobState, asset as image_step, job as step};
 use domain::style::Style;
 use domain::trace::TraceContext;
 use sea_orm::ActiveValue::Set;
@@ -217,7 +217,7 @@ async fn claim_in_transaction(
         lease::acquire_lease(db, row.id, terms.lease_duration).await?
     };
     let Some(lease) = lease else { return Ok(Claim::Leased) };
-    let earlier = TraceContext::parse(row.trace_parent.as_deref(), None);
+    let previous_trace = TraceContext::parse(row.trace_parent.as_deref(), None);
     if let Some(trace) = trace {
         job::Entity::update_many()
             .col_expr(job::Column::TraceParent, Expr::value(trace.parent.as_str()))
@@ -226,21 +226,21 @@ async fn claim_in_transaction(
             .await?;
     }
     let losses = i32::from(!first && row.status == JobState::Running.as_str()) + row.lease_losses;
-    let kept = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
+    let stored_style = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
     let rows = asset::Entity::find()
         .filter(asset::Column::JobId.eq(command.job_id))
         .order_by_asc(asset::Column::Index)
         .all(db)
         .await?;
-    let number = |value: i32| u32::try_from(value).unwrap_or_default();
+    let to_u32 = |value: i32| u32::try_from(value).unwrap_or_default();
     Ok(Claim::Acquired(ClaimedJob {
         lease,
-        lease_losses: number(losses),
+        lease_losses: to_u32(losses),
         first_claim: first,
-        previous_trace: earlier,
-        attempts: number(row.attempts),
+        previous_trace,
+        attempts: to_u32(row.attempts),
         created_at: row.created_at,
-        style: kept.unwrap_or_else(|| command.config.style()),
+        style: stored_style.unwrap_or_else(|| command.config.style()),
         images: rows
             .into_iter()
             .zip(&command.image_descriptions)
@@ -249,8 +249,8 @@ async fn claim_in_transaction(
                 id: row.id,
                 index: row.image_index(),
                 state: row.state(),
-                requests: number(row.requests),
-                charged: number(row.charged),
+                requests: to_u32(row.requests),
+                charged: to_u32(row.charged),
                 file_path: row.file_path,
             })
             .collect(),

@@ -47,10 +47,10 @@ impl Store {
         async {
             let doing = "finish a job";
             let now = OffsetDateTime::now_utc();
-            let step = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
+            let transition = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
             let transaction = self.begin_with_lease(ending.lease, doing).await?;
             let ended = job::Entity::update_many()
-                .col_expr(job::Column::Status, Expr::value(step.to.as_str()))
+                .col_expr(job::Column::Status, Expr::value(transition.to.as_str()))
                 .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
                 .col_expr(job::Column::ErrorCode, Expr::value(ending.error.map(|error| error.code.as_str())))
                 .col_expr(job::Column::ErrorMessage, Expr::value(ending.error.map(|error| error.message.as_str())))
@@ -60,7 +60,7 @@ impl Store {
                 .col_expr(job::Column::UpdatedAt, Expr::value(now))
                 .col_expr(job::Column::FinishedAt, Expr::value(now))
                 .filter(job::Column::Id.eq(ending.lease.job_id))
-                .filter(precondition(step))
+                .filter(precondition(transition))
                 .exec(&transaction)
                 .with_timeout(doing)
                 .await?;

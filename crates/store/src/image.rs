@@ -1,9 +1,9 @@
 //! Rows of single images: reserving a path, completing, failing. Only the holder of the job's lease can write them.
 
 use domain::failure::ImageFailureCode;
+use domain::generation_params::GenerationParams;
 use domain::outcome::{Asset, ImageFailure};
-use domain::recipe::GenerationParams;
-use domain::state::{RowState, Transition, image as step};
+use domain::state::{RowState, Transition, asset as step};
 use sea_orm::sea_query::{Expr, SimpleExpr};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, SqlErr};
 use time::OffsetDateTime;
@@ -30,8 +30,8 @@ impl Store {
     /// [`StoreError`]; nothing was written.
     pub async fn reserve_path(&self, lease: Lease, asset_id: Uuid, path: &str) -> Result<bool, StoreError> {
         async {
-            let doing = "reserve a path";
-            let transaction = self.begin_with_lease(lease, doing).await?;
+            let operation = "reserve a path";
+            let transaction = self.begin_with_lease(lease, operation).await?;
             let reserve = asset::Entity::update_many()
                 .col_expr(asset::Column::FilePath, Expr::value(path))
                 .filter(asset::Column::Id.eq(asset_id))
@@ -43,11 +43,11 @@ impl Store {
                     result => result.map(|result| result.rows_affected == 1),
                 }
             };
-            let reserved = reserved.with_timeout(doing).await?;
+            let reserved = reserved.with_timeout(operation).await?;
             if reserved {
-                transaction.commit().with_timeout(doing).await?;
+                transaction.commit().with_timeout(operation).await?;
             } else {
-                transaction.rollback().with_timeout(doing).await?;
+                transaction.rollback().with_timeout(operation).await?;
             }
             Ok(reserved)
         }
@@ -64,7 +64,7 @@ impl Store {
     /// [`StoreError`]; nothing was written.
     pub async fn complete_image(&self, lease: Lease, asset: &Asset, fingerprint: Uuid) -> Result<(), StoreError> {
         async {
-            let doing = "complete an image";
+            let operation = "complete an image";
             let metadata = asset::Metadata {
                 description: asset.description.clone(),
                 index: asset.index,
@@ -73,7 +73,7 @@ impl Store {
                 origin: Some(asset.origin),
                 uri: Some(asset.uri.clone()),
             };
-            let transaction = self.begin_with_lease(lease, doing).await?;
+            let transaction = self.begin_with_lease(lease, operation).await?;
             asset::Entity::update_many()
                 .col_expr(asset::Column::Status, Expr::value(step::COMPLETE.to.as_str()))
                 .col_expr(asset::Column::FilePath, Expr::value(asset.file_path.as_str()))
@@ -91,15 +91,15 @@ impl Store {
                 .filter(asset::Column::Id.eq(asset.id))
                 .filter(precondition(step::COMPLETE))
                 .exec(&transaction)
-                .with_timeout(doing)
+                .with_timeout(operation)
                 .await?;
             job::Entity::update_many()
                 .col_expr(job::Column::LeaseLosses, Expr::value(0))
                 .filter(job::Column::Id.eq(lease.job_id))
                 .exec(&transaction)
-                .with_timeout(doing)
+                .with_timeout(operation)
                 .await?;
-            transaction.commit().with_timeout(doing).await
+            transaction.commit().with_timeout(operation).await
         }
         .instrument(self.operation_span("complete", "assets"))
         .await
@@ -115,26 +115,26 @@ impl Store {
         lease: Lease,
         id: Uuid,
         failure: &ImageFailure,
-        recipe: Option<&GenerationParams>,
+        params: Option<&GenerationParams>,
     ) -> Result<(), StoreError> {
         async {
-            let doing = "record a failed image";
-            let transaction = self.begin_with_lease(lease, doing).await?;
-            mark_failed(&transaction, id, failure).with_timeout(doing).await?;
-            if let Some(recipe) = recipe {
+            let operation = "record a failed image";
+            let transaction = self.begin_with_lease(lease, operation).await?;
+            mark_failed(&transaction, id, failure).with_timeout(operation).await?;
+            if let Some(params) = params {
                 let description = failure.description.clone();
-                let recipe = Some(recipe.clone());
+                let params = Some(params.clone());
                 let metadata =
-                    asset::Metadata { description, index: failure.index, params: recipe, ..asset::Metadata::default() };
+                    asset::Metadata { description, index: failure.index, params, ..asset::Metadata::default() };
                 asset::Entity::update_many()
                     .col_expr(asset::Column::Metadata, Expr::value(metadata.to_json()))
                     .filter(asset::Column::Id.eq(id))
                     .filter(precondition(step::FAIL))
                     .exec(&transaction)
-                    .with_timeout(doing)
+                    .with_timeout(operation)
                     .await?;
             }
-            transaction.commit().with_timeout(doing).await
+            transaction.commit().with_timeout(operation).await
         }
         .instrument(self.operation_span("fail", "assets"))
         .await

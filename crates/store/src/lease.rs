@@ -35,10 +35,10 @@ impl Store {
     ///
     /// [`StoreError::LeaseLost`] if another worker has claimed the job, the job was released, or it has ended;
     /// [`StoreError::Database`] if this is not known.
-    pub async fn renew(&self, lease: Lease, length: Duration) -> Result<(), StoreError> {
+    pub async fn renew(&self, lease: Lease, duration: Duration) -> Result<(), StoreError> {
         async {
             let renewed = job::Entity::update_many()
-                .col_expr(job::Column::LeaseUntilMs, lease_expiry(self.db.get_database_backend(), length))
+                .col_expr(job::Column::LeaseUntilMs, lease_expiry(self.db.get_database_backend(), duration))
                 .filter(job::Column::Id.eq(lease.job_id))
                 .filter(job::Column::LeaseToken.eq(lease.token))
                 .filter(precondition(step::RENEW))
@@ -56,13 +56,13 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written, and the lease expires by itself.
-    pub async fn release(&self, lease: Lease, attempt: bool) -> Result<(), StoreError> {
+    pub async fn release(&self, lease: Lease, count_attempt: bool) -> Result<(), StoreError> {
         async {
             let returned = job::Entity::update_many()
                 .col_expr(job::Column::Status, Expr::value(step::RELEASE.to.as_str()))
                 .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
                 .col_expr(job::Column::LeaseLosses, Expr::value(0))
-                .col_expr(job::Column::Attempts, Expr::col(job::Column::Attempts).add(i32::from(attempt)))
+                .col_expr(job::Column::Attempts, Expr::col(job::Column::Attempts).add(i32::from(count_attempt)))
                 .col_expr(job::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
                 .filter(job::Column::Id.eq(lease.job_id))
                 .filter(job::Column::LeaseToken.eq(lease.token))
@@ -119,19 +119,19 @@ pub(super) async fn acquire_lease(
 ) -> Result<Option<Lease>, DbErr> {
     let backend = db.get_database_backend();
     // A waiting job is claimed. A running job is taken over if its lease has expired, which counts as a lost lease.
-    let run_out = precondition(step::TAKE_OVER).and(Expr::col(job::Column::LeaseUntilMs).lt(now_ms(backend)));
+    let expired = precondition(step::TAKE_OVER).and(Expr::col(job::Column::LeaseUntilMs).lt(now_ms(backend)));
     let losses = Expr::case(precondition(step::TAKE_OVER), Expr::col(job::Column::LeaseLosses).add(1))
         .finally(Expr::col(job::Column::LeaseLosses));
-    let taken = job::Entity::update_many()
+    let updated = job::Entity::update_many()
         .col_expr(job::Column::LeaseLosses, losses.into())
         .col_expr(job::Column::Status, Expr::value(step::CLAIM.to.as_str()))
         .col_expr(job::Column::LeaseToken, Expr::col(job::Column::LeaseToken).add(1_i64))
         .col_expr(job::Column::LeaseUntilMs, lease_expiry(backend, length))
         .filter(job::Column::Id.eq(job_id))
-        .filter(precondition(step::CLAIM).or(run_out))
+        .filter(precondition(step::CLAIM).or(expired))
         .exec(db)
         .await?;
-    if taken.rows_affected == 0 {
+    if updated.rows_affected == 0 {
         return Ok(None);
     }
     let row = job::Entity::find_by_id(job_id).one(db).await?;

@@ -4,7 +4,7 @@
 //! statement, and none waits for anything but the database.
 
 mod asset;
-mod cached;
+mod cache;
 mod claim;
 mod dialect;
 mod finish;
@@ -28,7 +28,7 @@ use tracing::field::Empty;
 use tracing::{Span, info_span};
 use url::Url;
 
-pub use cached::CachedImage;
+pub use cache::CachedImage;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
 pub use finish::{JobEnd, KnownJob};
 pub use lease::Lease;
@@ -73,8 +73,8 @@ impl<'a, T: 'a, F: Future<Output = Result<T, DbErr>> + Send + 'a> QueryExt<'a, T
         // Boxed because these futures take kilobytes and would be embedded in every future that awaits them.
         let answer = tokio::time::timeout(QUERY_TIMEOUT, Box::pin(self));
         async move {
-            let late = |_| Err(DbErr::Custom(format!("no response within {QUERY_TIMEOUT:?}")));
-            answer.await.unwrap_or_else(late).map_err(|error| {
+            let timed_out = |_| Err(DbErr::Custom(format!("no response within {QUERY_TIMEOUT:?}")));
+            answer.await.unwrap_or_else(timed_out).map_err(|error| {
                 record_error_on_span(&error);
                 StoreError::database(doing, error)
             })

@@ -56,15 +56,15 @@ impl Store {
         &self,
         image: LeasedImage,
         price: MicroUsd,
-        daily: Option<MicroUsd>,
+        daily_limit: Option<MicroUsd>,
     ) -> Result<PaymentOutcome, StoreError> {
         async {
             let doing = "pay for a request";
-            if daily.is_some_and(|daily| price > daily) {
+            if daily_limit.is_some_and(|daily_limit| price > daily_limit) {
                 return Ok(PaymentOutcome::OverBudget);
             }
             let transaction = self.begin_with_lease(image.lease, doing).await?;
-            let Some(day) = add_to_daily_total(&transaction, price, daily).with_timeout(doing).await? else {
+            let Some(day) = add_to_daily_total(&transaction, price, daily_limit).with_timeout(doing).await? else {
                 // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(PaymentOutcome::OverBudget);
@@ -139,7 +139,7 @@ async fn record_cost(
 async fn add_to_daily_total(
     db: &DatabaseTransaction,
     price: MicroUsd,
-    daily: Option<MicroUsd>,
+    daily_limit: Option<MicroUsd>,
 ) -> Result<Option<String>, DbErr> {
     let backend = db.get_database_backend();
     let today = Dialect::for_backend(backend).today;
@@ -149,7 +149,7 @@ async fn add_to_daily_total(
          ON CONFLICT (day) DO UPDATE SET requests = spending.requests + 1, micro_usd = spending.micro_usd + excluded.micro_usd \
          WHERE spending.micro_usd + excluded.micro_usd <= $2 RETURNING day"
     );
-    let limit = daily.map_or(i64::MAX, |daily| daily.0);
+    let limit = daily_limit.map_or(i64::MAX, |daily_limit| daily_limit.0);
     let statement = Statement::from_sql_and_values(backend, sql, [price.0.into(), limit.into()]);
     db.query_one_raw(statement).await?.map(|row| row.try_get("", "day")).transpose()
 }

@@ -40,9 +40,9 @@ impl Store {
             style: Set(serde_json::to_value(style).expect("a style is serializable")),
             updated_at: Set(OffsetDateTime::now_utc()),
         };
-        let instead =
+        let on_conflict =
             OnConflict::column(Column::ProjectId).update_columns([Column::Style, Column::UpdatedAt]).to_owned();
-        let keep = Entity::insert(row).on_conflict(instead).exec_without_returning(&self.db);
+        let keep = Entity::insert(row).on_conflict(on_conflict).exec_without_returning(&self.db);
         keep.with_timeout("save a project's style").await.map(drop)
     }
 
@@ -59,8 +59,8 @@ impl Store {
 
 /// The style of a new job: for each key the command's value, otherwise the project's, otherwise the default.
 pub(super) async fn resolve_style(db: &impl ConnectionTrait, command: &Command, usual: &Style) -> Result<Style, DbErr> {
-    let kept = find_style(db, command.project_id).await?;
-    Ok(command.config.style().or(kept.unwrap_or_default()).or(usual.clone()))
+    let stored = find_style(db, command.project_id).await?;
+    Ok(command.config.style().or(stored.unwrap_or_default()).or(usual.clone()))
 }
 
 async fn find_style(db: &impl ConnectionTrait, project_id: i64) -> Result<Option<Style>, DbErr> {

@@ -38,13 +38,13 @@ pub struct Translation {
     /// The text before translation.
     pub original: String,
     /// The text in English.
-    pub english: String,
+    pub translations: String,
 }
 
 impl Store {
     /// The stored translations of these texts, by original text.
     pub async fn find_translations(&self, texts: &[&str]) -> Result<HashMap<String, String>, StoreError> {
-        let looking = async {
+        let lookup = async {
             let mut found = HashMap::new();
             for texts in texts.chunks(LOOKUP_BATCH) {
                 let digests = texts.iter().map(digest::sha256);
@@ -54,7 +54,7 @@ impl Store {
             }
             Ok(found)
         };
-        looking.instrument(self.operation_span("find", "translations")).await
+        lookup.instrument(self.operation_span("find", "translations")).await
     }
 
     /// Saves translations by `translator`; a stored translation of the same text is kept.
@@ -67,7 +67,7 @@ impl Store {
             return Ok(());
         }
         let now = OffsetDateTime::now_utc();
-        let rows = translations.iter().map(|Translation { original, english }| ActiveModel {
+        let rows = translations.iter().map(|Translation { original, translations: english }| ActiveModel {
             digest: Set(digest::sha256(original)),
             original: Set(original.clone()),
             english: Set(english.clone()),

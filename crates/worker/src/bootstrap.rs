@@ -70,8 +70,8 @@ pub fn build_job_runner(
     let pool = ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness });
     register_concurrency_gauges(metrics, &client, &pool, settings);
     let (metrics, lease_length) = (metrics.clone(), settings.jobs.lease);
-    let parts = ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length };
-    Ok(JobRunner::new(settings, parts, translator))
+    let resources = ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length };
+    Ok(JobRunner::new(settings, resources, translator))
 }
 
 /// Registers gauges for the requests and images in flight, and for their limits.

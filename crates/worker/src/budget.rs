@@ -111,7 +111,7 @@ impl JobBudget {
         // After charged attempts, `max_cost_usd` is checked only before each request.
         let limit = self.max_cost_usd.filter(|_| self.ledger.borrow().charged == 0);
         if let Some(limit) =
-            limit.filter(|limit| prices.affordable_requests(Some(*limit)).is_some_and(|paid| paid < images))
+            limit.filter(|limit| prices.affordable_requests(Some(*limit)).is_some_and(|reserved| reserved < images))
         {
             let message =
                 format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
@@ -122,11 +122,11 @@ impl JobBudget {
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
             Ok(Balance { credits, .. }) => {
-                let left = credits * USD_PER_CREDIT;
-                (left + 1e-9 < prices.cost_usd(images)).then(|| {
-                    let left = format_usd(left);
+                let remaining = credits * USD_PER_CREDIT;
+                (remaining + 1e-9 < prices.cost_usd(images)).then(|| {
+                    let remaining = format_usd(remaining);
                     let message = format!(
-                        "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {left})"
+                        "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {remaining})"
                     );
                     (JobFailureCode::InsufficientCredits, message)
                 })
@@ -142,10 +142,10 @@ impl JobBudget {
     fn try_reserve(&self) -> bool {
         let affordable = self.cost_policy.affordable_requests(self.max_cost_usd);
         self.ledger.send_if_modified(|ledger| {
-            let paid = affordable.is_none_or(|affordable| ledger.charged < affordable);
-            ledger.charged += u32::from(paid);
-            ledger.pending += u32::from(paid);
-            paid
+            let reserved = affordable.is_none_or(|affordable| ledger.charged < affordable);
+            ledger.charged += u32::from(reserved);
+            ledger.pending += u32::from(reserved);
+            reserved
         })
     }
 
@@ -175,8 +175,8 @@ impl ImageBudget {
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
-        let daily = prices.daily_budget_usd.map(MicroUsd::from_usd);
-        let error = match store.pay(self.image, prices.image_price(), daily).await {
+        let daily_budget = prices.daily_budget_usd.map(MicroUsd::from_usd);
+        let error = match store.pay(self.image, prices.image_price(), daily_budget).await {
             Ok(PaymentOutcome::Paid(day)) => return Ok(Reservation(day)),
             Ok(PaymentOutcome::OverBudget) => {
                 let limit = format_usd(prices.daily_budget_usd.unwrap_or_default());

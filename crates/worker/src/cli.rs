@@ -1,5 +1,6 @@
 //! The command line: subcommands and exit codes.
 
+mod command_args;
 mod dead_letters;
 mod doctor;
 mod exit;
@@ -7,7 +8,6 @@ mod generate;
 mod inspect;
 mod jobs;
 mod migrate;
-mod order;
 mod run;
 mod screen;
 mod style;
@@ -91,22 +91,22 @@ pub fn main() -> ExitCode {
     // A panic is a bug; the panic hook reports it.
     let exit = std::panic::catch_unwind(|| match Cli::try_parse() {
         Ok(cli) => execute(cli.subcommand),
-        Err(refused) => {
+        Err(error) => {
             // A failed print cannot be reported.
-            let _ = refused.print();
-            if refused.use_stderr() { ExitStatus::Usage } else { ExitStatus::Well }
+            let _ = error.print();
+            if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Well }
         }
     });
     exit.unwrap_or(ExitStatus::Bug).into()
 }
 
-fn execute(asked: Subcommand) -> ExitStatus {
+fn execute(subcommand: Subcommand) -> ExitStatus {
     let screen = Screen::new();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::unreachable(format!("the async runtime cannot be started ({error})")))
-        .and_then(|runtime| runtime.block_on(run_subcommand(asked, &screen)));
+        .and_then(|runtime| runtime.block_on(run_subcommand(subcommand, &screen)));
     match outcome {
         Ok(()) => ExitStatus::Well,
         Err(failure) => {
@@ -116,31 +116,32 @@ fn execute(asked: Subcommand) -> ExitStatus {
     }
 }
 
-async fn run_subcommand(asked: Subcommand, screen: &Screen) -> Result<(), CliError> {
-    if let Subcommand::Doctor(options) = asked {
+async fn run_subcommand(subcommand: Subcommand, screen: &Screen) -> Result<(), CliError> {
+    if let Subcommand::Doctor(options) = subcommand {
         // `doctor` reports an invalid setting as a finding.
         return doctor::run(&options, Settings::from_env(), screen).await;
     }
-    if let Subcommand::Inspect(options) = asked {
+    if let Subcommand::Inspect(options) = subcommand {
         // Reading an image file needs no settings.
         return inspect::run(&options, screen);
     }
     let settings = Settings::from_env()?;
-    let nothing = TelemetrySettings::default();
-    let exported = if asked.exports_telemetry() { &settings.telemetry } else { &nothing };
-    let telemetry = Telemetry::start(&settings, exported, asked.default_log_filter(), screen.log_writer())?;
-    let done = Box::pin(dispatch(asked, &settings, &telemetry, screen)).await;
+    let no_export = TelemetrySettings::default();
+    let telemetry_settings = if subcommand.exports_telemetry() { &settings.telemetry } else { &no_export };
+    let telemetry =
+        Telemetry::start(&settings, telemetry_settings, subcommand.default_log_filter(), screen.log_writer())?;
+    let result = Box::pin(dispatch(subcommand, &settings, &telemetry, screen)).await;
     telemetry.shutdown();
-    done
+    result
 }
 
 async fn dispatch(
-    asked: Subcommand,
+    subcommand: Subcommand,
     settings: &Settings,
     telemetry: &Telemetry,
     screen: &Screen,
 ) -> Result<(), CliError> {
-    match asked {
+    match subcommand {
         Subcommand::Run => run::run(settings, telemetry).await,
         Subcommand::Submit(options) => submit::run(&options, settings, screen).await,
         Subcommand::Generate(options) => generate::run(&options, settings, &telemetry.metrics, screen).await,

@@ -87,7 +87,7 @@ impl CommandHandler {
         let span = self.consumer_span("process", "consumer", &message);
         trace::set_parent(&span, message.trace().as_ref());
         let handling = async move {
-            let begun = Instant::now();
+            let started_at = Instant::now();
             let parsing = async {
                 failpoint::reach("before_parse").await;
                 self.parse(&message)
@@ -117,22 +117,22 @@ impl CommandHandler {
                     (Span::current(), self.reject(&message, invalid).await)
                 }
             };
-            let (settlement, sent) = match handled {
+            let (settlement, result) = match handled {
                 Ok((settlement, (outcome, job_error))) => {
-                    self.metrics().record_delivery(outcome, job_error, "", begun.elapsed());
+                    self.metrics().record_delivery(outcome, job_error, "", started_at.elapsed());
                     (settlement, Ok(()))
                 }
                 Err(error) => {
                     let requeued = self.retry_later_or_requeue(&message, &error).instrument(span).await;
                     trace::set_error(error.code(), "command failed; it will be delivered again");
-                    self.metrics().record_delivery(OUTCOME_ERROR, error.code(), error.code(), begun.elapsed());
+                    self.metrics().record_delivery(OUTCOME_ERROR, error.code(), error.code(), started_at.elapsed());
                     requeued
                 }
             };
             if let Err(error) = message.ack.settle(settlement).await {
                 warn!(%error, ?settlement, "message not settled; the broker will redeliver it");
             }
-            sent
+            result
         };
         handling.instrument(span)
     }
@@ -192,12 +192,12 @@ impl CommandHandler {
     /// [`InvalidCommand`] lists every rule that the body or the properties violate.
     fn parse(&self, message: &Message) -> Result<Command, InvalidCommand> {
         let parsed = Command::parse(&message.body, &self.rules);
-        let Some(wrong) = message.unsupported_encoding() else { return parsed };
+        let Some(violation) = message.unsupported_encoding() else { return parsed };
         let (mut violations, key) = match parsed {
             Ok(command) => (Vec::new(), Some(command.key())),
             Err(InvalidCommand { violations, key }) => (violations, key),
         };
-        violations.insert(0, wrong);
+        violations.insert(0, violation);
         Err(InvalidCommand { violations, key })
     }
 

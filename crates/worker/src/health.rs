@@ -3,7 +3,7 @@
 //! The state of broker connection, consumer loop and jobs is reported by the code that runs them; database, storage and
 //! API key are checked. Concurrent requests share the checks: each dependency is checked at most once per interval.
 
-mod looks;
+mod checks;
 mod queue;
 mod server;
 
@@ -21,8 +21,8 @@ use tokio::time::Instant;
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
-use looks::HealthChecks;
-pub(crate) use looks::HealthDependencies;
+use checks::HealthChecks;
+pub(crate) use checks::HealthDependencies;
 pub(crate) use queue::{QUEUE_INTERVAL, QueueStats};
 pub(crate) use server::ProbeServer;
 
@@ -105,8 +105,8 @@ impl Health {
 
     /// Records a heartbeat of the consumer loop.
     pub(crate) fn record_heartbeat(&self) {
-        let since = u64::try_from(self.state.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.state.last_heartbeat_ms.store(since, Ordering::Relaxed);
+        let elapsed_ms = u64::try_from(self.state.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.state.last_heartbeat_ms.store(elapsed_ms, Ordering::Relaxed);
     }
 
     /// The time since the last heartbeat, if the loop is stuck.
@@ -128,8 +128,8 @@ impl Health {
     }
 
     /// Reads or updates the statistics of the command queue.
-    pub(crate) fn queue<T>(&self, tell: impl FnOnce(&mut QueueStats) -> T) -> T {
-        tell(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn with_queue<T>(&self, update: impl FnOnce(&mut QueueStats) -> T) -> T {
+        update(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn check_readiness(&self) -> Readiness {
@@ -162,9 +162,9 @@ impl Health {
 
     /// Runs all checks periodically, for the gauges. Never returns; dropping the future stops it.
     pub(crate) async fn poll_for_gauges(&self) -> Infallible {
-        let mut every = tokio::time::interval(looks::GAUGE_INTERVAL);
+        let mut interval = tokio::time::interval(checks::GAUGE_INTERVAL);
         loop {
-            every.tick().await;
+            interval.tick().await;
             self.check_readiness().await;
             if let Some(looks) = self.state.checks.get() {
                 *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner) = looks.credits();
@@ -179,7 +179,7 @@ impl Health {
             let state = self.state.clone();
             move || read(&state)
         };
-        let fixed = |value: f64| move || Some(value);
+        let constant = |value: f64| move || Some(value);
         metrics.register_gauge(
             &names::READY,
             &[],
@@ -191,9 +191,9 @@ impl Health {
             state(|state| Some(count_to_f64(state.jobs_in_flight.load(Ordering::Relaxed)))),
         );
         metrics.register_gauge(&names::HEARTBEAT_AGE, &[], state(|state| Some(state.heartbeat_age().as_secs_f64())));
-        metrics.register_gauge(&names::JOBS_LIMIT, &[], fixed(count_to_f64(settings.jobs.max_in_flight.get())));
-        metrics.register_gauge(&names::QUOTA_LIMIT, &[], fixed(f64::from(settings.stability.rate_limit.get())));
-        let known = |state: &HealthState, read: fn(&QueueStats) -> Option<f64>| {
+        metrics.register_gauge(&names::JOBS_LIMIT, &[], constant(count_to_f64(settings.jobs.max_in_flight.get())));
+        metrics.register_gauge(&names::QUOTA_LIMIT, &[], constant(f64::from(settings.stability.rate_limit.get())));
+        let queue_value = |state: &HealthState, read: fn(&QueueStats) -> Option<f64>| {
             read(&state.queue.lock().unwrap_or_else(PoisonError::into_inner))
         };
         for (queue, read) in [
@@ -201,22 +201,23 @@ impl Health {
             ("assets.generate.dead", QueueStats::dead_letters),
         ] {
             let state = self.state.clone();
-            metrics
-                .register_gauge(&names::QUEUE_MESSAGES, &[KeyValue::new("queue", queue)], move || known(&state, read));
+            metrics.register_gauge(&names::QUEUE_MESSAGES, &[KeyValue::new("queue", queue)], move || {
+                queue_value(&state, read)
+            });
         }
         for (spec, read) in [
             (names::QUEUE_CONSUMERS, QueueStats::consumers as fn(&QueueStats) -> Option<f64>),
             (names::OLDEST_MESSAGE_AGE, QueueStats::oldest_age_seconds),
         ] {
             let state = self.state.clone();
-            metrics.register_gauge(&spec, &[], move || known(&state, read));
+            metrics.register_gauge(&spec, &[], move || queue_value(&state, read));
         }
         let state = self.state.clone();
         metrics.register_gauge(&names::CREDITS, &[], move || {
             *state.credits.lock().unwrap_or_else(PoisonError::into_inner)
         });
         if let Some(limit) = settings.jobs.daily_budget_usd {
-            metrics.register_gauge(&names::BUDGET_LIMIT, &[], fixed(limit));
+            metrics.register_gauge(&names::BUDGET_LIMIT, &[], constant(limit));
             let state = self.state.clone();
             let spent = move || state.spent_today.lock().unwrap_or_else(PoisonError::into_inner).map(MicroUsd::usd);
             metrics.register_gauge(&names::BUDGET_SPENT, &[], spent);

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::command::{CacheMode, Command};
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::ImageDefect;
 use domain::outcome::{Asset, Origin};
-use domain::story::ImageMetadata;
-use picture::{ProcessedImage, texts};
+use picture::{ProcessedImage, metadata};
 use stability_client::{CallOptions, Client, GenerateError, GeneratedImage, Generation, Tenant, UnusableImage, Usage};
 use store::{Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
@@ -118,13 +118,13 @@ impl ImageGenerator {
         let options = CallOptions { stop: self.cancel.token().clone(), budget: &budget, tenant: self.tenant };
         let accept = |generated| self.process_picture(task, generated);
         let generating = self.client.generate_with(&task.request, &options, accept);
-        let (finished, seed, used) = generating.await.map_err(|GenerateError { error, usage: used }| {
+        let (processed, seed, used) = generating.await.map_err(|GenerateError { error, usage: used }| {
             *usage = used;
             ImageError::from(error)
         })?;
         *usage = used;
         failpoint::reach("before_file").await;
-        let ProcessedImage { bytes, format, sha256 } = finished;
+        let ProcessedImage { bytes, format, sha256 } = processed;
         let size_bytes = bytes.len() as u64;
         let file_path = self.files.reserve_path(task, format).await?;
         self.metrics.run_stage(Stage::Store, self.files.write(&file_path, bytes)).await?;
@@ -141,14 +141,14 @@ impl ImageGenerator {
     ) -> Result<(ProcessedImage, u32, Usage), UnusableImage> {
         let usage = generated.usage;
         let GeneratedImage { bytes: image, seed } = generated.into_first();
-        let story =
-            ImageMetadata::new(self.files.key, task.index, &task.description, &task.params, seed, texts::SOFTWARE);
-        let processed = self.metrics.run_stage(Stage::Process, self.files.pool.process(image, story)).await;
-        let finished = processed.map_err(|defect| UnusableImage {
+        let metadata =
+            ImageMetadata::new(self.files.key, task.index, &task.description, &task.params, seed, metadata::SOFTWARE);
+        let processed = self.metrics.run_stage(Stage::Process, self.files.pool.process(image, metadata)).await;
+        let processed = processed.map_err(|defect| UnusableImage {
             reason: defect.to_string(),
             damaged: matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::WrongFormat),
         })?;
-        Ok((finished, seed, usage))
+        Ok((processed, seed, usage))
     }
 
     /// Cancels the attempt if its other images would fail with this error too.

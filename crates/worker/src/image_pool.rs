@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use domain::digest;
 use domain::failure::ImageFailureCode;
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use domain::story::ImageMetadata;
-use picture::{ProcessedImage, QualityCheck, texts};
+use picture::{ProcessedImage, QualityCheck, metadata};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -68,12 +68,14 @@ impl ImagePool {
     ///
     /// The reason why it does not, as text.
     pub async fn verify_stored(&self, file: Bytes, sha256: String) -> Result<(), String> {
-        let (spec, glance) = (self.spec, self.quality_check);
+        let (spec, quality_check) = (self.spec, self.quality_check);
         self.run_blocking(move || {
             if digest::sha256(&file) != sha256 {
                 return Err("the SHA-256 of the file does not match".to_owned());
             }
-            picture::verify(&file, &spec).and_then(|()| glance.check_file(&file)).map_err(|defect| defect.to_string())
+            picture::verify(&file, &spec)
+                .and_then(|()| quality_check.check_file(&file))
+                .map_err(|defect| defect.to_string())
         })
         .await
         .unwrap_or_else(|error| Err(format!("the codec failed ({error})")))
@@ -86,8 +88,8 @@ impl ImagePool {
         let spec = self.spec;
         let read = move || {
             picture::verify(&file, &spec).ok()?;
-            let texts::ImageInfo { format, texts, .. } = texts::read(&file).ok()?;
-            Some(FileMetadata { metadata: texts::from_texts(&texts)?, format, sha256: digest::sha256(&file) })
+            let metadata::ImageInfo { format, texts, .. } = metadata::read(&file).ok()?;
+            Some(FileMetadata { metadata: metadata::from_texts(&texts)?, format, sha256: digest::sha256(&file) })
         };
         self.run_blocking(read).await.ok().flatten()
     }
@@ -97,18 +99,18 @@ impl ImagePool {
     /// # Errors
     ///
     /// As [`picture::process`]; also if the codec panics.
-    pub async fn process(&self, sent: Bytes, story: ImageMetadata) -> Result<ProcessedImage, ImageDefect> {
-        let (spec, glance) = (self.spec, self.quality_check);
-        let work = self.run_blocking(move || picture::process(&sent, &spec, glance, &story));
+    pub async fn process(&self, bytes: Bytes, metadata: ImageMetadata) -> Result<ProcessedImage, ImageDefect> {
+        let (spec, quality_check) = (self.spec, self.quality_check);
+        let work = self.run_blocking(move || picture::process(&bytes, &spec, quality_check, &metadata));
         work.await
             .unwrap_or_else(|error| Err(ImageDefect::from_codec_error(&format_args!("the codec failed ({error})"))))
     }
 
     async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
-        let slot = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         // The permit moves into the closure: if this future is dropped, the permit stays taken until the thread ends.
         spawn_blocking(move || {
-            let _slot = slot;
+            let _slot = permit;
             work()
         })
         .await

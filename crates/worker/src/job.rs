@@ -111,11 +111,11 @@ impl JobRunner {
     pub async fn run(
         &self,
         command: &Command,
-        envelope: RunOptions<'_>,
+        options: RunOptions<'_>,
         sink: &dyn EventSink,
         shutdown: &Shutdown,
     ) -> Result<JobOutcome, JobRunError> {
-        let claimed = match self.claim(command, envelope.lease_wait, shutdown).await? {
+        let claimed = match self.claim(command, options.lease_wait, shutdown).await? {
             None => return Ok(JobOutcome::Interrupted),
             Some(Claim::Leased) => return Ok(JobOutcome::Leased),
             Some(Claim::Conflict) => return Ok(JobOutcome::Conflict),
@@ -125,7 +125,7 @@ impl JobRunner {
         failpoint::reach("after_claim").await;
         let (lease, attempts, created_at) = (claimed.lease, claimed.attempts, claimed.created_at);
         let tally = Tally::from_images(claimed.images.iter().map(|image| &image.state));
-        let exhausted = check_worker_losses(claimed.lease_losses, &tally, command.config.min_success_rate());
+        let exhausted_error = check_worker_losses(claimed.lease_losses, &tally, command.config.min_success_rate());
         let cancel = CancelToken::child_of(&shutdown.stop);
         info!(
             total = tally.total,
@@ -134,12 +134,12 @@ impl JobRunner {
             first = claimed.first_claim,
             "job attempt started"
         );
-        let mut attempt = self.build_attempt(command, envelope, sink, claimed, cancel.clone());
-        let outcome = if let Some(error) = exhausted {
+        let mut attempt = self.build_attempt(command, options, sink, claimed, cancel.clone());
+        let outcome = if let Some(error) = exhausted_error {
             self.end_job(&mut attempt, created_at, Some(error)).await
         } else {
-            let executed = tokio::select! {
-                executed = attempt.execute() => Some(executed),
+            let result = tokio::select! {
+                result = attempt.execute() => Some(result),
                 () = self.keep_lease(lease) => {
                     cancel.cancel(CancelReason::LeaseLost);
                     Some(Err(StoreError::LeaseLost.into()))
@@ -149,7 +149,7 @@ impl JobRunner {
             };
             // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
-            match executed {
+            match result {
                 Some(Ok(())) => self.finish_attempt(attempt, attempts, created_at).await,
                 Some(Err(error)) => Err(error),
                 None => {
@@ -183,22 +183,22 @@ impl JobRunner {
         lease_wait: Duration,
         shutdown: &Shutdown,
     ) -> Result<Option<Claim>, StoreError> {
-        let until = Instant::now() + lease_wait;
+        let deadline = Instant::now() + lease_wait;
         let terms = ClaimOptions { lease_duration: self.settings.lease, default_style: &self.default_style };
         loop {
             failpoint::reach("before_claim").await;
-            let current = trace::current_context();
-            let claiming = self.store().claim(command, current.as_ref(), terms);
+            let current_trace = trace::current_context();
+            let claiming = self.store().claim(command, current_trace.as_ref(), terms);
             let claim = self.metrics().run_stage(Stage::Claim, claiming).await?;
-            let earlier = match &claim {
+            let earlier_trace = match &claim {
                 Claim::Acquired(claimed) => claimed.previous_trace.as_ref(),
                 Claim::Ended(terminal) => terminal.event.trace.as_ref(),
                 Claim::Leased | Claim::Conflict => None,
             };
-            if let Some(earlier) = earlier {
-                trace::add_link(&Span::current(), earlier);
+            if let Some(earlier_trace) = earlier_trace {
+                trace::add_link(&Span::current(), earlier_trace);
             }
-            if !matches!(claim, Claim::Leased) || Instant::now() >= until {
+            if !matches!(claim, Claim::Leased) || Instant::now() >= deadline {
                 return Ok(Some(claim));
             }
             if shutdown.stop.run_until_cancelled(sleep(self.settings.leased_delay())).await.is_none() {
@@ -210,7 +210,7 @@ impl JobRunner {
     fn build_attempt<'a>(
         &'a self,
         command: &'a Command,
-        envelope: RunOptions<'a>,
+        options: RunOptions<'a>,
         sink: &'a dyn EventSink,
         claimed: ClaimedJob,
         cancel: CancelToken,
@@ -219,11 +219,11 @@ impl JobRunner {
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
         let ClaimedJob { lease, first_claim: first, style, images, .. } = claimed;
         let config = &command.config;
-        let parts = &self.resources;
+        let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
         let budget = JobBudget::new(
-            parts.store.clone(),
-            parts.metrics.clone(),
+            resources.store.clone(),
+            resources.metrics.clone(),
             self.cost_policy,
             lease,
             cancel.clone(),
@@ -231,8 +231,8 @@ impl JobRunner {
             progress.charged_requests(),
         );
         let budget = Arc::new(budget);
-        let generator = ImageGenerator::new(parts, command, envelope.urgent, lease, budget.clone(), cancel.clone());
-        let asked = config.max_concurrent.and_then(|asked| NonZeroUsize::new(asked.into()));
+        let generator = ImageGenerator::new(resources, command, options.urgent, lease, budget.clone(), cancel.clone());
+        let requested = config.max_concurrent.and_then(|requested| NonZeroUsize::new(requested.into()));
         JobAttempt {
             command,
             lease,
@@ -240,13 +240,13 @@ impl JobRunner {
             style,
             planner: &self.planner,
             translator: &self.translator,
-            resources: parts,
-            max_concurrent: asked.map_or(self.max_concurrent, |asked| asked.min(self.max_concurrent)),
+            resources,
+            max_concurrent: requested.map_or(self.max_concurrent, |requested| requested.min(self.max_concurrent)),
             budget,
             generator: Arc::new(generator),
             cancel,
             progress,
-            events: JobEvents { sink, key: command.key(), trace: envelope.trace, publishing_failed: false },
+            events: JobEvents { sink, key: command.key(), trace: options.trace, publishing_failed: false },
             tasks: JoinSet::new(),
             database_unavailable: false,
         }
@@ -328,8 +328,8 @@ impl JobRunner {
         let ending = JobEnd { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
         self.metrics().run_stage(Stage::Finalize, retry_store(|| self.store().finish(&ending))).await?;
         let tally = progress.tally();
-        let took = Duration::from_millis(duration_ms);
-        self.metrics().record_job_end(tally.completed, tally.total, took, error.is_none());
+        let duration = Duration::from_millis(duration_ms);
+        self.metrics().record_job_end(tally.completed, tally.total, duration, error.is_none());
         for _ in 0..not_attempted {
             self.metrics().record_image_failed(ImageFailureCode::NotAttempted);
         }
@@ -363,10 +363,10 @@ fn check_worker_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Opt
 }
 
 /// Cancels an attempt when its time slice is over; never returns.
-async fn preempt_after(length: Duration, cancel: &CancelToken) -> Infallible {
-    sleep(length).await;
+async fn preempt_after(slice: Duration, cancel: &CancelToken) -> Infallible {
+    sleep(slice).await;
     if cancel.cancel(CancelReason::Preempted) {
-        info!(slice = ?length, "the job's time slice is over; no new image is started");
+        info!(slice = ?slice, "the job's time slice is over; no new image is started");
     }
     std::future::pending().await
 }

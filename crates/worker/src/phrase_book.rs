@@ -32,16 +32,16 @@ impl PhraseBook {
             .map_err(|error| InvalidPhraseBook(format!("expected a JSON object whose values are strings ({error})")))?;
         let mut phrases = HashMap::new();
         for (original, english) in entries {
-            let refused = |why: &str| Err(InvalidPhraseBook(format!("{original:?}: {english:?} {why}")));
+            let invalid = |reason: &str| Err(InvalidPhraseBook(format!("{original:?}: {english:?} {reason}")));
             if !needs_translation(&original) {
-                return refused("is not allowed; the key must be a text that needs translation");
+                return invalid("is not allowed; the key must be a text that needs translation");
             }
             let english_text = english.trim();
             if english_text.is_empty() || needs_translation(english_text) {
-                return refused("is not allowed; the value must be an English text");
+                return invalid("is not allowed; the value must be an English text");
             }
             if phrases.insert(normalize(&original).to_owned(), english_text.to_owned()).is_some() {
-                return refused("is a duplicate; each text may occur only once");
+                return invalid("is a duplicate; each text may occur only once");
             }
         }
         Ok(Self(Arc::new(phrases)))

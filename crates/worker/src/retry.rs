@@ -23,10 +23,10 @@ where
         .without_max_times()
         .with_jitter();
     // Measured as elapsed time, not as a number of attempts: an operation itself may take long.
-    let until = Instant::now() + MAX_OUTAGE;
+    let deadline = Instant::now() + MAX_OUTAGE;
     operation
         .retry(backoff)
-        .when(|error| matches!(error, StoreError::Database { .. }) && Instant::now() < until)
+        .when(|error| matches!(error, StoreError::Database { .. }) && Instant::now() < deadline)
         .notify(|error, wait| warn!(error = error_chain(error), ?wait, "database unavailable; retrying"))
         .await
 }

@@ -68,11 +68,11 @@ impl Session {
         dead_lettered: impl Future<Output = ()>,
     ) -> SessionEnd {
         let mut dead_lettered = pin!(dead_lettered);
-        let mut beat = interval(HEARTBEAT_INTERVAL);
-        let lost = loop {
+        let mut heartbeat = interval(HEARTBEAT_INTERVAL);
+        let lost_cause = loop {
             self.health.set_jobs_in_flight(self.tasks.len());
             tokio::select! {
-                _ = beat.tick() => self.beat(),
+                _ = heartbeat.tick() => self.report_liveness(),
                 () = stop.cancelled() => break None,
                 // The prefetch count limits unsettled messages to the number of slots. Polled even with all slots
                 // taken, to notice a lost broker.
@@ -80,7 +80,7 @@ impl Session {
                     Ok(message) => {
                         // Urgent messages overtake others, so their age is no measure of the queue's delay.
                         if let Some(published) = message.published_at().filter(|_| !message.is_urgent()) {
-                            self.health.queue(|queue| queue.record_taken(published));
+                            self.health.with_queue(|queue| queue.record_taken(published));
                         }
                         let ack = message.ack.clone();
                         let task = self.tasks.spawn(self.handler.clone().handle(message, self.shutdown.clone()));
@@ -98,7 +98,7 @@ impl Session {
         };
         self.shutdown.stop.cancel();
         let grace = self.grace;
-        match lost {
+        match lost_cause {
             None => {
                 let deadline = Instant::now() + grace;
                 self.health.set_stopping();
@@ -124,18 +124,18 @@ impl Session {
     }
 
     /// Waits for the jobs to end. When `deadline_passed` completes, drops the others and requeues their messages.
-    async fn drain_until(mut self, over: impl Future<Output = ()>) {
-        let mut over = pin!(over);
-        let mut beat = interval(HEARTBEAT_INTERVAL);
+    async fn drain_until(mut self, deadline_passed: impl Future<Output = ()>) {
+        let mut deadline_passed = pin!(deadline_passed);
+        let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         loop {
             self.health.set_jobs_in_flight(self.tasks.len());
             tokio::select! {
-                _ = beat.tick() => self.beat(),
+                _ = heartbeat.tick() => self.report_liveness(),
                 ended = self.tasks.join_next_with_id() => match ended {
                     Some(ended) => drop(self.handle_task_end(ended).await),
                     None => return,
                 },
-                () = &mut over => break,
+                () = &mut deadline_passed => break,
             };
         }
         warn!(jobs = self.tasks.len(), "grace period over; aborting the remaining jobs");
@@ -154,7 +154,7 @@ impl Session {
     }
 
     /// Reports liveness, unless a message is held too long: all waits of a job are bounded, so such a job hangs.
-    fn beat(&self) {
+    fn report_liveness(&self) {
         if self.in_flight.values().all(|(since, _)| since.elapsed() < DELIVERY_ACK_TIMEOUT) {
             self.health.record_heartbeat();
         }
@@ -165,17 +165,17 @@ impl Session {
         &mut self,
         ended: Result<(Id, Result<(), BrokerError>), JoinError>,
     ) -> Result<(), BrokerError> {
-        let failed = match ended {
+        let join_error = match ended {
             Ok((id, result)) => {
                 self.in_flight.remove(&id);
                 return result;
             }
-            Err(failed) => failed,
+            Err(join_error) => join_error,
         };
-        error!(error = %failed, "job panicked; returning its command to the queue");
-        let held = self.in_flight.remove(&failed.id());
-        let took = held.as_ref().map(|(since, _)| since.elapsed()).unwrap_or_default();
-        self.handler.metrics().record_delivery("panicked", "panic", "panic", took);
+        error!(error = %join_error, "job panicked; returning its command to the queue");
+        let held = self.in_flight.remove(&join_error.id());
+        let elapsed = held.as_ref().map(|(since, _)| since.elapsed()).unwrap_or_default();
+        self.handler.metrics().record_delivery("panicked", "panic", "panic", elapsed);
         if let Some((_, ack)) = held
             && let Err(error) = ack.settle(Settlement::Requeue).await
         {

@@ -4,7 +4,7 @@
 //! environment. An empty value counts as unset. A variable that may hold a secret can also be read from the file that
 //! `NAME_FILE` names.
 
-mod read;
+mod reader;
 mod telemetry;
 
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::phrase_book::PhraseBook;
-use read::Reader;
-pub use read::SettingError;
+use reader::Reader;
+pub use reader::SettingError;
 pub use telemetry::{OtlpProtocol, TelemetrySettings};
 
 /// The `User-Agent` of requests to the Gemini API.
@@ -249,51 +249,51 @@ impl Settings {
     ///
     /// As [`Settings::from_env`].
     pub fn from_source(source: impl Fn(&str) -> Option<String>) -> Result<Self, SettingError> {
-        let read = Reader::new(&source);
+        let reader = Reader::new(&source);
         let settings = Self {
-            amqp_url: read.secret_url("AMQP_URL", &["amqp", "amqps"])?,
-            database_url: read.secret_url("DATABASE_URL", &["postgres", "postgresql", "sqlite"])?,
-            storage_root: read.storage_root("ASSET_STORAGE_URL")?,
+            amqp_url: reader.secret_url("AMQP_URL", &["amqp", "amqps"])?,
+            database_url: reader.secret_url("DATABASE_URL", &["postgres", "postgresql", "sqlite"])?,
+            storage_root: reader.storage_root("ASSET_STORAGE_URL")?,
             stability: StabilitySettings {
-                api_key: read.secret("STABILITY_API_KEY")?,
-                base_url: read.http_url("STABILITY_BASE_URL")?,
-                max_concurrent: read.number("STABILITY_MAX_CONCURRENT", 1..=64)?,
-                rate_limit: read.number("STABILITY_RATE_LIMIT", 1..=100_000)?,
-                timeout: read.duration("STABILITY_TIMEOUT", 1..=300)?,
-                retry_delays: read.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
-                lockout: read.duration("STABILITY_LOCKOUT", 0..=3_600)?,
-                cost_per_image_usd: read.float("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
-                check_balance: read.boolean("STABILITY_CHECK_BALANCE")?,
+                api_key: reader.secret("STABILITY_API_KEY")?,
+                base_url: reader.http_url("STABILITY_BASE_URL")?,
+                max_concurrent: reader.number("STABILITY_MAX_CONCURRENT", 1..=64)?,
+                rate_limit: reader.number("STABILITY_RATE_LIMIT", 1..=100_000)?,
+                timeout: reader.duration("STABILITY_TIMEOUT", 1..=300)?,
+                retry_delays: reader.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
+                lockout: reader.duration("STABILITY_LOCKOUT", 0..=3_600)?,
+                cost_per_image_usd: reader.float("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
+                check_balance: reader.boolean("STABILITY_CHECK_BALANCE")?,
             },
             image: ImageSpec {
-                width: read.number("IMAGE_WIDTH", 64..=8_192)?,
-                height: read.number("IMAGE_HEIGHT", 64..=8_192)?,
-                max_bytes: read.number("IMAGE_MAX_BYTES", 10_000..=1_073_741_824)?,
+                width: reader.number("IMAGE_WIDTH", 64..=8_192)?,
+                height: reader.number("IMAGE_HEIGHT", 64..=8_192)?,
+                max_bytes: reader.number("IMAGE_MAX_BYTES", 10_000..=1_073_741_824)?,
             },
-            min_sharpness: read.float("IMAGE_MIN_SHARPNESS", 0.0..=1_000_000.0)?,
+            min_sharpness: reader.float("IMAGE_MIN_SHARPNESS", 0.0..=1_000_000.0)?,
             translation: TranslationSettings {
-                phrase_book: read.phrase_book("TRANSLATION_PHRASE_BOOK")?,
-                gemini: read_gemini(&read)?,
+                phrase_book: reader.phrase_book("TRANSLATION_PHRASE_BOOK")?,
+                gemini: read_gemini(&reader)?,
             },
-            cfg_scale: read.float("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
-            steps: read.number("IMAGE_STEPS", 10..=50)?,
+            cfg_scale: reader.float("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
+            steps: reader.number("IMAGE_STEPS", 10..=50)?,
             jobs: JobSettings {
-                max_in_flight: read.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
-                max_attempts: read.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
-                retry_delays: read.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
+                max_in_flight: reader.number("WORKER_MAX_IN_FLIGHT_JOBS", 1..=64)?,
+                max_attempts: reader.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
+                retry_delays: reader.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
                 // RabbitMQ takes a delivery back after 30 minutes. A delivery is held at most for one wait for a lease,
                 // one time slice, one last request and twice the longest wait for the database; with the upper limits
                 // of these settings the sum stays below 30 minutes.
-                time_slice: read.duration("WORKER_JOB_SLICE", 1..=720)?,
-                lease: read.duration("WORKER_LEASE", 1..=120)?,
-                daily_budget_usd: read.optional_float("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
+                time_slice: reader.duration("WORKER_JOB_SLICE", 1..=720)?,
+                lease: reader.duration("WORKER_LEASE", 1..=120)?,
+                daily_budget_usd: reader.optional_float("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
-            shutdown_grace: read.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
-            http_addr: read.address("HTTP_ADDR")?,
-            telemetry: TelemetrySettings::read(&read)?,
-            log_format: read.log_format("LOG_FORMAT")?,
-            log_filter: read.log_filter("RUST_LOG")?,
-            redacted_values: read.redacted_values()?,
+            shutdown_grace: reader.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
+            http_addr: reader.address("HTTP_ADDR")?,
+            telemetry: TelemetrySettings::read(&reader)?,
+            log_format: reader.log_format("LOG_FORMAT")?,
+            log_filter: reader.log_filter("RUST_LOG")?,
+            redacted_values: reader.redacted_values()?,
         };
         Ok(settings)
     }

@@ -52,10 +52,10 @@ impl SharedQuota {
     /// no request is sent without a slot.
     async fn reserve_slot(&self) -> Instant {
         loop {
-            let asked = Instant::now();
+            let started_at = Instant::now();
             match self.store.reserve_request(self.pace).await {
                 // Measured from before the query, so that the response time of the database does not delay the slot.
-                Ok(wait) => return asked + wait,
+                Ok(wait) => return started_at + wait,
                 Err(error) => {
                     warn!(error = error_chain(&error), "shared quota unavailable; no request is sent meanwhile");
                     sleep(DATABASE_RETRY_DELAY).await;
@@ -78,19 +78,19 @@ impl Quota for SharedQuota {
         let mut reserved = self.reserved_slot.lock().await;
         self.local_quota.acquire().await?;
         loop {
-            let place = match *reserved {
-                Some(place) => place,
+            let slot = match *reserved {
+                Some(slot) => slot,
                 None => *reserved.insert(self.reserve_slot().await),
             };
-            let at_once = place <= Instant::now();
-            sleep_until(place).await;
-            if place.elapsed() > MAX_SLOT_AGE {
+            let immediate = slot <= Instant::now();
+            sleep_until(slot).await;
+            if slot.elapsed() > MAX_SLOT_AGE {
                 *reserved = None;
                 continue;
             }
             // Another worker may have set a rate-limit pause during the wait.
-            let paused = if at_once { Ok(Duration::ZERO) } else { self.store.remaining_pause().await };
-            match paused {
+            let pause = if immediate { Ok(Duration::ZERO) } else { self.store.remaining_pause().await };
+            match pause {
                 Ok(Duration::ZERO) => {
                     *reserved = None;
                     return Ok(());

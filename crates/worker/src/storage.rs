@@ -44,12 +44,12 @@ async fn with_timeout<T>(
     path: &str,
     wait: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, StorageError> {
-    let late = |_| {
+    let timed_out = |_| {
         let source = format!("no response within {OPERATION_TIMEOUT:?}").into();
         Err(object_store::Error::Generic { store: "storage", source })
     };
-    let answer = tokio::time::timeout(OPERATION_TIMEOUT, wait).await.unwrap_or_else(late);
-    answer.map_err(|source| StorageError { operation, path: path.to_owned(), source })
+    let result = tokio::time::timeout(OPERATION_TIMEOUT, wait).await.unwrap_or_else(timed_out);
+    result.map_err(|source| StorageError { operation, path: path.to_owned(), source })
 }
 
 /// The storage. Paths are relative to its root. Clones share it.
@@ -70,40 +70,40 @@ impl Storage {
     pub fn open(root: &StorageRoot) -> Result<Self, StorageError> {
         match root {
             StorageRoot::Folder(folder) => Self::open_folder(folder),
-            StorageRoot::Bucket { bucket, prefix, aws_variables: aws } => Self::bucket(bucket, prefix, aws),
+            StorageRoot::Bucket { bucket, prefix, aws_variables: aws } => Self::open_bucket(bucket, prefix, aws),
         }
     }
 
     fn open_folder(folder: &Path) -> Result<Self, StorageError> {
-        let failed = |source| StorageError { operation: "open", path: folder.display().to_string(), source };
+        let open_error = |source| StorageError { operation: "open", path: folder.display().to_string(), source };
         std::fs::create_dir_all(folder)
-            .map_err(|error| failed(object_store::Error::Generic { store: "file", source: Box::new(error) }))?;
-        let store = LocalFileSystem::new_with_prefix(folder).map_err(failed)?.with_fsync(true);
+            .map_err(|error| open_error(object_store::Error::Generic { store: "file", source: Box::new(error) }))?;
+        let store = LocalFileSystem::new_with_prefix(folder).map_err(open_error)?.with_fsync(true);
         let root = Url::from_directory_path(folder).expect("the settings make the root absolute");
         Ok(Self { store: Arc::new(store), root, local_root: Some(folder.to_owned()) })
     }
 
-    fn bucket(bucket: &str, prefix: &str, aws: &[(&'static str, SecretString)]) -> Result<Self, StorageError> {
+    fn open_bucket(bucket: &str, prefix: &str, aws: &[(&'static str, SecretString)]) -> Result<Self, StorageError> {
         // Fails only if a crypto provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let slash = if prefix.is_empty() { "" } else { "/" };
         let name = format!("s3://{bucket}/{prefix}{slash}");
-        let failed = |source| StorageError { operation: "open", path: name.clone(), source };
+        let open_error = |source| StorageError { operation: "open", path: name.clone(), source };
         let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
         for (name, value) in aws {
-            let key: AmazonS3ConfigKey = name.to_lowercase().parse().map_err(failed)?;
+            let key: AmazonS3ConfigKey = name.to_lowercase().parse().map_err(open_error)?;
             // An endpoint that is configured with http:// is used without TLS.
-            let plain = name.starts_with("AWS_ENDPOINT_URL") && value.expose_secret().starts_with("http://");
+            let is_plain_http = name.starts_with("AWS_ENDPOINT_URL") && value.expose_secret().starts_with("http://");
             builder = builder.with_config(key, value.expose_secret());
-            if plain {
+            if is_plain_http {
                 builder = builder.with_allow_http(true);
             }
         }
         // The client's retries end within the limit on an operation.
         let retries = RetryConfig { max_retries: 3, retry_timeout: OPERATION_TIMEOUT, ..RetryConfig::default() };
-        let store = builder.with_retry(retries).build().map_err(failed)?;
+        let store = builder.with_retry(retries).build().map_err(open_error)?;
         let root = Url::parse(&name)
-            .map_err(|error| failed(object_store::Error::Generic { store: "s3", source: Box::new(error) }))?;
+            .map_err(|error| open_error(object_store::Error::Generic { store: "s3", source: Box::new(error) }))?;
         let store: Arc<dyn ObjectStore> = match prefix {
             "" => Arc::new(store),
             prefix => Arc::new(PrefixStore::new(store, prefix)),
@@ -155,11 +155,11 @@ impl Storage {
     }
 
     /// Reads a whole file; `None` if it does not exist or its size in bytes is outside the range.
-    pub async fn read(&self, path: &str, lengths: RangeInclusive<u64>) -> Result<Option<Bytes>, StorageError> {
+    pub async fn read(&self, path: &str, allowed_sizes: RangeInclusive<u64>) -> Result<Option<Bytes>, StorageError> {
         let operation = "read";
         let read = async {
             let found = self.store.get(&Key::from(path)).await?;
-            if !lengths.contains(&found.meta.size) {
+            if !allowed_sizes.contains(&found.meta.size) {
                 return Ok(None);
             }
             found.bytes().await.map(Some)
@@ -204,9 +204,9 @@ impl Storage {
         let file = folder.join(path).into_os_string();
         // The local storage writes to the file name with `#` and a number from 1 appended, and then renames that file.
         for number in 1..=MAX_TEMPORARY_FILES {
-            let mut stray = file.clone();
-            stray.push(format!("#{number}"));
-            if tokio::fs::remove_file(&stray).await.is_err() {
+            let mut temporary_file = file.clone();
+            temporary_file.push(format!("#{number}"));
+            if tokio::fs::remove_file(&temporary_file).await.is_err() {
                 return;
             }
             warn!(path, "temporary file of a killed writer removed");

@@ -6,7 +6,7 @@
 //! lost, and jobs are not delayed.
 
 mod export;
-mod lines;
+mod log_lines;
 pub mod metrics;
 pub(crate) mod trace;
 
@@ -56,24 +56,24 @@ impl Telemetry {
     /// [`SettingError`] if an exporter cannot be built from the settings.
     pub fn start<W>(
         settings: &Settings,
-        exported: &TelemetrySettings,
+        export_settings: &TelemetrySettings,
         default_filter: &str,
         writer: W,
     ) -> Result<Self, SettingError>
     where
         W: for<'a> MakeWriter<'a> + Clone + Send + Sync + 'static,
     {
-        let resource = export::resource(exported);
+        let resource = export::resource(export_settings);
         let (scrape, reader) = PrometheusRegistry::new();
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader);
-        if let Some(exporter) = export::metric_exporter(exported)? {
+        if let Some(exporter) = export::metric_exporter(export_settings)? {
             meters = meters.with_periodic_exporter(exporter);
         }
         let meters = meters.build();
-        let tracers = export::span_exporter(exported)?.map(|exporter| {
+        let tracers = export::span_exporter(export_settings)?.map(|exporter| {
             SdkTracerProvider::builder().with_resource(resource.clone()).with_batch_exporter(exporter).build()
         });
-        let loggers = export::log_exporter(exported)?
+        let loggers = export::log_exporter(export_settings)?
             .map(|exporter| SdkLoggerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build());
         let spans = tracers.as_ref().map(|tracers| {
             tracing_opentelemetry::layer()
@@ -85,20 +85,22 @@ impl Telemetry {
                 .with_tracked_inactivity(false)
                 .with_filter(filter_fn(is_own_span))
         });
-        let sent = loggers.as_ref().map(|loggers| {
+        let log_bridge = loggers.as_ref().map(|loggers| {
             OpenTelemetryTracingBridge::builder(loggers)
-                .with_tracing_span_attributes(TracingSpanAttributes::allowlist(lines::CONTEXT_FIELDS.iter().copied()))
+                .with_tracing_span_attributes(TracingSpanAttributes::allowlist(
+                    log_lines::CONTEXT_FIELDS.iter().copied(),
+                ))
                 .build()
                 .with_filter(
-                    lines::filter(settings.log_filter.as_deref().unwrap_or(default_filter))
+                    log_lines::filter(settings.log_filter.as_deref().unwrap_or(default_filter))
                         .and(filter_fn(is_not_from_exporter)),
                 )
         });
         // Fails only if a global subscriber is already set, as in a test; log lines then go to that one.
         let _ = tracing_subscriber::registry()
             .with(spans)
-            .with(lines::layer(settings, default_filter, writer))
-            .with(sent)
+            .with(log_lines::layer(settings, default_filter, writer))
+            .with(log_bridge)
             .try_init();
         let metrics = Metrics::new(&meters);
         Ok(Self {
@@ -116,19 +118,19 @@ impl Telemetry {
         let (done, all_done) = mpsc::channel::<()>();
         // In parallel, on threads that are not joined: an exporter that waits for its collector does not react to a
         // shutdown and may still run when the process exits.
-        let at_last = |shut_down: Box<dyn FnOnce() + Send>| {
+        let spawn_shutdown = |shut_down: Box<dyn FnOnce() + Send>| {
             let done = done.clone();
             std::thread::spawn(move || {
                 shut_down();
                 drop(done);
             })
         };
-        at_last(Box::new(move || drop(meters.shutdown())));
+        spawn_shutdown(Box::new(move || drop(meters.shutdown())));
         if let Some(tracers) = tracers {
-            at_last(Box::new(move || drop(tracers.shutdown_with_timeout(FLUSH_TIMEOUT))));
+            spawn_shutdown(Box::new(move || drop(tracers.shutdown_with_timeout(FLUSH_TIMEOUT))));
         }
         if let Some(loggers) = loggers {
-            at_last(Box::new(move || drop(loggers.shutdown_with_timeout(FLUSH_TIMEOUT))));
+            spawn_shutdown(Box::new(move || drop(loggers.shutdown_with_timeout(FLUSH_TIMEOUT))));
         }
         drop(done);
         // Returns when the last thread has dropped its sender, or at the timeout.

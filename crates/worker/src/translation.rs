@@ -29,8 +29,8 @@ impl Translations {
         if !needs_translation(text) {
             return Ok(text.to_owned());
         }
-        let unasked = || Err(TranslationError::Failed("the translation was not requested".to_owned()));
-        self.0.get(text).cloned().unwrap_or_else(unasked)
+        let not_requested = || Err(TranslationError::Failed("the translation was not requested".to_owned()));
+        self.0.get(text).cloned().unwrap_or_else(not_requested)
     }
 }
 
@@ -65,27 +65,27 @@ impl Translator {
         texts: impl IntoIterator<Item = &'a str>,
         stop: &CancellationToken,
     ) -> Result<Translations, StoreError> {
-        let mut english = Translations::default();
+        let mut translations = Translations::default();
         let mut seen = HashSet::new();
-        let mut left: Vec<&str> =
+        let mut remaining: Vec<&str> =
             texts.into_iter().filter(|text| needs_translation(text) && seen.insert(*text)).collect();
-        left.retain(|text| match self.phrase_book.translate(text) {
+        remaining.retain(|text| match self.phrase_book.translate(text) {
             None => true,
             Some(found) => {
-                english.0.insert((*text).to_owned(), Ok(found));
+                translations.0.insert((*text).to_owned(), Ok(found));
                 false
             }
         });
-        if left.is_empty() {
-            return Ok(english);
+        if remaining.is_empty() {
+            return Ok(translations);
         }
-        for (text, found) in self.store.find_translations(&left).await? {
-            english.0.insert(text, Ok(found));
+        for (text, found) in self.store.find_translations(&remaining).await? {
+            translations.0.insert(text, Ok(found));
         }
-        left.retain(|text| !english.0.contains_key(*text));
-        let translated = self.translate_with_gemini(&left, stop).await?;
-        english.0.extend(left.into_iter().map(str::to_owned).zip(translated));
-        Ok(english)
+        remaining.retain(|text| !translations.0.contains_key(*text));
+        let translated = self.translate_with_gemini(&remaining, stop).await?;
+        translations.0.extend(remaining.into_iter().map(str::to_owned).zip(translated));
+        Ok(translations)
     }
 
     /// Translates texts with Gemini and stores the translations in the database.
@@ -98,31 +98,31 @@ impl Translator {
             return Ok(Vec::new());
         }
         let Some(gemini) = &self.gemini else {
-            let nobody = "the text is not English, the phrase book has no translation, and GEMINI_API_KEY is not set";
-            return Ok(vec![Err(TranslationError::Failed(nobody.to_owned())); texts.len()]);
+            let reason = "the text is not English, the phrase book has no translation, and GEMINI_API_KEY is not set";
+            return Ok(vec![Err(TranslationError::Failed(reason.to_owned())); texts.len()]);
         };
         let mut translated = gemini.translate(texts, stop).await;
-        let good: Vec<_> = texts
+        let new_translations: Vec<_> = texts
             .iter()
             .zip(&translated)
             .filter_map(|(text, result)| {
-                let english = result.as_ref().ok()?.clone();
-                Some(Translation { original: (*text).to_owned(), english })
+                let translations = result.as_ref().ok()?.clone();
+                Some(Translation { original: (*text).to_owned(), translations })
             })
             .collect();
-        self.store.save_translations(&good, gemini.model()).await?;
+        self.store.save_translations(&new_translations, gemini.model()).await?;
         // If another job stored a translation first, use that one: all attempts of all jobs then use the same text.
-        let kept = self.store.find_translations(texts).await?;
+        let stored = self.store.find_translations(texts).await?;
         for (text, result) in texts.iter().zip(&mut translated) {
-            if let Some(english) = kept.get(*text) {
-                *result = Ok(english.clone());
+            if let Some(translations) = stored.get(*text) {
+                *result = Ok(translations.clone());
             }
         }
-        if good.len() == texts.len() {
+        if new_translations.len() == texts.len() {
             info!(texts = texts.len(), translator = gemini.model(), "texts translated");
         } else {
             let cause = translated.iter().find_map(|result| result.as_ref().err()).map(ToString::to_string);
-            let failed = texts.len() - good.len();
+            let failed = texts.len() - new_translations.len();
             warn!(
                 texts = texts.len(),
                 failed,

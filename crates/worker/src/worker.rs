@@ -55,22 +55,22 @@ pub async fn run(settings: &Settings, telemetry: &Telemetry, stop: &Cancellation
     settings.require_api_key()?;
     let health = Health::default();
     health.register_gauges(&telemetry.metrics, settings);
-    let served = ProbeServer { health: health.clone(), prometheus: telemetry.prometheus.clone() };
+    let server = ProbeServer { health: health.clone(), prometheus: telemetry.prometheus.clone() };
     let probes_stop = CancellationToken::new();
     let mut probes = JoinSet::new();
-    probes.spawn(served.serve(settings.http_addr, probes_stop.clone()));
-    let worked = tokio::select! {
+    probes.spawn(server.serve(settings.http_addr, probes_stop.clone()));
+    let result = tokio::select! {
         // The probe server runs until `probes_stop` is cancelled, so ending here means that it failed.
-        Some(served) = probes.join_next() => Err(RunError::Probes {
+        Some(server) = probes.join_next() => Err(RunError::Probes {
             address: settings.http_addr,
-            source: served.map_err(std::io::Error::other).and_then(|served| served).err().unwrap_or_else(|| std::io::ErrorKind::Other.into()),
+            source: server.map_err(std::io::Error::other).and_then(|server| server).err().unwrap_or_else(|| std::io::ErrorKind::Other.into()),
         }),
-        worked = open_and_supervise(settings, &telemetry.metrics, &health, stop) => worked,
+        result = open_and_supervise(settings, &telemetry.metrics, &health, stop) => result,
         never = health.poll_for_gauges() => match never {},
     };
     probes_stop.cancel();
     probes.shutdown().await;
-    worked
+    result
 }
 
 async fn open_and_supervise(
@@ -80,17 +80,12 @@ async fn open_and_supervise(
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
     let retryable = |error: &BootstrapError| matches!(error, BootstrapError::Store(_));
-    let opened = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
-    let Some((store, storage)) = opened else { return Ok(()) };
+    let resources = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
+    let Some((store, storage)) = resources else { return Ok(()) };
     let observer = Arc::new(health.clone());
     let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
-    let budget = settings.jobs.daily_budget_usd.is_some();
-    health.set_dependencies(HealthDependencies {
-        store,
-        storage,
-        client: runner.client().clone(),
-        has_daily_budget: budget,
-    });
+    let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
+    health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
     supervise(settings, &runner, health, stop).await;
     Ok(())
 }
@@ -98,35 +93,35 @@ async fn open_and_supervise(
 /// Repeatedly connects to the broker and runs a session, until `stop` is cancelled.
 async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, stop: &CancellationToken) {
     let topology = Topology::new(settings.jobs.queue_delays());
-    let mut pauses = backoff();
-    let mut lost_before = false;
+    let mut delays = backoff();
+    let mut connected_before = false;
     while !stop.is_cancelled() {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let connect = || Broker::connect(&settings.amqp_url, &topology);
         let connected = retry_until_stopped(stop, "broker", health, |_| true, connect).await;
         let Ok(Some(broker)) = connected else { return };
-        if lost_before {
+        if connected_before {
             runner.metrics().record_reconnect();
         }
-        lost_before = true;
+        connected_before = true;
         let ended = match run_session(settings, runner, &broker, health, stop).await {
             Ok(ended) => ended,
             Err(error) => SessionEnd::BrokerLost(error.to_string()),
         };
         health.set_broker_connected(false);
-        health.queue(QueueStats::reset);
+        health.with_queue(QueueStats::reset);
         match ended {
             SessionEnd::Stopped => info!("stopped"),
             SessionEnd::BrokerLost(cause) => warn!(cause, "broker connection lost; reconnecting"),
         }
         broker.close().await;
         // The delay keeps growing while the broker accepts connections but drops them at once.
-        if begun.elapsed() > MIN_HEALTHY_SESSION {
-            pauses = backoff();
+        if started_at.elapsed() > MIN_HEALTHY_SESSION {
+            delays = backoff();
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = with_heartbeat(health, tokio::time::sleep(pauses.next().unwrap_or_default())) => {}
+            () = with_heartbeat(health, tokio::time::sleep(delays.next().unwrap_or_default())) => {}
         }
     }
 }
@@ -146,28 +141,28 @@ async fn run_session(
     info!(prefetch, "consuming commands");
     // Boxed to keep this future, and those that contain it, small.
     let dead_lettered = Box::pin(handle_dead_lettered(broker.consume_delivery_limit_queue().await?, handler.clone()));
-    let watched = Box::pin(watch_queue(broker, health));
+    let queue_watch = Box::pin(watch_queue(broker, health));
     let session = Session::new(commands, handler, settings.shutdown_grace, stop, health).serve(stop, dead_lettered);
     tokio::select! {
         ended = session => Ok(ended),
-        never = watched => match never {},
+        never = queue_watch => match never {},
     }
 }
 
 /// Reads the queue lengths periodically for the gauges, which are withdrawn when a read fails. Never returns.
 async fn watch_queue(broker: &Broker, health: &Health) -> Infallible {
-    let mut every = tokio::time::interval(health::QUEUE_INTERVAL);
+    let mut ticks = tokio::time::interval(health::QUEUE_INTERVAL);
     loop {
-        every.tick().await;
+        ticks.tick().await;
         let Ok(gauge) = broker.queue_monitor().await else { continue };
         while let Ok((QueueState::Present { messages, consumers }, QueueState::Present { messages: dead, .. })) =
             gauge.read().await
         {
-            health.queue(|queue| queue.update(messages, consumers, dead));
-            every.tick().await;
+            health.with_queue(|queue| queue.update(messages, consumers, dead));
+            ticks.tick().await;
         }
         // The channel cannot be used after a failed read; the next round opens another one.
-        health.queue(QueueStats::reset);
+        health.with_queue(QueueStats::reset);
     }
 }
 
@@ -190,21 +185,21 @@ fn backoff() -> ExponentialBackoff {
 /// The first error that is not `retryable`.
 async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
-    what: &'static str,
+    service: &'static str,
     health: &Health,
     retryable: impl Fn(&E) -> bool,
     operation: impl Fn() -> F,
 ) -> Result<Option<T>, E> {
     for delay in backoff() {
-        let tried = tokio::select! {
+        let result = tokio::select! {
             () = stop.cancelled() => return Ok(None),
             // No time limit: a migration may take long.
-            tried = with_heartbeat(health, operation()) => tried,
+            result = with_heartbeat(health, operation()) => result,
         };
-        match tried {
+        match result {
             Ok(value) => return Ok(Some(value)),
             Err(error) if !retryable(&error) => return Err(error),
-            Err(error) => warn!(error = error_chain(&error), ?delay, "waiting for the {what}"),
+            Err(error) => warn!(error = error_chain(&error), ?delay, "cannot reach the {service}; retrying"),
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
@@ -217,11 +212,11 @@ async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<
 /// Reports liveness while waiting, so that an expected wait is not taken for a stuck loop.
 async fn with_heartbeat<T>(health: &Health, wait: impl Future<Output = T>) -> T {
     let mut wait = pin!(wait);
-    let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
+    let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
     loop {
         tokio::select! {
-            over = &mut wait => return over,
-            _ = beat.tick() => health.record_heartbeat(),
+            output = &mut wait => return output,
+            _ = heartbeat.tick() => health.record_heartbeat(),
         }
     }
 }

@@ -22,11 +22,14 @@ fn help_output_of_every_command_matches_snapshot() {
     insta::assert_snapshot!("jobs_list", stdout_of(&["jobs", "list", "--help"]));
     insta::assert_snapshot!("jobs_show", stdout_of(&["jobs", "show", "--help"]));
     insta::assert_snapshot!("jobs_republish", stdout_of(&["jobs", "republish", "--help"]));
-    for asked in ["list", "show", "replay", "discard"] {
-        insta::assert_snapshot!(format!("dead_letters_{asked}"), stdout_of(&["dead-letters", asked, "--help"]));
+    for subcommand in ["list", "show", "replay", "discard"] {
+        insta::assert_snapshot!(
+            format!("dead_letters_{subcommand}"),
+            stdout_of(&["dead-letters", subcommand, "--help"])
+        );
     }
-    for asked in ["set", "show", "clear"] {
-        insta::assert_snapshot!(format!("style_{asked}"), stdout_of(&["style", asked, "--help"]));
+    for subcommand in ["set", "show", "clear"] {
+        insta::assert_snapshot!(format!("style_{subcommand}"), stdout_of(&["style", subcommand, "--help"]));
     }
 }
 

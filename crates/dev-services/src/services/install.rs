@@ -28,7 +28,7 @@ pub(super) fn install_package(name: &str) -> Result<()> {
         bail!("only root may install packages");
     }
     print_status(&format!("installing the package {name} with apt-get"));
-    let _no_services = ServiceStartBlock::create()?;
+    let _service_start_block = ServiceStartBlock::create()?;
     if let Err(error) = run_apt_get(&["update", "-qq"]) {
         // A broken source need not be the one that has the package.
         print_status(&format!("{error:#}"));

@@ -31,13 +31,13 @@ struct Cli {
 async fn main() -> ExitCode {
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
-    let played = tokio::select! {
-        played = run(Cli::parse()) => played,
+    let result = tokio::select! {
+        result = run(Cli::parse()) => result,
         // What was started is stopped as it is dropped.
         _ = interrupt.recv() => return ExitCode::from(130),
         _ = terminate.recv() => return ExitCode::from(143),
     };
-    match played {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

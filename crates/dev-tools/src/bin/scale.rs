@@ -32,8 +32,8 @@ async fn main() -> ExitCode {
     let Cli { measurement } = Cli::parse();
     let all = [Asked::Quota, Asked::Lockout, Asked::Workers, Asked::Telemetry, Asked::Deaf];
     let mut code = ExitCode::SUCCESS;
-    for asked in if measurement.is_empty() { all.to_vec() } else { measurement } {
-        let measurement = match asked {
+    for measurement in if measurement.is_empty() { all.to_vec() } else { measurement } {
+        let measurement = match measurement {
             Asked::Quota => Measurement::Quota,
             Asked::Lockout => Measurement::Lockout,
             Asked::Workers => Measurement::Workers,

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::stage::Cluster;
+use super::cluster::Cluster;
 use super::{Disturbance, Plan};
 
 /// More violations than this are counted, and not shown.

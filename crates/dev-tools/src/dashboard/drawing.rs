@@ -93,8 +93,9 @@ impl Panel {
         for (position, line) in self.series.iter().enumerate() {
             let at = y + h / 2.0 + 8.0 + 32.0 * to_f64(position);
             let value = line.points.last().map_or_else(String::new, |(_, value)| self.format_value(*value));
-            let told = self.title.to_lowercase().contains(&line.legend);
-            let legend = if self.series.len() == 1 && told { String::new() } else { format!(" {}", line.legend) };
+            let legend_in_title = self.title.to_lowercase().contains(&line.legend);
+            let legend =
+                if self.series.len() == 1 && legend_in_title { String::new() } else { format!(" {}", line.legend) };
             let _ = writeln!(
                 svg,
                 "<text x=\"{:.0}\" y=\"{at:.0}\" font-size=\"26\" text-anchor=\"middle\" fill=\"{}\">{}<tspan font-size=\"12\">{}</tspan></text>",

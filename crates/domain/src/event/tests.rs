@@ -1,7 +1,7 @@
 use super::*;
+use crate::generation_params::GenerationParams;
 use crate::image_spec::ImageFormat;
 use crate::outcome::Origin;
-use crate::recipe::GenerationParams;
 
 fn context() -> EventContext {
     EventContext {

@@ -19,13 +19,13 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 8] = [
 ];
 
 const ASSET_TRANSITIONS: [DocumentedTransition<RowState>; 3] = [
-    (image::CREATE, "create", "its job is created"),
+    (asset::CREATE, "create", "its job is created"),
     (
-        image::COMPLETE,
+        asset::COMPLETE,
         "complete",
         "its file is stored: generated, adopted, or from the cache; by the holder of the job's lease",
     ),
-    (image::FAIL, "fail", "it failed, or its job ended before it was attempted; a retryable failure is retried"),
+    (asset::FAIL, "fail", "it failed, or its job ended before it was attempted; a retryable failure is retried"),
 ];
 
 fn markdown_table<S: Copy>(steps: &[DocumentedTransition<S>], name: impl Fn(S) -> &'static str) -> String {

@@ -94,8 +94,8 @@ async fn one_untranslatable_text_does_not_affect_the_others() {
         let bad = format!("熊 [gemini:{fault}]");
         let texts = ["一隻狐狸", "電影感", &bad, "一座寧靜的山景", "平靜的海灘"];
         let mut found = translate(&client(&sandbox), &texts).await;
-        let spoilt = found.remove(2).expect_err("the text is not translated");
-        assert!(spoilt.starts_with("text not translated: "), "{fault}: {spoilt}");
+        let error = found.remove(2).expect_err("the text is not translated");
+        assert!(error.starts_with("text not translated: "), "{fault}: {error}");
         let others = ["A fox", "cinematic", "A serene mountain landscape", "A peaceful beach"];
         assert_eq!(found, ok_results(&others), "{fault}");
         let mut sizes: Vec<_> = sandbox.ledger().texts.iter().map(Vec::len).collect();
@@ -134,8 +134,8 @@ async fn texts_beyond_the_request_limit_stay_retryable() {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let found = client(&sandbox).translate(&texts, &CancellationToken::new()).await;
     for (text, result) in texts.iter().zip(found) {
-        let stays = result.as_ref().is_err_and(|failure| !failure.is_retryable());
-        assert!(!stays || text.contains("blocked"), "{text}: {result:?}");
+        let is_final = result.as_ref().is_err_and(|failure| !failure.is_retryable());
+        assert!(!is_final || text.contains("blocked"), "{text}: {result:?}");
     }
 }
 
@@ -182,13 +182,13 @@ async fn rejected_key_or_model_is_final_and_key_stays_secret() {
     let key = Gemini::new(&settings(&base_url, "gm-hunter2")).expect("a client");
     let model = GeminiSettings { model: "gemini-9".to_owned(), ..settings(&base_url, KEY) };
     let model = Gemini::new(&model).expect("a client");
-    for (gemini, said) in [(key, "400 INVALID_ARGUMENT: API key not valid"), (model, "404 NOT_FOUND")] {
-        let failure = gemini.translate(&["一隻狐狸"], &CancellationToken::new()).await.remove(0).expect_err(said);
+    for (gemini, message) in [(key, "400 INVALID_ARGUMENT: API key not valid"), (model, "404 NOT_FOUND")] {
+        let failure = gemini.translate(&["一隻狐狸"], &CancellationToken::new()).await.remove(0).expect_err(message);
         assert!(!failure.is_retryable(), "{failure}");
-        assert!(failure.to_string().contains(said), "{failure}");
+        assert!(failure.to_string().contains(message), "{failure}");
         assert!(!format!("{failure} {failure:?}").contains("hunter2"), "{failure}");
-        let checked = gemini.check().await.expect_err(said);
-        assert!(checked.to_string().contains(said), "{checked}");
+        let checked = gemini.check().await.expect_err(message);
+        assert!(checked.to_string().contains(message), "{checked}");
     }
     gemini_is_well(&sandbox).await;
 }
@@ -202,13 +202,13 @@ async fn cancellation_ends_the_wait_and_texts_stay_retryable() {
     let sandbox = start_sandbox().await;
     sandbox.inject_fault(Fault::Slow, 1);
     let (gemini, stop) = (client(&sandbox), CancellationToken::new());
-    let asked = async {
+    let cancel_when_requested = async {
         while sandbox.ledger().texts.is_empty() {
             tokio::task::yield_now().await;
         }
         stop.cancel();
     };
-    let (found, ()) = tokio::join!(gemini.translate(&["一隻狐狸"], &stop), asked);
+    let (found, ()) = tokio::join!(gemini.translate(&["一隻狐狸"], &stop), cancel_when_requested);
     assert!(found[0].as_ref().is_err_and(TranslationError::is_retryable), "{found:?}");
 }
 

@@ -8,11 +8,11 @@ use url::Url;
 
 use super::{Client, Inner};
 use crate::api_key::ApiKey;
+use crate::fair_scheduler::FairScheduler;
 use crate::http::{Http, HttpSettings};
 use crate::options::ResponseFormat;
 use crate::quota::{GovernorQuota, Quota};
 use crate::retry::{Observer, RetryPolicy};
-use crate::turns::FairScheduler;
 
 const DEFAULT_BASE_URL: &str = "https://api.stability.ai/";
 

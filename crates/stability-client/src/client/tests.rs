@@ -1,8 +1,8 @@
 //! Tests of the client with a scripted transport, in paused time.
 
-mod options;
-mod table;
-mod unusable;
+mod call_options;
+mod responses;
+mod unusable_images;
 
 use std::collections::VecDeque;
 use std::io::Write;

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::frame::{AspectRatio, Size};
+use crate::dimensions::{AspectRatio, Size};
 
 fn request(engine: Engine) -> TextToImage {
     TextToImage::new(engine, engine.dimensions_for(1920, 1080), "A fox").expect("a valid request")

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{Prompt, TextToImage};
-use crate::frame::Dimensions;
+use crate::dimensions::Dimensions;
 
 /// Builds the JSON body. Source: v1 specification, `TextToImageRequestBody`.
 pub(super) fn body(request: &TextToImage) -> Value {
-    let shown = |prompt: &Prompt| json!({"text": prompt.text, "weight": prompt.weight});
-    let mut prompts: Vec<Value> = request.prompts.iter().map(shown).collect();
+    let to_json = |prompt: &Prompt| json!({"text": prompt.text, "weight": prompt.weight});
+    let mut prompts: Vec<Value> = request.prompts.iter().map(to_json).collect();
     if let Some(text) = &request.negative_prompt {
         prompts.push(json!({"text": text, "weight": -1.0}));
     }

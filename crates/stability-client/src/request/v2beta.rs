@@ -1,7 +1,7 @@
 //! The multipart form of `/v2beta/stable-image/generate/{service}`.
 
 use super::TextToImage;
-use crate::frame::Dimensions;
+use crate::dimensions::Dimensions;
 
 /// Builds the form fields. Source: the public v2beta reference.
 pub(super) fn form(request: &TextToImage) -> Vec<(&'static str, String)> {

@@ -1,10 +1,10 @@
 //! Tests of the client over HTTP against the sandbox, which enforces the API's rules.
 
-mod agreement;
+mod conformance;
 mod examples;
+mod http;
 mod lockout;
 mod secrets;
-mod wire;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};

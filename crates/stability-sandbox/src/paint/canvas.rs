@@ -43,8 +43,8 @@ impl Canvas {
     }
 
     pub(super) fn set_pixel(&mut self, x: usize, y: usize, colour: Colour) {
-        let at = (y * self.width + x) * 3;
-        self.pixels[at..at + 3].copy_from_slice(&[to_byte(colour.0), to_byte(colour.1), to_byte(colour.2)]);
+        let offset = (y * self.width + x) * 3;
+        self.pixels[offset..offset + 3].copy_from_slice(&[to_byte(colour.0), to_byte(colour.1), to_byte(colour.2)]);
     }
 
     /// Blends a colour into a pixel; pixels outside the canvas are ignored.
@@ -52,8 +52,8 @@ impl Canvas {
         if x >= self.width || y >= self.height {
             return;
         }
-        let at = (y * self.width + x) * 3;
-        let [r, g, b] = [0, 1, 2].map(|channel| f32::from(self.pixels[at + channel]) / 255.0);
+        let offset = (y * self.width + x) * 3;
+        let [r, g, b] = [0, 1, 2].map(|channel| f32::from(self.pixels[offset + channel]) / 255.0);
         self.set_pixel(x, y, Colour(r, g, b).mix(colour, share));
     }
 

@@ -46,8 +46,13 @@ fn draw_text(
             continue;
         };
         for (dy, row) in glyph.raster().iter().enumerate() {
-            for (dx, ink) in row.iter().enumerate() {
-                canvas.blend_pixel(x + column * advance + dx, y + dy, TEXT_COLOUR, strength * f32::from(*ink) / 255.0);
+            for (dx, coverage) in row.iter().enumerate() {
+                canvas.blend_pixel(
+                    x + column * advance + dx,
+                    y + dy,
+                    TEXT_COLOUR,
+                    strength * f32::from(*coverage) / 255.0,
+                );
             }
         }
     }

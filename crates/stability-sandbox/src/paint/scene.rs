@@ -43,16 +43,16 @@ enum SceneKind {
 
 fn scene_kind(prompt: &str) -> SceneKind {
     let prompt = prompt.to_lowercase();
-    let speaks_of = |words: &[&str]| words.iter().any(|word| prompt.contains(word));
-    if speaks_of(&["city", "street", "skyline", "building", "town", "tower"]) {
+    let contains_any = |words: &[&str]| words.iter().any(|word| prompt.contains(word));
+    if contains_any(&["city", "street", "skyline", "building", "town", "tower"]) {
         SceneKind::City
-    } else if speaks_of(&["space", "planet", "galaxy", "cosmos", "nebula"]) {
+    } else if contains_any(&["space", "planet", "galaxy", "cosmos", "nebula"]) {
         SceneKind::Space
-    } else if speaks_of(&["sea", "ocean", "beach", "lake", "island", "harbo", "river", "lighthouse"]) {
+    } else if contains_any(&["sea", "ocean", "beach", "lake", "island", "harbo", "river", "lighthouse"]) {
         SceneKind::Water
-    } else if speaks_of(&["desert", "dune", "sand"]) {
+    } else if contains_any(&["desert", "dune", "sand"]) {
         SceneKind::Dunes
-    } else if speaks_of(&["forest", "wood", "tree", "jungle", "garden"]) {
+    } else if contains_any(&["forest", "wood", "tree", "jungle", "garden"]) {
         SceneKind::Forest
     } else {
         SceneKind::Mountains
@@ -77,57 +77,56 @@ struct Layout<'a> {
     clippy::cast_possible_wrap,
     reason = "image dimensions are small"
 )]
-pub(super) fn paint(canvas: &mut Canvas, prompt: &str, mut dice: SplitMix64) {
-    let ground = scene_kind(prompt);
+pub(super) fn paint(canvas: &mut Canvas, prompt: &str, mut rng: SplitMix64) {
+    let kind = scene_kind(prompt);
     let (width, height) = (canvas.width as f32, canvas.height as f32);
-    let palette = if ground == SceneKind::Space { &PALETTES[4] } else { &PALETTES[dice.below(PALETTES.len())] };
-    let horizon = height * dice.between(0.52, 0.64);
-    let frame = Layout {
+    let palette = if kind == SceneKind::Space { &PALETTES[4] } else { &PALETTES[rng.below(PALETTES.len())] };
+    let horizon = height * rng.between(0.52, 0.64);
+    let layout = Layout {
         width,
         height,
-        sun: (width * dice.between(0.18, 0.82), horizon - height * dice.between(0.08, 0.36)),
-        sun_radius: height
-            * if ground == SceneKind::Space { dice.between(0.16, 0.24) } else { dice.between(0.035, 0.06) },
+        sun: (width * rng.between(0.18, 0.82), horizon - height * rng.between(0.08, 0.36)),
+        sun_radius: height * if kind == SceneKind::Space { rng.between(0.16, 0.24) } else { rng.between(0.035, 0.06) },
         horizon,
-        salt: u32::try_from(dice.below(1 << 20)).expect("20 bits"),
+        salt: u32::try_from(rng.below(1 << 20)).expect("20 bits"),
         palette,
     };
-    let layers = build_layers(ground, &frame, &mut dice);
+    let layers = build_layers(kind, &layout, &mut rng);
     for x in 0..canvas.width {
-        let tops: Vec<f32> = layers.iter().map(|layer| layer.top(&frame, x as f32)).collect();
+        let tops: Vec<f32> = layers.iter().map(|layer| layer.top(&layout, x as f32)).collect();
         for y in 0..canvas.height {
             let (fx, fy) = (x as f32, y as f32);
-            let mut colour = sky_colour(&frame, ground, fx, fy);
-            if ground == SceneKind::Water && fy > frame.horizon {
-                colour = water_colour(&frame, fx, fy);
+            let mut colour = sky_colour(&layout, kind, fx, fy);
+            if kind == SceneKind::Water && fy > layout.horizon {
+                colour = water_colour(&layout, fx, fy);
             }
             for (layer, top) in layers.iter().zip(&tops) {
                 // In a water scene the layer is the far shore, which ends at the horizon.
-                if fy >= *top && !(ground == SceneKind::Water && fy > frame.horizon) {
-                    colour = layer.colour(&frame, fx, fy, *top);
+                if fy >= *top && !(kind == SceneKind::Water && fy > layout.horizon) {
+                    colour = layer.colour(&layout, fx, fy, *top);
                 }
             }
             // Invisible noise of 1% prevents banding in gradients.
             canvas.set_pixel(
                 x,
                 y,
-                colour.scale_brightness(1.0 + (noise::value_at(x as i32, y as i32, frame.salt) - 0.5) * 0.02),
+                colour.scale_brightness(1.0 + (noise::value_at(x as i32, y as i32, layout.salt) - 0.5) * 0.02),
             );
         }
     }
 }
 
-fn sky_colour(frame: &Layout, ground: SceneKind, x: f32, y: f32) -> Colour {
-    let up = 1.0 - (y / frame.horizon).min(1.0);
-    let mut colour = frame.palette.horizon.mix(frame.palette.zenith, up.powf(0.75));
-    let distance = ((x - frame.sun.0).powi(2) + (y - frame.sun.1).powi(2)).sqrt();
+fn sky_colour(layout: &Layout, ground: SceneKind, x: f32, y: f32) -> Colour {
+    let up = 1.0 - (y / layout.horizon).min(1.0);
+    let mut colour = layout.palette.horizon.mix(layout.palette.zenith, up.powf(0.75));
+    let distance = ((x - layout.sun.0).powi(2) + (y - layout.sun.1).powi(2)).sqrt();
     if ground == SceneKind::Space {
-        return space_colour(frame, x, y, distance);
+        return space_colour(layout, x, y, distance);
     }
-    colour = colour.mix(frame.palette.sun, 0.75 * (-distance / (frame.height * 0.22)).exp());
-    colour = colour.mix(frame.palette.sun, (frame.sun_radius + 1.0 - distance).clamp(0.0, 1.0));
-    let cloud = noise::fractal_noise(x / frame.width * 5.0, y / frame.height * 11.0, frame.salt, 5);
-    colour.mix(frame.palette.sun, ((cloud - 0.54) * 2.4).clamp(0.0, 0.55) * (0.35 + 0.65 * up))
+    colour = colour.mix(layout.palette.sun, 0.75 * (-distance / (layout.height * 0.22)).exp());
+    colour = colour.mix(layout.palette.sun, (layout.sun_radius + 1.0 - distance).clamp(0.0, 1.0));
+    let cloud = noise::fractal_noise(x / layout.width * 5.0, y / layout.height * 11.0, layout.salt, 5);
+    colour.mix(layout.palette.sun, ((cloud - 0.54) * 2.4).clamp(0.0, 0.55) * (0.35 + 0.65 * up))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "coordinates are small")]
@@ -146,15 +145,16 @@ fn space_colour(frame: &Layout, x: f32, y: f32, distance: f32) -> Colour {
 }
 
 /// The mirrored sky, darker, with the sun's reflection on the waves.
-fn water_colour(frame: &Layout, x: f32, y: f32) -> Colour {
-    let depth = (y - frame.horizon) / (frame.height - frame.horizon);
+fn water_colour(layout: &Layout, x: f32, y: f32) -> Colour {
+    let depth = (y - layout.horizon) / (layout.height - layout.horizon);
     let wave =
-        noise::fractal_noise(x / frame.width * 8.0, y / frame.height * (90.0 - 50.0 * depth), frame.salt + 3, 4) - 0.5;
-    let mirrored = frame.horizon - (y - frame.horizon) * 0.8 + wave * 50.0 * (0.3 + depth);
-    let base = sky_colour(frame, SceneKind::Water, x + wave * 40.0, mirrored.max(0.0))
-        .mix(frame.palette.zenith.scale_brightness(0.5), 0.3 + 0.3 * depth);
-    let path = (-((x - frame.sun.0) / (frame.width * (0.02 + 0.08 * depth))).powi(2)).exp();
-    base.mix(frame.palette.sun, (path * (wave * 3.4 + 0.35)).clamp(0.0, 0.8)).scale_brightness(1.0 + wave * 0.35)
+        noise::fractal_noise(x / layout.width * 8.0, y / layout.height * (90.0 - 50.0 * depth), layout.salt + 3, 4)
+            - 0.5;
+    let mirrored = layout.horizon - (y - layout.horizon) * 0.8 + wave * 50.0 * (0.3 + depth);
+    let base = sky_colour(layout, SceneKind::Water, x + wave * 40.0, mirrored.max(0.0))
+        .mix(layout.palette.zenith.scale_brightness(0.5), 0.3 + 0.3 * depth);
+    let path = (-((x - layout.sun.0) / (layout.width * (0.02 + 0.08 * depth))).powi(2)).exp();
+    base.mix(layout.palette.sun, (path * (wave * 3.4 + 0.35)).clamp(0.0, 0.8)).scale_brightness(1.0 + wave * 0.35)
 }
 
 /// A silhouette across the image; later layers cover earlier ones.
@@ -196,8 +196,8 @@ fn build_layers(ground: SceneKind, frame: &Layout, dice: &mut SplitMix64) -> Vec
 impl Layer {
     /// Upper edge of the silhouette at this column.
     #[expect(clippy::cast_possible_truncation, reason = "coordinates are small")]
-    fn top(&self, frame: &Layout, x: f32) -> f32 {
-        let along = x / frame.width * self.scale;
+    fn top(&self, layout: &Layout, x: f32) -> f32 {
+        let along = x / layout.width * self.scale;
         match self.kind {
             SceneKind::City => {
                 let plot = along * 9.0;
@@ -226,28 +226,29 @@ impl Layer {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "coordinates are small")]
-    fn colour(&self, frame: &Layout, x: f32, y: f32, top: f32) -> Colour {
-        let base = frame.palette.far.mix(frame.palette.near, self.nearness);
+    fn colour(&self, layout: &Layout, x: f32, y: f32, top: f32) -> Colour {
+        let base = layout.palette.far.mix(layout.palette.near, self.nearness);
         // A layer fades into haze towards its lower edge, which separates it from the next layer.
-        let haze = ((y - top) / (frame.height * 0.3)).min(1.0) * 0.4 * (1.0 - self.nearness);
-        let texture = noise::fractal_noise(x / frame.width * 40.0, y / frame.height * 60.0, self.salt + 7, 4) - 0.5;
+        let haze = ((y - top) / (layout.height * 0.3)).min(1.0) * 0.4 * (1.0 - self.nearness);
+        let texture = noise::fractal_noise(x / layout.width * 40.0, y / layout.height * 60.0, self.salt + 7, 4) - 0.5;
         let mut colour =
-            base.mix(frame.palette.horizon, haze).scale_brightness(1.0 + texture * (0.3 + 0.25 * self.nearness));
+            base.mix(layout.palette.horizon, haze).scale_brightness(1.0 + texture * (0.3 + 0.25 * self.nearness));
         match self.kind {
             SceneKind::City => {
                 let (column, row) = ((x / 9.0) as i32, ((y - top) / 13.0) as i32);
                 let in_pane = (x / 9.0).fract() > 0.4 && ((y - top) / 13.0).fract() > 0.5;
                 if in_pane && row > 0 && noise::value_at(column, row, self.salt) > 0.66 - 0.12 * self.nearness {
-                    colour = colour.mix(frame.palette.sun, 0.3 + 0.5 * self.nearness);
+                    colour = colour.mix(layout.palette.sun, 0.3 + 0.5 * self.nearness);
                 }
             }
             SceneKind::Mountains if self.nearness < 0.6 => {
-                let snow = 1.0 - (y - top) / (frame.height * 0.055) + texture * 1.6;
-                colour = colour.mix(frame.palette.sun, (snow * 0.8).clamp(0.0, 0.55));
+                let snow = 1.0 - (y - top) / (layout.height * 0.055) + texture * 1.6;
+                colour = colour.mix(layout.palette.sun, (snow * 0.8).clamp(0.0, 0.55));
             }
             SceneKind::Dunes => {
                 let ripple = ((y - top) * 0.5 + texture * 24.0).sin() * 0.04;
-                colour = colour.mix(frame.palette.horizon, 0.25 * (1.0 - self.nearness)).scale_brightness(1.0 + ripple);
+                colour =
+                    colour.mix(layout.palette.horizon, 0.25 * (1.0 - self.nearness)).scale_brightness(1.0 + ripple);
             }
             _ => {}
         }

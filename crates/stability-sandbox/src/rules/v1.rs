@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::{Format, ImageRequest, STYLE_PRESETS, check_language, is_flagged_by_moderation};
-use crate::reply::ApiError;
+use crate::api_error::ApiError;
 
 pub(crate) const SDXL: &str = "stable-diffusion-xl-1024-v1-0";
 pub(crate) const SD16: &str = "stable-diffusion-v1-6";
@@ -58,11 +58,11 @@ pub(crate) fn parse(engine: &str, body: &[u8]) -> Result<ImageRequest, ApiError>
         SD16 => false,
         _ => return Err(ApiError::from_status(404)),
     };
-    let bad = |message: String| ApiError::new(400, "bad_request", message);
-    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("invalid JSON: {error}")))?;
-    let object = value.as_object().ok_or_else(|| bad("the body must be a JSON object".to_owned()))?;
+    let bad_request = |message: String| ApiError::new(400, "bad_request", message);
+    let value: Value = serde_json::from_slice(body).map_err(|error| bad_request(format!("invalid JSON: {error}")))?;
+    let object = value.as_object().ok_or_else(|| bad_request("the body must be a JSON object".to_owned()))?;
     if let Some(unknown) = object.keys().find(|key| !KNOWN_FIELDS.contains(&key.as_str())) {
-        return Err(bad(format!("{unknown}: unknown field")));
+        return Err(bad_request(format!("{unknown}: unknown field")));
     }
     let samples = parse_integer(object, "samples", 1, 1, 10, "invalid_samples")?;
     parse_integer(object, "steps", 30, 10, 50, "bad_request")?;
@@ -72,7 +72,7 @@ pub(crate) fn parse(engine: &str, body: &[u8]) -> Result<ImageRequest, ApiError>
     check_one_of(object, "sampler", &SAMPLERS)?;
     check_one_of(object, "clip_guidance_preset", &CLIP_GUIDANCE_PRESETS)?;
     if object.get("extras").is_some_and(|extras| !extras.is_object()) {
-        return Err(bad("extras: must be a JSON object".to_owned()));
+        return Err(bad_request("extras: must be a JSON object".to_owned()));
     }
     let (width, height) = parse_dimensions(object, sdxl)?;
     let prompt = parse_prompts(object)?;
@@ -108,8 +108,8 @@ fn parse_integer(
 }
 
 fn check_number(object: &Map<String, Value>, key: &str, min: f64, max: f64) -> Result<(), ApiError> {
-    let good = object.get(key).is_none_or(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
-    if good {
+    let valid = object.get(key).is_none_or(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
+    if valid {
         Ok(())
     } else {
         Err(ApiError::new(400, "bad_request", format!("{key}: must be between {min} and {max}")))
@@ -117,8 +117,8 @@ fn check_number(object: &Map<String, Value>, key: &str, min: f64, max: f64) -> R
 }
 
 fn check_one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Result<(), ApiError> {
-    let good = object.get(key).is_none_or(|value| value.as_str().is_some_and(|name| names.contains(&name)));
-    if good {
+    let valid = object.get(key).is_none_or(|value| value.as_str().is_some_and(|name| names.contains(&name)));
+    if valid {
         Ok(())
     } else {
         Err(ApiError::new(400, "bad_request", format!("{key}: must be one of {}", names.join(", "))))
@@ -153,21 +153,22 @@ fn parse_dimensions(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64
 
 /// Joins the prompts of positive weight after checking length, language and moderation.
 fn parse_prompts(object: &Map<String, Value>) -> Result<String, ApiError> {
-    let bad = |message: &str| ApiError::new(400, "bad_request", message);
+    let bad_request = |message: &str| ApiError::new(400, "bad_request", message);
     let prompts = object
         .get("text_prompts")
         .and_then(Value::as_array)
         .filter(|prompts| !prompts.is_empty())
-        .ok_or_else(|| bad("text_prompts: at least one prompt is required"))?;
+        .ok_or_else(|| bad_request("text_prompts: at least one prompt is required"))?;
     let mut positive = Vec::new();
     for prompt in prompts {
-        let text = prompt.get("text").and_then(Value::as_str).ok_or_else(|| bad("text_prompts.text: is required"))?;
+        let text =
+            prompt.get("text").and_then(Value::as_str).ok_or_else(|| bad_request("text_prompts.text: is required"))?;
         if text.is_empty() || text.chars().count() > 2_000 {
-            return Err(bad("text_prompts.text: must be 1 to 2000 characters"));
+            return Err(bad_request("text_prompts.text: must be 1 to 2000 characters"));
         }
         let weight = match prompt.get("weight") {
             None | Some(Value::Null) => 1.0,
-            Some(weight) => weight.as_f64().ok_or_else(|| bad("text_prompts.weight: must be a number"))?,
+            Some(weight) => weight.as_f64().ok_or_else(|| bad_request("text_prompts.weight: must be a number"))?,
         };
         check_language(text)?;
         if weight > 0.0 {
@@ -200,9 +201,9 @@ mod tests {
 
     #[test]
     fn valid_request_is_parsed() {
-        let order = parse(SDXL, body().to_string().as_bytes());
+        let request = parse(SDXL, body().to_string().as_bytes());
         assert_eq!(
-            order,
+            request,
             Ok(ImageRequest {
                 prompt: "A fox".into(),
                 width: 1344,
@@ -215,10 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_the_apis_default() {
-        let order = parse(SDXL, br#"{"text_prompts": [{"text": "A fox"}], "sampler": "K_EULER"}"#);
+    fn omitted_fields_get_the_api_defaults() {
+        let request = parse(SDXL, br#"{"text_prompts": [{"text": "A fox"}], "sampler": "K_EULER"}"#);
         assert_eq!(
-            order,
+            request,
             Ok(ImageRequest {
                 prompt: "A fox".into(),
                 width: 1024,
@@ -235,8 +236,8 @@ mod tests {
         let check = |engine: &str, key: &str, value: Value, expected: &str| {
             let mut body = body();
             body[key] = value.clone();
-            let refusal = parse(engine, body.to_string().as_bytes()).expect_err(expected);
-            assert_eq!(format!("{} {}", refusal.status, refusal.name), expected, "{key}: {value}");
+            let error = parse(engine, body.to_string().as_bytes()).expect_err(expected);
+            assert_eq!(format!("{} {}", error.status, error.name), expected, "{key}: {value}");
         };
         check("gone", "steps", json!(40), "404 not_found");
         check(SDXL, "width", json!(1920), "400 invalid_sdxl_v1_dimensions");

@@ -3,7 +3,7 @@
 //! Source: the public v2beta reference; the order of the checks is the sandbox's own.
 
 use super::{Format, ImageRequest, STYLE_PRESETS, check_language, is_flagged_by_moderation};
-use crate::reply::ApiError;
+use crate::api_error::ApiError;
 
 const MODELS: [&str; 4] = ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"];
 const ASPECT_RATIOS: [(&str, u32, u32); 9] = [
@@ -21,27 +21,29 @@ const MAX_PROMPT_CHARS: usize = 10_000;
 
 /// Validates the form fields of a request to a service.
 pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageRequest, ApiError> {
-    let bad = |message: String| ApiError::new(400, "bad_request", message);
-    let mut keys = vec!["prompt", "negative_prompt", "aspect_ratio", "seed", "output_format"];
+    let bad_request = |message: String| ApiError::new(400, "bad_request", message);
+    let mut known_fields = vec!["prompt", "negative_prompt", "aspect_ratio", "seed", "output_format"];
     match service {
-        "core" => keys.push("style_preset"),
+        "core" => known_fields.push("style_preset"),
         "ultra" => {}
-        "sd3" => keys.extend(["model", "cfg_scale", "mode"]),
+        "sd3" => known_fields.extend(["model", "cfg_scale", "mode"]),
         _ => return Err(ApiError::new(404, "not_found", "no such service")),
     }
-    if let Some((unknown, _)) = fields.iter().find(|(name, _)| !keys.contains(&name.as_str())) {
-        return Err(bad(format!("{unknown}: unknown field")));
+    if let Some((unknown, _)) = fields.iter().find(|(name, _)| !known_fields.contains(&name.as_str())) {
+        return Err(bad_request(format!("{unknown}: unknown field")));
     }
     let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let one_of = |name: &str, allowed: &[&str]| match field(name) {
-        Some(value) if !allowed.contains(&value) => Err(bad(format!("{name}: must be one of {}", allowed.join(", ")))),
+        Some(value) if !allowed.contains(&value) => {
+            Err(bad_request(format!("{name}: must be one of {}", allowed.join(", "))))
+        }
         other => Ok(other),
     };
-    let prompt = field("prompt").ok_or_else(|| bad("prompt: is required".to_owned()))?;
+    let prompt = field("prompt").ok_or_else(|| bad_request("prompt: is required".to_owned()))?;
     for (name, text) in [("prompt", Some(prompt)), ("negative_prompt", field("negative_prompt"))] {
         let Some(text) = text else { continue };
         if text.is_empty() || text.chars().count() > MAX_PROMPT_CHARS {
-            return Err(bad(format!("{name}: must be 1 to {MAX_PROMPT_CHARS} characters")));
+            return Err(bad_request(format!("{name}: must be 1 to {MAX_PROMPT_CHARS} characters")));
         }
         check_language(text)?;
     }
@@ -60,7 +62,7 @@ pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageR
             .parse()
             .ok()
             .filter(|seed| *seed < u32::MAX)
-            .ok_or_else(|| bad("seed: must be a whole number from 0 to 4294967294".to_owned()))?,
+            .ok_or_else(|| bad_request("seed: must be a whole number from 0 to 4294967294".to_owned()))?,
     };
     if is_flagged_by_moderation(prompt) {
         return Err(ApiError::new(
@@ -94,8 +96,8 @@ mod tests {
             ("output_format", "jpeg"),
             ("style_preset", "anime"),
         ];
-        let order = parse("core", &form_fields(&fields)).expect("a valid request");
-        assert_eq!((order.width, order.height, order.seed, order.format), (1680, 960, 7, Format::Jpeg));
+        let request = parse("core", &form_fields(&fields)).expect("a valid request");
+        assert_eq!((request.width, request.height, request.seed, request.format), (1680, 960, 7, Format::Jpeg));
         let plain = parse("ultra", &form_fields(&[("prompt", "A fox")])).expect("a valid request");
         assert_eq!((plain.width, plain.height, plain.seed, plain.format), (1024, 1024, 0, Format::Png));
         assert!(parse("sd3", &form_fields(&[("prompt", "A fox"), ("model", "sd3.5-flash")])).is_ok());
@@ -107,8 +109,8 @@ mod tests {
             let mut fields = form_fields(&[("prompt", "A fox")]);
             fields.retain(|(known, _)| known != name);
             fields.push((name.to_owned(), value.to_owned()));
-            let refusal = parse(service, &fields).expect_err(expected);
-            assert_eq!(format!("{} {}", refusal.status, refusal.name), expected, "{name}: {value}");
+            let error = parse(service, &fields).expect_err(expected);
+            assert_eq!(format!("{} {}", error.status, error.name), expected, "{name}: {value}");
         };
         check("gone", "seed", "1", "404 not_found");
         check("core", "prompt", "", "400 bad_request");

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::Shared;
-use crate::reply::ApiError;
+use crate::api_error::ApiError;
 use crate::rules::v1;
 
 pub(super) async fn balance(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, ApiError> {

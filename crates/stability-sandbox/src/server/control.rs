@@ -7,9 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::Shared;
+use crate::api_error::ApiError;
 use crate::faults::FaultSpec;
 use crate::ledger::Ledger;
-use crate::reply::ApiError;
 
 pub(super) async fn ledger(State(shared): State<Arc<Shared>>) -> Json<Ledger> {
     Json(shared.lock().ledger.clone())
@@ -17,10 +17,10 @@ pub(super) async fn ledger(State(shared): State<Arc<Shared>>) -> Json<Ledger> {
 
 pub(super) async fn inject_fault(
     State(shared): State<Arc<Shared>>,
-    Json(order): Json<FaultSpec>,
+    Json(spec): Json<FaultSpec>,
 ) -> Result<StatusCode, ApiError> {
-    let ordered = shared.lock().faults.inject(order);
-    ordered.map(|()| StatusCode::NO_CONTENT).map_err(|message| ApiError::new(400, "bad_request", message))
+    let result = shared.lock().faults.inject(spec);
+    result.map(|()| StatusCode::NO_CONTENT).map_err(|message| ApiError::new(400, "bad_request", message))
 }
 
 pub(super) async fn clear_faults(State(shared): State<Arc<Shared>>) -> StatusCode {

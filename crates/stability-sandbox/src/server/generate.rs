@@ -15,10 +15,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::{Shared, artwork};
+use super::{Shared, output};
+use crate::api_error::ApiError;
 use crate::faults::Fault;
 use crate::ledger::RequestRecord;
-use crate::reply::ApiError;
 use crate::rules::{self, ImageRequest};
 
 /// Counts a request as in flight until it is dropped, which also happens when the caller disconnects.
@@ -66,8 +66,8 @@ pub(super) async fn v1(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let in_flight = InFlightGuard::begin(shared.clone());
-    let answered = answer_v1(&shared, &engine, &headers, body).await;
-    in_flight.record_response(answered.unwrap_or_else(IntoResponse::into_response))
+    let result = handle_v1(&shared, &engine, &headers, body).await;
+    in_flight.record_response(result.unwrap_or_else(IntoResponse::into_response))
 }
 
 pub(super) async fn v2beta(
@@ -77,8 +77,8 @@ pub(super) async fn v2beta(
     request: Request,
 ) -> Response {
     let in_flight = InFlightGuard::begin(shared.clone());
-    let answered = handle_v2beta(&shared, &service, &headers, request).await;
-    in_flight.record_response(answered.unwrap_or_else(ApiError::into_v2beta))
+    let result = handle_v2beta(&shared, &service, &headers, request).await;
+    in_flight.record_response(result.unwrap_or_else(ApiError::into_v2beta))
 }
 
 /// Checks the key, then the rate limit, which is the order of a gateway.
@@ -87,7 +87,7 @@ fn check_access(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
     if shared.lock().limiter.admit(Instant::now()) { Ok(()) } else { Err(ApiError::from_status(429)) }
 }
 
-async fn answer_v1(
+async fn handle_v1(
     shared: &Arc<Shared>,
     engine: &str,
     headers: &HeaderMap,
@@ -95,25 +95,25 @@ async fn answer_v1(
 ) -> Result<Response, ApiError> {
     check_access(shared, headers)?;
     let body = body.map_err(|rejected| ApiError::from_status(rejected.status().as_u16()))?;
-    let as_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
+    let wants_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
         None | Some(b"application/json" | b"*/*") => false,
         Some(b"image/png") => true,
         Some(_) => return Err(ApiError::new(400, "bad_request", "accept: must be application/json or image/png")),
     };
-    let order = rules::v1::parse(engine, &body)?;
-    if as_image && order.samples > 1 {
+    let request = rules::v1::parse(engine, &body)?;
+    if wants_image && request.samples > 1 {
         return Err(ApiError::new(400, "invalid_samples", "samples: must be 1 where an image is asked for"));
     }
-    let made = generate_images(shared, order).await?;
-    let response = if as_image {
-        made.image_response()
+    let generated = generate_images(shared, request).await?;
+    let response = if wants_image {
+        generated.image_response()
     } else {
-        let reason = made.finish_reason();
+        let reason = generated.finish_reason();
         let artifact = |(seed, bytes): &(u32, Vec<u8>)| json!({"base64": STANDARD.encode(bytes), "seed": seed, "finishReason": reason});
-        let artifacts: Vec<_> = made.images.iter().map(artifact).collect();
+        let artifacts: Vec<_> = generated.images.iter().map(artifact).collect();
         Json(json!({"artifacts": artifacts})).into_response()
     };
-    Ok(artwork::apply_response_fault(response, made.fault).await)
+    Ok(output::apply_response_fault(response, generated.fault).await)
 }
 
 async fn handle_v2beta(
@@ -123,23 +123,23 @@ async fn handle_v2beta(
     request: Request,
 ) -> Result<Response, ApiError> {
     check_access(shared, headers)?;
-    let as_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
+    let wants_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
         None | Some(b"image/*" | b"*/*") => true,
         Some(b"application/json") => false,
         Some(_) => return Err(ApiError::new(400, "bad_request", "accept: must be image/* or application/json")),
     };
     let form = Multipart::from_request(request, &()).await;
     let form = form.map_err(|_| ApiError::new(400, "bad_request", "content-type: must be multipart/form-data"))?;
-    let order = rules::v2beta::parse(service, &read_fields(form).await?)?;
-    let made = generate_images(shared, order).await?;
-    let response = if as_image {
-        made.image_response()
+    let request = rules::v2beta::parse(service, &read_fields(form).await?)?;
+    let generated = generate_images(shared, request).await?;
+    let response = if wants_image {
+        generated.image_response()
     } else {
-        let (seed, bytes) = made.first();
-        let body = json!({"image": STANDARD.encode(bytes), "seed": seed, "finish_reason": made.finish_reason()});
+        let (seed, bytes) = generated.first();
+        let body = json!({"image": STANDARD.encode(bytes), "seed": seed, "finish_reason": generated.finish_reason()});
         Json(body).into_response()
     };
-    Ok(artwork::apply_response_fault(response, made.fault).await)
+    Ok(output::apply_response_fault(response, generated.fault).await)
 }
 
 /// Reads the fields of a form, in their order.
@@ -185,24 +185,25 @@ impl GeneratedImages {
 }
 
 /// Charges for the request and renders its images, unless a status fault rejects it.
-async fn generate_images(shared: &Arc<Shared>, order: ImageRequest) -> Result<GeneratedImages, ApiError> {
+async fn generate_images(shared: &Arc<Shared>, request: ImageRequest) -> Result<GeneratedImages, ApiError> {
     let (fault, latency, sketch) = {
         let mut state = shared.lock();
-        state.ledger.by_prompt.entry(order.prompt.clone()).or_default().requests += 1;
+        state.ledger.by_prompt.entry(request.prompt.clone()).or_default().requests += 1;
         let fault =
-            state.faults.next_fault(&order.prompt).map_err(|message| ApiError::new(400, "bad_request", message))?;
+            state.faults.next_fault(&request.prompt).map_err(|message| ApiError::new(400, "bad_request", message))?;
         (fault, state.latency, state.sketch)
     };
     if let Some(Fault::Status(status, retry_after_s)) = fault {
         return Err(ApiError { retry_after_s, ..ApiError::from_status(status) });
     }
-    charge(shared, &order)?;
+    charge(shared, &request)?;
     tokio::time::sleep(latency + fault.map_or(Duration::ZERO, Fault::delay)).await;
-    let first = if order.seed == 0 { shared.next_seed.fetch_add(7_919, Ordering::Relaxed).max(1) } else { order.seed };
-    let media_type = order.format.media_type();
+    let first =
+        if request.seed == 0 { shared.next_seed.fetch_add(7_919, Ordering::Relaxed).max(1) } else { request.seed };
+    let media_type = request.format.media_type();
     let painting = spawn_blocking(move || {
-        let seeds = (0..order.samples).map(|sample| first.wrapping_add(sample));
-        seeds.map(|seed| (seed, artwork::render_image(&order, seed, fault, sketch))).collect()
+        let seeds = (0..request.samples).map(|sample| first.wrapping_add(sample));
+        seeds.map(|seed| (seed, output::render_image(&request, seed, fault, sketch))).collect()
     });
     Ok(GeneratedImages { images: painting.await.unwrap_or_default(), media_type, fault })
 }
@@ -215,8 +216,8 @@ fn charge(shared: &Shared, order: &ImageRequest) -> Result<(), ApiError> {
     }
     state.credits -= price;
     state.ledger.charged += order.samples;
-    if let Some(asked) = state.ledger.by_prompt.get_mut(&order.prompt) {
-        asked.charged += order.samples;
+    if let Some(counts) = state.ledger.by_prompt.get_mut(&order.prompt) {
+        counts.charged += order.samples;
     }
     Ok(())
 }

@@ -114,12 +114,12 @@ impl<'a> DeadLetterView<'a> {
 
 pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
-    let held = broker.hold_dead_letters().await?;
-    let outcome = execute(options, &held, screen).await;
-    if held.has_more() {
+    let dead_letters = broker.hold_dead_letters().await?;
+    let outcome = execute(options, &dead_letters, screen).await;
+    if dead_letters.has_more() {
         screen.print_note("more dead letters exist than are read at once; repeat the command for the others");
     }
-    held.release().await;
+    dead_letters.release().await;
     broker.close().await;
     outcome
 }
@@ -128,13 +128,13 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
     match &options.subcommand {
         Subcommand::List { filter: choice, json } => {
             let letters: Vec<_> = held.letters().iter().filter(|letter| choice.matches(letter)).collect();
-            let shown: Vec<_> = letters.into_iter().map(DeadLetterView::summary).collect();
+            let views: Vec<_> = letters.into_iter().map(DeadLetterView::summary).collect();
             if *json {
-                screen.print(&jobs::to_json(&shown));
-            } else if shown.is_empty() {
+                screen.print(&jobs::to_json(&views));
+            } else if views.is_empty() {
                 screen.print_note("no dead letters");
             } else {
-                let rows = shown.iter().map(|letter| {
+                let rows = views.iter().map(|letter| {
                     let job = letter.job_id.map(|id| id.to_string()).unwrap_or_default();
                     [letter.id, letter.rejected_at.unwrap_or_default(), &job, letter.reason].map(str::to_owned)
                 });
@@ -144,9 +144,9 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
         Subcommand::Show { id, json } => {
             let letter = held.letters().iter().find(|letter| letter.id == *id);
             let letter = letter.ok_or_else(|| CliError::Usage(format!("no dead letter has the id {id}")))?;
-            let whole = DeadLetterView::details(letter);
+            let details = DeadLetterView::details(letter);
             if *json {
-                screen.print(&jobs::to_json(&whole));
+                screen.print(&jobs::to_json(&details));
             } else {
                 let mut lines = vec![
                     ("id", letter.id.clone()),
@@ -154,8 +154,8 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
                     ("rejected", letter.rejected_at.clone().unwrap_or_else(|| "at an unknown time".to_owned())),
                 ];
                 lines.extend(letter.job_id.map(|job| ("job", job.to_string())));
-                lines.extend(whole.headers.iter().map(|(name, value)| (name.as_str(), value.clone())));
-                let body = whole.body.as_ref().map(jobs::to_json).unwrap_or_default();
+                lines.extend(details.headers.iter().map(|(name, value)| (name.as_str(), value.clone())));
+                let body = details.body.as_ref().map(jobs::to_json).unwrap_or_default();
                 screen.print(&format!("{}\n{body}", tables::format_pairs(&lines)));
             }
         }

@@ -113,9 +113,9 @@ async fn run_checks(settings: &Settings) -> Vec<Finding> {
         with_timeout(check_translation(settings)),
         with_timeout(check_telemetry(settings)),
     );
-    let all_good = CheckResult::ok(format!("{} settings are valid", settings.redacted_values.len()));
-    let found = [
-        ("settings", all_good),
+    let settings_ok = CheckResult::ok(format!("{} settings are valid", settings.redacted_values.len()));
+    let results = [
+        ("settings", settings_ok),
         ("broker", broker),
         ("queues", queues),
         ("database", database),
@@ -124,7 +124,7 @@ async fn run_checks(settings: &Settings) -> Vec<Finding> {
         ("translation", translation),
         ("telemetry", telemetry),
     ];
-    found.into_iter().map(|(name, state)| Finding { name, result: state }).collect()
+    results.into_iter().map(|(name, state)| Finding { name, result: state }).collect()
 }
 
 async fn with_timeout(check: impl Future<Output = CheckResult>) -> CheckResult {
@@ -188,13 +188,13 @@ async fn check_queues(settings: &Settings) -> CheckResult {
 /// Checks that the collector accepts exported data.
 async fn check_telemetry(settings: &Settings) -> CheckResult {
     let exported = settings.telemetry.exported_signals();
-    let named = exported.iter().map(|(signal, _)| *signal).collect::<Vec<_>>().join(", ");
+    let signals = exported.iter().map(|(signal, _)| *signal).collect::<Vec<_>>().join(", ");
     match telemetry::check_collector(&settings.telemetry).await {
         None if exported.is_empty() => CheckResult::ok(
             "nothing is exported; set OTEL_EXPORTER_OTLP_ENDPOINT to export to a collector (/metrics is always served)",
         ),
-        None => CheckResult::ok(format!("{named} are exported")),
-        Some(Ok(())) => CheckResult::ok(format!("the collector accepts data; {named} are exported")),
+        None => CheckResult::ok(format!("{signals} are exported")),
+        Some(Ok(())) => CheckResult::ok(format!("the collector accepts data; {signals} are exported")),
         Some(Err(error)) => CheckResult::failed(
             format!("the collector does not accept spans ({error})"),
             "start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_PROTOCOL",

@@ -5,8 +5,8 @@ use broker::PublishOutcome;
 use domain::event::Event;
 use tracing::Instrument;
 
+use super::command_args::CommandArgs;
 use super::exit::CliError;
-use super::order::CommandArgs;
 use super::screen::{Progress, Screen};
 use super::submit::show_terminal_event;
 use super::tables::EventView;
@@ -45,7 +45,7 @@ pub(super) async fn run(
             command.job_id
         ))
     };
-    let mut told = false;
+    let mut lease_notice_shown = false;
     // `grace_expired` is never cancelled: a second signal ends the process.
     let shutdown = Shutdown { stop: signals.stop().clone(), ..Shutdown::default() };
     loop {
@@ -68,11 +68,11 @@ pub(super) async fn run(
             JobOutcome::Preempted => {}
             JobOutcome::Interrupted => return Err(interrupted()),
             JobOutcome::Leased | JobOutcome::LeaseLost => {
-                if !told {
+                if !lease_notice_shown {
                     screen.print_note(
                         "another process holds the lease of this job, or stopped without releasing it; waiting",
                     );
-                    told = true;
+                    lease_notice_shown = true;
                 }
                 tokio::select! {
                     () = signals.stop().cancelled() => return Err(interrupted()),
@@ -89,8 +89,8 @@ pub(super) async fn run(
 #[async_trait]
 impl EventSink for Progress {
     async fn publish(&self, event: &Event) -> Result<PublishOutcome, PublishError> {
-        if let Some(seen) = EventView::parse(event.body.as_bytes()) {
-            self.show(&seen);
+        if let Some(event) = EventView::parse(event.body.as_bytes()) {
+            self.show(&event);
         }
         Ok(PublishOutcome::Routed)
     }

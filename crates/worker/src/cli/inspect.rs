@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use domain::digest;
-use domain::story::ImageMetadata;
-use picture::texts;
+use domain::image_metadata::ImageMetadata;
+use picture::metadata;
 use serde::Serialize;
 
 use super::exit::CliError;
@@ -46,22 +46,22 @@ struct Text {
 }
 
 pub(super) fn run(options: &Options, screen: &Screen) -> Result<(), CliError> {
-    let found = read_file_report(options)?;
-    screen.print(&if options.json { jobs::to_json(&found) } else { format_report(&found) });
+    let report = read_file_report(options)?;
+    screen.print(&if options.json { jobs::to_json(&report) } else { format_report(&report) });
     Ok(())
 }
 
 fn read_file_report(options: &Options) -> Result<FileReport, CliError> {
     let file = options.file.display().to_string();
     let unusable = |why: String| CliError::Usage(format!("{file}: {why}"));
-    let size_bytes = std::fs::metadata(&options.file).map(|found| found.len());
+    let size_bytes = std::fs::metadata(&options.file).map(|report| report.len());
     let size_bytes = size_bytes.map_err(|error| unusable(format!("cannot be read ({error})")))?;
     if size_bytes > MAX_FILE_BYTES {
         return Err(unusable(format!("{size_bytes} bytes is not allowed; at most {MAX_FILE_BYTES}")));
     }
     let bytes = std::fs::read(&options.file).map_err(|error| unusable(format!("cannot be read ({error})")))?;
-    let read = texts::read(&bytes).map_err(|defect| unusable(defect.to_string()))?;
-    let texts::ImageInfo { format, width, height, texts } = read;
+    let read = metadata::read(&bytes).map_err(|defect| unusable(defect.to_string()))?;
+    let metadata::ImageInfo { format, width, height, texts } = read;
     Ok(FileReport {
         file,
         format: format.as_str(),
@@ -69,7 +69,7 @@ fn read_file_report(options: &Options) -> Result<FileReport, CliError> {
         height,
         size_bytes,
         sha256: digest::sha256(&bytes),
-        metadata: texts::from_texts(&texts),
+        metadata: metadata::from_texts(&texts),
         texts: texts.into_iter().map(|(keyword, text)| Text { keyword, text }).collect(),
     })
 }
@@ -81,36 +81,36 @@ fn format_report(found: &FileReport) -> String {
         ("format", format!("{format}, {width}x{height}, {size_bytes} bytes")),
         ("sha256", sha256.clone()),
     ];
-    let Some(story) = story else {
+    let Some(metadata) = story else {
         lines.push(("metadata", "none: the file was not made by asset-worker, or its metadata was removed".to_owned()));
         let mut text = tables::format_pairs(&lines);
         for Text { keyword, text: told } in texts {
             // The text is of unknown origin: control characters must not reach the terminal.
-            let told = told.replace(|c: char| c.is_control() && c != '\n', "\u{FFFD}");
-            text += &format!("\n{}:\n{told}\n", keyword.escape_debug());
+            let value = told.replace(|c: char| c.is_control() && c != '\n', "\u{FFFD}");
+            text += &format!("\n{}:\n{value}\n", keyword.escape_debug());
         }
         return text;
     };
-    let recipe = &story.params;
+    let params = &metadata.params;
     lines.extend([
-        ("job", story.job_id.to_string()),
-        ("project", story.project_id.to_string()),
-        ("image", story.index.to_string()),
-        ("description", story.description.clone()),
+        ("job", metadata.job_id.to_string()),
+        ("project", metadata.project_id.to_string()),
+        ("image", metadata.index.to_string()),
+        ("description", metadata.description.clone()),
     ]);
-    lines.extend(recipe.english.clone().map(|english| ("in English", english)));
-    lines.push(("prompt", recipe.prompt.clone()));
-    if !recipe.negative_prompt.is_empty() {
-        lines.push(("negative prompt", recipe.negative_prompt.clone()));
+    lines.extend(params.english.clone().map(|english| ("in English", english)));
+    lines.push(("prompt", params.prompt.clone()));
+    if !params.negative_prompt.is_empty() {
+        lines.push(("negative prompt", params.negative_prompt.clone()));
     }
-    if !recipe.left_out.is_empty() {
-        lines.push(("left out", recipe.left_out.join(", ")));
+    if !params.left_out.is_empty() {
+        lines.push(("left out", params.left_out.join(", ")));
     }
-    lines.push(("engine", recipe.engine.clone()));
-    lines.push(("seed", story.seed.to_string()));
-    lines.extend(recipe.style_preset.clone().map(|preset| ("style preset", preset)));
-    lines.extend(recipe.cfg_scale.map(|scale| ("cfg scale", scale.to_string())));
-    lines.extend(recipe.steps.map(|steps| ("steps", steps.to_string())));
-    lines.push(("software", story.software.clone()));
+    lines.push(("engine", params.engine.clone()));
+    lines.push(("seed", metadata.seed.to_string()));
+    lines.extend(params.style_preset.clone().map(|preset| ("style preset", preset)));
+    lines.extend(params.cfg_scale.map(|scale| ("cfg scale", scale.to_string())));
+    lines.extend(params.steps.map(|steps| ("steps", steps.to_string())));
+    lines.push(("software", metadata.software.clone()));
     tables::format_pairs(&lines)
 }

@@ -62,15 +62,15 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Updates the display from an event.
-    pub(super) fn show(&self, seen: &EventView) {
-        let Some(line) = seen.progress_line() else { return };
-        let data = &seen.data;
+    pub(super) fn show(&self, event: &EventView) {
+        let Some(line) = event.progress_line() else { return };
+        let data = &event.data;
         match &self.bar {
             None => self.screen.print_note(&line),
             Some(bar) => {
                 bar.set_position(u64::from(data.succeeded + data.failed));
                 bar.set_message(if data.failed == 0 { String::new() } else { format!("{} failed", data.failed) });
-                if data.code.is_some() || seen.is_started() {
+                if data.code.is_some() || event.is_started() {
                     self.screen.print_note(&line);
                 }
             }

@@ -131,16 +131,19 @@ fn format_style(style: &Style) -> String {
     let list = |modifiers: &[String]| {
         if modifiers.is_empty() { "none".to_owned() } else { modifiers.join(", ") }
     };
-    let open = |default: &str| format!("{default} (default)");
+    let default_text = |default: &str| format!("{default} (default)");
     let none_if_empty = |text: &String| if text.is_empty() { "none".to_owned() } else { text.clone() };
     tables::format_pairs(&[
-        ("modifiers", style.style_modifiers.as_deref().map_or_else(|| open(&DEFAULT_STYLE_MODIFIERS.join(", ")), list)),
+        (
+            "modifiers",
+            style.style_modifiers.as_deref().map_or_else(|| default_text(&DEFAULT_STYLE_MODIFIERS.join(", ")), list),
+        ),
         (
             "negative prompt",
-            style.negative_prompt.as_ref().map_or_else(|| open(DEFAULT_NEGATIVE_PROMPT), none_if_empty),
+            style.negative_prompt.as_ref().map_or_else(|| default_text(DEFAULT_NEGATIVE_PROMPT), none_if_empty),
         ),
-        ("style preset", style.style_preset.clone().unwrap_or_else(|| open("none"))),
-        ("cfg scale", style.cfg_scale.map_or_else(|| open("IMAGE_CFG_SCALE"), |scale| scale.to_string())),
-        ("steps", style.steps.map_or_else(|| open("IMAGE_STEPS"), |steps| steps.to_string())),
+        ("style preset", style.style_preset.clone().unwrap_or_else(|| default_text("none"))),
+        ("cfg scale", style.cfg_scale.map_or_else(|| default_text("IMAGE_CFG_SCALE"), |scale| scale.to_string())),
+        ("steps", style.steps.map_or_else(|| default_text("IMAGE_STEPS"), |steps| steps.to_string())),
     ])
 }

@@ -8,8 +8,8 @@ use serde_json::json;
 use tokio::time::timeout;
 use tracing::{Instrument, info_span};
 
+use super::command_args::CommandArgs;
 use super::exit::CliError;
-use super::order::CommandArgs;
 use super::screen::Screen;
 use super::tables::EventView;
 use crate::settings::Settings;
@@ -49,7 +49,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
             Ok(())
         }
         Some(watch) => match timeout(options.timeout, wait_for_terminal_event(watch, &command, screen)).await {
-            Ok(Ok(last)) => show_terminal_event(&last, options.json, screen),
+            Ok(Ok(terminal)) => show_terminal_event(&terminal, options.json, screen),
             Ok(Err(failure)) => Err(failure),
             Err(_) => Err(CliError::unreachable(format!(
                 "no terminal event of job {} received within {}; is a worker running? The command stays on the queue",
@@ -78,25 +78,25 @@ async fn wait_for_terminal_event(
 ) -> Result<Vec<u8>, CliError> {
     let progress = screen.start_progress(command.image_descriptions.len());
     loop {
-        let seen = watch.next().await.map_err(|lost| {
+        let event = watch.next().await.map_err(|error| {
             CliError::unreachable(format!(
-                "{lost}; the job continues; show its state with: asset-worker jobs show {}",
+                "{error}; the job continues; show its state with: asset-worker jobs show {}",
                 command.job_id
             ))
         })?;
-        match seen {
+        match event {
             WatchedMessage::Event(body) => {
-                let Some(seen) = EventView::parse(&body).filter(|seen| seen.data.job_id == command.job_id) else {
+                let Some(event) = EventView::parse(&body).filter(|event| event.data.job_id == command.job_id) else {
                     continue;
                 };
-                if seen.is_terminal() {
+                if event.is_terminal() {
                     return Ok(body);
                 }
-                progress.show(&seen);
+                progress.show(&event);
             }
             WatchedMessage::DeadLetter { body, reason } => {
-                let ours = serde_json::from_slice::<Command>(&body).is_ok_and(|dead| dead == *command);
-                if ours {
+                let is_own_command = serde_json::from_slice::<Command>(&body).is_ok_and(|dead| dead == *command);
+                if is_own_command {
                     return Err(CliError::JobFailed(format!("job {} was refused: {reason}", command.job_id)));
                 }
             }

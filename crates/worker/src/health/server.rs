@@ -92,8 +92,8 @@ impl ProbeServer {
 async fn livez(State(ProbeServer { health, .. }): State<ProbeServer>) -> impl IntoResponse {
     match health.stuck_for() {
         None => (StatusCode::OK, Json(json!({"status": "ok"}))),
-        Some(silence) => {
-            let body = json!({"status": "stuck", "silent_s": silence.as_secs()});
+        Some(heartbeat_age) => {
+            let body = json!({"status": "stuck", "silent_s": heartbeat_age.as_secs()});
             (StatusCode::SERVICE_UNAVAILABLE, Json(body))
         }
     }

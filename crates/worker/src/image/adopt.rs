@@ -12,14 +12,14 @@ use crate::image_pool::FileMetadata;
 pub(super) async fn find_stored_file(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, ImageError> {
     let Some(file_path) = task.reserved_path.clone() else { return Ok(None) };
     files.storage.remove_temporary_files(&file_path).await;
-    let lengths = 1..=files.pool.spec().max_bytes;
-    let Some(bytes) = files.storage.read(&file_path, lengths).await? else { return Ok(None) };
+    let allowed_sizes = 1..=files.pool.spec().max_bytes;
+    let Some(bytes) = files.storage.read(&file_path, allowed_sizes).await? else { return Ok(None) };
     let size_bytes = bytes.len() as u64;
     let Some(FileMetadata { metadata, format, sha256 }) = files.pool.read_file_metadata(bytes).await else {
         return Ok(None);
     };
-    let ours = (metadata.job_id, metadata.index) == (files.key.job_id, task.index) && metadata.params == task.params;
-    if !ours {
+    let matches = (metadata.job_id, metadata.index) == (files.key.job_id, task.index) && metadata.params == task.params;
+    if !matches {
         return Ok(None);
     }
     info!(file_path, "stored file of an incomplete row adopted");

@@ -12,17 +12,17 @@ use crate::telemetry::metrics::ErrorCode;
 
 /// Copies the newest cached image with an intact file to this image's own path; `None` if there is none.
 pub(super) async fn copy_cached(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, StoreError> {
-    for found in files.store.find_cached_images(task.fingerprint).await? {
-        match try_copy(files, task, &found).await {
+    for cached in files.store.find_cached_images(task.fingerprint).await? {
+        match try_copy(files, task, &cached).await {
             Ok(Some(file_path)) => {
-                let CachedImage { file_path: _, format, size_bytes, sha256, seed } = found;
+                let CachedImage { file_path: _, format, size_bytes, sha256, seed } = cached;
                 return Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin: Origin::Cache }));
             }
             Ok(None) => {}
             Err(ImageError::Store(error)) => return Err(error),
             Err(error) => {
                 let (code, reason) = (error.code(), error_chain(&error));
-                warn!(code, reason, cached = found.file_path, "cached image cannot be used");
+                warn!(code, reason, cached = cached.file_path, "cached image cannot be used");
             }
         }
     }
@@ -36,8 +36,8 @@ async fn try_copy(files: &ImageFiles, task: &ImageTask, found: &CachedImage) -> 
     if found.size_bytes >= files.pool.spec().max_bytes {
         return Ok(None);
     }
-    let lengths = found.size_bytes..=found.size_bytes;
-    let Some(bytes) = files.storage.read(&found.file_path, lengths).await? else {
+    let allowed_sizes = found.size_bytes..=found.size_bytes;
+    let Some(bytes) = files.storage.read(&found.file_path, allowed_sizes).await? else {
         warn!(cached = found.file_path, "file of a cached image is missing or has another size");
         return Ok(None);
     };

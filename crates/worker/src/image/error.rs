@@ -50,26 +50,26 @@ impl From<StorageError> for ImageError {
 impl From<Error> for ImageError {
     /// Maps each error of the API client to its consequence.
     fn from(error: Error) -> Self {
-        let image = |code| Self::Failed(code, error.to_string());
-        let job = |code| Self::Fatal(code, error.to_string());
+        let failed = |code| Self::Failed(code, error.to_string());
+        let fatal = |code| Self::Fatal(code, error.to_string());
         match error {
-            Error::ContentPolicy(_) | Error::Filtered => image(ImageFailureCode::ContentPolicy),
-            Error::RateLimited { .. } | Error::Quota(_) => image(ImageFailureCode::RateLimited),
-            Error::Damaged { .. } => image(ImageFailureCode::InvalidImage),
+            Error::ContentPolicy(_) | Error::Filtered => failed(ImageFailureCode::ContentPolicy),
+            Error::RateLimited { .. } | Error::Quota(_) => failed(ImageFailureCode::RateLimited),
+            Error::Damaged { .. } => failed(ImageFailureCode::InvalidImage),
             Error::Unusable(unusable) => Self::Failed(ImageFailureCode::InvalidImage, unusable.reason),
-            Error::Timeout => image(ImageFailureCode::Timeout),
-            Error::InvalidRequest(_) | Error::Rejected(_) => image(ImageFailureCode::RejectedRequest),
-            Error::Unauthorized(_) => job(JobFailureCode::Unauthorized),
-            Error::InsufficientCredits(_) => job(JobFailureCode::InsufficientCredits),
-            Error::UnknownEngine(_) => job(JobFailureCode::UnknownEngine),
-            Error::Budget(BudgetError::Exceeded(_)) => job(JobFailureCode::BudgetExceeded),
+            Error::Timeout => failed(ImageFailureCode::Timeout),
+            Error::InvalidRequest(_) | Error::Rejected(_) => failed(ImageFailureCode::RejectedRequest),
+            Error::Unauthorized(_) => fatal(JobFailureCode::Unauthorized),
+            Error::InsufficientCredits(_) => fatal(JobFailureCode::InsufficientCredits),
+            Error::UnknownEngine(_) => fatal(JobFailureCode::UnknownEngine),
+            Error::Budget(BudgetError::Exceeded(_)) => fatal(JobFailureCode::BudgetExceeded),
             Error::Budget(BudgetError::Unavailable(source)) => Self::Budget(source),
             Error::Stopped => Self::Cancelled,
             Error::Connect(_)
             | Error::Interrupted(_)
             | Error::Server { .. }
             | Error::Unfinished
-            | Error::Undecodable(_) => image(ImageFailureCode::ProviderUnavailable),
+            | Error::Undecodable(_) => failed(ImageFailureCode::ProviderUnavailable),
         }
     }
 }

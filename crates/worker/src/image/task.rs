@@ -1,7 +1,7 @@
 //! One image to make, and the report of its result.
 
+use domain::generation_params::GenerationParams;
 use domain::outcome::Asset;
-use domain::recipe::GenerationParams;
 use stability_client::{TextToImage, Usage};
 use tracing::Span;
 use uuid::Uuid;

@@ -8,8 +8,8 @@ use domain::asset_path;
 use domain::command::{CacheMode, Command};
 use domain::event::Event;
 use domain::failure::ImageFailureCode;
+use domain::generation_params::GenerationParams;
 use domain::outcome::{Asset, ImageFailure, ImageState};
-use domain::recipe::GenerationParams;
 use domain::style::Style;
 use store::{ClaimedImage, Lease, StoreError};
 use tokio::task::JoinSet;
@@ -159,19 +159,19 @@ impl JobAttempt<'_> {
 
     /// Completes the tasks that have a cached image; returns the remaining tasks.
     async fn reuse_cached(&mut self, tasks: Vec<ImageTask>) -> Result<Vec<ImageTask>, JobRunError> {
-        let mut left = Vec::new();
+        let mut remaining = Vec::new();
         for task in tasks {
             if self.cancel.is_cancelled() {
-                left.push(task);
+                remaining.push(task);
                 continue;
             }
             let span = image_span(task.index);
             match self.generator.reuse_cached(&task).instrument(span.clone()).await? {
                 Some(asset) => self.complete_image(asset, task.fingerprint).instrument(span).await?,
-                None => left.push(task),
+                None => remaining.push(task),
             }
         }
-        Ok(left)
+        Ok(remaining)
     }
 
     /// Checks that files can be stored, so that no image is paid for that could not be kept. If not, fails all tasks.
@@ -243,7 +243,7 @@ impl JobAttempt<'_> {
         code: ImageFailureCode,
         message: String,
         retryable: bool,
-        recipe: Option<&GenerationParams>,
+        params: Option<&GenerationParams>,
     ) -> Result<(), JobRunError> {
         let ImageResources { store, metrics, .. } = self.resources;
         let ClaimedImage { id, description, requests: attempts, .. } = self.progress.image(index);
@@ -251,11 +251,11 @@ impl JobAttempt<'_> {
         metrics.record_image_failed(code);
         trace::set_attribute("image.requests", i64::from(attempts));
         trace::set_error(code.as_str(), &message);
-        let beginning: String = description.chars().take(50).collect();
-        warn!(code = code.as_str(), reason = message, requests = attempts, description = beginning, "image failed");
+        let excerpt: String = description.chars().take(50).collect();
+        warn!(code = code.as_str(), reason = message, requests = attempts, description = excerpt, "image failed");
         let failure = ImageFailure { index, description, code, message, attempts, retryable };
         let lease = self.lease;
-        self.write_result(|| store.fail_image(lease, id, &failure, recipe)).await?;
+        self.write_result(|| store.fail_image(lease, id, &failure, params)).await?;
         self.progress.set_state(index, ImageState::Failed(failure));
         if !self.progress.can_reach_success_rate() {
             self.cancel.cancel(CancelReason::SuccessRateUnreachable);
@@ -276,9 +276,9 @@ impl JobAttempt<'_> {
         if self.database_unavailable {
             return operation().await;
         }
-        let written = retry_store(operation).await;
-        self.database_unavailable = written.is_err();
-        written
+        let result = retry_store(operation).await;
+        self.database_unavailable = result.is_err();
+        result
     }
 
     async fn publish_progress(&mut self, index: u32, failure: Option<ImageFailureCode>) {

@@ -2,9 +2,9 @@
 
 use domain::command::Command;
 use domain::failure::ImageFailureCode;
+use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageSpec;
 use domain::prompt::{ComposedPrompt, DEFAULT_NEGATIVE_PROMPT, PromptTooLong, compose, shorten_list};
-use domain::recipe::GenerationParams;
 use domain::seed;
 use domain::style::Style;
 use gemini_client::TranslationError;
@@ -44,17 +44,17 @@ impl PlanFailure {
         Self { code: ImageFailureCode::RejectedRequest, message, retryable: false }
     }
 
-    fn too_long(what: &str, PromptTooLong { chars, max_chars }: &PromptTooLong) -> Self {
+    fn too_long(field: &str, PromptTooLong { chars, max_chars }: &PromptTooLong) -> Self {
         Self::rejected(format!(
-            "{what}: {chars} characters in English is not allowed; the engine takes at most {max_chars}"
+            "{field}: {chars} characters in English is not allowed; the engine takes at most {max_chars}"
         ))
     }
 
-    fn untranslated(what: &str, why: &TranslationError) -> Self {
+    fn untranslated(field: &str, error: &TranslationError) -> Self {
         Self {
             code: ImageFailureCode::TranslationUnavailable,
-            message: format!("{what}: {why}"),
-            retryable: why.is_retryable(),
+            message: format!("{field}: {error}"),
+            retryable: error.is_retryable(),
         }
     }
 }
@@ -122,30 +122,30 @@ impl Planner {
         let config = &command.config;
         let engine = config.engine.as_deref().map_or(Ok(Engine::default()), str::parse);
         let engine = engine.map_err(|error: UnknownName| PlanFailure::rejected(error.to_string()))?;
-        let mut recipe = GenerationParams { engine: engine.id().to_owned(), ..GenerationParams::default() };
-        compose_prompts(&mut recipe, engine, style, english, index, description)?;
-        recipe.requested_seed = seed::image_seed(config.seed.unwrap_or(0), index, engine.max_seed());
+        let mut params = GenerationParams { engine: engine.id().to_owned(), ..GenerationParams::default() };
+        compose_prompts(&mut params, engine, style, english, index, description)?;
+        params.requested_seed = seed::image_seed(config.seed.unwrap_or(0), index, engine.max_seed());
 
-        let frame = engine.dimensions_for(self.spec.width, self.spec.height);
-        let mut request = TextToImage::new(engine, frame, recipe.prompt.clone())?
-            .negative_prompt(&recipe.negative_prompt)?
-            .seed(recipe.requested_seed)?;
+        let dimensions = engine.dimensions_for(self.spec.width, self.spec.height);
+        let mut request = TextToImage::new(engine, dimensions, params.prompt.clone())?
+            .negative_prompt(&params.negative_prompt)?
+            .seed(params.requested_seed)?;
         // A parameter of the command that the engine does not take is rejected; one of project or worker is omitted.
-        let ours = engine.api_version() == ApiVersion::V1;
-        let said = config.style();
-        let cfg_scale = style.cfg_scale.or(ours.then_some(self.cfg_scale));
-        let steps = style.steps.or(ours.then_some(self.steps));
-        (request, recipe.cfg_scale) = set_or_default(request, said.cfg_scale, cfg_scale, TextToImage::cfg_scale)?;
-        (request, recipe.steps) = set_or_default(request, said.steps, steps, TextToImage::steps)?;
-        (request, recipe.style_preset) =
-            set_or_default(request, said.style_preset, style.style_preset.clone(), set_style_preset)?;
-        Ok((recipe, request))
+        let takes_worker_defaults = engine.api_version() == ApiVersion::V1;
+        let requested = config.style();
+        let cfg_scale = style.cfg_scale.or(takes_worker_defaults.then_some(self.cfg_scale));
+        let steps = style.steps.or(takes_worker_defaults.then_some(self.steps));
+        (request, params.cfg_scale) = set_or_default(request, requested.cfg_scale, cfg_scale, TextToImage::cfg_scale)?;
+        (request, params.steps) = set_or_default(request, requested.steps, steps, TextToImage::steps)?;
+        (request, params.style_preset) =
+            set_or_default(request, requested.style_preset, style.style_preset.clone(), set_style_preset)?;
+        Ok((params, request))
     }
 }
 
 /// Sets the English texts of the generation parameters, shortened to the engine's limit.
 fn compose_prompts(
-    recipe: &mut GenerationParams,
+    params: &mut GenerationParams,
     engine: Engine,
     style: &Style,
     english: &Translations,
@@ -171,12 +171,12 @@ fn compose_prompts(
     }
     let negative = shorten_list(&negative, max_chars);
     let negative = negative.map_err(|error| PlanFailure::too_long("negative_prompt", &error))?;
-    recipe.english = (text != description).then_some(text);
+    params.english = (text != description).then_some(text);
     let ComposedPrompt { text, left_out } = prompt;
-    recipe.prompt = text;
-    recipe.left_out = left_out;
-    recipe.negative_prompt = negative.text;
-    recipe.negative_left_out = negative.left_out;
+    params.prompt = text;
+    params.left_out = left_out;
+    params.negative_prompt = negative.text;
+    params.negative_left_out = negative.left_out;
     Ok(())
 }
 
@@ -193,14 +193,14 @@ fn set_style_preset(request: TextToImage, name: String) -> Result<TextToImage, I
 /// Sets the `requested` value, or else the `default` if the engine takes it; returns the value that was set.
 fn set_or_default<T: Clone>(
     request: TextToImage,
-    said: Option<T>,
-    kept: Option<T>,
+    requested: Option<T>,
+    default: Option<T>,
     set: impl Fn(TextToImage, T) -> Result<TextToImage, InvalidRequest>,
 ) -> Result<(TextToImage, Option<T>), InvalidRequest> {
-    if let Some(value) = said {
+    if let Some(value) = requested {
         return Ok((set(request, value.clone())?, Some(value)));
     }
-    let Some(value) = kept else { return Ok((request, None)) };
+    let Some(value) = default else { return Ok((request, None)) };
     match set(request.clone(), value.clone()) {
         Ok(request) => Ok((request, Some(value))),
         Err(_) => Ok((request, None)),

@@ -122,9 +122,9 @@ impl JobProgress {
     /// Those for which requests were sent get the message of the fatal cause, if there is one.
     pub(super) fn mark_not_attempted(&mut self) -> usize {
         let untried = self.images.iter_mut().filter(|image| image.row.state == ImageState::Untried);
-        let mut marked = 0;
+        let mut count = 0;
         for image in untried {
-            marked += 1;
+            count += 1;
             let message = match (image.row.requests, &self.fatal_cause) {
                 (0, _) => "the job ended before this image was requested",
                 (_, Some((_, fatal))) => fatal,
@@ -139,7 +139,7 @@ impl JobProgress {
                 retryable: false,
             });
         }
-        marked
+        count
     }
 
     /// The row ids and states of all images.

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::read::{Reader, SettingError};
+use super::reader::{Reader, SettingError};
 
 /// Transport protocol of OTLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +60,10 @@ const SIZE_VARIABLES: [&str; 4] = [
 ];
 
 impl TelemetrySettings {
-    pub(super) fn read(read: &Reader) -> Result<Self, SettingError> {
+    pub(super) fn read(reader: &Reader) -> Result<Self, SettingError> {
         let number = |name: &str, most: u32| {
             let allowed = format!("a whole number from 1 to {most}");
-            read.parse_optional(name, allowed, |text| {
+            reader.parse_optional(name, allowed, |text| {
                 text.parse::<u32>().ok().filter(|number| (1..=most).contains(number))
             })
         };
@@ -74,33 +74,38 @@ impl TelemetrySettings {
             number(name, 65_536)?;
         }
         // Each of these variables exists for all signals and for each single signal.
-        for of in std::iter::once(String::new()).chain(SIGNALS.iter().map(|signal| format!("{signal}_"))) {
-            number(&format!("OTEL_EXPORTER_OTLP_{of}TIMEOUT"), 3_600_000)?;
-            read.parse_optional(&format!("OTEL_EXPORTER_OTLP_{of}COMPRESSION"), "gzip or none", |text| {
-                matches!(text, "gzip" | "none").then_some(())
-            })?;
-            let name = format!("OTEL_EXPORTER_OTLP_{of}HEADERS");
-            if let Some(text) = read.get(&name) {
+        for signal_prefix in std::iter::once(String::new()).chain(SIGNALS.iter().map(|signal| format!("{signal}_"))) {
+            number(&format!("OTEL_EXPORTER_OTLP_{signal_prefix}TIMEOUT"), 3_600_000)?;
+            reader.parse_optional(
+                &format!("OTEL_EXPORTER_OTLP_{signal_prefix}COMPRESSION"),
+                "gzip or none",
+                |text| matches!(text, "gzip" | "none").then_some(()),
+            )?;
+            let name = format!("OTEL_EXPORTER_OTLP_{signal_prefix}HEADERS");
+            if let Some(text) = reader.get(&name) {
                 parse_headers(&name, &text)?;
             }
         }
-        read.parse_optional("OTEL_TRACES_SAMPLER", SAMPLERS.join(", "), |text| SAMPLERS.contains(&text).then_some(()))?;
-        read.parse_optional("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
+        reader.parse_optional("OTEL_TRACES_SAMPLER", SAMPLERS.join(", "), |text| {
+            SAMPLERS.contains(&text).then_some(())
+        })?;
+        reader.parse_optional("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |text| {
             text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio))
         })?;
-        let disabled = read.parse_optional("OTEL_SDK_DISABLED", "true or false", |text| {
+        let disabled = reader.parse_optional("OTEL_SDK_DISABLED", "true or false", |text| {
             match text.to_ascii_lowercase().as_str() {
                 "true" => Some(true),
                 "false" => Some(false),
                 _ => None,
             }
         })?;
-        let exported = |signal: &str, by_default: bool| signal_of(read, signal, by_default);
-        let (traces, metrics, logs) = (exported("TRACES", true)?, exported("METRICS", true)?, exported("LOGS", false)?);
-        let in_file = read.secret_from_file(HEADERS)?;
+        let read_signal = |signal: &str, by_default: bool| read_signal(reader, signal, by_default);
+        let (traces, metrics, logs) =
+            (read_signal("TRACES", true)?, read_signal("METRICS", true)?, read_signal("LOGS", false)?);
+        let file_headers = reader.secret_from_file(HEADERS)?;
         let headers =
-            in_file.map_or_else(|| Ok(Vec::new()), |text| parse_headers(HEADERS_FILE, text.expose_secret()))?;
-        let service_name = read.get("OTEL_SERVICE_NAME");
+            file_headers.map_or_else(|| Ok(Vec::new()), |text| parse_headers(HEADERS_FILE, text.expose_secret()))?;
+        let service_name = reader.get("OTEL_SERVICE_NAME");
         if disabled == Some(true) {
             return Ok(Self::default());
         }
@@ -116,24 +121,24 @@ impl TelemetrySettings {
 
 /// Parses `name=value,name=value` with percent-encoded values, as OpenTelemetry's specification defines it.
 fn parse_headers(name: &str, text: &str) -> Result<Vec<(String, SecretString)>, SettingError> {
-    let refused =
+    let invalid =
         || SettingError::invalid_secret(name, "name=value, separated by commas; values may be percent-encoded");
-    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let is_token_char = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     let header = |entry: &str| {
         let (key, value) = entry.split_once('=')?;
         let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
         let key = key.trim().to_lowercase();
-        let good = !key.is_empty() && key.chars().all(token) && value.chars().all(|c| matches!(c, ' '..='~'));
+        let good = !key.is_empty() && key.chars().all(is_token_char) && value.chars().all(|c| matches!(c, ' '..='~'));
         good.then(|| (key, SecretString::from(value.into_owned())))
     };
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    entries.map(|entry| header(entry).ok_or_else(refused)).collect()
+    entries.map(|entry| header(entry).ok_or_else(invalid)).collect()
 }
 
 /// The protocol by which a signal is exported; `None` if it is not exported.
 ///
 /// A signal is exported if an endpoint is set and its exporter is `otlp`; if that is unset, `by_default` decides.
-fn signal_of(read: &Reader, signal: &str, by_default: bool) -> Result<Option<OtlpProtocol>, SettingError> {
+fn read_signal(read: &Reader, signal: &str, by_default: bool) -> Result<Option<OtlpProtocol>, SettingError> {
     let exporter = read.parse_optional(&format!("OTEL_{signal}_EXPORTER"), "otlp or none", |text| match text {
         "otlp" => Some(true),
         "none" => Some(false),
@@ -157,6 +162,6 @@ fn signal_of(read: &Reader, signal: &str, by_default: bool) -> Result<Option<Otl
     let common = endpoint("OTEL_EXPORTER_OTLP_ENDPOINT")?;
     let own_protocol = protocol(&format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"))?;
     let protocol = own_protocol.or(protocol("OTEL_EXPORTER_OTLP_PROTOCOL")?).unwrap_or(OtlpProtocol::Http);
-    let wanted = exporter.unwrap_or(by_default);
-    Ok((wanted && own.or(common).is_some()).then_some(protocol))
+    let enabled = exporter.unwrap_or(by_default);
+    Ok((enabled && own.or(common).is_some()).then_some(protocol))
 }

@@ -160,16 +160,16 @@ impl<E> ReportingExporter<E> {
         Self { signal, exporter, failing: AtomicBool::new(false) }
     }
 
-    fn report(&self, exported: OTelSdkResult) -> OTelSdkResult {
-        let was_failing = self.failing.swap(exported.is_err(), Ordering::Relaxed);
-        match &exported {
+    fn report(&self, result: OTelSdkResult) -> OTelSdkResult {
+        let was_failing = self.failing.swap(result.is_err(), Ordering::Relaxed);
+        match &result {
             Err(error) if !was_failing => {
                 warn!(what = self.signal, %error, "telemetry export failed; data is lost until the collector accepts it again");
             }
             Ok(()) if was_failing => info!(what = self.signal, "telemetry export succeeded again"),
             Ok(()) | Err(_) => {}
         }
-        exported
+        result
     }
 }
 

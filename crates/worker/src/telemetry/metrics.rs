@@ -4,9 +4,9 @@
 //! name. Attribute values come from closed sets. `docs/telemetry.md` lists all metrics, and a test compares the list
 //! with the code.
 
+mod labels;
 pub(crate) mod names;
-mod outcomes;
-mod scrape;
+mod prometheus_registry;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +22,8 @@ use stability_client::{CallOutcome, GEN_AI_PROVIDER_NAME, Observer, RequestOutco
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
-pub(crate) use outcomes::{DeadLetterReason, ErrorCode, OUTCOME_ERROR, Stage};
-pub use scrape::PrometheusRegistry;
+pub(crate) use labels::{DeadLetterReason, ErrorCode, OUTCOME_ERROR, Stage};
+pub use prometheus_registry::PrometheusRegistry;
 
 use super::{INSTRUMENTATION_SCOPE, trace};
 use names::{InstrumentKind, MetricSpec};
@@ -168,15 +168,15 @@ impl Metrics {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let span = info_span!("stage", otel.name = stage.as_str());
-        let begun = Instant::now();
-        let done = work.instrument(span.clone()).await;
-        let error = done.as_ref().err().map_or_else(no_error, |error| error_type(error.code()));
+        let started = Instant::now();
+        let result = work.instrument(span.clone()).await;
+        let error = result.as_ref().err().map_or_else(no_error, |error| error_type(error.code()));
         let attributes = [KeyValue::new("stage", stage.as_str()), error];
-        self.inner.stage_duration.record(begun.elapsed().as_secs_f64(), &attributes);
-        if let Err(error) = &done {
+        self.inner.stage_duration.record(started.elapsed().as_secs_f64(), &attributes);
+        if let Err(error) = &result {
             trace::set_error_on(&span, error.code(), &error.to_string());
         }
-        done
+        result
     }
 
     /// Records the end of a delivery. `job_error` is the code with which its job failed, `error` the code with which
@@ -186,7 +186,7 @@ impl Metrics {
         outcome: &'static str,
         job_error: &'static str,
         error: &'static str,
-        took: Duration,
+        duration: Duration,
     ) {
         self.inner.jobs.add(1, &[KeyValue::new("outcome", outcome), error_type(job_error)]);
         let attributes = [
@@ -195,13 +195,13 @@ impl Metrics {
             KeyValue::new("messaging.destination.name", broker::CONSUME_DESTINATION),
             error_type(error),
         ];
-        self.inner.process_duration.record(took.as_secs_f64(), &attributes);
+        self.inner.process_duration.record(duration.as_secs_f64(), &attributes);
     }
 
     /// Records the end of a job, with the time since its first claim.
-    pub(crate) fn record_job_end(&self, succeeded: u32, total: u32, took: Duration, completed: bool) {
+    pub(crate) fn record_job_end(&self, succeeded: u32, total: u32, duration: Duration, completed: bool) {
         let outcome = if completed { "completed" } else { "failed" };
-        self.inner.job_duration.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+        self.inner.job_duration.record(duration.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
         if total > 0 {
             self.inner.success_rate.record(f64::from(succeeded) / f64::from(total), &[]);
         }

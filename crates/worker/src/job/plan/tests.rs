@@ -95,23 +95,29 @@ fn engine_omits_unsupported_defaults_and_rejects_unsupported_parameters() {
 
 #[test]
 fn project_style_applies_only_where_engine_supports_it() {
-    let kept = Style { steps: Some(30), cfg_scale: Some(6.0), style_preset: Some("anime".into()), ..Style::default() };
-    let recipe = |engine: &str| {
+    let project_style =
+        Style { steps: Some(30), cfg_scale: Some(6.0), style_preset: Some("anime".into()), ..Style::default() };
+    let plan_for_engine = |engine: &str| {
         let config = JobConfig { engine: Some(engine.to_owned()), ..JobConfig::default() };
-        plan_with_style(&kept, 1, "A fox", config).expect("image can be planned").params
+        plan_with_style(&project_style, 1, "A fox", config).expect("image can be planned").params
     };
-    let of = |recipe: GenerationParams| (recipe.steps, recipe.cfg_scale, recipe.style_preset);
-    assert_eq!(of(recipe("stable-diffusion-v1-6")), (Some(30), Some(6.0), Some("anime".to_owned())));
-    assert_eq!(of(recipe("core")), (None, None, Some("anime".to_owned())));
-    assert_eq!(of(recipe("ultra")), (None, None, None));
+    let style_settings = |plan_for_engine: GenerationParams| {
+        (plan_for_engine.steps, plan_for_engine.cfg_scale, plan_for_engine.style_preset)
+    };
+    assert_eq!(
+        style_settings(plan_for_engine("stable-diffusion-v1-6")),
+        (Some(30), Some(6.0), Some("anime".to_owned()))
+    );
+    assert_eq!(style_settings(plan_for_engine("core")), (None, None, Some("anime".to_owned())));
+    assert_eq!(style_settings(plan_for_engine("ultra")), (None, None, None));
 }
 
 #[test]
 fn untranslated_chinese_text_fails_planning() {
-    let check = |description: &str, config: JobConfig, named: &str| {
+    let check = |description: &str, config: JobConfig, expected_prefix: &str| {
         let refused = plan(description, config).expect_err("untranslated text is rejected");
         assert_eq!(refused.code, ImageFailureCode::TranslationUnavailable);
-        assert!(refused.message.starts_with(named), "{}", refused.message);
+        assert!(refused.message.starts_with(expected_prefix), "{}", refused.message);
     };
     check("一隻狐狸", JobConfig::default(), "image_descriptions[0]: ");
     let modifiers = Some(vec!["電影感".to_owned()]);

@@ -7,7 +7,7 @@ use integration_tests::{Collector, Database, TestEnv};
 use stability_sandbox::{Sandbox, Settings};
 use tokio::net::TcpListener;
 
-use crate::measured::{MEASUREMENT_TIMEOUT, MeasurementResult, publish_jobs, wait_for_jobs};
+use crate::measurement_result::{MEASUREMENT_TIMEOUT, MeasurementResult, publish_jobs, wait_for_jobs};
 
 /// Pairs of runs; each begins with the other one.
 const PAIRS: usize = 10;
@@ -48,8 +48,9 @@ pub(crate) async fn measure_cpu_overhead() -> Result<MeasurementResult> {
 
 /// How much slower images come where the collector takes connections and never answers.
 pub(crate) async fn measure_unresponsive_collector() -> Result<MeasurementResult> {
-    let deaf = TcpListener::bind("127.0.0.1:0").await?;
-    let (off, on) = run_pairs(&TelemetryExport::ToEndpoint(format!("http://{}", deaf.local_addr()?)), LATENCY).await?;
+    let unresponsive = TcpListener::bind("127.0.0.1:0").await?;
+    let (off, on) =
+        run_pairs(&TelemetryExport::ToEndpoint(format!("http://{}", unresponsive.local_addr()?)), LATENCY).await?;
     let mut measured = MeasurementResult::default();
     measured.add_line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES_PER_JOB));
     let (off, on) = (off.iter().map(|run| run.images_per_s), on.iter().map(|run| run.images_per_s));
@@ -80,14 +81,14 @@ fn spans_per_image(count: usize) -> f64 {
     count as f64 / (PAIRS * (JOBS + WARM_UP_JOBS) * IMAGES_PER_JOB) as f64
 }
 
-async fn run_pairs(sent: &TelemetryExport, latency: Duration) -> Result<(Vec<Run>, Vec<Run>)> {
+async fn run_pairs(export: &TelemetryExport, latency: Duration) -> Result<(Vec<Run>, Vec<Run>)> {
     let (mut off, mut on) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         if pair % 2 == 0 {
             off.push(run(&TelemetryExport::Disabled, latency).await?);
-            on.push(run(sent, latency).await?);
+            on.push(run(export, latency).await?);
         } else {
-            on.push(run(sent, latency).await?);
+            on.push(run(export, latency).await?);
             off.push(run(&TelemetryExport::Disabled, latency).await?);
         }
     }

@@ -57,9 +57,9 @@ impl GenerationParams {
             steps,
             requested_seed,
         } = self;
-        let asked = (prompt, negative_prompt, engine, style_preset, cfg_scale, steps, requested_seed);
-        let said = serde_json::to_vec(&(asked, spec.width, spec.height)).expect("the parameters are serialisable");
-        Uuid::new_v5(&NAMESPACE, &said)
+        let identity = (prompt, negative_prompt, engine, style_preset, cfg_scale, steps, requested_seed);
+        let bytes = serde_json::to_vec(&(identity, spec.width, spec.height)).expect("the parameters are serialisable");
+        Uuid::new_v5(&NAMESPACE, &bytes)
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn fingerprint_depends_only_on_params_affecting_the_image() {
-        let recipe = GenerationParams {
+        let params = GenerationParams {
             prompt: "A fox, 4k".into(),
             negative_prompt: "blurry".into(),
             engine: "core".into(),
@@ -78,27 +78,27 @@ mod tests {
             ..GenerationParams::default()
         };
         let spec = ImageSpec::default();
-        let first = recipe.fingerprint(&spec);
+        let first = params.fingerprint(&spec);
         let same = [
-            GenerationParams { english: Some("A fox".into()), ..recipe.clone() },
-            GenerationParams { left_out: vec!["warm".into()], ..recipe.clone() },
+            GenerationParams { english: Some("A fox".into()), ..params.clone() },
+            GenerationParams { left_out: vec!["warm".into()], ..params.clone() },
         ];
         for same in same {
             assert_eq!(same.fingerprint(&spec), first, "{same:?}");
         }
-        assert_eq!(recipe.fingerprint(&ImageSpec { max_bytes: 1, ..spec }), first);
+        assert_eq!(params.fingerprint(&ImageSpec { max_bytes: 1, ..spec }), first);
         let others = [
-            GenerationParams { prompt: "A fox".into(), ..recipe.clone() },
-            GenerationParams { negative_prompt: String::new(), ..recipe.clone() },
-            GenerationParams { engine: "ultra".into(), ..recipe.clone() },
-            GenerationParams { style_preset: Some("anime".into()), ..recipe.clone() },
-            GenerationParams { cfg_scale: None, ..recipe.clone() },
-            GenerationParams { steps: Some(41), ..recipe.clone() },
-            GenerationParams { requested_seed: 7, ..recipe.clone() },
+            GenerationParams { prompt: "A fox".into(), ..params.clone() },
+            GenerationParams { negative_prompt: String::new(), ..params.clone() },
+            GenerationParams { engine: "ultra".into(), ..params.clone() },
+            GenerationParams { style_preset: Some("anime".into()), ..params.clone() },
+            GenerationParams { cfg_scale: None, ..params.clone() },
+            GenerationParams { steps: Some(41), ..params.clone() },
+            GenerationParams { requested_seed: 7, ..params.clone() },
         ];
         let mut found: Vec<_> = others.iter().map(|other| other.fingerprint(&spec)).collect();
-        found.push(recipe.fingerprint(&ImageSpec { width: 1280, ..spec }));
-        found.push(recipe.fingerprint(&ImageSpec { height: 720, ..spec }));
+        found.push(params.fingerprint(&ImageSpec { width: 1280, ..spec }));
+        found.push(params.fingerprint(&ImageSpec { height: 720, ..spec }));
         found.push(first);
         let count = found.len();
         found.sort_unstable();

@@ -113,14 +113,14 @@ impl<'a> Reader<'a> {
         ALL.iter()
             .map(|setting| {
                 let value = self.get_or_default(setting.name)?;
-                let shown = match value {
+                let displayed = match value {
                     None if setting.name == ASSET_STORAGE_URL => default_storage_folder()?.display().to_string(),
                     None => "(not set)".to_owned(),
                     Some(value) if !setting.secret => value,
                     Some(value) if setting.name.ends_with("_URL") => redact_url(&value),
                     Some(_) => "(set)".to_owned(),
                 };
-                Ok((setting.name, shown))
+                Ok((setting.name, displayed))
             })
             .collect()
     }
@@ -237,10 +237,10 @@ impl<'a> Reader<'a> {
     /// Reads the phrase book from a file; without a file it is empty.
     pub(super) fn phrase_book(&self, name: &str) -> Result<PhraseBook, SettingError> {
         let Some(file) = self.get_or_default(name)? else { return Ok(PhraseBook::default()) };
-        let refused = |why: String| SettingError::invalid(name, &file, why);
+        let invalid = |why: String| SettingError::invalid(name, &file, why);
         let text = std::fs::read_to_string(&file)
-            .map_err(|error| refused(format!("the path of a readable file ({error})")))?;
-        PhraseBook::parse(&text).map_err(|error| refused(format!("a phrase book: {error}")))
+            .map_err(|error| invalid(format!("the path of a readable file ({error})")))?;
+        PhraseBook::parse(&text).map_err(|error| invalid(format!("a phrase book: {error}")))
     }
 
     pub(super) fn duration(&self, name: &str, seconds: RangeInclusive<u64>) -> Result<Duration, SettingError> {
@@ -311,7 +311,7 @@ fn redact_url(secret: &str) -> String {
 }
 
 fn read_secret_file(name: &str, file: &str) -> Result<String, SettingError> {
-    let refused = |allowed: String| {
+    let invalid = |allowed: String| {
         // Shown only if it looks like a path: the user may have set the secret itself by mistake.
         if file.starts_with('/') {
             SettingError::invalid(name, file, allowed)
@@ -320,10 +320,10 @@ fn read_secret_file(name: &str, file: &str) -> Result<String, SettingError> {
         }
     };
     let text =
-        std::fs::read_to_string(file).map_err(|error| refused(format!("the path of a readable file ({error})")))?;
+        std::fs::read_to_string(file).map_err(|error| invalid(format!("the path of a readable file ({error})")))?;
     let text = text.trim();
     if text.is_empty() {
-        return Err(refused("the path of a file that is not empty".to_owned()));
+        return Err(invalid("the path of a file that is not empty".to_owned()));
     }
     Ok(text.to_owned())
 }

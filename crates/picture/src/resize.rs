@@ -10,14 +10,14 @@ pub(super) fn resize_to_cover(picture: RgbImage, spec: &ImageSpec) -> Result<Rgb
     if picture.dimensions() == (spec.width, spec.height) {
         return Ok(picture);
     }
-    let undecodable = |error: String| ImageDefect::from_codec_error(&format_args!("cannot be scaled: {error}"));
+    let scaling_error = |error: String| ImageDefect::from_codec_error(&format_args!("cannot be scaled: {error}"));
     let source = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
-        .map_err(|error| undecodable(error.to_string()))?;
+        .map_err(|error| scaling_error(error.to_string()))?;
     let mut target = Image::new(spec.width, spec.height, PixelType::U8x3);
     // `fit_into_destination` crops the source around its centre to the target's aspect ratio before scaling.
     let options =
         ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).fit_into_destination(None);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|error| undecodable(error.to_string()))?;
+    Resizer::new().resize(&source, &mut target, &options).map_err(|error| scaling_error(error.to_string()))?;
     RgbImage::from_raw(spec.width, spec.height, target.into_vec())
-        .ok_or_else(|| undecodable("the buffer is too small".to_owned()))
+        .ok_or_else(|| scaling_error("the buffer is too small".to_owned()))
 }

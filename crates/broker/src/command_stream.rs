@@ -5,7 +5,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
-use super::delivery::Message;
+use super::message::Message;
 use super::{BrokerError, with_timeout};
 
 /// A consumer stream ended unexpectedly: the connection was lost or the queue was deleted.

@@ -73,17 +73,17 @@ pub(crate) fn decode(family: ApiVersion, response: &HttpResponse) -> Result<Deco
             .and_then(|()| validate_image(response.body.clone(), response.seed.unwrap_or_default()))]);
     }
     let body = &response.body;
-    let unreadable = |error| Error::Undecodable(format!("{} bytes are not the expected JSON ({error})", body.len()));
+    let invalid_json = |error| Error::Undecodable(format!("{} bytes are not the expected JSON ({error})", body.len()));
     match family {
         ApiVersion::V1 => {
-            let body: V1Body = serde_json::from_slice(body).map_err(unreadable)?;
+            let body: V1Body = serde_json::from_slice(body).map_err(invalid_json)?;
             collect_images(body.artifacts.iter().map(|artifact| {
                 check_finish_reason(artifact.finish_reason.as_deref())?;
                 validate_image(decode_base64(artifact.base64.as_deref())?, artifact.seed)
             }))
         }
         ApiVersion::V2Beta => {
-            let body: V2Body = serde_json::from_slice(body).map_err(unreadable)?;
+            let body: V2Body = serde_json::from_slice(body).map_err(invalid_json)?;
             collect_images([check_finish_reason(body.finish_reason.as_deref())
                 .and_then(|()| validate_image(decode_base64(body.image.as_deref())?, body.seed))])
         }
@@ -145,8 +145,8 @@ fn validate_image(image: Bytes, seed: u32) -> Result<GeneratedImage, Error> {
 fn is_complete(image: &[u8]) -> bool {
     const PNG: (&[u8], &[u8]) = (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xAE\x42\x60\x82");
     const JPEG: (&[u8], &[u8]) = (b"\xFF\xD8\xFF", b"\xFF\xD9");
-    let between = |(head, tail): (&[u8], &[u8])| image.starts_with(head) && image.ends_with(tail);
-    between(PNG) || between(JPEG) || is_complete_webp(image)
+    let has_markers = |(head, tail): (&[u8], &[u8])| image.starts_with(head) && image.ends_with(tail);
+    has_markers(PNG) || has_markers(JPEG) || is_complete_webp(image)
 }
 
 /// A RIFF header states the length of the file without its first eight bytes.

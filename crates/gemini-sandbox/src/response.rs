@@ -29,11 +29,11 @@ fn translate(text: &str) -> String {
     for (original, translated) in DICTIONARY {
         english = english.replace(original, translated);
     }
-    let foreign: Vec<char> = english.chars().filter(|c| !c.is_ascii()).collect();
-    if foreign.is_empty() {
+    let non_ascii: Vec<char> = english.chars().filter(|c| !c.is_ascii()).collect();
+    if non_ascii.is_empty() {
         return english;
     }
-    let codes: Vec<String> = foreign.iter().map(|c| format!("{:x}", u32::from(*c))).collect();
+    let codes: Vec<String> = non_ascii.iter().map(|c| format!("{:x}", u32::from(*c))).collect();
     let ascii: String = english.chars().filter(char::is_ascii).collect();
     let rest = if ascii.trim().is_empty() { String::new() } else { format!(", {}", ascii.trim()) };
     format!("A made-up picture {}{rest}", codes.join(" "))

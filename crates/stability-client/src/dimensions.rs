@@ -52,8 +52,8 @@ impl Size {
     }
 
     pub(crate) fn nearest_sdxl(wanted: Self) -> Self {
-        let nearer = |a: &&Self, b: &&Self| a.aspect_distance(wanted).total_cmp(&b.aspect_distance(wanted));
-        *SDXL_SIZES.iter().min_by(nearer).expect("SDXL_SIZES is not empty")
+        let by_distance = |a: &&Self, b: &&Self| a.aspect_distance(wanted).total_cmp(&b.aspect_distance(wanted));
+        *SDXL_SIZES.iter().min_by(by_distance).expect("SDXL_SIZES is not empty")
     }
 
     /// The size of at most one megapixel with the nearest aspect ratio; of several such sizes the largest.
@@ -138,9 +138,9 @@ aspect_ratios! {
 
 impl AspectRatio {
     pub(crate) fn nearest(wanted: Size) -> Self {
-        let nearer =
+        let by_distance =
             |a: &&Self, b: &&Self| a.size().aspect_distance(wanted).total_cmp(&b.size().aspect_distance(wanted));
-        *Self::ALL.iter().min_by(nearer).expect("AspectRatio::ALL is not empty")
+        *Self::ALL.iter().min_by(by_distance).expect("AspectRatio::ALL is not empty")
     }
 
     pub(crate) fn format_all() -> String {

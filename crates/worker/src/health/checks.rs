@@ -73,10 +73,10 @@ impl HealthChecks {
 
     /// Whether the API accepts the key; a key about which nothing is known counts as accepted.
     pub(super) async fn check_key(&self) -> Result<(), String> {
-        let mut looked = self.account_checked_at.lock().await;
+        let mut checked_at = self.account_checked_at.lock().await;
         let interval = if self.lock_account().refusal.is_none() { ACCEPTED_KEY_INTERVAL } else { REFUSED_KEY_INTERVAL };
-        if looked.is_none_or(|at| at.elapsed() >= interval) && self.check_account().await {
-            *looked = Some(Instant::now());
+        if checked_at.is_none_or(|at| at.elapsed() >= interval) && self.check_account().await {
+            *checked_at = Some(Instant::now());
         }
         self.lock_account().refusal.clone().map_or(Ok(()), Err)
     }
@@ -129,7 +129,7 @@ impl HealthChecks {
 async fn check_cached(
     last: &Mutex<Option<CachedCheck>>,
     interval: Duration,
-    look: impl Future<Output = Result<(), String>>,
+    check: impl Future<Output = Result<(), String>>,
 ) -> Result<(), String> {
     let mut last = last.lock().await;
     if let Some(CachedCheck { checked_at: at, result: found }) = &*last
@@ -137,14 +137,14 @@ async fn check_cached(
     {
         return found.clone();
     }
-    let found = look.await;
-    *last = Some(CachedCheck { checked_at: Instant::now(), result: found.clone() });
-    found
+    let result = check.await;
+    *last = Some(CachedCheck { checked_at: Instant::now(), result: result.clone() });
+    result
 }
 
-async fn with_timeout<T, E: std::error::Error>(look: impl Future<Output = Result<T, E>>) -> Result<(), String> {
-    match tokio::time::timeout(CHECK_TIMEOUT, look).await {
-        Ok(found) => found.map(drop).map_err(|error| error_chain(&error)),
+async fn with_timeout<T, E: std::error::Error>(check: impl Future<Output = Result<T, E>>) -> Result<(), String> {
+    match tokio::time::timeout(CHECK_TIMEOUT, check).await {
+        Ok(result) => result.map(drop).map_err(|error| error_chain(&error)),
         Err(_) => Err(format!("no answer within {CHECK_TIMEOUT:?}")),
     }
 }

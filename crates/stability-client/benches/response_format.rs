@@ -36,12 +36,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let base_url = format!("http://{}/", listener.local_addr()?);
     let json = Bytes::from(json);
-    let answer = move |headers: HeaderMap| {
+    let handler = move |headers: HeaderMap| {
         let (picture, json) = (picture.clone(), json.clone());
         async move { respond(&headers, picture, json) }
     };
     let mut server = JoinSet::new();
-    server.spawn(async move { axum::serve(listener, Router::new().fallback(post(answer))).await });
+    server.spawn(async move { axum::serve(listener, Router::new().fallback(post(handler))).await });
 
     let forms = [ResponseFormat::Image, ResponseFormat::Json];
     let clients = [build_client(&base_url, forms[0])?, build_client(&base_url, forms[1])?];
@@ -72,8 +72,8 @@ fn build_client(base_url: &str, form: ResponseFormat) -> Result<Client, Box<dyn 
 
 fn respond(headers: &HeaderMap, picture: Bytes, json: Bytes) -> Response {
     if headers.get(header::ACCEPT).is_some_and(|accept| accept == "image/png") {
-        let facts = [("content-type", "image/png"), ("finish-reason", "SUCCESS"), ("seed", "7")];
-        (facts, picture).into_response()
+        let headers = [("content-type", "image/png"), ("finish-reason", "SUCCESS"), ("seed", "7")];
+        (headers, picture).into_response()
     } else {
         ([("content-type", "application/json")], json).into_response()
     }

@@ -10,7 +10,7 @@ use crate::rules::{Format, ImageRequest};
 
 /// Renders and encodes the requested image, altered by the fault.
 pub(super) fn render_image(order: &ImageRequest, seed: u32, fault: Option<Fault>, sketch: bool) -> Vec<u8> {
-    let painted = match fault {
+    let bytes = match fault {
         Some(Fault::Filtered | Fault::Blurred) => paint::render_blurred(&order.prompt, seed, order.width, order.height),
         Some(Fault::WrongSize) => paint::render_scene(&order.prompt, seed, 512, 512),
         // Except for `Blank`, these faults replace the whole body: the cheapest image will do.
@@ -24,10 +24,10 @@ pub(super) fn render_image(order: &ImageRequest, seed: u32, fault: Option<Fault>
             bytes.truncate(middle);
             bytes
         }
-        _ if sketch => paint::sketch(&order.prompt, seed, order.width, order.height),
+        _ if sketch => paint::render_sketch(&order.prompt, seed, order.width, order.height),
         _ => paint::render_scene(&order.prompt, seed, order.width, order.height),
     };
-    if is_decodable(fault) { convert_png(painted, order.format) } else { painted }
+    if is_decodable(fault) { convert_png(bytes, order.format) } else { bytes }
 }
 
 fn is_decodable(fault: Option<Fault>) -> bool {

@@ -69,20 +69,20 @@ where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
     // The directives were validated when the settings were read.
-    let asked = EnvFilter::new(directives);
-    let harmless: FilterFn = filter_fn(is_safe_to_log);
+    let requested = EnvFilter::new(directives);
+    let safe: FilterFn = filter_fn(is_safe_to_log);
     let context: FilterFn =
         filter_fn(|metadata| metadata.is_span() && is_own_target(metadata) && CONTEXT_SPANS.contains(&metadata.name()));
-    asked.and(harmless).or(context)
+    requested.and(safe).or(context)
 }
 
 /// Whether a log line cannot contain secrets or message bodies. Applies in addition to `RUST_LOG`.
 fn is_safe_to_log(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let fine = *metadata.level() > Level::INFO;
-    let told_in_full = fine && VERBOSE_LIBRARIES.iter().any(|library| target.starts_with(library));
+    let is_below_info = *metadata.level() > Level::INFO;
+    let dumps_payload = is_below_info && VERBOSE_LIBRARIES.iter().any(|library| target.starts_with(library));
     metadata.is_event()
-        && !told_in_full
+        && !dumps_payload
         && !target.starts_with(RETURNED_MESSAGES_TARGET)
         && !target.starts_with(EXPORTER_TARGET)
 }

@@ -43,20 +43,24 @@ impl Case {
 }
 
 fn image_cases() -> Vec<Case> {
-    let low = "success_rate_too_low";
-    let late = &[("STABILITY_TIMEOUT", "1s"), ("STABILITY_RETRY_DELAYS", "none"), ("WORKER_JOB_MAX_ATTEMPTS", "1")];
+    let rate_too_low = "success_rate_too_low";
+    let timeout_settings =
+        &[("STABILITY_TIMEOUT", "1s"), ("STABILITY_RETRY_DELAYS", "none"), ("WORKER_JOB_MAX_ATTEMPTS", "1")];
     let one_by_one = json!({"max_concurrent": 1});
     vec![
-        Case::new(&["A gory battle"], low, &["content_policy"]),
-        Case::new(&["A fox [fault:filtered]"], low, &["content_policy"]),
-        Case::new(&["A fox [fault:blank]"], low, &["invalid_image"]),
-        Case::new(&["A fox [fault:status=429]"], low, &["rate_limited"]),
-        Case::new(&["A fox [fault:status=503]"], low, &["provider_unavailable"]),
-        Case { settings: late, ..Case::new(&["A fox [fault:slow=60000]"], low, &["timeout"]) },
-        Case::new(&["一隻狐狸"], low, &["translation_unavailable"]),
-        Case::new(&["A fox [fault:status=422]"], low, &["rejected_request"]),
+        Case::new(&["A gory battle"], rate_too_low, &["content_policy"]),
+        Case::new(&["A fox [fault:filtered]"], rate_too_low, &["content_policy"]),
+        Case::new(&["A fox [fault:blank]"], rate_too_low, &["invalid_image"]),
+        Case::new(&["A fox [fault:status=429]"], rate_too_low, &["rate_limited"]),
+        Case::new(&["A fox [fault:status=503]"], rate_too_low, &["provider_unavailable"]),
+        Case { settings: timeout_settings, ..Case::new(&["A fox [fault:slow=60000]"], rate_too_low, &["timeout"]) },
+        Case::new(&["一隻狐狸"], rate_too_low, &["translation_unavailable"]),
+        Case::new(&["A fox [fault:status=422]"], rate_too_low, &["rejected_request"]),
         Case::new(&["A fox"], "attempts_exhausted", &["storage"]),
-        Case { config: one_by_one, ..Case::new(&["Gore", "A fox"], low, &["content_policy", "not_attempted"]) },
+        Case {
+            config: one_by_one,
+            ..Case::new(&["Gore", "A fox"], rate_too_low, &["content_policy", "not_attempted"])
+        },
     ]
 }
 

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use integration_tests::{BrokerClient, Database, Proxy, TestEnv, WAIT_TIMEOUT, Worker};
 use serde_json::Value;
 
-use super::orders::{API_TIMEOUT, ExpectedJob, conflicting_command};
+use super::expected_jobs::{API_TIMEOUT, ExpectedJob, conflicting_command};
 use super::{Disturbance, Plan, Services};
 
 /// Where events are kept until the end.
@@ -117,9 +117,9 @@ impl Cluster {
     /// Does something to the system, and returns when it is over.
     pub(super) async fn apply(&mut self, trouble: Disturbance, dice: &mut Rng, ground: &mut Services) -> Result<()> {
         let victim = dice.usize(..self.slots.len());
-        let chosen = dice.usize(..self.published_count.max(1));
+        let job_index = dice.usize(..self.published_count.max(1));
         let short = Duration::from_secs(dice.u64(..5));
-        let absence = if self.disturbance_counts.contains_key(&trouble) { short } else { self.first_outage };
+        let outage = if self.disturbance_counts.contains_key(&trouble) { short } else { self.first_outage };
         self.check_workers();
         match trouble {
             Disturbance::Kill => self.kill_worker(victim).await?,
@@ -141,16 +141,16 @@ impl Cluster {
             Disturbance::FreezeAndDisconnect => self.freeze_worker(victim, true).await?,
             Disturbance::DisconnectBroker => self.slots[victim].broker_proxy.drop_connections(),
             Disturbance::DisconnectDatabase => self.slots[victim].database_proxy.drop_connections(),
-            Disturbance::RestartBroker => ground.restart_broker(absence).await?,
-            Disturbance::CrashDatabase => ground.restart_database(absence).await?,
-            Disturbance::PublishDuplicate => self.connect_broker().await?.publish(&self.jobs[chosen].body).await?,
+            Disturbance::RestartBroker => ground.restart_broker(outage).await?,
+            Disturbance::CrashDatabase => ground.restart_database(outage).await?,
+            Disturbance::PublishDuplicate => self.connect_broker().await?.publish(&self.jobs[job_index].body).await?,
             Disturbance::PublishInvalid => {
                 let body = format!("no command, {}", dice.u32(..)).into_bytes();
                 self.connect_broker().await?.publish_bytes(&body, None).await?;
                 self.expected_dead_letters.push((body, "invalid_request"));
             }
             Disturbance::PublishConflict => {
-                let order = &self.jobs[chosen];
+                let order = &self.jobs[job_index];
                 // Only where its job is known: of two commands with one id, the first one counts.
                 let known = format!("SELECT id FROM jobs WHERE id = '{}'", order.job_id);
                 if self.query_rows(&known).await?.is_empty() {
@@ -196,11 +196,11 @@ impl Cluster {
         self.replace_worker(victim, point)?;
         let paused = format!("\"point\":\"{point}\"");
         let worker = &self.slots[victim].worker;
-        let there = async || worker.log().contains(&paused).then_some(());
+        let paused_there = async || worker.log().contains(&paused).then_some(());
         // Where there is nothing left to do it never comes there.
-        let came = wait_until("the point", FAILPOINT_TIMEOUT, there).await.is_ok();
+        let reached = wait_until("the point", FAILPOINT_TIMEOUT, paused_there).await.is_ok();
         self.kill_worker(victim).await?;
-        Ok(came)
+        Ok(reached)
     }
 
     async fn stop_worker(&mut self, victim: usize) -> Result<()> {
@@ -241,11 +241,11 @@ impl Cluster {
         };
         // Where it held none, or none has an image left, nobody takes over.
         if let Ok((job, finished)) = wait_until("another worker", self.lease * 2, taken_over).await {
-            let went_on = async || {
+            let progressed = async || {
                 let ended = !self.running_claims().await.ok()?.contains_key(&job);
                 (ended || self.completed_images(&job).await.ok()? > finished).then_some(())
             };
-            let _ = wait_until("one image more", self.lease * 2, went_on).await;
+            let _ = wait_until("one image more", self.lease * 2, progressed).await;
         }
         self.slots[victim].worker.signal(Signal::CONT);
         Ok(())

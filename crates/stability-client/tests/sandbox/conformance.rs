@@ -51,8 +51,9 @@ fn request(engine: Engine, prompt: &str) -> TextToImage {
 
 async fn check_every_fault(engine: Engine, form: ResponseFormat) {
     let sandbox = sandbox().await;
-    let once = RetryPolicy { delays: vec![Duration::from_millis(1)], ..RetryPolicy::default() };
-    let client = builder(&sandbox, "sk-sandbox").response_format(form).retry_policy(once).build().expect("a client");
+    let one_retry = RetryPolicy { delays: vec![Duration::from_millis(1)], ..RetryPolicy::default() };
+    let client =
+        builder(&sandbox, "sk-sandbox").response_format(form).retry_policy(one_retry).build().expect("a client");
     for FaultCase { fault, error_kind: kind, requests } in FAULTS {
         sandbox.clear_faults();
         // A fault with a count is injected only that often: the retry succeeds.
@@ -60,8 +61,8 @@ async fn check_every_fault(engine: Engine, form: ResponseFormat) {
         let order = FaultSpec { fault: fault.to_owned(), times, prompt_contains: None };
         sandbox.inject_fault(order).expect("a known fault");
         let before = sandbox.ledger().requests;
-        let answered = client.generate(&request(engine, "A fox")).await;
-        let spent = match (answered, times) {
+        let result = client.generate(&request(engine, "A fox")).await;
+        let usage = match (result, times) {
             (Ok(generated), Some(_)) => generated.usage,
             (Err(failure), None) => {
                 // A truncated JSON body cannot be parsed: the error is "undecodable" instead of "damaged".
@@ -69,9 +70,9 @@ async fn check_every_fault(engine: Engine, form: ResponseFormat) {
                 assert_eq!(failure.error.kind(), kind, "{engine} {form:?} {fault}: {:?}", failure.error);
                 failure.usage
             }
-            (answered, _) => panic!("{engine} {form:?} {fault}: {:?}", answered.map(|_| "an image")),
+            (result, _) => panic!("{engine} {form:?} {fault}: {:?}", result.map(|_| "an image")),
         };
-        assert_eq!(spent.requests, requests, "{engine} {form:?} {fault}");
+        assert_eq!(usage.requests, requests, "{engine} {form:?} {fault}");
         assert_eq!(sandbox.ledger().requests - before, requests, "{engine} {form:?} {fault}");
     }
     sandbox.clear_faults();

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::JobKey;
-use crate::recipe::GenerationParams;
+use crate::generation_params::GenerationParams;
 
 /// The metadata written into a stored file, next to its pixels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,16 +63,17 @@ impl ImageMetadata {
             text += &collapse_whitespace(negative_prompt);
         }
         let mut pairs = Vec::new();
-        let mut pair = |name: &str, value: Option<String>| pairs.extend(value.map(|value| format!("{name}: {value}")));
-        pair("Steps", steps.map(|steps| steps.to_string()));
-        pair("CFG scale", cfg_scale.map(|scale| scale.to_string()));
-        pair("Seed", Some(self.seed.to_string()));
-        pair("Model", Some(engine.clone()));
-        pair("Style preset", style_preset.clone());
-        pair("Job", Some(self.job_id.to_string()));
-        pair("Project", Some(self.project_id.to_string()));
-        pair("Image", Some(self.index.to_string()));
-        pair("Version", Some(self.software.clone()));
+        let mut push_pair =
+            |name: &str, value: Option<String>| pairs.extend(value.map(|value| format!("{name}: {value}")));
+        push_pair("Steps", steps.map(|steps| steps.to_string()));
+        push_pair("CFG scale", cfg_scale.map(|scale| scale.to_string()));
+        push_pair("Seed", Some(self.seed.to_string()));
+        push_pair("Model", Some(engine.clone()));
+        push_pair("Style preset", style_preset.clone());
+        push_pair("Job", Some(self.job_id.to_string()));
+        push_pair("Project", Some(self.project_id.to_string()));
+        push_pair("Image", Some(self.index.to_string()));
+        push_pair("Version", Some(self.software.clone()));
         text + "\n" + &pairs.join(", ")
     }
 }
@@ -98,22 +99,22 @@ mod tests {
             ..GenerationParams::default()
         };
         let key = JobKey { job_id: Uuid::nil(), project_id: 42 };
-        let story = ImageMetadata::new(key, 3, "狐狸", &recipe, 7, "asset-worker 0.1.0");
+        let metadata = ImageMetadata::new(key, 3, "狐狸", &recipe, 7, "asset-worker 0.1.0");
         assert_eq!(
-            story.parameters_text(),
+            metadata.parameters_text(),
             "A fox, 4k\nNegative prompt: blurry\nSteps: 40, CFG scale: 8, Seed: 7, Model: stable-diffusion-xl-1024-v1-0, \
              Job: 00000000-0000-0000-0000-000000000000, Project: 42, Image: 3, Version: asset-worker 0.1.0"
         );
         let bare = GenerationParams { prompt: "A fox".into(), engine: "core".into(), ..GenerationParams::default() };
-        let story = ImageMetadata::new(key, 3, "A fox", &bare, 7, "x 1");
+        let metadata = ImageMetadata::new(key, 3, "A fox", &bare, 7, "x 1");
         assert!(
-            story.parameters_text().starts_with("A fox\nSeed: 7, Model: core, Job: "),
+            metadata.parameters_text().starts_with("A fox\nSeed: 7, Model: core, Job: "),
             "{}",
-            story.parameters_text()
+            metadata.parameters_text()
         );
-        assert_eq!(story.title(), "Project 42, image 3");
+        assert_eq!(metadata.title(), "Project 42, image 3");
         let read: ImageMetadata =
-            serde_json::from_value(serde_json::to_value(&story).expect("JSON")).expect("image metadata");
-        assert_eq!(read, story);
+            serde_json::from_value(serde_json::to_value(&metadata).expect("JSON")).expect("image metadata");
+        assert_eq!(read, metadata);
     }
 }

@@ -7,8 +7,8 @@
 
 use std::io::Cursor;
 
+use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat};
-use domain::story::ImageMetadata;
 use exif::experimental::Writer;
 use exif::{Field, In, Tag, Value};
 use image::ImageDecoder;
@@ -141,9 +141,9 @@ pub fn from_texts(texts: &[(String, String)]) -> Option<ImageMetadata> {
 fn png_texts(info: &png::Info<'_>) -> Vec<(String, String)> {
     let utf8 = info.utf8_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
     let latin1 = info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone()));
-    let packed =
+    let compressed =
         info.compressed_latin1_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
-    utf8.chain(latin1).chain(packed).collect()
+    utf8.chain(latin1).chain(compressed).collect()
 }
 
 /// The texts of the EXIF tags in `EXIF_TAGS`, by keyword; empty if the EXIF data is unreadable.

@@ -77,14 +77,14 @@ fn sharpness(picture: &RgbImage) -> f64 {
         })
         .collect();
     let rows: Vec<&[i64]> = brightness.chunks(width).collect();
-    let mut spread = VarianceAccumulator::default();
+    let mut accumulator = VarianceAccumulator::default();
     for rows in rows.windows(3) {
         let [above, row, below] = rows else { continue };
         for x in 1..width.saturating_sub(1) {
-            spread.add(above[x] + below[x] + row[x - 1] + row[x + 1] - 4 * row[x]);
+            accumulator.add(above[x] + below[x] + row[x - 1] + row[x + 1] - 4 * row[x]);
         }
     }
-    spread.variance()
+    accumulator.variance()
 }
 
 /// Sums of values and of their squares; exact for every image within the decoding limits.

@@ -54,15 +54,15 @@ impl Message {
 
     /// A sentence about the content type or content encoding if it is not supported.
     pub fn unsupported_encoding(&self) -> Option<String> {
-        let is = |value: &str, allowed: &[&str]| allowed.iter().any(|one| value.eq_ignore_ascii_case(one));
+        let is_one_of = |value: &str, allowed: &[&str]| allowed.iter().any(|one| value.eq_ignore_ascii_case(one));
         let content_type = self.properties.content_type().as_ref().map(ToString::to_string).unwrap_or_default();
         let kind = content_type.split(';').next().unwrap_or_default().trim();
-        if !is(kind, &["", "application/json", "text/json"]) && !kind.ends_with("+json") {
+        if !is_one_of(kind, &["", "application/json", "text/json"]) && !kind.ends_with("+json") {
             let shown: String = kind.chars().take(60).collect();
             return Some(format!("content_type: {shown:?} is not allowed; application/json"));
         }
         let encoding = self.properties.content_encoding().as_ref().map(ToString::to_string).unwrap_or_default();
-        if !is(encoding.trim(), &["", "identity", "utf-8", "utf8"]) {
+        if !is_one_of(encoding.trim(), &["", "identity", "utf-8", "utf8"]) {
             let shown: String = encoding.chars().take(60).collect();
             return Some(format!("content_encoding: {shown:?} is not allowed; none, the body is UTF-8"));
         }
@@ -120,8 +120,8 @@ const FIRST_DEATH_HEADER: &str = "x-first-death-reason";
 /// A message that is published again must not carry them: from the history the broker may conclude that the message is
 /// dead-lettered in a cycle, and drop it.
 pub(super) fn is_broker_header(header: &str) -> bool {
-    let deaths = ["x-death", "x-first-death-", "x-last-death-"];
-    header == DELIVERY_COUNT_HEADER || deaths.iter().any(|name| header.starts_with(name))
+    let death_prefixes = ["x-death", "x-first-death-", "x-last-death-"];
+    header == DELIVERY_COUNT_HEADER || death_prefixes.iter().any(|name| header.starts_with(name))
 }
 
 /// The delivery count of quorum queues. Source: RabbitMQ's guide to quorum queues, "Poison Message Handling".
@@ -159,14 +159,14 @@ impl AckHandle {
     ///
     /// [`BrokerError`] if the channel is lost during the call; the broker then delivers the message again.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), BrokerError> {
-        let doing = "settle a message";
-        let told = match settlement {
-            Settlement::Acknowledge => with_timeout(doing, self.0.ack(BasicAckOptions::default())).await,
+        let operation = "settle a message";
+        let result = match settlement {
+            Settlement::Acknowledge => with_timeout(operation, self.0.ack(BasicAckOptions::default())).await,
             Settlement::Requeue => {
                 let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-                with_timeout(doing, self.0.nack(options)).await
+                with_timeout(operation, self.0.nack(options)).await
             }
         };
-        told.map(drop)
+        result.map(drop)
     }
 }

@@ -7,9 +7,9 @@ use integration_tests::Message;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::orders::{ExpectedJob, PROJECT_COUNT};
+use super::cluster::{Cluster, EVENT_QUEUE};
+use super::expected_jobs::{ExpectedJob, PROJECT_COUNT};
 use super::report::Report;
-use super::stage::{Cluster, EVENT_QUEUE};
 
 /// Looks at everything, and notes in the report what is not as it must be.
 pub(super) async fn verify(stage: &Cluster, report: &mut Report) -> Result<()> {
@@ -96,14 +96,14 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
     if ended == "failed" && !order.allowed_failure_codes().contains(&code) {
         violated(format!("failed with {code:?}, which nothing of it explains"));
     }
-    let job = rows.jobs.get(&order.job_id).with_context(|| format!("job {number} has no row"))?;
-    if job["status"] != ended {
-        violated(format!("its row says {}", job["status"]));
+    let count = rows.jobs.get(&order.job_id).with_context(|| format!("job {number} has no row"))?;
+    if count["status"] != ended {
+        violated(format!("its row says {}", count["status"]));
     }
-    if job["published_at"].is_null() {
+    if count["published_at"].is_null() {
         violated("its row does not say that its terminal event was published".to_owned());
     }
-    if job["terminal_event"].as_str().map(str::as_bytes) != Some(body) {
+    if count["terminal_event"].as_str().map(str::as_bytes) != Some(body) {
         violated("its row has another terminal event than was published".to_owned());
     }
     let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
@@ -145,8 +145,8 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
             )),
         }
     }
-    let job = if ended == "completed" { &mut report.completed } else { &mut report.failed };
-    *job += 1;
+    let count = if ended == "completed" { &mut report.completed } else { &mut report.failed };
+    *count += 1;
     Ok(())
 }
 
@@ -193,19 +193,19 @@ fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Re
 fn verify_requests(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) {
     let ledger = stage.env.sandbox.ledger();
     report.requests = ledger.requests;
-    let mut ordered = 0;
+    let mut known_requests = 0;
     for (number, order) in stage.jobs.iter().enumerate() {
         let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
         for ((index, image), row) in (1..).zip(&order.images).zip(assets) {
             let asked = ledger.prompt_counts(&image.marker);
-            ordered += asked.requests;
+            known_requests += asked.requests;
             let cut = stage.interruptions.get(&(number, index)).copied().unwrap_or_default();
-            let explained = image.max_requests() + cut;
+            let allowed = image.max_requests() + cut;
             report.expected_retries += (image.max_requests() - 1).min(asked.requests.saturating_sub(1));
             report.repeats_after_interruptions += asked.requests.saturating_sub(image.max_requests());
-            if asked.requests > explained {
+            if asked.requests > allowed {
                 report.add_violation(format!(
-                    "image {index} of job {number} was asked for {} times; {explained} are explained",
+                    "image {index} of job {number} was asked for {} times; {allowed} are explained",
                     asked.requests
                 ));
             }
@@ -218,8 +218,9 @@ fn verify_requests(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) {
             }
         }
     }
-    if ordered != ledger.requests {
-        report.add_violation(format!("{} requests were for no image that was ordered", ledger.requests - ordered));
+    if known_requests != ledger.requests {
+        report
+            .add_violation(format!("{} requests were for no image that was ordered", ledger.requests - known_requests));
     }
 }
 

@@ -5,8 +5,8 @@ use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions}
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
-use super::consumer::ConnectionLost;
-use super::delivery;
+use super::command_stream::ConnectionLost;
+use super::message;
 use super::topology::{DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE};
 use super::{BrokerError, with_timeout};
 
@@ -60,7 +60,7 @@ impl EventWatcher {
         match self.consumer.next().await {
             Some(Ok(delivery)) if delivery.exchange.as_str() == DEAD_LETTER_EXCHANGE => {
                 let reason =
-                    delivery::rejection_reason(&delivery.properties).unwrap_or_else(|| "no reason given".to_owned());
+                    message::rejection_reason(&delivery.properties).unwrap_or_else(|| "no reason given".to_owned());
                 Ok(WatchedMessage::DeadLetter { body: delivery.data, reason })
             }
             Some(Ok(delivery)) => Ok(WatchedMessage::Event(delivery.data)),

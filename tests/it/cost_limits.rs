@@ -55,15 +55,15 @@ async fn max_cost_also_limits_retries() -> Result<()> {
 
 #[tokio::test]
 async fn daily_budget_ends_job_and_keeps_finished_images_on_sqlite() -> Result<()> {
-    the_days_budget_ends_a_job_and_keeps_what_was_made(Database::Sqlite).await
+    daily_budget_ends_job_and_keeps_finished_images(Database::Sqlite).await
 }
 
 #[tokio::test]
 async fn daily_budget_ends_job_and_keeps_finished_images_on_postgres() -> Result<()> {
-    the_days_budget_ends_a_job_and_keeps_what_was_made(Database::Postgres).await
+    daily_budget_ends_job_and_keeps_finished_images(Database::Postgres).await
 }
 
-async fn the_days_budget_ends_a_job_and_keeps_what_was_made(database: Database) -> Result<()> {
+async fn daily_budget_ends_job_and_keeps_finished_images(database: Database) -> Result<()> {
     let mut world = TestEnv::with_database(database).await?;
     world.set("WORKER_DAILY_BUDGET_USD", "0.07");
     let _worker = world.start_ready_worker().await?;

@@ -21,7 +21,7 @@ async fn worker_waits_for_broker_at_start_and_after_loss() -> Result<()> {
     let (world, proxy) = env_behind_broker_proxy().await?;
     proxy.close();
     let mut worker = world.start_worker()?;
-    worker.wait_for_log("waiting for the broker").await?;
+    worker.wait_for_log("cannot reach the broker; retrying").await?;
     assert_eq!(worker.probe("livez").await?.0, 200);
     let (status, body) = worker.probe("readyz").await?;
     assert_eq!((status, &body["broker"], &body["database"]), (503, &json!("not connected"), &json!("ok")));

@@ -56,8 +56,8 @@ struct TenantQueue {
 }
 
 impl FairScheduler {
-    pub(crate) fn new(at_once: NonZeroUsize) -> Self {
-        let all = at_once.get();
+    pub(crate) fn new(capacity: NonZeroUsize) -> Self {
+        let all = capacity.get();
         let state = SchedulerState { capacity: all, available: all, queues: VecDeque::new() };
         Self { shared: Arc::new(Shared(Mutex::new(state))) }
     }
@@ -77,8 +77,8 @@ impl FairScheduler {
                 return Turn { shared: Some(self.shared.clone()) };
             }
             let (sender, waiter) = oneshot::channel();
-            match state.queues.iter_mut().find(|waiting| waiting.tenant.id == party.id) {
-                Some(waiting) => waiting.waiters.push_back(sender),
+            match state.queues.iter_mut().find(|queue| queue.tenant.id == party.id) {
+                Some(queue) => queue.waiters.push_back(sender),
                 None => state.queues.push_back(TenantQueue {
                     tenant: party,
                     turns_left: party.weight.get(),
@@ -141,16 +141,16 @@ mod tests {
     }
 
     /// The order in which waiting calls of these tenants get the only turn.
-    async fn service_order(asked: &[Tenant]) -> Vec<u128> {
+    async fn service_order(tenants: &[Tenant]) -> Vec<u128> {
         let turns = Arc::new(FairScheduler::new(NonZeroUsize::MIN));
         let first = turns.acquire(Tenant::default()).await;
         let served = Arc::new(Mutex::new(Vec::new()));
         let mut waiters = JoinSet::new();
-        for party in asked.iter().copied() {
+        for tenant in tenants.iter().copied() {
             let (turns, served) = (turns.clone(), served.clone());
             waiters.spawn(async move {
-                let turn = turns.acquire(party).await;
-                served.lock().expect("no panic").push(party.id);
+                let turn = turns.acquire(tenant).await;
+                served.lock().expect("no panic").push(tenant.id);
                 drop(turn);
             });
             // The task starts to wait before the next one is spawned, which fixes their order.
@@ -164,31 +164,31 @@ mod tests {
 
     #[tokio::test]
     async fn tenants_are_served_round_robin() {
-        let asked = [1, 1, 1, 1, 2, 2, 3].map(|id| tenant(id, 1));
-        assert_eq!(service_order(&asked).await, [1, 2, 3, 1, 2, 1, 1]);
+        let tenants = [1, 1, 1, 1, 2, 2, 3].map(|id| tenant(id, 1));
+        assert_eq!(service_order(&tenants).await, [1, 2, 3, 1, 2, 1, 1]);
     }
 
     #[tokio::test]
     async fn tenant_of_weight_two_gets_two_turns_per_round() {
-        let asked = [tenant(1, 1), tenant(1, 1), tenant(1, 1), tenant(2, 2), tenant(2, 2), tenant(2, 2)];
-        assert_eq!(service_order(&asked).await, [1, 2, 2, 1, 2, 1]);
+        let tenants = [tenant(1, 1), tenant(1, 1), tenant(1, 1), tenant(2, 2), tenant(2, 2), tenant(2, 2)];
+        assert_eq!(service_order(&tenants).await, [1, 2, 2, 1, 2, 1]);
     }
 
     #[tokio::test]
     async fn dropped_waiter_uses_no_turn() {
         let turns = FairScheduler::new(NonZeroUsize::MIN);
         let first = turns.acquire(tenant(1, 1)).await;
-        let mut gone = Box::pin(turns.acquire(tenant(2, 1)));
-        let mut waits = Box::pin(turns.acquire(tenant(3, 1)));
-        assert!(poll_once(&mut gone).await.is_none() && poll_once(&mut waits).await.is_none());
-        drop(gone);
+        let mut dropped = Box::pin(turns.acquire(tenant(2, 1)));
+        let mut waiting = Box::pin(turns.acquire(tenant(3, 1)));
+        assert!(poll_once(&mut dropped).await.is_none() && poll_once(&mut waiting).await.is_none());
+        drop(dropped);
         drop(first);
-        let third = poll_once(&mut waits).await.expect("the waiting call is next");
+        let third = poll_once(&mut waiting).await.expect("the waiting call is next");
         // A waiter that is dropped after it was sent a turn, but before it was polled, passes the turn on.
-        let mut unseen = Box::pin(turns.acquire(tenant(4, 1)));
-        assert!(poll_once(&mut unseen).await.is_none());
+        let mut unpolled = Box::pin(turns.acquire(tenant(4, 1)));
+        assert!(poll_once(&mut unpolled).await.is_none());
         drop(third);
-        drop(unseen);
+        drop(unpolled);
         assert!(poll_once(&mut Box::pin(turns.acquire(tenant(5, 1)))).await.is_some());
     }
 

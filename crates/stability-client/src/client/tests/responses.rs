@@ -35,19 +35,19 @@ fn describe_outcome(family: ApiVersion, status: u16, headers: Headers, body: &[u
         seed: Some(7),
         body: body.to_vec().into(),
     };
-    match error_for_status(response).and_then(|response| answer::decode(family, &response)) {
+    match error_for_status(response).and_then(|response| response::decode(family, &response)) {
         Ok(pictures) => format!("{} images", pictures.images.len()),
         Err(error) => {
             let class = error.class();
             assert!(!(class.retryable && class.fatal), "{error:?}");
-            let will = match (class.retryable, class.fatal) {
+            let retry_class = match (class.retryable, class.fatal) {
                 (true, _) => "retry",
                 (false, true) => "fatal",
                 (false, false) => "stays",
             };
             let charged = if class.possibly_charged { " charged" } else { "" };
             let wait = error.retry_after().map(|wait| format!(" after {wait:?}")).unwrap_or_default();
-            format!("{} {will}{charged}{wait}", error.kind())
+            format!("{} {retry_class}{charged}{wait}", error.kind())
         }
     }
 }

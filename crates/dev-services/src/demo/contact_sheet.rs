@@ -24,13 +24,13 @@ figcaption p { margin: 0 0 .3rem; }
 /// The page for a job as `asset-worker jobs show --json` prints it. Its pictures are found relative to the page.
 pub(super) fn render_page(job: &Value) -> String {
     let assets = job["assets"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let made = assets.iter().filter(|asset| asset["status"] == "completed").count();
+    let completed_count = assets.iter().filter(|asset| asset["status"] == "completed").count();
     let figures: String = assets.iter().map(render_figure).collect();
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>Contact sheet of job {id}</title>\n<style>{STYLE}</style>\n\
-         <header><h1>Project {project}: {made} of {total} images</h1>\n\
+         <header><h1>Project {project}: {completed_count} of {total} images</h1>\n\
          <p>job {id}, {status}, USD {cost:.2}</p></header>\n<main>\n{figures}</main>\n</html>\n",
         id = escape_html(&job["job_id"]),
         project = escape_html(&job["project_id"]),
