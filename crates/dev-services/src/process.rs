@@ -21,7 +21,7 @@ const SETPRIV: &str = "/usr/bin/setpriv";
 pub struct Process {
     name: String,
     child: Child,
-    process_group: Option<Pid>,
+    group: Option<Pid>,
 }
 
 impl Process {
@@ -34,7 +34,7 @@ impl Process {
         let child =
             command.process_group(0).kill_on_drop(true).spawn().with_context(|| format!("cannot start {name}"))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        Ok(Self { name: name.to_owned(), child, process_group: group })
+        Ok(Self { name: name.to_owned(), child, group })
     }
 
     /// Starts a program whose output goes to a file.
@@ -81,7 +81,7 @@ impl Process {
 
     /// Sends a signal to the whole group.
     pub fn signal(&self, signal: Signal) {
-        if let Some(group) = self.process_group {
+        if let Some(group) = self.group {
             // It fails only where the group is gone.
             let _ = kill_process_group(group, signal);
         }

@@ -154,7 +154,7 @@ impl Client {
         let failure = result.as_ref().err().map(Error::kind);
         let took = started.elapsed().saturating_sub(accept_time);
         self.notify_observers(|observer| {
-            observer.on_call_end(&CallOutcome { engine: request.engine(), error_kind: failure, duration: took })
+            observer.on_call_end(&CallOutcome { engine: request.engine(), error_kind: failure, duration: took });
         });
         span.record("stability.requests", call.usage.requests);
         result.map_err(|error| {

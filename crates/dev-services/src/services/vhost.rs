@@ -10,7 +10,7 @@ pub struct Vhost {
     /// The broker's URL with this virtual host.
     pub amqp_url: String,
     /// Where the management API has it.
-    vhost_url: String,
+    url: String,
     /// Where it has its queues.
     queues_url: String,
 }
@@ -29,8 +29,7 @@ impl Vhost {
         let api_url = api_url.trim_end_matches('/');
         let resource = format!("{api_url}/api/vhosts/{name}");
         put(&resource, "{}").await?;
-        let vhost =
-            Self { amqp_url: url.into(), vhost_url: resource, queues_url: format!("{api_url}/api/queues/{name}") };
+        let vhost = Self { amqp_url: url.into(), url: resource, queues_url: format!("{api_url}/api/queues/{name}") };
         let rights = r#"{"configure": ".*", "write": ".*", "read": ".*"}"#;
         put(&format!("{api_url}/api/permissions/{name}/{user}"), rights).await?;
         Ok(vhost)
@@ -57,7 +56,7 @@ async fn put(url: &str, body: &'static str) -> Result<()> {
 
 impl Drop for Vhost {
     fn drop(&mut self) {
-        let resource = self.vhost_url.clone();
+        let resource = self.url.clone();
         crate::run_cleanup_blocking(async move { Ok(crate::http_client()?.delete(resource).send().await.map(drop)?) });
     }
 }

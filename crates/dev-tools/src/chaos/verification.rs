@@ -24,7 +24,7 @@ pub(super) async fn verify(stage: &Cluster, report: &mut Report) -> Result<()> {
             None | Some([]) => report.add_violation(format!("job {number} has no terminal event")),
             Some([event]) => verify_job(number, order, event, &rows, report)?,
             Some(several) => {
-                report.add_violation(format!("job {number} has {} different terminal events", several.len()))
+                report.add_violation(format!("job {number} has {} different terminal events", several.len()));
             }
         }
     }
