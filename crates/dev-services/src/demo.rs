@@ -1,4 +1,5 @@
-//! The main job, once, with everything real but Stability's API.
+//! The demo: runs one job with a real broker and a real worker. A sandbox replaces Stability's API unless `DEMO_LIVE=1`
+//! and a key are set.
 
 mod api;
 mod contact_sheet;
@@ -18,7 +19,8 @@ use crate::wait::free_addresses;
 use crate::{programs, variable};
 use api::Api;
 
-/// What the demo asks for. The phrase book has the English of two; the sandbox refuses one, as the API's moderation would.
+/// Descriptions of the demo's job. The phrase book translates the two Chinese ones; the sandbox rejects one, as the
+/// API's moderation would.
 const DESCRIPTIONS: [&str; 6] = [
     "A lighthouse on a rocky island at dusk",
     "雨後的繁忙城市街道",
@@ -27,36 +29,36 @@ const DESCRIPTIONS: [&str; 6] = [
     "Desert dunes under a full moon",
     "A ringed planet above a purple nebula in space",
 ];
-/// The phrase book that comes with the program, so that the demo needs no translator.
+/// The phrase book in `deploy/`; with it the demo needs no translation API.
 const PHRASE_BOOK: &str = include_str!("../../../deploy/phrase-book.json");
 const PHRASE_BOOK_FILE: &str = "phrase-book.json";
 const PROJECT_ID: u32 = 42;
-/// The worker opens its database and its broker within this time.
+/// Limit for the worker to connect to its database and its broker.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
-/// Plays the demo: services up, one job, a contact sheet, services down.
+/// Runs the demo: starts the services, runs one job, writes a contact sheet and stops the services.
 ///
 /// # Errors
 ///
-/// Where a service cannot be had, or the job does not end as it should. What was started is stopped all the same.
+/// If a service is unavailable or the job does not complete. Everything that was started is stopped in this case too.
 pub async fn run() -> Result<()> {
     let folder = create_empty_folder()?;
-    print_line("The main job: six descriptions become finished 1920x1080 images.");
+    print_line("One job: images of 1920x1080 for six descriptions.");
     let api = Api::chosen(DESCRIPTIONS.len());
     print_line("\nstarting");
     let supply = ServiceProvider::new()?;
     let rabbitmq = supply.rabbitmq().await?;
     print_step("RabbitMQ", &rabbitmq.origin);
-    // Where the broker is the user's own, its default virtual host is none of our business either.
+    // The broker may be the user's own, so the demo does not use its default virtual host.
     let vhost = Vhost::create(&rabbitmq.amqp_url, &rabbitmq.api_url).await?;
     let (api, sandbox) = api.start(&folder).await?;
     print_step("API", api.name());
     std::fs::write(folder.join(PHRASE_BOOK_FILE), PHRASE_BOOK)?;
-    print_step("words", "Chinese becomes English by a phrase book; GEMINI_API_KEY would translate the rest");
+    print_step("language", "a phrase book translates the Chinese texts; others would need GEMINI_API_KEY");
     let stage = Demo { folder, amqp_url: vhost.amqp_url.clone(), api };
     let worker = stage.start_worker().await?;
-    print_step("worker", "on its embedded defaults: SQLite, local files");
+    print_step("worker", "with the embedded defaults: SQLite and local files");
     let outcome = stage.run_job().await;
     worker.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     if let Some(sandbox) = sandbox {
@@ -68,17 +70,17 @@ pub async fn run() -> Result<()> {
     Ok(())
 }
 
-/// An empty folder for this run; the last run's pictures go.
+/// Creates an empty folder for this run. The files of the last run are deleted.
 fn create_empty_folder() -> Result<PathBuf> {
     let folder = programs::target_folder()?.join("demo");
     if folder.exists() {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot clear {}", folder.display()))?;
+        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot delete {}", folder.display()))?;
     }
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)
 }
 
-/// A job's outcome, as the demo shows it.
+/// Results that the summary shows.
 struct DemoOutput {
     job_id: Uuid,
     contact_sheet: PathBuf,
@@ -91,7 +93,8 @@ struct Demo {
 }
 
 impl Demo {
-    /// One of our programs, with the demo's settings and none of the user's: their database is none of our business.
+    /// Replaces the environment of a command by the demo's settings, so that the user's settings, such as the database,
+    /// do not apply.
     fn with_demo_env(&self, mut command: Command) -> Command {
         command.env_clear().current_dir(&self.folder).env("AMQP_URL", &self.amqp_url);
         for kept in [
@@ -126,11 +129,11 @@ impl Demo {
         command.arg("run").env("HTTP_ADDR", http_addr.to_string()).env("LOG_FORMAT", "text");
         let mut process = Process::start_logged("the worker", command, &log)?;
         let ready = wait_until_ready(&mut process, http_addr).await;
-        ready.with_context(|| format!("the worker did not get ready; the end of its log:\n{}", log_tail(&log)))?;
+        ready.with_context(|| format!("the worker did not become ready; end of its log:\n{}", log_tail(&log)))?;
         Ok(process)
     }
 
-    /// Submits the job, shows how it comes along and what it came to, and makes the contact sheet.
+    /// Submits the job, shows its progress and result, and writes the contact sheet.
     async fn run_job(&self) -> Result<DemoOutput> {
         let job_id = Uuid::now_v7();
         let command = json!({"job_id": job_id, "project_id": PROJECT_ID, "image_descriptions": DESCRIPTIONS});
@@ -149,9 +152,9 @@ impl Demo {
         let mut show = self.with_demo_env(Command::new(&asset_worker));
         let shown = show.args(["jobs", "show", "--json", &job_id.to_string()]).kill_on_drop(true).output().await?;
         if !shown.status.success() {
-            bail!("asset-worker jobs show: {}", String::from_utf8_lossy(&shown.stderr));
+            bail!("asset-worker jobs show failed: {}", String::from_utf8_lossy(&shown.stderr));
         }
-        let job = serde_json::from_slice(&shown.stdout).context("asset-worker jobs show printed no JSON")?;
+        let job = serde_json::from_slice(&shown.stdout).context("asset-worker jobs show printed invalid JSON")?;
         let sheet = self.folder.join("contact-sheet.html");
         std::fs::write(&sheet, contact_sheet::render_page(&job))?;
         Ok(DemoOutput { job_id, contact_sheet: sheet })
@@ -160,18 +163,18 @@ impl Demo {
     fn print_summary(&self, outcome: &DemoOutput) {
         let asset_worker = programs::find("asset-worker").unwrap_or_default();
         let (folder, asset_worker) = (self.folder.display(), asset_worker.display());
-        print_line(&format!("\nthe pictures   {folder}/data/assets/projects/{PROJECT_ID}/assets/"));
+        print_line(&format!("\nimages         {folder}/data/assets/projects/{PROJECT_ID}/assets/"));
         print_line(&format!("contact sheet  {}", outcome.contact_sheet.display()));
-        print_line(&format!("worker's log   {folder}/worker.log"));
+        print_line(&format!("worker log     {folder}/worker.log"));
         print_line(&format!("phrase book    {folder}/{PHRASE_BOOK_FILE}"));
-        print_line("\nWhat to try next:");
+        print_line("\nNext steps:");
         print_line(&format!("  cd '{folder}' && '{asset_worker}' jobs show {}", outcome.job_id));
         print_line(&format!(
             "  '{asset_worker}' inspect '{folder}/data/assets/projects/{PROJECT_ID}/assets/image_003.png'"
         ));
         print_line(&format!("  '{asset_worker}' --help"));
-        print_line("  make test                                        every test, against real services");
-        print_line("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   the same with real pictures");
+        print_line("  make test                                        run all tests with real services");
+        print_line("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   run the demo with real images");
     }
 }
 
@@ -190,7 +193,7 @@ fn print_step(name: &str, what: &str) {
     print_line(&format!("  {name:<10}{what}"));
 }
 
-#[expect(clippy::print_stdout, reason = "the demo speaks to people")]
+#[expect(clippy::print_stdout, reason = "the demo prints its progress")]
 fn print_line(text: &str) {
     println!("{text}");
 }

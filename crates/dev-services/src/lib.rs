@@ -1,8 +1,8 @@
 //! Real services for tests and the demo, and the demo itself. Nothing here is part of the product.
 //!
-//! In reading order: [`services`] obtains RabbitMQ and PostgreSQL from wherever they can be had and stops what it started;
-//! [`programs`] finds and starts our own built programs; [`demo`] plays the main job with them; [`live`] tests with the real API. [`process`], [`wait`] and
-//! [`variable`] are what all of them need.
+//! In reading order: [`services`] obtains RabbitMQ and PostgreSQL and stops what it started; [`programs`] finds the
+//! workspace's built programs; [`demo`] runs a job with them; [`live`] tests with the real API. All of them use
+//! [`process`], [`wait`] and [`variable`].
 
 pub mod demo;
 pub mod live;
@@ -11,36 +11,36 @@ pub mod programs;
 pub mod services;
 pub mod wait;
 
-/// Says something by the way.
-#[expect(clippy::print_stderr, reason = "programs for developers speak to them")]
+/// Prints a status message to standard error.
+#[expect(clippy::print_stderr, reason = "developer tools print to the terminal")]
 pub fn print_status(text: &str) {
     eprintln!("dev-services: {text}");
 }
 
-/// An HTTP client that gives up in good time.
+/// Returns an HTTP client that uses no proxy and times out after 10 seconds.
 ///
 /// # Errors
 ///
-/// Where TLS cannot be set up.
+/// If TLS cannot be initialised.
 pub fn http_client() -> anyhow::Result<reqwest::Client> {
-    // Fails only where a provider was chosen before.
+    // Fails only if a provider was installed before.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // All it talks to is on this machine.
+    // All requests go to this machine.
     Ok(reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(10)).build()?)
 }
 
-/// Cleans up in a place where nothing can be awaited. What cannot be removed is in nobody's way.
+/// Runs a cleanup in code that cannot await, such as `Drop`; blocks for at most 10 seconds and ignores errors.
 pub fn run_cleanup_blocking(work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(10), work).await? })
     });
-    // Neither a failure nor a panic of it is of interest any more.
+    // Errors and panics of the cleanup are ignored.
     let _ = thread.join();
 }
 
-/// An environment variable that is set and not empty.
-#[expect(clippy::disallowed_methods, reason = "this crate's one door to the environment")]
+/// Returns an environment variable if it is set and not blank.
+#[expect(clippy::disallowed_methods, reason = "the only place in this crate that reads the environment")]
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }

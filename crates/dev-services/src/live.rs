@@ -1,4 +1,4 @@
-//! Test 9: three real images, for money, through the built program.
+//! Test 9: generates three images with the built program and the real API, which costs money.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use tokio::time::timeout;
 
 use crate::{print_status, programs, variable};
 
-/// Of test 9.
+/// Descriptions of test 9.
 const DESCRIPTIONS: [&str; 3] =
     ["A beautiful sunset over mountains", "A busy city street at night", "A peaceful beach with palm trees"];
 const STYLE_MODIFIERS: [&str; 2] = ["cinematic lighting", "4k quality"];
-/// Three images of seconds each, with every retry.
+/// Enough for three images of some seconds each, with all retries.
 const GENERATE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Makes the images where there is a key, and checks them; says so where there is none.
+/// Generates and checks the images if `STABILITY_API_KEY` is set; otherwise prints that it is not set.
 ///
 /// # Errors
 ///
-/// Where an image was not made, or is not as it should be.
+/// If an image is not generated or fails a check.
 pub async fn run() -> Result<()> {
     if variable("STABILITY_API_KEY").is_none() {
-        print_status("STABILITY_API_KEY is not set: nothing was run, and nothing was paid for");
+        print_status("STABILITY_API_KEY is not set: no image was generated");
         return Ok(());
     }
     let folder = tempfile::Builder::new().prefix("live-").tempdir_in(programs::target_folder()?)?;
@@ -37,22 +37,23 @@ pub async fn run() -> Result<()> {
         .current_dir(folder.path())
         .env_remove("DATABASE_URL")
         .env_remove("ASSET_STORAGE_URL")
-        // What fails is to be seen now.
+        // A failure must not be hidden by another attempt.
         .env("WORKER_JOB_MAX_ATTEMPTS", "1")
         .env("LOG_FORMAT", "text")
         .kill_on_drop(true);
-    let output = timeout(GENERATE_TIMEOUT, command.output()).await.context("it takes too long")??;
+    let output = timeout(GENERATE_TIMEOUT, command.output()).await.context("asset-worker generate timed out")??;
     let log = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "asset-worker generate: {}\n{log}", output.status);
-    ensure!(!log.contains("rate limit exceeded"), "the quota was exceeded:\n{log}");
-    let event: Value = serde_json::from_slice(&output.stdout).context("it printed no event")?;
+    ensure!(output.status.success(), "asset-worker generate failed: {}\n{log}", output.status);
+    ensure!(!log.contains("rate limit exceeded"), "the API's rate limit was exceeded:\n{log}");
+    let event: Value =
+        serde_json::from_slice(&output.stdout).context("asset-worker generate printed no valid event")?;
     let assets = event["data"]["assets"].as_array().context("the event lists no assets")?;
-    ensure!(assets.len() == DESCRIPTIONS.len(), "{} images, not {}", assets.len(), DESCRIPTIONS.len());
+    ensure!(assets.len() == DESCRIPTIONS.len(), "{} images instead of {}", assets.len(), DESCRIPTIONS.len());
     for (asset, description) in assets.iter().zip(DESCRIPTIONS) {
         check_asset(asset, description, folder.path())?;
     }
     print_status(&format!(
-        "{} images of 1920x1080 were made, for about USD {}",
+        "{} images of 1920x1080 were generated for about USD {}",
         assets.len(),
         event["data"]["cost_usd"]
     ));
@@ -61,11 +62,11 @@ pub async fn run() -> Result<()> {
 
 fn check_asset(asset: &Value, description: &str, folder: &Path) -> Result<()> {
     let prompt = asset["prompt"].as_str().unwrap_or_default();
-    ensure!(prompt == format!("{description}, {}", STYLE_MODIFIERS.join(", ")), "the prompt is {prompt:?}");
+    ensure!(prompt == format!("{description}, {}", STYLE_MODIFIERS.join(", ")), "unexpected prompt {prompt:?}");
     let path = folder.join("data/assets").join(asset["file_path"].as_str().unwrap_or_default());
-    let size = image::image_dimensions(&path).with_context(|| format!("{} is no image", path.display()))?;
-    ensure!(size == (1920, 1080), "{} measures {size:?}", path.display());
+    let size = image::image_dimensions(&path).with_context(|| format!("{} is not an image", path.display()))?;
+    ensure!(size == (1920, 1080), "{} measures {size:?} instead of 1920x1080", path.display());
     let bytes = path.metadata()?.len();
-    ensure!(bytes < 10 * 1024 * 1024, "{} has {bytes} bytes", path.display());
+    ensure!(bytes < 10 * 1024 * 1024, "{} has {bytes} bytes, but must be smaller than 10 MiB", path.display());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `dev-services`: services around a command, and the demo.
+//! `dev-services`: runs a command with services, the demo, or the test with the real API.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
@@ -10,7 +10,7 @@ use dev_services::process::{Process, Signal, command_with_death_signal};
 use dev_services::services::{self, ServiceProvider};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Real services for tests and the demo
+/// Provide real services for tests and the demo
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -19,26 +19,26 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Subcommand {
-    /// Run a command with RabbitMQ and PostgreSQL at hand, and stop them after it
+    /// Run a command with RabbitMQ and PostgreSQL, and stop them afterwards
     Run {
-        /// Take them from a Docker engine, and from nowhere else
+        /// Obtain the services only from a Docker engine
         #[arg(long)]
         containers: bool,
-        /// The command and its arguments
+        /// Command to run and its arguments
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
     },
-    /// Do the worker's main job once, and show it
+    /// Run one job with a broker, the API sandbox and a worker, and show the result
     Demo,
-    /// Make three images with the real API, where there is a key for it
+    /// Generate three images with the real API if an API key is set
     Live,
 }
 
-/// From a signal until what is left of the command is killed.
+/// Time from a signal until the rest of the command's process group is killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
-#[expect(clippy::print_stderr, reason = "a program for developers speaks to them")]
+#[expect(clippy::print_stderr, reason = "a developer tool prints to the terminal")]
 async fn main() -> ExitCode {
     run_cli().await.unwrap_or_else(|error| {
         eprintln!("dev-services: {error:#}");
@@ -58,7 +58,7 @@ async fn run_cli() -> Result<ExitCode> {
             tokio::select! {
                 result = dev_services::demo::run() => result.map(|()| ExitCode::SUCCESS),
                 signal = signals.recv() => {
-                    // What the demo has started is stopped as it is dropped.
+                    // Everything that the demo started is stopped when it is dropped.
                     Ok(ExitCode::from(128 + signal))
                 }
             }
@@ -68,7 +68,7 @@ async fn run_cli() -> Result<ExitCode> {
 
 async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Result<ExitCode> {
     let mut signals = told_to_stop()?;
-    // Where a signal comes meanwhile, whatever was started is killed as it is dropped.
+    // If a signal arrives meanwhile, everything that was started is killed when it is dropped.
     let (rabbitmq, postgres) = tokio::select! {
         obtained = supply.obtain_all() => obtained?,
         signal = signals.recv() => return Ok(ExitCode::from(128 + signal)),
@@ -80,7 +80,7 @@ async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Resu
         .env(services::RABBITMQ_API_URL_VAR, &rabbitmq.api_url)
         .env(services::DATABASE_URL, &postgres.url)
         .envs(find_prometheus().map(|programs| (services::PROMETHEUS_VAR, programs)))
-        // All of it is on this machine.
+        // All services are on this machine.
         .env("NO_PROXY", "127.0.0.1,localhost");
     let mut process = Process::start(&command[0], child)?;
     let code = tokio::select! {
@@ -92,7 +92,7 @@ async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Resu
     code
 }
 
-/// The programs of Prometheus. Most commands do without; whoever needs them says so.
+/// Returns the folder of Prometheus's programs. If there is none, prints why: most commands do not need them.
 fn find_prometheus() -> Option<PathBuf> {
     services::prometheus_programs().inspect_err(|why| dev_services::print_status(&format!("{why:#}"))).ok()
 }
@@ -108,7 +108,7 @@ struct StopSignals {
 }
 
 fn told_to_stop() -> Result<StopSignals> {
-    let listen = |kind| signal(kind).context("signals cannot be listened to");
+    let listen = |kind| signal(kind).context("cannot install signal handlers");
     Ok(StopSignals {
         interrupt: listen(SignalKind::interrupt())?,
         terminate: listen(SignalKind::terminate())?,
@@ -117,7 +117,7 @@ fn told_to_stop() -> Result<StopSignals> {
 }
 
 impl StopSignals {
-    /// The number of the signal that tells us to stop.
+    /// Waits for a stop signal and returns its number.
     async fn recv(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 2,

@@ -1,4 +1,4 @@
-//! Processes that do not outlive us.
+//! Child processes that do not outlive this process.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::wait::wait_until;
 
 pub use rustix::process::Signal;
 
-/// Of util-linux, on every Debian and Ubuntu.
+/// Part of util-linux, which every Debian and Ubuntu has.
 const SETPRIV: &str = "/usr/bin/setpriv";
 
-/// A process in a process group of its own. Dropping it kills the whole group.
+/// A child process in its own process group; dropping it kills the whole group.
 pub struct Process {
     name: String,
     child: Child,
@@ -25,11 +25,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program whose output goes where the command says.
+    /// Starts a program; its output goes where the command directs it.
     ///
     /// # Errors
     ///
-    /// Where it cannot be started.
+    /// If the program cannot be started.
     pub fn start(name: &str, mut command: Command) -> Result<Self> {
         let child =
             command.process_group(0).kill_on_drop(true).spawn().with_context(|| format!("cannot start {name}"))?;
@@ -37,34 +37,34 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, group })
     }
 
-    /// Starts a program whose output goes to a file.
+    /// Starts a program and appends its output to a file.
     ///
     /// # Errors
     ///
-    /// Where it cannot be started, or the file cannot be made.
+    /// If the program cannot be started or the file cannot be created.
     pub fn start_logged(name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        // Behind what an earlier life of the same server has said.
+        // Appended, to keep the output of an earlier run of the same server.
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         Self::start(name, command)
     }
 
-    /// Its number, while it is there.
+    /// Returns the process id, or none after the process has been waited for.
     pub fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Whether it is still there.
+    /// Whether the process is still running.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Looks at a condition until it gives a value.
+    /// Polls a condition until it returns a value.
     ///
     /// # Errors
     ///
-    /// Where it has given none within `limit`, or the process has ended.
+    /// If it returns none within `limit`, or the process exits first.
     pub async fn wait_until<T>(
         &mut self,
         what: &str,
@@ -74,29 +74,29 @@ impl Process {
         wait_until(what, limit, async || match look().await {
             Some(value) => Some(Ok(value)),
             None if self.is_running() => None,
-            None => Some(Err(anyhow!("{} has ended before {what}", self.name))),
+            None => Some(Err(anyhow!("{} exited during the wait for {what}", self.name))),
         })
         .await?
     }
 
-    /// Sends a signal to the whole group.
+    /// Sends a signal to the whole process group.
     pub fn signal(&self, signal: Signal) {
         if let Some(group) = self.group {
-            // It fails only where the group is gone.
+            // Fails only if the group no longer exists.
             let _ = kill_process_group(group, signal);
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     ///
     /// # Errors
     ///
-    /// Where the system cannot tell.
+    /// If the system cannot report the exit status.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         self.child.wait().await.with_context(|| format!("cannot wait for {}", self.name))
     }
 
-    /// As [`Process::stop`], where nothing can be awaited.
+    /// Like [`Process::stop`], for code that cannot await.
     pub fn stop_blocking(&mut self, signal: Signal, grace: Duration) {
         self.signal(signal);
         let deadline = std::time::Instant::now() + grace;
@@ -106,10 +106,10 @@ impl Process {
         self.signal(Signal::KILL);
     }
 
-    /// Sends a signal and waits; what is left of the group after the grace is killed.
+    /// Sends a signal and waits up to `grace` for the exit; then the rest of the group is killed.
     pub async fn stop(mut self, signal: Signal, grace: Duration) {
         self.signal(signal);
-        // Either it ended, or dropping it ends it.
+        // If it has not exited, dropping it kills it.
         let _ = timeout(grace, self.child.wait()).await;
     }
 }
@@ -120,8 +120,9 @@ impl Drop for Process {
     }
 }
 
-/// A command that gets this signal (its name without `SIG`) when we die, however we die. Where the system has no `setpriv`, it is a plain command, and
-/// outlives a SIGKILL of ours.
+/// Returns a command that receives `signal` (its name without `SIG`) when this process ends, even by SIGKILL.
+///
+/// If the system has no `setpriv`, it is a plain command, which outlives this process after a SIGKILL.
 pub fn command_with_death_signal(program: &Path, signal: &str) -> Command {
     match find(&[SETPRIV]) {
         None => Command::new(program),
@@ -133,11 +134,11 @@ pub fn command_with_death_signal(program: &Path, signal: &str) -> Command {
     }
 }
 
-/// As [`bound_to_us`], run by another user, which only root may ask for.
+/// Like [`command_with_death_signal`], but runs as another user, which requires root.
 ///
 /// # Errors
 ///
-/// Where the system has no `setpriv`.
+/// If the system has no `setpriv`.
 pub fn command_as_user(user: &str, program: &Path, signal: &str) -> Result<Command> {
     let setpriv = find(&[SETPRIV]).with_context(|| format!("{SETPRIV} is needed to start {}", program.display()))?;
     let mut command = Command::new(setpriv);
@@ -146,12 +147,12 @@ pub fn command_as_user(user: &str, program: &Path, signal: &str) -> Result<Comma
     Ok(command)
 }
 
-/// The first of these files that exists.
+/// Returns the first of these files that exists.
 pub fn find(candidates: &[&str]) -> Option<PathBuf> {
     candidates.iter().map(PathBuf::from).find(|path| path.is_file())
 }
 
-/// The end of a log, to be shown with a failure.
+/// Returns the last 15 lines of a log file, to be shown with an error; empty if it cannot be read.
 pub fn log_tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();

@@ -1,27 +1,27 @@
-//! Our own built programs.
+//! Paths of the workspace's built programs.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// The folder of this build's programs, such as `target/debug`.
+/// Returns the folder of this build's programs, such as `target/debug`.
 ///
 /// # Errors
 ///
-/// Where the running program's own path is unknown.
+/// If the path of the running program is unknown.
 pub fn folder() -> Result<PathBuf> {
     let own = std::env::current_exe().context("the path of this program is unknown")?;
     let folder = own.parent().unwrap_or(Path::new("."));
-    // Test programs stand one level deeper.
+    // Test programs are one level deeper.
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     Ok(folder.to_owned())
 }
 
-/// A built program, such as `asset-worker`.
+/// Returns the path of a built program, such as `asset-worker`.
 ///
 /// # Errors
 ///
-/// Where it has not been built.
+/// If it has not been built.
 pub fn find(name: &str) -> Result<PathBuf> {
     let program = folder()?.join(name);
     if !program.is_file() {
@@ -30,7 +30,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// The build's `target` folder.
+/// Returns the build's `target` folder.
 ///
 /// # Errors
 ///

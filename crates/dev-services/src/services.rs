@@ -1,8 +1,9 @@
-//! RabbitMQ and PostgreSQL, from wherever they can be had.
+//! Obtains RabbitMQ and PostgreSQL for tests and the demo.
 //!
-//! In this order: URLs given in the environment; a Docker engine that can give the image; installed binaries, started as private
-//! processes on loopback with ports and folders of their own; on Debian and Ubuntu as root, installed first. A broker or
-//! database that runs already is never touched unless its URL is given.
+//! The first of these sources that can provide a service is used: URLs in the environment; a Docker engine that can
+//! provide the image; installed binaries, started as private processes on loopback with their own ports and folders; on
+//! Debian and Ubuntu as root, packages, which are installed first. A broker or database that is already running is
+//! never touched unless its URL is given.
 
 mod docker;
 mod install;
@@ -24,37 +25,37 @@ pub use vhost::Vhost;
 
 use crate::{print_status, programs, variable};
 
-/// Where tests find RabbitMQ.
+/// Environment variable with the AMQP URL of RabbitMQ.
 pub const AMQP_URL: &str = "TEST_AMQP_URL";
-/// Where they find its management API, with user and password.
+/// Environment variable with the URL of RabbitMQ's management API, including user and password.
 pub const RABBITMQ_API_URL_VAR: &str = "TEST_RABBITMQ_API_URL";
-/// Where they find PostgreSQL, as a user who may create databases.
+/// Environment variable with the URL of PostgreSQL; its user must be allowed to create databases.
 pub const DATABASE_URL: &str = "TEST_DATABASE_URL";
 
-/// Where they find the programs of Prometheus: a folder.
+/// Environment variable with the folder of the programs `prometheus` and `promtool`.
 pub const PROMETHEUS_VAR: &str = "TEST_PROMETHEUS";
 
 /// A running RabbitMQ.
 pub struct RabbitMq {
-    /// `amqp://user:password@host:port/%2f`
+    /// AMQP URL, `amqp://user:password@host:port/%2f`.
     pub amqp_url: String,
-    /// `http://user:password@host:port`
+    /// URL of the management API, `http://user:password@host:port`.
     pub api_url: String,
-    /// For people: where it came from.
+    /// Human-readable source of the service.
     pub origin: String,
     kept: Kept,
 }
 
 /// A running PostgreSQL.
 pub struct Postgres {
-    /// `postgres://user:password@host:port/postgres`
+    /// URL, `postgres://user:password@host:port/postgres`.
     pub url: String,
-    /// For people: where it came from.
+    /// Human-readable source of the service.
     pub origin: String,
     kept: Kept,
 }
 
-/// What runs for us, and must be stopped in the end.
+/// The container or process of a service, which must be stopped at the end; none if the service was given by its URL.
 enum Kept {
     Nothing,
     Container(Box<docker::Container>),
@@ -63,7 +64,6 @@ enum Kept {
 }
 
 impl Kept {
-    /// Stops it for good.
     async fn stop(self) {
         match self {
             Self::Nothing => {}
@@ -73,10 +73,10 @@ impl Kept {
         }
     }
 
-    /// Stops it for this long, and starts it again where it was, with its data.
+    /// Stops the service, waits for `away`, and starts it again at the same address with its data.
     async fn restart_after(&mut self, away: Duration) -> Result<()> {
         match self {
-            Self::Nothing => bail!("what was given by its URL is not ours to stop"),
+            Self::Nothing => bail!("a service that was given by its URL cannot be stopped"),
             Self::Container(container) => {
                 container.stop().await?;
                 tokio::time::sleep(away).await;
@@ -96,27 +96,27 @@ impl Kept {
     }
 }
 
-/// Where services are found.
+/// URLs of the services.
 #[derive(Debug, Clone)]
 pub struct ServiceUrls {
-    /// RabbitMQ, as a user who may make virtual hosts.
+    /// AMQP URL of RabbitMQ; its user may create virtual hosts.
     pub amqp_url: String,
-    /// Its management API, with user and password.
+    /// URL of RabbitMQ's management API, including user and password.
     pub rabbitmq_api_url: String,
-    /// PostgreSQL, as a user who may create databases.
+    /// URL of PostgreSQL; its user may create databases.
     pub database_url: String,
 }
 
 impl ServiceUrls {
-    /// What `dev-services run` has set.
+    /// Reads the URLs from the environment, where `dev-services run` sets them.
     ///
     /// # Errors
     ///
-    /// A sentence that names what is not set, and says how to get it.
+    /// If a variable is not set; the message names it and says how to run the tests.
     pub fn from_env() -> Result<Self> {
         let required = |name: &str| {
             variable(name).with_context(|| {
-                format!("{name} is not set: run the tests with `make test`, which brings the services")
+                format!("{name} is not set: run the tests with `make test`, which provides the services")
             })
         };
         Ok(Self {
@@ -126,7 +126,7 @@ impl ServiceUrls {
         })
     }
 
-    /// Those of services that were obtained.
+    /// Returns the URLs of running services.
     pub fn from_services(rabbitmq: &RabbitMq, postgres: &Postgres) -> Self {
         Self {
             amqp_url: rabbitmq.amqp_url.clone(),
@@ -136,7 +136,9 @@ impl ServiceUrls {
     }
 }
 
-/// Obtains services, and keeps their files until it is dropped, which must be after them.
+/// Obtains services and owns the folder with their files.
+///
+/// Dropping it deletes the folder, so it must be dropped after the services.
 pub struct ServiceProvider {
     folder: TempDir,
     install_lock: Mutex<()>,
@@ -144,12 +146,14 @@ pub struct ServiceProvider {
 }
 
 impl ServiceProvider {
-    /// A supply with a folder of its own below `target`; below the system's temporary folder where servers that root starts as
-    /// another user cannot reach `target`.
+    /// Creates a provider with its own folder below `target`.
+    ///
+    /// Servers that root starts run as another user: if that user cannot access `target`, the folder is below the
+    /// system's temporary folder.
     ///
     /// # Errors
     ///
-    /// Where the folder cannot be made.
+    /// If the folder cannot be created.
     pub fn new() -> Result<Self> {
         let target = programs::target_folder()?;
         let use_temp_dir = rustix::process::geteuid().is_root() && !is_accessible_to_others(&target);
@@ -158,24 +162,24 @@ impl ServiceProvider {
             .prefix("dev-services-")
             .permissions(public_folder_permissions())
             .tempdir_in(&parent);
-        let folder = folder.with_context(|| format!("cannot make a folder in {}", parent.display()))?;
+        let folder = folder.with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         Ok(Self { folder, install_lock: Mutex::new(()), containers_only: false })
     }
 
-    /// The same, from a Docker engine and from nowhere else.
+    /// Like [`ServiceProvider::new`], but obtains services only from a Docker engine.
     ///
     /// # Errors
     ///
-    /// As [`Supply::new`].
+    /// As [`ServiceProvider::new`].
     pub fn with_containers_only() -> Result<Self> {
         Ok(Self { containers_only: true, ..Self::new()? })
     }
 
-    /// RabbitMQ and PostgreSQL, side by side.
+    /// Obtains RabbitMQ and PostgreSQL concurrently.
     ///
     /// # Errors
     ///
-    /// A sentence for each that cannot be had.
+    /// If a service is unavailable; if both are, the message has a line for each.
     pub async fn obtain_all(&self) -> Result<(RabbitMq, Postgres)> {
         match tokio::join!(self.rabbitmq(), self.postgres()) {
             (Ok(rabbitmq), Ok(postgres)) => Ok((rabbitmq, postgres)),
@@ -184,11 +188,11 @@ impl ServiceProvider {
         }
     }
 
-    /// RabbitMQ, with its management API.
+    /// Obtains RabbitMQ with its management API.
     ///
     /// # Errors
     ///
-    /// A sentence that says how to get it.
+    /// If it is unavailable; the message says how to provide it.
     pub async fn rabbitmq(&self) -> Result<RabbitMq> {
         if !self.containers_only
             && let Some(given) = given_rabbitmq()?
@@ -204,11 +208,11 @@ impl ServiceProvider {
         twice(&folder, async |folder| rabbitmq::start(&program, folder).await).await
     }
 
-    /// PostgreSQL, as a user who may create databases.
+    /// Obtains PostgreSQL with a user that may create databases.
     ///
     /// # Errors
     ///
-    /// A sentence that says how to get it.
+    /// If it is unavailable; the message says how to provide it.
     pub async fn postgres(&self) -> Result<Postgres> {
         if !self.containers_only
             && let Some(url) = variable(DATABASE_URL)
@@ -224,16 +228,16 @@ impl ServiceProvider {
         twice(&folder, async |folder| postgres::start(&programs, folder).await).await
     }
 
-    /// Why there is no container, where that is no reason to give up.
+    /// Returns the error of the Docker engine if other sources are allowed; fails with it otherwise.
     fn elsewhere(&self, container_error: anyhow::Error) -> Result<anyhow::Error> {
         if self.containers_only {
             return Err(container_error
-                .context("a Docker engine is needed that can give rabbitmq:3-management and postgres:15"));
+                .context("a Docker engine that can provide rabbitmq:3-management and postgres:15 is needed"));
         }
         Ok(container_error)
     }
 
-    /// What `find` finds, after an installation if need be.
+    /// Returns what `find` returns; if that is none, installs the package and searches again.
     async fn installed(
         &self,
         find: impl Fn() -> Option<PathBuf>,
@@ -246,8 +250,8 @@ impl ServiceProvider {
             return Ok(found);
         }
         let _install_guard = self.install_lock.lock().await;
-        let installed =
-            install::install_package(package).and_then(|()| find().context("it is not where it was looked for"));
+        let installed = install::install_package(package)
+            .and_then(|()| find().context("its programs were not found after the installation"));
         installed.map_err(|install_error| {
             anyhow!(
                 "{name} is needed: set {variable}, or start a Docker engine ({container_error:#}), or install the package \
@@ -258,32 +262,32 @@ impl ServiceProvider {
 }
 
 impl RabbitMq {
-    /// Stops it, if it was started for us.
+    /// Stops the service; has no effect if it was given by its URL.
     pub async fn stop(self) {
         self.kept.stop().await;
     }
 
-    /// Stops it in order, and starts it again after this time with all it held.
+    /// Stops the broker gracefully and starts it again after `away`; its data is kept.
     ///
     /// # Errors
     ///
-    /// Where it was given by its URL, or does not come back.
+    /// If the service was given by its URL or does not start again.
     pub async fn restart_after(&mut self, away: Duration) -> Result<()> {
         self.kept.restart_after(away).await
     }
 }
 
 impl Postgres {
-    /// Stops it, if it was started for us.
+    /// Stops the service; has no effect if it was given by its URL.
     pub async fn stop(self) {
         self.kept.stop().await;
     }
 
-    /// Lets it crash, and starts it again after this time with all that was committed.
+    /// Crashes the server and starts it again after `away`; committed data is kept.
     ///
     /// # Errors
     ///
-    /// Where it was given by its URL, or does not come back.
+    /// If the service was given by its URL or does not start again.
     pub async fn restart_after(&mut self, away: Duration) -> Result<()> {
         self.kept.restart_after(away).await
     }
@@ -294,12 +298,12 @@ fn given_rabbitmq() -> Result<Option<RabbitMq>> {
     let api_url = match variable(RABBITMQ_API_URL_VAR) {
         Some(api_url) => api_url,
         None => default_api_url(&amqp_url)
-            .with_context(|| format!("{AMQP_URL} is no URL; or set {RABBITMQ_API_URL_VAR}"))?,
+            .with_context(|| format!("{AMQP_URL} is not a URL; correct it or set {RABBITMQ_API_URL_VAR}"))?,
     };
     Ok(Some(RabbitMq { amqp_url, api_url, origin: format!("given by {AMQP_URL}"), kept: Kept::Nothing }))
 }
 
-/// The management API at its usual port.
+/// Returns the URL of the management API at its default port on the same host.
 fn default_api_url(amqp_url: &str) -> Result<String> {
     let amqp = url::Url::parse(amqp_url)?;
     let user = if amqp.username().is_empty() { "guest" } else { amqp.username() };
@@ -307,24 +311,25 @@ fn default_api_url(amqp_url: &str) -> Result<String> {
     Ok(format!("http://{user}:{password}@{}:15672", amqp.host_str().unwrap_or("127.0.0.1")))
 }
 
-/// Starts a server, and where that fails once more with other ports: they are chosen before they are used, and whoever connects
-/// anywhere in between may get one of them.
+/// Starts a server, and retries once with other ports if that fails.
+///
+/// Ports are chosen before the server binds them, so another connection may take one of them in between.
 async fn twice<T>(folder: &Path, start: impl AsyncFn(&Path) -> Result<T>) -> Result<T> {
     match start(&folder.join("1")).await {
         Ok(server) => Ok(server),
         Err(why) => {
-            print_status(&format!("{why:#}\ndev-services: it is tried once more with other ports"));
+            print_status(&format!("{why:#}\ndev-services: retrying once with other ports"));
             start(&folder.join("2")).await
         }
     }
 }
 
-/// The servers' own folders below it are theirs alone.
+/// Other users may traverse the folder; the servers' own folders below it are private.
 fn public_folder_permissions() -> std::fs::Permissions {
     std::fs::Permissions::from_mode(0o755)
 }
 
-/// Whether every folder above lets other users through.
+/// Whether other users may traverse this folder and all its parents.
 fn is_accessible_to_others(path: &Path) -> bool {
     path.ancestors()
         .filter_map(|folder| folder.metadata().ok())

@@ -1,4 +1,4 @@
-//! Waiting for conditions, and free ports.
+//! Waiting for conditions, and free ports of this machine.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::time::{Instant, sleep};
 
-/// How often a condition is looked at.
+/// Time between two checks of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Looks at a condition until it gives a value.
+/// Polls a condition until it returns a value.
 ///
 /// # Errors
 ///
-/// Where it has given none within `limit`; the message says `what` was waited for.
+/// If it returns none within `limit`; the message names `what`.
 pub async fn wait_until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
@@ -21,19 +21,19 @@ pub async fn wait_until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMu
             return Ok(value);
         }
         if Instant::now() >= deadline {
-            bail!("waited {limit:?} in vain for {what}");
+            bail!("timed out after {limit:?} waiting for {what}");
         }
         sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Different loopback addresses whose ports nobody listens on at this moment.
+/// Returns distinct loopback addresses whose ports are free at the moment.
 ///
 /// # Errors
 ///
-/// Where the system has no free port.
+/// If the system has no free port.
 pub fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
-    // All are held until all are chosen, so that none is given twice.
+    // All listeners stay open until all ports are chosen, so that no port is chosen twice.
     let mut listeners = Vec::with_capacity(N);
     let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
     for address in &mut addresses {

@@ -1,9 +1,12 @@
-//! Many jobs, and everything that can be done to their workers, their broker and their database; then a look from the outside at what came of it.
+//! Chaos test: runs many jobs, disturbs their workers, broker and database, and then verifies the results from the
+//! outside.
 //!
-//! In reading order: `orders` says what is asked for and what must come of it, `trouble` what is done to the system, `stage` does it,
-//! `findings` looks at messages, rows, files and the sandbox's ledger, `report` shows both.
+//! In reading order: `expected_jobs` generates the jobs and their expected results, `disturbance` lists the
+//! disturbances, `cluster` applies them, `verification` checks messages, rows, files and the sandbox's ledger, `report`
+//! shows disturbances and results.
 //!
-//! Everything that is done follows from a seed, and from how far the jobs are when it is done.
+//! The seed determines the jobs and the order of the disturbances; the moment of a disturbance depends on how many
+//! requests the sandbox has received.
 
 mod cluster;
 mod disturbance;
@@ -22,30 +25,30 @@ pub use disturbance::Disturbance;
 use integration_tests::WAIT_TIMEOUT;
 pub use report::Report;
 
-/// How much is done, and to how many.
+/// Parameters of a chaos run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Another seed does other things in another order.
+    /// Determines the jobs and the order of the disturbances.
     pub seed: u64,
-    /// Commands.
+    /// Number of jobs.
     pub jobs: usize,
-    /// The most images that a job asks for.
+    /// Maximum number of images per job.
     pub max_images: usize,
-    /// Workers side by side.
+    /// Number of workers.
     pub workers: usize,
-    /// So many more requests come to the sandbox between two disturbances: at least, and less than.
+    /// Requests to the sandbox between two disturbances: lower bound, and exclusive upper bound.
     pub requests_between_disturbances: (u32, u32),
-    /// A worker that is not heard of for this long is lost.
+    /// Lease of the workers: a job can be taken over if its lease was not renewed for this long.
     pub lease: Duration,
-    /// How long broker and database are away the first time. The other times it is some seconds.
+    /// Duration of the first outage of broker and database. Later outages last less than five seconds.
     pub first_outage: Duration,
 }
 
-/// Where it happens.
+/// Broker and database of a chaos run.
 pub enum Services {
-    /// Services that others use too: their connections are cut, and nothing else is done to them.
+    /// Services that other tests use too: only the workers' connections are closed.
     Shared(ServiceUrls),
-    /// Services of its own, which are stopped and started.
+    /// Services of this run only, which are also stopped and started again.
     Owned(Box<(RabbitMq, Postgres)>),
 }
 
@@ -57,7 +60,7 @@ impl Services {
         }
     }
 
-    /// Stops what is its own.
+    /// Stops the services if they are not shared.
     pub async fn stop(self) {
         if let Self::Owned(services) = self {
             let (rabbitmq, postgres) = *services;
@@ -80,11 +83,11 @@ impl Services {
     }
 }
 
-/// Plays a run to its end. What it finds wrong stands in the report.
+/// Runs the jobs with disturbances and verifies the results. Violations are in the report.
 ///
 /// # Errors
 ///
-/// Where it could not even be begun.
+/// If the run cannot be started. Later errors are violations in the report.
 pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
     let begun = std::time::Instant::now();
     let mut rng = fastrand::Rng::with_seed(plan.seed);
@@ -94,8 +97,8 @@ pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
     let result = result.and(stage.drain_and_stop().await);
     let mut report = Report::new(plan, &stage);
     if let Err(result) = result.and(verification::verify(&stage, &mut report).await) {
-        // Jobs that never end are such a case.
-        report.add_violation(format!("the run came to no end: {result:#}"));
+        // For example, a job never ends.
+        report.add_violation(format!("the run did not finish: {result:#}"));
     }
     report.elapsed = begun.elapsed();
     if !report.violations.is_empty() {
@@ -104,7 +107,7 @@ pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
     Ok(report)
 }
 
-/// Does things to the system until every job has had its end.
+/// Applies disturbances until every job has ended.
 async fn disturb_until_done(
     plan: &Plan,
     stage: &mut Cluster,
@@ -118,7 +121,7 @@ async fn disturb_until_done(
             let ended = stage.publish_next_jobs().await.unwrap_or(false);
             (ended || stage.env.sandbox.ledger().requests >= next).then_some(ended)
         };
-        if wait_until("further requests, or the end of all jobs", WAIT_TIMEOUT, progressed).await? {
+        if wait_until("further requests or the end of all jobs", WAIT_TIMEOUT, progressed).await? {
             return Ok(());
         }
         if troubles.is_empty() {

@@ -1,4 +1,5 @@
-//! The dashboard's panels, drawn from what a real Prometheus has scraped of two workers that have a hard time: for looking at, and for the docs.
+//! Renders the dashboard's panels for the documentation, from the data of a real Prometheus that scraped two workers
+//! with injected faults.
 
 mod drawing;
 
@@ -13,18 +14,18 @@ use stability_sandbox::{Sandbox, Settings};
 use drawing::{Panel, Series};
 use integration_tests::{Database, Prometheus, TestEnv, command, telemetry_folder};
 
-/// Longer than any of this takes.
+/// Limit of every wait; longer than any of them takes.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(5);
-/// Between two points of a line.
+/// Time between two points of a series.
 const STEP: Duration = Duration::from_secs(1);
-/// What `$__rate_interval` stands for: scrapes come every second.
+/// Value of Grafana's `$__rate_interval`; the workers are scraped every second.
 const RATE_INTERVAL: &str = "10s";
 
-/// Plays a hard day in a minute and a half, and draws the dashboard of it.
+/// Runs a scenario with faults, which takes a minute and a half, and renders its dashboard to `file` as SVG.
 ///
 /// # Errors
 ///
-/// Where it cannot be played to its end, or the file not be written.
+/// If the scenario cannot be completed or the file cannot be written.
 pub async fn draw(file: &Path) -> Result<()> {
     let mut world = TestEnv::with_database(Database::Postgres).await?;
     world.disable_log_output();
@@ -44,12 +45,12 @@ pub async fn draw(file: &Path) -> Result<()> {
     let (mut one, mut other) = (world.start_ready_worker().await?, world.start_ready_worker().await?);
     let prometheus = Prometheus::start(world.folder(), &[one.address()?, other.address()?]).await?;
     let from = unix_seconds();
-    wait_until("first scrapes", WAIT_TIMEOUT, async || {
+    wait_until("the first scrapes", WAIT_TIMEOUT, async || {
         prometheus.query("sum(up) > 1").await.ok().filter(|up| !up.is_empty())
     })
     .await?;
     let producer = world.connect_broker().await?;
-    // Somebody hears of the jobs.
+    // A queue is bound, so that the terminal events are routed.
     let _events = producer.subscribe_to_events().await?;
     let publish_jobs = async |jobs: u32, config: Value| -> Result<()> {
         for job in 0..jobs {
@@ -60,20 +61,23 @@ pub async fn draw(file: &Path) -> Result<()> {
         Ok(())
     };
     publish_jobs(8, json!({})).await?;
-    wait_until("half of it", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 40).then_some(())).await?;
+    wait_until("half of the requests", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 40).then_some(()))
+        .await?;
     world.inject_fault_times("status=500", Some(12), None)?;
     producer.publish(&command(50, &["A gory battle", "A gory field"], &json!({}))).await?;
     producer.publish_bytes(b"{}", None).await?;
-    wait_until("more of it", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 75).then_some(())).await?;
+    wait_until("more requests", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 75).then_some(())).await?;
     world.inject_fault_times("status=429", Some(1), None)?;
     wait_for_jobs(&world, 8).await?;
     proxy.close();
-    wait_until("the loss", WAIT_TIMEOUT, async || one.probe("readyz").await.ok().filter(|(status, _)| *status == 503))
-        .await?;
+    wait_until("the loss of the broker", WAIT_TIMEOUT, async || {
+        one.probe("readyz").await.ok().filter(|(status, _)| *status == 503)
+    })
+    .await?;
     proxy.open();
     one.wait_until_ready().await?;
     other.wait_until_ready().await?;
-    // Made before: from the cache, where the API fails.
+    // The images were generated before: they come from the cache although the API fails.
     world.inject_fault("status=503", None)?;
     publish_jobs(2, json!({"cache": "prefer"})).await?;
     wait_for_jobs(&world, 10).await?;
@@ -94,16 +98,16 @@ async fn wait_for_jobs(world: &TestEnv, jobs: u64) -> Result<()> {
     wait_until("the end of the jobs", WAIT_TIMEOUT, all).await
 }
 
-/// Each panel of the dashboard with what its queries give.
+/// Loads the panels of the dashboard with the results of their queries.
 async fn load_panels(prometheus: &Prometheus, from: f64, to: f64) -> Result<Vec<Panel>> {
     let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(telemetry_folder().join("dashboard.json"))?)?;
     let range = format!("{:.0}s", to - from);
     let mut panels = Vec::new();
-    for panel in dashboard["panels"].as_array().context("panels")? {
+    for panel in dashboard["panels"].as_array().context("the dashboard has no panels")? {
         let text = |name: &str| panel[name].as_str().unwrap_or_default().to_owned();
         let mut lines = Vec::new();
         for target in panel["targets"].as_array().into_iter().flatten() {
-            let query = target["expr"].as_str().context("a query")?;
+            let query = target["expr"].as_str().context("a target of a panel has no query")?;
             let query = query.replace("$__rate_interval", RATE_INTERVAL).replace("$__range", &range);
             let legend = target["legendFormat"].as_str().unwrap_or_default();
             for (labels, points) in prometheus.query_range(&query, from, to, STEP).await? {
@@ -118,7 +122,7 @@ async fn load_panels(prometheus: &Prometheus, from: f64, to: f64) -> Result<Vec<
     Ok(panels)
 }
 
-/// `{{outcome}}` is the label's value.
+/// Replaces a placeholder such as `{{outcome}}` by the value of the label.
 fn fill_legend(legend: &str, labels: &Value) -> String {
     let mut filled = String::new();
     let mut rest = legend;

@@ -1,5 +1,5 @@
-//! Tools that are no tests: fault injection ([`chaos`]), measurements with several workers ([`scale`]), and the picture of the dashboard
-//! ([`dashboard`]). They run the built programs from the outside, as the tests do.
+//! Developer tools: fault injection ([`chaos`]), measurements with several workers ([`scale`]), and a rendering of the
+//! dashboard ([`dashboard`]). They run the built programs from the outside, as the black-box tests do.
 
 pub mod chaos;
 pub mod dashboard;

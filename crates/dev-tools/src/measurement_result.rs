@@ -1,4 +1,4 @@
-//! What measurements share: their result, and jobs to measure.
+//! Shared by all measurements: their result, and the jobs that they run.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use dev_services::wait::wait_until;
 use integration_tests::{TestEnv, command};
 use serde_json::json;
 
-/// Longer than any of this takes.
+/// Limit of every wait; longer than any of them takes.
 pub(crate) const MEASUREMENT_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// What was measured, in lines of names and values.
+/// Result of a measurement, as lines of names and values.
 #[derive(Debug, Default)]
 pub struct MeasurementResult {
     lines: Vec<(&'static str, String)>,
-    /// Whether it is as it must be.
+    /// Whether the result is within its bound.
     pub passed: bool,
 }
 

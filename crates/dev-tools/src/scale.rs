@@ -1,4 +1,5 @@
-//! What several workers do side by side, measured: how much of the account's rate they use, what they do in a lock-out, how much more four get done than one.
+//! Measurements of several workers: use of the permitted rate, requests during a rate-limit pause, and throughput of
+//! four workers compared with one.
 
 use std::time::{Duration, Instant};
 
@@ -13,36 +14,37 @@ use crate::telemetry_overhead;
 
 pub use crate::measurement_result::MeasurementResult;
 
-/// What the account may send in a minute.
+/// Requests that the account permits in a minute.
 const RATE_LIMIT_PER_MINUTE: u32 = 300;
-/// What waits at once.
+/// Jobs that are published at once.
 const JOBS: usize = 40;
 const IMAGES_PER_JOB: usize = 20;
-/// How long the forced lock-out lasts.
+/// Duration of the rate-limit pause.
 const LOCKOUT: Duration = Duration::from_secs(15);
-/// A request that was on its way when the lock-out was met arrives within this.
+/// Requests that were in flight when the rate-limit pause began arrive within this time.
 const IN_FLIGHT_WINDOW: Duration = Duration::from_millis(500);
 
 /// One measurement.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub enum Measurement {
-    /// Four workers, forty jobs, a sandbox that locks out whoever goes above the account's limit.
+    /// Four workers, forty jobs, and a sandbox that rejects all requests for a minute if the account's limit is
+    /// exceeded.
     Quota,
-    /// The same with a lock-out in the middle.
+    /// The same with a rate-limit pause in the middle.
     Lockout,
-    /// One worker and four, an API that takes two seconds, no quota.
+    /// One worker compared with four, with an API that takes two seconds and without a quota.
     Workers,
-    /// One worker with telemetry and without: the CPU time of an image.
+    /// CPU time per image of one worker, with and without telemetry.
     Telemetry,
-    /// One worker with a collector that never answers and without: images a second.
+    /// Images a second of one worker, with a collector that never answers and without telemetry.
     UnresponsiveCollector,
 }
 
-/// Measures, on the services that `dev-services run` has brought.
+/// Runs a measurement with the services that `dev-services run` provides.
 ///
 /// # Errors
 ///
-/// Where it cannot be played to its end.
+/// If the measurement cannot be completed.
 pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
     match measurement {
         Measurement::Quota => measure_quota(None).await,
@@ -53,7 +55,7 @@ pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
     }
 }
 
-/// A world whose workers share PostgreSQL, and draw no scenes.
+/// Starts workers that share PostgreSQL, and a sandbox that renders sketches instead of scenes.
 async fn start_workers(sandbox: Settings, workers: usize) -> Result<(TestEnv, Vec<Worker>)> {
     let mut world = TestEnv::with_database(Database::Postgres).await?;
     world.disable_log_output();
@@ -74,7 +76,7 @@ async fn measure_quota(lockout: Option<Duration>) -> Result<MeasurementResult> {
     publish_jobs(&world, JOBS, IMAGES_PER_JOB).await?;
     if lockout.is_some() {
         let middle = async || (world.sandbox.ledger().requests > 100).then_some(());
-        wait_until("the middle", MEASUREMENT_TIMEOUT, middle).await?;
+        wait_until("the middle of the run", MEASUREMENT_TIMEOUT, middle).await?;
         let order = FaultSpec { fault: "status=429".into(), times: Some(1), prompt_contains: None };
         world.sandbox.inject_fault(order).map_err(anyhow::Error::msg)?;
     }
@@ -85,10 +87,13 @@ async fn measure_quota(lockout: Option<Duration>) -> Result<MeasurementResult> {
     measured.add_line("workers, jobs, images", format!("4, {JOBS}, {}", JOBS * IMAGES_PER_JOB));
     measured.add_line("permitted requests a minute", RATE_LIMIT_PER_MINUTE);
     measured.add_line("requests", arrivals.len());
-    measured.add_line("answers of 429", refused);
+    measured.add_line("responses 429", refused);
     if let Some(lockout) = lockout {
-        let lockout_at =
-            arrivals.iter().find(|arrival| arrival.status == Some(429)).context("nobody met the lock-out")?.received_at;
+        let lockout_at = arrivals
+            .iter()
+            .find(|arrival| arrival.status == Some(429))
+            .context("no request was answered with 429")?
+            .received_at;
         let during = arrivals.iter().filter(|arrival| {
             let after = arrival.received_at.saturating_duration_since(lockout_at);
             after > IN_FLIGHT_WINDOW && after < lockout
@@ -98,31 +103,31 @@ async fn measure_quota(lockout: Option<Duration>) -> Result<MeasurementResult> {
             .iter()
             .filter(|arrival| arrival.received_at > lockout_at && arrival.received_at <= lockout_at + IN_FLIGHT_WINDOW)
             .count();
-        measured.add_line("lock-out", format!("{lockout:?}"));
-        measured.add_line("requests during it", during);
-        measured.add_line("requests that were on their way when it was met", before);
+        measured.add_line("rate-limit pause", format!("{lockout:?}"));
+        measured.add_line("requests during the pause", during);
+        measured.add_line("requests in flight when the pause began", before);
         let first = arrivals
             .iter()
             .find(|arrival| arrival.received_at >= lockout_at + lockout)
-            .context("none came after it")?
+            .context("no request arrived after the pause")?
             .received_at;
         let within = arrivals
             .iter()
             .filter(|arrival| arrival.received_at >= first && arrival.received_at < first + Duration::from_secs(1));
-        measured.add_line("requests in the first second after it", within.count());
+        measured.add_line("requests in the first second after the pause", within.count());
         measured.passed = during == 0 && refused == 1;
     } else {
-        // What is left in the end is too little to use the whole rate.
+        // Without the last 5% of the requests: the last jobs have too few images left to use the whole rate.
         let count = arrivals.len() * 95 / 100;
         let used = rate_per_minute(arrivals[0].received_at, arrivals[count - 1].received_at, count - 1)
             / f64::from(RATE_LIMIT_PER_MINUTE);
-        measured.add_line("of the permitted rate used, in percent", format!("{:.1}", used * 100.0));
+        measured.add_line("share of the permitted rate that was used, in percent", format!("{:.1}", used * 100.0));
         measured.passed = used >= 0.97 && refused == 0;
     }
     Ok(measured)
 }
 
-/// Events a minute.
+/// Rate per minute.
 #[expect(clippy::cast_precision_loss, reason = "some thousands")]
 fn rate_per_minute(first: Instant, last: Instant, count: usize) -> f64 {
     count as f64 * 60.0 / last.duration_since(first).as_secs_f64()
@@ -156,6 +161,6 @@ async fn measure_throughput(workers: usize, jobs: usize) -> Result<f64> {
     let begun = Instant::now();
     publish_jobs(&world, jobs, IMAGES_PER_JOB).await?;
     wait_for_jobs(&world, jobs).await?;
-    ensure!(world.sandbox.ledger().requests as usize == jobs * IMAGES_PER_JOB, "a picture was asked for twice");
+    ensure!(world.sandbox.ledger().requests as usize == jobs * IMAGES_PER_JOB, "an image was requested more than once");
     Ok(rate_per_minute(begun, Instant::now(), jobs * IMAGES_PER_JOB))
 }

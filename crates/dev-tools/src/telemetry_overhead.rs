@@ -1,4 +1,5 @@
-//! What telemetry costs, measured: pairs of runs with it and without, side by side in time, so that a ratio holds on a noisy machine.
+//! Measures the overhead of telemetry with pairs of runs, with and without it. The runs of a pair follow each other
+//! directly, so that their ratio is meaningful on a noisy machine.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,14 @@ use tokio::net::TcpListener;
 
 use crate::measurement_result::{MEASUREMENT_TIMEOUT, MeasurementResult, publish_jobs, wait_for_jobs};
 
-/// Pairs of runs; each begins with the other one.
+/// Number of pairs of runs; the order in a pair alternates.
 const PAIRS: usize = 10;
 const JOBS: usize = 8;
 const IMAGES_PER_JOB: usize = 20;
-/// Before what is measured, so that connections are open and caches warm.
+/// Jobs before the measured ones, so that connections are open and caches are warm.
 const WARM_UP_JOBS: usize = 2;
 const NO_QUOTA: u32 = 100_000;
-/// What the API takes where throughput is measured; where CPU time is, it answers at once.
+/// Latency of the API when throughput is measured; when CPU time is measured, it answers at once.
 const LATENCY: Duration = Duration::from_millis(400);
 
 /// Where a worker sends its telemetry.
@@ -26,17 +27,20 @@ enum TelemetryExport {
     ToEndpoint(String),
 }
 
-/// What one run took.
+/// Measured values of one run.
 struct Run {
     images_per_s: f64,
     cpu_ms_per_image: f64,
 }
 
-/// How much more CPU an image takes where spans, metrics and log lines are exported to a collector that takes them.
+/// Compares the CPU time per image with and without export of spans, metrics and log lines to a collector.
 pub(crate) async fn measure_cpu_overhead() -> Result<MeasurementResult> {
     let collector = Collector::start().await?;
     let (off, on) = run_pairs(&TelemetryExport::ToEndpoint(collector.endpoint.clone()), Duration::ZERO).await?;
-    ensure!(!collector.spans().is_empty() && !collector.log_records().is_empty(), "nothing was exported");
+    ensure!(
+        !collector.spans().is_empty() && !collector.log_records().is_empty(),
+        "the collector received no spans or no log lines"
+    );
     let mut measured = MeasurementResult::default();
     measured.add_line("runs, images each", format!("{}, {}", PAIRS * 2, JOBS * IMAGES_PER_JOB));
     measured.add_line("spans an image", format!("{:.1}", spans_per_image(collector.spans().len())));
@@ -46,7 +50,7 @@ pub(crate) async fn measure_cpu_overhead() -> Result<MeasurementResult> {
     Ok(measured)
 }
 
-/// How much slower images come where the collector takes connections and never answers.
+/// Compares the throughput with a collector that accepts connections and never answers to that without telemetry.
 pub(crate) async fn measure_unresponsive_collector() -> Result<MeasurementResult> {
     let unresponsive = TcpListener::bind("127.0.0.1:0").await?;
     let (off, on) =
@@ -59,7 +63,7 @@ pub(crate) async fn measure_unresponsive_collector() -> Result<MeasurementResult
     Ok(measured)
 }
 
-/// The median of the pairs' ratios, with and without.
+/// Adds the comparison to the result and returns the median of the pairs' ratios (with telemetry to without).
 fn compare(measured: &mut MeasurementResult, what: &'static str, off: Vec<f64>, on: Vec<f64>) -> f64 {
     let ratios: Vec<f64> = on.iter().zip(&off).map(|(on, off)| on / off).collect();
     measured.add_line(what, format!("{:.2} without, {:.2} with", median(off), median(on)));
@@ -95,7 +99,7 @@ async fn run_pairs(export: &TelemetryExport, latency: Duration) -> Result<(Vec<R
     Ok((off, on))
 }
 
-/// One worker, and an API that answers after this time.
+/// Runs one worker with an API that answers after `latency`.
 #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
 async fn run(sent: &TelemetryExport, latency: Duration) -> Result<Run> {
     let mut world = TestEnv::with_database(Database::Postgres).await?;
@@ -109,12 +113,12 @@ async fn run(sent: &TelemetryExport, latency: Duration) -> Result<Run> {
     let worker = world.start_ready_worker().await?;
     publish_jobs(&world, WARM_UP_JOBS, IMAGES_PER_JOB).await?;
     wait_for_jobs(&world, WARM_UP_JOBS).await?;
-    let (begun, cpu) = (Instant::now(), worker.cpu_time().context("the worker's CPU time")?);
+    let (begun, cpu) = (Instant::now(), worker.cpu_time().context("cannot read the worker's CPU time")?);
     publish_jobs(&world, JOBS, IMAGES_PER_JOB).await?;
     wait_for_jobs(&world, WARM_UP_JOBS + JOBS).await?;
     let took = begun.elapsed();
-    ensure!(took < MEASUREMENT_TIMEOUT, "it took {took:?}");
+    ensure!(took < MEASUREMENT_TIMEOUT, "the run took {took:?}");
     let images = (JOBS * IMAGES_PER_JOB) as f64;
-    let used: Duration = worker.cpu_time().context("the worker's CPU time")?.saturating_sub(cpu);
+    let used: Duration = worker.cpu_time().context("cannot read the worker's CPU time")?.saturating_sub(cpu);
     Ok(Run { images_per_s: images / took.as_secs_f64(), cpu_ms_per_image: used.as_secs_f64() * 1e3 / images })
 }

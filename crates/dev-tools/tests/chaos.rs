@@ -1,4 +1,4 @@
-//! A small run of `make chaos`, on services that other tests use at the same time: nothing is done to them.
+//! A short chaos run with services that other tests use at the same time: the services themselves are not disturbed.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use dev_tools::chaos::{self, Plan, Services};
 
 #[tokio::test]
 async fn every_job_ends_once_despite_disturbances() -> Result<()> {
-    // Another seed does other things in another order.
+    // The seed determines the jobs and the order of the disturbances.
     let seed = dev_services::variable("TORTURE_SEED").map_or(Ok(20_261_124), |seed| seed.parse())?;
-    // A lease that holds while other tests take the processor.
+    // Long enough not to expire while other tests use the CPU.
     let lease = Duration::from_secs(5);
     let plan = Plan {
         seed,

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn text_is_translated_whole_or_by_comma_separated_parts() {
         let check = |text: &str, expected: Option<&str>| {
-            assert_eq!(phrase_book().translate(text).as_deref(), expected, "{text}")
+            assert_eq!(phrase_book().translate(text).as_deref(), expected, "{text}");
         };
         check("一座寧靜的山景", Some("A serene mountain landscape"));
         check(" 一座寧靜的山景。 ", Some("A serene mountain landscape"));

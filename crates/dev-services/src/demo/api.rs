@@ -1,4 +1,4 @@
-//! Whose pictures the demo's worker gets: the sandbox's, or for money the real API's.
+//! The image API of the demo: the sandbox, or the real API, which costs money.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,41 +10,41 @@ use crate::process::{Process, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
 use crate::{http_client, programs, variable};
 
-/// The price of an SDXL 1.0 image.
+/// Price of one SDXL 1.0 image.
 const COST_PER_IMAGE_USD: f64 = 0.02;
-/// What painting takes at least, so that there is something to watch.
+/// Minimum time for an image in the sandbox, so that the progress can be watched.
 const LATENCY_MS: u32 = 1_200;
 const SANDBOX_KEY: &str = "sk-sandbox";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The API of the demo's worker.
+/// The API that the demo's worker uses.
 pub(super) enum Api {
     Live { key: String },
     Sandbox { base_url: String },
 }
 
-/// Which API it will be.
+/// The selected API, which is not started yet.
 pub(super) struct ApiSelection {
     live_key: Option<String>,
 }
 
 impl Api {
-    /// The real API where there is a key and `DEMO_LIVE=1`; says what that costs.
+    /// Selects the real API if `STABILITY_API_KEY` and `DEMO_LIVE=1` are set, otherwise the sandbox; prints the cost.
     pub(super) fn chosen(images: usize) -> ApiSelection {
         let key = variable("STABILITY_API_KEY");
         let live = variable("DEMO_LIVE").as_deref() == Some("1");
         let images = u32::try_from(images).unwrap_or(u32::MAX);
         let cost = format!(
-            "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2}, more where requests must be repeated",
+            "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2}, more if requests must be repeated",
             f64::from(images) * COST_PER_IMAGE_USD
         );
         match &key {
-            Some(_) if live => print_line(&format!("\nReal pictures: about {cost}.")),
+            Some(_) if live => print_line(&format!("\nReal images: about {cost}.")),
             Some(_) => print_line(&format!(
-                "\nSTABILITY_API_KEY is set. Real pictures would cost about {cost}.\nTo spend it: DEMO_LIVE=1 make demo. This run spends nothing: the sandbox paints."
+                "\nSTABILITY_API_KEY is set. Real images would cost about {cost}.\nTo generate them: DEMO_LIVE=1 make demo. This run uses the sandbox and costs nothing."
             )),
             None if live => {
-                print_line("\nDEMO_LIVE=1 needs STABILITY_API_KEY; this run spends nothing: the sandbox paints.");
+                print_line("\nDEMO_LIVE=1 needs STABILITY_API_KEY; this run uses the sandbox and costs nothing.");
             }
             None => {}
         }
@@ -53,12 +53,12 @@ impl Api {
 
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Live { .. } => "Stability AI, for money",
-            Self::Sandbox { .. } => "the sandbox, which paints its pictures itself and asks for no money",
+            Self::Live { .. } => "Stability AI, which costs money",
+            Self::Sandbox { .. } => "the sandbox, which draws the images itself and costs nothing",
         }
     }
 
-    /// What the worker must be told.
+    /// Environment variables that the worker needs.
     pub(super) fn env_vars(&self) -> Vec<(&'static str, &str)> {
         match self {
             Self::Live { key } => vec![("STABILITY_API_KEY", key)],
@@ -70,7 +70,7 @@ impl Api {
 }
 
 impl ApiSelection {
-    /// Starts the sandbox, unless the real API was chosen.
+    /// Starts the sandbox unless the real API was selected.
     pub(super) async fn start(self, folder: &Path) -> Result<(Api, Option<Process>)> {
         if let Some(key) = self.live_key {
             return Ok((Api::Live { key }, None));
@@ -85,7 +85,7 @@ impl ApiSelection {
         let http = http_client()?;
         let ledger = format!("{base_url}_sandbox/ledger");
         let up = process.wait_until("the sandbox", START_TIMEOUT, async || http.get(&ledger).send().await.ok());
-        up.await.with_context(|| format!("the sandbox did not start; the end of its log:\n{}", log_tail(&log)))?;
+        up.await.with_context(|| format!("the sandbox did not start; end of its log:\n{}", log_tail(&log)))?;
         Ok((Api::Sandbox { base_url }, Some(process)))
     }
 }

@@ -1,4 +1,4 @@
-//! The contact sheet: one page that opens from disk, without a network.
+//! The contact sheet: an HTML page that opens from disk and loads nothing from the network.
 
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ figcaption p { margin: 0 0 .3rem; }
 .facts { color: var(--quiet); font-size: .8125rem; font-variant-numeric: tabular-nums; }
 ";
 
-/// The page for a job as `asset-worker jobs show --json` prints it. Its pictures are found relative to the page.
+/// Renders the page for a job as `asset-worker jobs show --json` prints it. Image paths are relative to the page.
 pub(super) fn render_page(job: &Value) -> String {
     let assets = job["assets"].as_array().map(Vec::as_slice).unwrap_or_default();
     let completed_count = assets.iter().filter(|asset| asset["status"] == "completed").count();
@@ -46,7 +46,7 @@ fn render_figure(asset: &Value) -> String {
     if asset["status"] != "completed" {
         return format!(
             "<figure><div class=\"failed\"><b>{}</b>{}</div>\n\
-             <figcaption><h2>{index}. {description}</h2><p class=\"facts\">no picture, requests: {}</p></figcaption></figure>\n",
+             <figcaption><h2>{index}. {description}</h2><p class=\"facts\">no image, requests: {}</p></figcaption></figure>\n",
             escape_html(&asset["error_code"]),
             escape_html(&asset["error_message"]),
             escape_html(&asset["requests"]),
@@ -57,7 +57,7 @@ fn render_figure(asset: &Value) -> String {
         Value::Null => String::new(),
         english => format!("<p class=\"english\">{}</p>\n", escape_html(english)),
     };
-    #[expect(clippy::cast_precision_loss, reason = "a rounded figure for people")]
+    #[expect(clippy::cast_precision_loss, reason = "a rounded number for display")]
     let megabytes = asset["size_bytes"].as_u64().unwrap_or_default() as f64 / 1e6;
     format!(
         "<figure><a href=\"data/assets/{path}\"><img src=\"data/assets/{path}\" alt=\"{description}\"></a>\n\
@@ -69,7 +69,7 @@ fn render_figure(asset: &Value) -> String {
     )
 }
 
-/// A value as text that is safe in HTML.
+/// Formats a value as text and escapes it for HTML.
 fn escape_html(value: &Value) -> String {
     let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     plain.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
@@ -111,6 +111,6 @@ mod tests {
             assert!(page.contains(part), "{part} is missing in {page}");
         }
         assert!(!page.contains("<b>狐"), "{page}");
-        assert!(!page.contains("http"), "nothing is loaded from elsewhere: {page}");
+        assert!(!page.contains("http"), "the page refers to the network: {page}");
     }
 }

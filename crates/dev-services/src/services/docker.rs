@@ -1,4 +1,4 @@
-//! Services as containers. An engine that cannot give the image counts as none.
+//! Services in Docker containers. An engine that cannot provide the image counts as unavailable.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::{Kept, Postgres, RabbitMq};
 use crate::wait::free_addresses;
 
-/// Pulling an image and starting it may take this long.
+/// Limit for pulling an image and starting its container.
 const START_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A container that is removed when it is dropped.
@@ -24,24 +24,24 @@ pub(super) enum Container {
 
 impl Container {
     pub(super) async fn remove(self) {
-        // Where this fails, dropping the container tries again.
+        // If this fails, dropping the container tries again.
         let _ = match self {
             Self::RabbitMq(container) => container.rm().await,
             Self::Postgres(container) => container.rm().await,
         };
     }
 
-    /// Stops it, so that it can be started again.
+    /// Stops the container without removing it.
     pub(super) async fn stop(&self) -> Result<()> {
         Ok(match self {
-            // In order, however long that takes.
+            // Gracefully, within 60 seconds.
             Self::RabbitMq(container) => container.stop_with_timeout(Some(60)).await,
-            // At once: a crash.
+            // Killed at once, like a crash.
             Self::Postgres(container) => container.stop_with_timeout(Some(0)).await,
         }?)
     }
 
-    /// Starts it at its old ports; it answers some seconds later.
+    /// Starts the stopped container at the same ports. The service answers some seconds after this returns.
     pub(super) async fn restart(&self) -> Result<()> {
         Ok(timeout(START_TIMEOUT, async {
             match self {
@@ -53,7 +53,7 @@ impl Container {
     }
 }
 
-/// A port of this machine for one of a container's: chosen by us, since an engine would choose another one at each start.
+/// Maps a port of the container to a fixed port of this machine: the engine would choose another one at each start.
 fn with_fixed_port<I: Image>(port: SocketAddr, image: impl ImageExt<I>, inner: u16) -> ContainerRequest<I> {
     image.with_mapped_port(port.port(), inner.tcp())
 }

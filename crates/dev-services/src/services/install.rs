@@ -1,4 +1,4 @@
-//! Installing Debian packages, where we may.
+//! Installation of Debian packages, which requires root.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,16 +10,17 @@ use anyhow::{Context, Result, bail};
 
 use crate::print_status;
 
-/// Asked by Debian's packages before they start the service they bring.
+/// Script that Debian's packages run before they start their service.
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
-/// Ours: no service is started. If a kill of ours leaves it behind, the next run knows it and removes it.
+/// Content of the script that forbids service starts. If a killed run leaves it behind, the next run recognises and
+/// removes it.
 const DENY_SERVICE_STARTS: &[u8] = b"#!/bin/sh\n# dev-services: while it installs packages\nexit 101\n";
-/// Other installations may be under way, as on a machine that has just been started.
+/// Waits up to 300 seconds for another installation, which may be running on a machine that has just booted.
 const LOCK_TIMEOUT_OPTION: &str = "DPkg::Lock::Timeout=300";
 
-/// Installs a package with apt, without starting its service: a server of our own is started later, on private ports.
+/// Installs a package with apt without starting its service: a private server is started later, on private ports.
 ///
-/// Blocks, on purpose: a signal is heeded when it is over, since a half-installed package would be everybody's trouble.
+/// Blocks on purpose: signals are handled after the installation, so that no package is left half-installed.
 pub(super) fn install_package(name: &str) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").is_file() {
         bail!("this system has no apt-get");
@@ -30,7 +31,7 @@ pub(super) fn install_package(name: &str) -> Result<()> {
     print_status(&format!("installing the package {name} with apt-get"));
     let _service_start_block = ServiceStartBlock::create()?;
     if let Err(error) = run_apt_get(&["update", "-qq"]) {
-        // A broken source need not be the one that has the package.
+        // The source that failed may not be the one that has the package.
         print_status(&format!("{error:#}"));
     }
     run_apt_get(&["install", "-y", "-qq", "--no-install-recommends", name])
@@ -41,17 +42,17 @@ fn run_apt_get(arguments: &[&str]) -> Result<()> {
         .args(["-o", LOCK_TIMEOUT_OPTION])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // A Ctrl-C is for us, not for it.
+        // Ctrl-C must not interrupt apt-get.
         .process_group(0)
         .output()
-        .context("apt-get cannot be started")?;
+        .context("cannot start apt-get")?;
     if !output.status.success() {
         bail!("apt-get {} failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
 
-/// While it lives, packages start no services. A policy that stands there already is left alone.
+/// Prevents packages from starting services until it is dropped. An existing policy is left unchanged.
 struct ServiceStartBlock {
     is_ours: bool,
 }
@@ -75,7 +76,7 @@ impl ServiceStartBlock {
 impl Drop for ServiceStartBlock {
     fn drop(&mut self) {
         if self.is_ours {
-            // Where it cannot be removed now, root could not write it a moment ago either.
+            // Root was able to write the file, so removing it is not expected to fail.
             let _ = std::fs::remove_file(POLICY_FILE);
         }
     }

@@ -1,4 +1,4 @@
-//! A private PostgreSQL of installed binaries.
+//! A private PostgreSQL server, started from installed binaries.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,14 +11,14 @@ use super::{Kept, Postgres};
 use crate::process::{Process, Signal, command_as_user, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
 
-/// From its start until it answers; usually a second.
+/// Limit from the start until the server answers, which usually takes a second.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// From its being told to stop until it is killed.
+/// Time from the stop signal until the process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// PostgreSQL refuses to run as root; Debian's package brings this user.
+/// PostgreSQL refuses to run as root; Debian's package creates this user.
 const SERVER_USER: &str = "postgres";
 
-/// The folder of the newest version's programs.
+/// Finds the folder with the programs of the newest version.
 pub(super) fn find() -> Option<PathBuf> {
     let mut versions: Vec<_> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -35,7 +35,7 @@ pub(super) fn find() -> Option<PathBuf> {
     versions.pop().or_else(|| elsewhere.into_iter().find(|folder| folder.join("initdb").is_file()))
 }
 
-/// A server of our own, with a folder of its own.
+/// A PostgreSQL server with its own folder.
 pub(super) struct PrivateServer {
     /// The folder of its programs.
     programs: PathBuf,
@@ -47,7 +47,7 @@ pub(super) struct PrivateServer {
 
 pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     let user = rustix::process::geteuid().is_root().then_some(SERVER_USER);
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let password = Uuid::now_v7().simple().to_string();
     let password_file = folder.join("password");
     std::fs::write(&password_file, &password)?;
@@ -85,7 +85,7 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
 }
 
 impl PrivateServer {
-    /// Starts the server on what is in its folder, and returns when it answers.
+    /// Starts the server with the data in its folder and returns when it answers.
     pub(super) async fn launch(&mut self) -> Result<()> {
         let log = self.folder.join("postgres.log");
         let mut command = server_command(&self.programs.join("postgres"), self.user)?;
@@ -101,15 +101,15 @@ impl PrivateServer {
         }
         let process = self.process.insert(Process::start_logged("postgres", command, &log)?);
         let started = wait_until_ready(process, &self.programs, self.port).await;
-        started.with_context(|| format!("PostgreSQL did not start; the end of its log:\n{}", log_tail(&log)))
+        started.with_context(|| format!("PostgreSQL did not start; end of its log:\n{}", log_tail(&log)))
     }
 
-    /// Stops it in order.
+    /// Shuts the server down; open connections are closed.
     pub(super) async fn stop(&mut self) {
         self.stop_with_signal(Signal::INT).await;
     }
 
-    /// Stops it as if it had crashed: it recovers at its next start.
+    /// Stops the server as if it had crashed: it recovers at its next start.
     pub(super) async fn crash(&mut self) {
         self.stop_with_signal(Signal::QUIT).await;
     }
@@ -121,9 +121,9 @@ impl PrivateServer {
     }
 }
 
-/// One of its programs, with nothing of the user's own environment in it.
+/// Command for one of the server's programs, without the user's environment.
 fn server_command(program: &Path, user: Option<&str>) -> Result<Command> {
-    // SIGINT, since SIGTERM would wait for clients to leave.
+    // SIGINT, because after SIGTERM the server would wait for its clients to disconnect.
     let mut command = match user {
         None => command_with_death_signal(program, "INT"),
         Some(user) => command_as_user(user, program, "INT")?,

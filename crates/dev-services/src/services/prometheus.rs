@@ -1,4 +1,4 @@
-//! Prometheus's programs, wherever they can be had.
+//! Finds the programs of Prometheus, or installs them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use super::{PROMETHEUS_VAR, install};
 use crate::variable;
 
-/// A folder that has both.
+/// Finds a folder with both programs.
 fn find_programs() -> Option<PathBuf> {
     let folders = ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"].map(PathBuf::from);
     folders.into_iter().find(|folder| has_programs(folder))
@@ -17,11 +17,11 @@ fn has_programs(folder: &Path) -> bool {
     ["prometheus", "promtool"].iter().all(|program| folder.join(program).is_file())
 }
 
-/// The folder of `prometheus` and `promtool`, installed first if need be.
+/// Returns the folder of `prometheus` and `promtool`; installs them first if they are missing.
 ///
 /// # Errors
 ///
-/// A sentence that says how to get them.
+/// If they are unavailable; the message says how to provide them.
 pub fn programs() -> Result<PathBuf> {
     if let Some(given) = variable(PROMETHEUS_VAR) {
         return Ok(given.into());
@@ -30,7 +30,7 @@ pub fn programs() -> Result<PathBuf> {
         return Ok(found);
     }
     let installed = install::install_package("prometheus")
-        .and_then(|()| find_programs().context("it is not where it was looked for"));
+        .and_then(|()| find_programs().context("its programs were not found after the installation"));
     installed.map_err(|not_installed| {
         anyhow!("Prometheus is needed: set {PROMETHEUS_VAR} to the folder of its programs, or install the package prometheus ({not_installed:#})")
     })

@@ -1,4 +1,4 @@
-//! A private RabbitMQ of installed binaries.
+//! A private RabbitMQ server, started from installed binaries.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use super::{Kept, RabbitMq};
 use crate::process::{self, Process, Signal, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
 
-/// From its start until its management API answers; usually 7 seconds.
+/// Limit from the start until the management API answers, which usually takes 7 seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// From its being told to stop until it is killed.
+/// Time from the stop signal until the process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const CONFIG_FILE: &str = "rabbitmq.conf";
 const PLUGINS_FILE: &str = "enabled_plugins";
 
-/// The server's own script. The one in Debian's /usr/sbin would insist on its own user.
+/// Finds the server's own script. Debian's wrapper in `/usr/sbin` runs only as its own user.
 pub(super) fn find() -> Option<PathBuf> {
     process::find(&[
         "/usr/lib/rabbitmq/bin/rabbitmq-server",
@@ -28,7 +28,7 @@ pub(super) fn find() -> Option<PathBuf> {
     ])
 }
 
-/// A broker of our own, with a folder of its own.
+/// A RabbitMQ server with its own folder.
 pub(super) struct PrivateServer {
     program: PathBuf,
     folder: PathBuf,
@@ -41,7 +41,7 @@ pub(super) struct PrivateServer {
 }
 
 pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let [amqp, api, dist, epmd] = free_addresses()?;
     let lines = format!(
         "listeners.tcp.1 = {amqp}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\nlog.console = true\n",
@@ -70,13 +70,13 @@ pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
 }
 
 impl PrivateServer {
-    /// Starts the broker on what is in its folder, and returns when it answers.
+    /// Starts the broker with the data in its folder and returns when it answers.
     pub(super) async fn launch(&mut self) -> Result<()> {
         let folder = &self.folder;
         self.epmd_process = start_epmd(self.epmd_address, folder).await?;
         let log = folder.join("rabbitmq.log");
         let mut command = command_with_death_signal(&self.program, "TERM");
-        // Nothing of the user's own broker: neither its environment nor its files.
+        // The environment and the files of the user's own broker must not apply.
         command
             .env_clear()
             .current_dir(folder)
@@ -98,11 +98,13 @@ impl PrivateServer {
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join(PLUGINS_FILE));
         let process = self.process.insert(Process::start_logged("rabbitmq-server", command, &log)?);
         let started = wait_until_ready(process, &self.api_url).await;
-        started.with_context(|| format!("RabbitMQ did not start; the end of its log:\n{}", log_tail(&log)))
+        started.with_context(|| format!("RabbitMQ did not start; end of its log:\n{}", log_tail(&log)))
     }
 
-    /// Stops it, the broker first and its port mapper after it. In order, though it takes seconds: a kill would leave its children to
-    /// whoever is process 1, and in containers that is often nobody who cares.
+    /// Stops the broker, then its port mapper.
+    ///
+    /// Both stop gracefully, although that takes seconds: after a kill their children would be left to process 1, which
+    /// often does not reap processes in containers.
     pub(super) async fn stop(&mut self) {
         for process in [self.process.take(), self.epmd_process.take()].into_iter().flatten() {
             process.stop(Signal::TERM, STOP_TIMEOUT).await;
@@ -110,7 +112,7 @@ impl PrivateServer {
     }
 }
 
-/// Erlang's port mapper, which would otherwise be started as a daemon that stays.
+/// Starts Erlang's port mapper. The broker would start it as a daemon that keeps running.
 async fn start_epmd(address: SocketAddr, folder: &Path) -> Result<Option<Process>> {
     let Some(program) = process::find(&["/usr/bin/epmd", "/opt/homebrew/bin/epmd", "/usr/local/bin/epmd"]) else {
         return Ok(None);
@@ -124,7 +126,7 @@ async fn start_epmd(address: SocketAddr, folder: &Path) -> Result<Option<Process
 
 async fn wait_until_ready(process: &mut Process, api_url: &str) -> Result<()> {
     let http = crate::http_client()?;
-    // The queues of the default virtual host can be asked for only when everything has started.
+    // The test of the default virtual host succeeds only when everything has started.
     let url = format!("{api_url}/api/aliveness-test/%2f");
     process
         .wait_until("RabbitMQ's management API", START_TIMEOUT, async || {

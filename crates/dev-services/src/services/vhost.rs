@@ -1,26 +1,26 @@
-//! A virtual host of one's own.
+//! A private virtual host of a RabbitMQ broker.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use url::Url;
 use uuid::Uuid;
 
-/// A virtual host that nobody else uses; it is deleted when this is dropped.
+/// A virtual host that is not shared; dropping this deletes it.
 pub struct Vhost {
-    /// The broker's URL with this virtual host.
+    /// AMQP URL of this virtual host.
     pub amqp_url: String,
-    /// Where the management API has it.
+    /// URL of the virtual host in the management API.
     url: String,
-    /// Where it has its queues.
+    /// URL of its queues in the management API.
     queues_url: String,
 }
 
 impl Vhost {
-    /// Makes a virtual host that the user of `amqp_url` may do everything in.
+    /// Creates a virtual host in which the user of `amqp_url` has all permissions.
     ///
     /// # Errors
     ///
-    /// Where the management API refuses it.
+    /// If the management API rejects a request.
     pub async fn create(amqp_url: &str, api_url: &str) -> Result<Self> {
         let name = format!("dev-services-{}", Uuid::now_v7().simple());
         let mut url = Url::parse(amqp_url)?;
@@ -35,11 +35,11 @@ impl Vhost {
         Ok(vhost)
     }
 
-    /// The names of its queues.
+    /// Returns the names of the queues.
     ///
     /// # Errors
     ///
-    /// Where the management API does not tell.
+    /// If the management API does not return them.
     pub async fn queue_names(&self) -> Result<Vec<String>> {
         let answer =
             crate::http_client()?.get(format!("{}?columns=name", self.queues_url)).send().await?.error_for_status()?;
@@ -50,7 +50,7 @@ impl Vhost {
 
 async fn put(url: &str, body: &'static str) -> Result<()> {
     let answer = crate::http_client()?.put(url).header("content-type", "application/json").body(body).send().await?;
-    ensure!(answer.status().is_success(), "the management API of RabbitMQ answers {} to a PUT", answer.status());
+    ensure!(answer.status().is_success(), "the management API of RabbitMQ answered a PUT with {}", answer.status());
     Ok(())
 }
 

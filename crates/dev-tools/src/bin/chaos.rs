@@ -1,4 +1,4 @@
-//! `chaos`: the torture run of the built programs, on a broker and a database of its own.
+//! `chaos`: runs the chaos test of the built programs with a broker and a database of its own.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,31 +9,31 @@ use dev_services::services::{self, ServiceProvider};
 use dev_tools::chaos::{self, Plan, Services};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Does to workers, broker and database what can be done to them, and looks at what came of it
+/// Inject faults into workers, broker and database while many jobs run, then verify the results
 #[derive(Parser)]
 struct Cli {
-    /// Another seed does other things in another order
+    /// Seed that determines the jobs and the order of the disturbances
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Commands of 1 to 12 images
+    /// Number of jobs, each with 1 to 12 images
     #[arg(long, default_value_t = 200, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=999))]
     jobs: usize,
-    /// Workers side by side
+    /// Number of workers
     #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=20))]
     workers: usize,
-    /// Seconds that broker and database are away the first time; later they are away for less than five
+    /// Seconds of the first outage of broker and database; later outages last less than five seconds
     #[arg(long, default_value_t = 60)]
     first_outage: u64,
 }
 
 #[tokio::main]
-#[expect(clippy::print_stderr, reason = "a program for developers speaks to them")]
+#[expect(clippy::print_stderr, reason = "a developer tool prints to the terminal")]
 async fn main() -> ExitCode {
-    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
-    let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be installed");
+    let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be installed");
     let result = tokio::select! {
         result = run(Cli::parse()) => result,
-        // What was started is stopped as it is dropped.
+        // Everything that was started is stopped when it is dropped.
         _ = interrupt.recv() => return ExitCode::from(130),
         _ = terminate.recv() => return ExitCode::from(143),
     };
@@ -47,10 +47,10 @@ async fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what it is for")]
+#[expect(clippy::print_stdout, reason = "the report goes to standard output")]
 async fn run(cli: Cli) -> Result<bool> {
     for given in [services::AMQP_URL, services::DATABASE_URL] {
-        let why = "it stops and starts broker and database, and so needs its own";
+        let why = "chaos restarts the broker and the database, so it needs its own";
         ensure!(dev_services::variable(given).is_none(), "{given} must not be set: {why}");
     }
     let Cli { seed, jobs, workers, first_outage: absence } = cli;

@@ -1,19 +1,19 @@
-//! `dashboard`: draws the Grafana dashboard's panels from real data.
+//! `dashboard`: renders the panels of the Grafana dashboard from the data of a real run.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Draws the Grafana dashboard's panels from real data; run by `make dashboard`
+/// Render the Grafana dashboard of two workers with injected faults; run by `make dashboard`
 #[derive(Parser)]
 struct Cli {
-    /// Where the SVG goes
+    /// SVG file to write
     file: PathBuf,
 }
 
 #[tokio::main]
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for developers speaks to them")]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer tool prints to the terminal")]
 async fn main() -> ExitCode {
     let Cli { file } = Cli::parse();
     match Box::pin(dev_tools::dashboard::draw(&file)).await {

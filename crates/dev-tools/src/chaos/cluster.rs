@@ -1,4 +1,4 @@
-//! The workers with their broker and their database, and what is done to them.
+//! The workers with their broker and database, and the disturbances applied to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,23 +13,23 @@ use serde_json::Value;
 use super::expected_jobs::{API_TIMEOUT, ExpectedJob, conflicting_command};
 use super::{Disturbance, Plan, Services};
 
-/// Where events are kept until the end.
+/// Queue that collects all events until they are verified.
 pub(super) const EVENT_QUEUE: &str = "chaos.events";
-/// From SIGTERM until what is in flight is dropped.
+/// Grace period of the workers: from SIGTERM until requests in flight are dropped.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
-/// Jobs that are open at once for each worker: two that it works on, and one that waits.
+/// Unfinished jobs for each worker: two that it runs, and one that waits.
 const OPEN_JOBS_PER_WORKER: usize = 3;
-/// Where a worker can be killed.
+/// Failpoints at which a worker is killed.
 const FAILPOINTS: [&str; 7] =
     ["before_parse", "before_claim", "after_claim", "before_file", "before_row", "before_event", "after_event"];
 
-/// A worker that has something to do comes to its point within this time.
+/// A worker that receives a command reaches its failpoint within this time.
 const FAILPOINT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One image of one job.
+/// An image: position of its job in the run, and index of the image in the job.
 pub(super) type ImageKey = (usize, u32);
 
-/// A worker with its own ways to broker and database.
+/// A worker with its own proxies in front of broker and database.
 struct WorkerSlot {
     broker_proxy: Proxy,
     amqp_url: String,
@@ -42,16 +42,16 @@ pub(super) struct Cluster {
     pub(super) env: TestEnv,
     pub(super) jobs: Vec<ExpectedJob>,
     pub(super) disturbance_counts: BTreeMap<Disturbance, u32>,
-    /// How often a worker's life was cut short while an image was underway: its request may have been sent again.
+    /// How often a worker was interrupted while an image was unfinished: its request may have been repeated.
     pub(super) interruptions: BTreeMap<ImageKey, u32>,
-    /// Messages that are no command of a new job: body, and the reason that they must lie in the dead letters with.
+    /// Messages that must become dead letters: body, and the start of the expected reason.
     pub(super) expected_dead_letters: Vec<(Vec<u8>, &'static str)>,
-    /// What was found wrong on the way.
+    /// Violations found during the run.
     pub(super) violations: Vec<String>,
     slots: Vec<WorkerSlot>,
-    /// Commands that are published; the others follow as jobs end.
+    /// Number of published commands; the others are published as jobs end.
     published_count: usize,
-    /// Where workers are yet to be killed.
+    /// Failpoints that this round has not used yet.
     remaining_failpoints: Vec<&'static str>,
     first_outage: Duration,
     lease: Duration,
@@ -98,10 +98,10 @@ impl Cluster {
         })
     }
 
-    /// Publishes as many commands as keep every worker busy, and some that wait. Says whether every job has had its end.
+    /// Publishes enough commands to keep every worker busy and some waiting. Returns whether every job has ended.
     pub(super) async fn publish_next_jobs(&mut self) -> Result<bool> {
         let sql = "SELECT count(*) AS ended FROM jobs WHERE status IN ('completed', 'failed')";
-        let ended = self.env.query_rows(sql).await?[0]["ended"].as_u64().context("a number")?;
+        let ended = self.env.query_rows(sql).await?[0]["ended"].as_u64().context("count(*) is not a number")?;
         let ended = usize::try_from(ended)?;
         let wanted = (ended + OPEN_JOBS_PER_WORKER * self.slots.len()).min(self.jobs.len());
         if self.published_count < wanted {
@@ -114,7 +114,7 @@ impl Cluster {
         Ok(ended == self.jobs.len())
     }
 
-    /// Does something to the system, and returns when it is over.
+    /// Applies a disturbance and returns when it is over. A disturbance that is not possible now is not counted.
     pub(super) async fn apply(&mut self, trouble: Disturbance, dice: &mut Rng, ground: &mut Services) -> Result<()> {
         let victim = dice.usize(..self.slots.len());
         let job_index = dice.usize(..self.published_count.max(1));
@@ -151,7 +151,7 @@ impl Cluster {
             }
             Disturbance::PublishConflict => {
                 let order = &self.jobs[job_index];
-                // Only where its job is known: of two commands with one id, the first one counts.
+                // Only if its job is known: of two commands with the same id, the first one is accepted.
                 let known = format!("SELECT id FROM jobs WHERE id = '{}'", order.job_id);
                 if self.query_rows(&known).await?.is_empty() {
                     return Ok(());
@@ -165,13 +165,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Connects to the broker, which may have come back a moment ago.
+    /// Connects to the broker, with retries because it may just have been restarted.
     async fn connect_broker(&self) -> Result<BrokerClient> {
         wait_until("the broker", WAIT_TIMEOUT, async || self.env.connect_broker().await.ok()).await
     }
 
     async fn kill_worker(&mut self, victim: usize) -> Result<()> {
-        // Frozen first, so that nothing is begun that is not seen.
+        // Frozen first, so that no image is started after the unfinished ones are read.
         self.slots[victim].worker.signal(Signal::STOP);
         let underway = self.unfinished_images(victim).await?;
         self.record_interruptions(underway);
@@ -180,7 +180,7 @@ impl Cluster {
         self.replace_worker(victim, "")
     }
 
-    /// Lets another worker take a seat.
+    /// Starts another worker in a slot, with a failpoint unless `point` is empty.
     fn replace_worker(&mut self, seat: usize, point: &str) -> Result<()> {
         let taken = &mut self.slots[seat];
         self.env.set("AMQP_URL", taken.amqp_url.clone());
@@ -190,15 +190,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether a worker came to this point, and was killed there.
+    /// Kills a worker at a failpoint. Returns false if it was killed without having reached it.
     async fn kill_at_failpoint(&mut self, victim: usize, point: &str) -> Result<bool> {
         self.stop_worker(victim).await?;
         self.replace_worker(victim, point)?;
         let paused = format!("\"point\":\"{point}\"");
         let worker = &self.slots[victim].worker;
         let paused_there = async || worker.log().contains(&paused).then_some(());
-        // Where there is nothing left to do it never comes there.
-        let reached = wait_until("the point", FAILPOINT_TIMEOUT, paused_there).await.is_ok();
+        // A worker that receives no command never reaches the failpoint.
+        let reached = wait_until("the failpoint", FAILPOINT_TIMEOUT, paused_there).await.is_ok();
         self.kill_worker(victim).await?;
         Ok(reached)
     }
@@ -209,16 +209,16 @@ impl Cluster {
         self.slots[victim].worker.signal(Signal::TERM);
         let status = self.slots[victim].worker.wait_for_exit().await?;
         if !status.success() {
-            self.violations.push(format!("a worker that was told to stop ended with {status}"));
+            self.violations.push(format!("a worker that was shut down exited with {status}"));
         }
-        // Only what takes longer than the grace is dropped.
+        // Requests are dropped only if they take longer than the grace period.
         if begun.elapsed() >= SHUTDOWN_GRACE {
             self.record_interruptions(underway);
         }
         Ok(())
     }
 
-    /// Freezes a worker until another one has taken over one of the jobs that were worked on, and has finished an image of it.
+    /// Freezes a worker until another one has taken over one of the running jobs and has completed an image of it.
     async fn freeze_worker(&mut self, victim: usize, cut: bool) -> Result<()> {
         self.slots[victim].worker.signal(Signal::STOP);
         let (underway, held) = (self.unfinished_images(victim).await?, self.running_claims().await?);
@@ -227,7 +227,8 @@ impl Cluster {
             self.slots[victim].broker_proxy.drop_connections();
             self.slots[victim].database_proxy.drop_connections();
         } else {
-            // The broker takes it to be well, and gives its commands to nobody else: but producers repeat themselves.
+            // The worker stays connected, so the broker does not redeliver its commands. Publish them again, as a
+            // producer may do, so that other workers receive them.
             let producer = self.connect_broker().await?;
             for order in self.jobs.iter().filter(|order| held.contains_key(&order.job_id)) {
                 producer.publish(&order.body).await?;
@@ -239,31 +240,31 @@ impl Cluster {
             let finished = self.completed_images(&job).await.ok()?;
             Some((job, finished))
         };
-        // Where it held none, or none has an image left, nobody takes over.
-        if let Ok((job, finished)) = wait_until("another worker", self.lease * 2, taken_over).await {
+        // If no job was running, or none has an image left, no job is taken over.
+        if let Ok((job, finished)) = wait_until("a takeover by another worker", self.lease * 2, taken_over).await {
             let progressed = async || {
                 let ended = !self.running_claims().await.ok()?.contains_key(&job);
                 (ended || self.completed_images(&job).await.ok()? > finished).then_some(())
             };
-            let _ = wait_until("one image more", self.lease * 2, progressed).await;
+            let _ = wait_until("one more completed image", self.lease * 2, progressed).await;
         }
         self.slots[victim].worker.signal(Signal::CONT);
         Ok(())
     }
 
-    /// The jobs that are worked on, each with the number of its claim.
+    /// Running jobs, each with its fencing token.
     async fn running_claims(&self) -> Result<BTreeMap<String, u64>> {
         let rows = self.query_rows("SELECT id, lease_token FROM jobs WHERE status = 'running'").await?;
         Ok(rows.iter().filter_map(|row| Some((row["id"].as_str()?.to_owned(), row["lease_token"].as_u64()?))).collect())
     }
 
-    /// How many images of a job are there.
+    /// Number of completed images of a job.
     async fn completed_images(&self, job: &str) -> Result<u64> {
         let sql = format!("SELECT count(*) AS finished FROM assets WHERE status = 'completed' AND job_id = '{job}'");
-        self.query_rows(&sql).await?[0]["finished"].as_u64().context("a number")
+        self.query_rows(&sql).await?[0]["finished"].as_u64().context("count(*) is not a number")
     }
 
-    /// The images that a worker may have requests in flight for: those that are to be made yet of all jobs that it has worked on.
+    /// Images for which a worker may have requests in flight: the unfinished images of all jobs that it has run.
     async fn unfinished_images(&self, victim: usize) -> Result<Vec<ImageKey>> {
         let log = self.slots[victim].worker.log();
         let lines = log.lines().filter(|line| line.contains("\"job attempt started\""));
@@ -281,31 +282,31 @@ impl Cluster {
         Ok(keys.collect())
     }
 
-    /// Notes the images that were underway before a worker's end.
+    /// Counts an interruption for each image that was unfinished when a worker was interrupted.
     fn record_interruptions(&mut self, underway: Vec<ImageKey>) {
         for key in underway {
             *self.interruptions.entry(key).or_default() += 1;
         }
     }
 
-    /// Rows of the database, which may have come back a moment ago.
+    /// Queries the database, with retries because it may just have been restarted.
     async fn query_rows(&self, sql: &str) -> Result<Vec<Value>> {
         wait_until("the database", WAIT_TIMEOUT, async || self.env.query_rows(sql).await.ok()).await
     }
 
-    /// No worker may end by itself, nor any of its jobs in a panic.
+    /// Adds a violation for each worker that has exited by itself or panicked.
     fn check_workers(&mut self) {
         for (number, seat) in self.slots.iter_mut().enumerate() {
             if !seat.worker.is_running() {
-                self.violations.push(format!("worker {number} has ended by itself"));
+                self.violations.push(format!("worker {number} exited by itself"));
             }
             if seat.worker.log().contains("panicked") {
-                self.violations.push(format!("worker {number} has panicked"));
+                self.violations.push(format!("worker {number} panicked"));
             }
         }
     }
 
-    /// Leaves the workers alone until nothing waits any more, then tells them to stop.
+    /// Waits without disturbances until the queues are empty, then shuts the workers down.
     pub(super) async fn drain_and_stop(&mut self) -> Result<()> {
         let producer = self.connect_broker().await?;
         let mut since = None;
@@ -314,7 +315,7 @@ impl Cluster {
                 since = None;
                 return None;
             }
-            // One look could miss a command on its way from one queue to another.
+            // A single check could miss a command that is moved from one queue to another.
             let since = since.get_or_insert_with(std::time::Instant::now);
             (since.elapsed() > self.lease / 2).then_some(())
         };
@@ -326,7 +327,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The queues on which something lies that somebody has yet to deal with, and how much.
+    /// Queues with waiting messages, and how many; without the event queue and the dead letters.
     pub(super) async fn non_empty_queues(&self, producer: &BrokerClient) -> Result<Vec<(String, u32)>> {
         let mut waiting = Vec::new();
         for queue in self.env.queue_names().await? {
@@ -342,7 +343,7 @@ impl Cluster {
         Ok(waiting)
     }
 
-    /// What a command's body says, as the world knows it.
+    /// Returns the expected job with this id.
     pub(super) fn find_job(&self, job_id: &Value) -> Option<&ExpectedJob> {
         self.jobs.iter().find(|order| *job_id == order.job_id.as_str())
     }

@@ -1,57 +1,57 @@
-//! What can be done to the system.
+//! Disturbances of the system.
 
 use super::Services;
 
-/// One disturbance.
+/// A disturbance of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Disturbance {
-    /// SIGKILL, at any moment.
+    /// A worker is killed (SIGKILL) at any moment.
     Kill,
-    /// SIGKILL at one of the points between a command's arrival and its acknowledgement.
+    /// A worker is killed (SIGKILL) at a failpoint between the delivery of a command and its acknowledgement.
     KillAtFailpoint,
-    /// SIGTERM: what is in flight is finished.
+    /// A worker is shut down (SIGTERM): requests in flight finish within the grace period.
     Terminate,
-    /// SIGSTOP until another worker has taken over, or longer than a lease; then SIGCONT.
+    /// A worker is frozen (SIGSTOP) until another one has taken over or longer than a lease, then continued (SIGCONT).
     Freeze,
-    /// The same, and its connections are cut.
+    /// A worker is frozen in the same way, and its connections are closed.
     FreezeAndDisconnect,
-    /// A worker's connections to the broker are cut.
+    /// A worker's connections to the broker are closed.
     DisconnectBroker,
-    /// Its connections to the database are cut.
+    /// A worker's connections to the database are closed.
     DisconnectDatabase,
-    /// The broker is stopped, and started again.
+    /// The broker is stopped and started again.
     RestartBroker,
-    /// The database crashes, and is started again.
+    /// The database crashes and is started again.
     CrashDatabase,
     /// A command is published again.
     PublishDuplicate,
-    /// A message that is no command.
+    /// A message that is not a command is published.
     PublishInvalid,
-    /// Another command with the id of a known job.
+    /// A different command with the id of a known job is published.
     PublishConflict,
 }
 
 impl Disturbance {
-    /// For people.
+    /// Returns the description that the report shows.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Kill => "worker killed (SIGKILL)",
-            Self::KillAtFailpoint => "worker killed at a chosen point of its way",
-            Self::Terminate => "worker told to stop (SIGTERM)",
+            Self::KillAtFailpoint => "worker killed at a failpoint (SIGKILL)",
+            Self::Terminate => "worker shut down (SIGTERM)",
             Self::Freeze => "worker frozen beyond its lease (SIGSTOP)",
-            Self::FreezeAndDisconnect => "the same, its connections cut",
-            Self::DisconnectBroker => "a worker's connections to the broker cut",
-            Self::DisconnectDatabase => "a worker's connections to the database cut",
-            Self::RestartBroker => "broker stopped and started",
-            Self::CrashDatabase => "database crashed and started",
+            Self::FreezeAndDisconnect => "worker frozen beyond its lease, and its connections closed",
+            Self::DisconnectBroker => "connections of a worker to the broker closed",
+            Self::DisconnectDatabase => "connections of a worker to the database closed",
+            Self::RestartBroker => "broker restarted",
+            Self::CrashDatabase => "database crashed and restarted",
             Self::PublishDuplicate => "command published again",
-            Self::PublishInvalid => "message that is no command",
-            Self::PublishConflict => "another command with a known job's id",
+            Self::PublishInvalid => "invalid message published",
+            Self::PublishConflict => "different command published with the id of a known job",
         }
     }
 }
 
-/// Everything that can be done on this ground, each as often as its weight.
+/// Returns the disturbances that are possible with these services; one that is listed twice occurs twice as often.
 pub(super) fn available(ground: &Services) -> Vec<Disturbance> {
     let mut all = vec![
         Disturbance::Kill,

@@ -1,19 +1,19 @@
-//! What is asked for, and what must come of it.
+//! The jobs of a run and their expected results.
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::Plan;
 
-/// What a description orders of the sandbox.
+/// A fault that a directive in a description injects into the sandbox.
 #[derive(Debug, Clone, Copy)]
 struct ExpectedFault {
     directive: &'static str,
-    /// Requests that it costs besides the one that every picture needs.
+    /// Requests that it causes in addition to the one that every image needs.
     extra_requests: u32,
-    /// The image's failure code, where it cannot be had.
+    /// Failure code of the image, if it cannot succeed.
     failure_code: Option<&'static str>,
-    /// It ends the job's try: every request would meet it.
+    /// Whether it ends the attempt of the job, because every request would fail with it.
     fatal: bool,
 }
 
@@ -21,10 +21,10 @@ const fn transient_fault(word: &'static str, repeats: u32) -> ExpectedFault {
     ExpectedFault { directive: word, extra_requests: repeats, failure_code: None, fatal: false }
 }
 
-/// A worker waits this long for an answer; a request that takes longer is lost.
+/// Time that a worker waits for a response; a request that takes longer fails.
 pub(super) const API_TIMEOUT: &str = "8s";
 
-/// The sandbox's whole list.
+/// All faults of the sandbox.
 const FAULTS: [ExpectedFault; 23] = [
     transient_fault("status=500 x1", 1),
     transient_fault("status=502 x1", 1),
@@ -33,9 +33,9 @@ const FAULTS: [ExpectedFault; 23] = [
     transient_fault("status=429:1 x1", 1),
     transient_fault("error x1", 1),
     transient_fault("corrupt x1", 1),
-    // Scaled like any other.
+    // Scaled like an image of the right size.
     transient_fault("wrong-size x1", 0),
-    // Sharpness is not looked at unless a threshold is set.
+    // Sharpness is not checked unless a threshold is set.
     transient_fault("blurred x1", 0),
     transient_fault("blank x1", 1),
     transient_fault("bomb x1", 1),
@@ -45,7 +45,8 @@ const FAULTS: [ExpectedFault; 23] = [
     transient_fault("empty x1", 1),
     transient_fault("drop x1", 1),
     transient_fault("slow=1500", 0),
-    // Longer than the grace of a worker that is told to stop: where it is only cut off, that costs nothing.
+    // Longer than the grace period, so that a shutdown drops the request. Otherwise it succeeds and causes no further
+    // request.
     transient_fault("slow=6000", 0),
     transient_fault("slow=12000 x1", 1),
     ExpectedFault { directive: "filtered", extra_requests: 0, failure_code: Some("content_policy"), fatal: false },
@@ -54,32 +55,32 @@ const FAULTS: [ExpectedFault; 23] = [
     ExpectedFault { directive: "status=402 x1", extra_requests: 1, failure_code: None, fatal: true },
 ];
 
-/// One image of a job, as it is expected.
+/// An image of a job and its expected result.
 #[derive(Debug)]
 pub(super) struct ExpectedImage {
-    /// Stands in the prompt of this image, and of no other.
+    /// Text that only the prompt of this image contains.
     pub(super) marker: String,
     fault: Option<ExpectedFault>,
 }
 
 impl ExpectedImage {
-    /// The most requests that it explains, where no worker is lost.
+    /// Maximum number of requests if no worker is interrupted.
     pub(super) fn max_requests(&self) -> u32 {
         1 + self.fault.map_or(0, |fault| fault.extra_requests)
     }
 
-    /// Its failure code, where it cannot be had.
+    /// Failure code, if the image cannot succeed.
     pub(super) fn failure_code(&self) -> Option<&'static str> {
         self.fault.and_then(|fault| fault.failure_code)
     }
 }
 
-/// A command, and what must come of it.
+/// A command and its expected result.
 #[derive(Debug)]
 pub(super) struct ExpectedJob {
     pub(super) job_id: String,
     pub(super) body: Value,
-    /// None where the command is refused.
+    /// Empty if the command is invalid.
     pub(super) images: Vec<ExpectedImage>,
 }
 
@@ -88,13 +89,13 @@ impl ExpectedJob {
         self.images.is_empty()
     }
 
-    /// Whether enough of its images can be had.
+    /// Whether enough images can succeed: 80%.
     pub(super) fn should_complete(&self) -> bool {
         let good = self.images.iter().filter(|image| image.failure_code().is_none()).count();
         !self.is_refused() && good * 5 >= self.images.len() * 4
     }
 
-    /// The codes that its end may have, where it fails.
+    /// Failure codes that are allowed if the job fails.
     pub(super) fn allowed_failure_codes(&self) -> Vec<&'static str> {
         let fatal = self.images.iter().any(|image| image.fault.is_some_and(|fault| fault.fatal));
         match self.is_refused() {
@@ -105,12 +106,12 @@ impl ExpectedJob {
     }
 }
 
-/// One command in so many is refused.
+/// One in this many commands is invalid.
 const REFUSED_ONE_IN: usize = 25;
-/// Projects that the jobs belong to.
+/// Number of projects that the jobs belong to.
 pub(super) const PROJECT_COUNT: usize = 5;
 
-/// The orders of a run.
+/// Generates the jobs of a run.
 pub(super) fn generate(dice: &mut Rng, plan: &Plan) -> Vec<ExpectedJob> {
     (0..plan.jobs).map(|number| generate_job(dice, plan, number)).collect()
 }
@@ -141,7 +142,7 @@ fn generate_job(dice: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
     ExpectedJob { job_id, body, images }
 }
 
-/// Another command with the id of this one.
+/// Returns a different command with the same id.
 pub(super) fn conflicting_command(order: &ExpectedJob) -> Value {
     let mut body = order.body.clone();
     body["image_descriptions"] = json!(["Something else"]);

@@ -1,4 +1,4 @@
-//! What was done, and what was found, as a table in Markdown.
+//! The report of a chaos run: disturbances and results as Markdown tables.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -8,23 +8,23 @@ use std::time::Duration;
 use super::cluster::Cluster;
 use super::{Disturbance, Plan};
 
-/// More violations than this are counted, and not shown.
+/// Maximum number of violations shown; further ones are only counted.
 const MAX_SHOWN_VIOLATIONS: usize = 20;
 
-/// What a run came to.
+/// Result of a chaos run.
 #[derive(Debug)]
 pub struct Report {
-    /// Repeats the run.
+    /// Seed, with which the run can be repeated.
     pub seed: u64,
     jobs: usize,
     images: usize,
     workers: usize,
     first_outage: Duration,
     disturbance_counts: BTreeMap<Disturbance, u32>,
-    /// Promises that were found broken, in words.
+    /// Descriptions of the violations; empty if all checks passed.
     pub violations: Vec<String>,
     pub(super) elapsed: Duration,
-    /// Where logs and files are kept, if something was found.
+    /// Folder with logs and files, which are kept if there are violations.
     pub(super) folder: Option<PathBuf>,
     pub(super) completed: usize,
     pub(super) failed: usize,
@@ -68,25 +68,25 @@ impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { seed, jobs, images, workers, .. } = self;
         let took = self.elapsed.as_secs();
-        writeln!(f, "Seed {seed}: {jobs} jobs of {images} images over {workers} workers, in {took} s\n")?;
-        writeln!(f, "| what was done | times |\n| --- | ---: |")?;
+        writeln!(f, "Seed {seed}: {jobs} jobs with {images} images, {workers} workers, {took} s\n")?;
+        writeln!(f, "| disturbance | times |\n| --- | ---: |")?;
         for (trouble, times) in &self.disturbance_counts {
             write!(f, "| {}", trouble.as_str())?;
             if matches!(trouble, Disturbance::RestartBroker | Disturbance::CrashDatabase) {
-                write!(f, ", the first time for {} s", self.first_outage.as_secs())?;
+                write!(f, "; the first outage lasts {} seconds", self.first_outage.as_secs())?;
             }
             writeln!(f, " | {times} |")?;
         }
-        writeln!(f, "\n| what was found | |\n| --- | ---: |")?;
+        writeln!(f, "\n| result | |\n| --- | ---: |")?;
         for (what, count) in [
             ("jobs completed", self.completed),
-            ("jobs failed, as they had to", self.failed),
+            ("jobs failed, as expected", self.failed),
             ("terminal events, repeats included", self.terminal_events),
-            ("files, each whole and 1920x1080", self.files),
-            ("requests", self.requests as usize),
-            ("of them retries that the sandbox asked for", self.expected_retries as usize),
-            ("of them repeats after a worker's end", self.repeats_after_interruptions as usize),
-            ("dead letters, each of a message that is no command", self.dead_letters),
+            ("files, each complete and 1920x1080", self.files),
+            ("requests to the sandbox", self.requests as usize),
+            ("of these, retries caused by faults of the sandbox", self.expected_retries as usize),
+            ("of these, repeats after a worker was interrupted", self.repeats_after_interruptions as usize),
+            ("dead letters, each an invalid or conflicting message", self.dead_letters),
             ("**violations**", self.violations.len()),
         ] {
             writeln!(f, "| {what} | {count} |")?;

@@ -1,4 +1,5 @@
-//! What came of it, seen from the outside: messages, rows, files, the sandbox's ledger. Every promise is looked at, also after one was found broken.
+//! Verification from the outside: messages, rows, files and the sandbox's ledger. All checks run, also after a
+//! violation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +12,11 @@ use super::cluster::{Cluster, EVENT_QUEUE};
 use super::expected_jobs::{ExpectedJob, PROJECT_COUNT};
 use super::report::Report;
 
-/// Looks at everything, and notes in the report what is not as it must be.
+/// Runs all checks and adds the violations to the report.
 pub(super) async fn verify(stage: &Cluster, report: &mut Report) -> Result<()> {
     let producer = stage.env.connect_broker().await?;
     for (queue, messages) in stage.non_empty_queues(&producer).await? {
-        report.add_violation(format!("{messages} messages lie on {queue}"));
+        report.add_violation(format!("{messages} messages are waiting on {queue}"));
     }
     let events = collect_terminal_events(stage, producer.drain_queue(EVENT_QUEUE).await?, report);
     let rows = DatabaseRows::load(stage).await?;
@@ -34,7 +35,7 @@ pub(super) async fn verify(stage: &Cluster, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The different terminal events of each job.
+/// Distinct terminal events of each job.
 fn collect_terminal_events(
     stage: &Cluster,
     messages: Vec<Message>,
@@ -48,7 +49,7 @@ fn collect_terminal_events(
         }
         report.terminal_events += 1;
         let Some(order) = stage.find_job(&event["data"]["job_id"]) else {
-            report.add_violation(format!("a terminal event of no job: {}", event["subject"]));
+            report.add_violation(format!("terminal event of an unknown job: {}", event["subject"]));
             continue;
         };
         let bodies = events.entry(order.job_id.clone()).or_default();
@@ -59,7 +60,7 @@ fn collect_terminal_events(
     events
 }
 
-/// The database, as it is in the end.
+/// Rows of the database at the end of the run.
 struct DatabaseRows {
     jobs: BTreeMap<String, Value>,
     assets: BTreeMap<String, Vec<Value>>,
@@ -83,28 +84,28 @@ impl DatabaseRows {
     }
 }
 
-/// Event, rows and what was ordered agree.
+/// Checks that event, rows and expected job agree.
 fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRows, report: &mut Report) -> Result<()> {
     let event: Value = serde_json::from_slice(body)?;
     let data = &event["data"];
     let mut violated = |what: String| report.add_violation(format!("job {number}: {what}"));
     let ended = if order.should_complete() { "completed" } else { "failed" };
     if event["type"] != format!("assets.generation.{ended}") {
-        violated(format!("must be {ended}: {}, {}", event["type"], data["error"]));
+        violated(format!("expected {ended}, but the event is {}, {}", event["type"], data["error"]));
     }
     let code = data["error"]["code"].as_str().unwrap_or_default();
     if ended == "failed" && !order.allowed_failure_codes().contains(&code) {
-        violated(format!("failed with {code:?}, which nothing of it explains"));
+        violated(format!("failed with the unexpected code {code:?}"));
     }
     let count = rows.jobs.get(&order.job_id).with_context(|| format!("job {number} has no row"))?;
     if count["status"] != ended {
-        violated(format!("its row says {}", count["status"]));
+        violated(format!("its row has the status {}", count["status"]));
     }
     if count["published_at"].is_null() {
-        violated("its row does not say that its terminal event was published".to_owned());
+        violated("its row does not say that the terminal event was published".to_owned());
     }
     if count["terminal_event"].as_str().map(str::as_bytes) != Some(body) {
-        violated("its row has another terminal event than was published".to_owned());
+        violated("the terminal event in its row differs from the published one".to_owned());
     }
     let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
     if assets.len() != order.images.len() {
@@ -127,19 +128,19 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
                     }
                 }
                 if image.failure_code().is_some() {
-                    violated(format!("image {index} cannot be had, and is there"));
+                    violated(format!("image {index} completed, but was expected to fail"));
                 }
             }
             (Some("failed"), [], [failure]) => {
                 let failed = failure["code"].as_str();
-                // Where too few can be had, what is left is not tried.
+                // If too few images can succeed, the remaining ones are not attempted.
                 let untried = failed == Some("not_attempted") && !order.should_complete();
                 if failed != image.failure_code() && !untried {
-                    violated(format!("image {index} failed without a reason: {failure}"));
+                    violated(format!("image {index} failed unexpectedly: {failure}"));
                 }
             }
             (status, assets, failures) => violated(format!(
-                "image {index} is {status:?} in its row, and stands {} times among the assets and {} times among the failures",
+                "image {index} is {status:?} in its row, and is listed {} times in the assets and {} times in the failures",
                 assets.len(),
                 failures.len()
             )),
@@ -150,11 +151,11 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
     Ok(())
 }
 
-/// Each file is whole, measures 1920x1080 and belongs to one row; nothing else lies there.
+/// Checks that each file is complete, measures 1920x1080 and belongs to one row, and that there are no other files.
 fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Result<()> {
     let mut known = BTreeSet::new();
     for row in rows.completed_assets() {
-        let path = row["file_path"].as_str().context("a path")?;
+        let path = row["file_path"].as_str().context("file_path is not a string")?;
         if !known.insert(path.to_owned()) {
             report.add_violation(format!("{path} belongs to two rows"));
         }
@@ -163,7 +164,7 @@ fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Re
             Ok(bytes) => {
                 let sha256 = format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&bytes)));
                 if row["sha256"] != sha256.as_str() {
-                    report.add_violation(format!("{path} is another file than its row says"));
+                    report.add_violation(format!("{path} does not have the hash that its row says"));
                 }
                 match image::load_from_memory(&bytes) {
                     Ok(picture) if (picture.width(), picture.height()) == (1920, 1080) => {}
@@ -178,7 +179,7 @@ fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Re
     report.files = known.len();
     for project in 1..=PROJECT_COUNT {
         let folder = format!("projects/{project}/assets");
-        // A project of which nothing could be made has none.
+        // A project without a completed image has no folder.
         for file in std::fs::read_dir(stage.env.stored_path(&folder)).into_iter().flatten() {
             let path = format!("{folder}/{}", file?.file_name().display());
             if !known.contains(&path) {
@@ -189,7 +190,7 @@ fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Re
     Ok(())
 }
 
-/// No picture was asked for more often than its faults and its workers' ends explain.
+/// Checks that no image was requested more often than its faults and the interruptions of its workers allow.
 fn verify_requests(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) {
     let ledger = stage.env.sandbox.ledger();
     report.requests = ledger.requests;
@@ -205,26 +206,25 @@ fn verify_requests(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) {
             report.repeats_after_interruptions += asked.requests.saturating_sub(image.max_requests());
             if asked.requests > allowed {
                 report.add_violation(format!(
-                    "image {index} of job {number} was asked for {} times; {allowed} are explained",
+                    "image {index} of job {number} was requested {} times, and {allowed} were allowed",
                     asked.requests
                 ));
             }
-            // What was not paid for in the database must not have been asked for.
+            // Each request must have been recorded in the row before it was sent.
             if u64::from(asked.requests) > row["requests"].as_u64().unwrap_or_default() {
                 report.add_violation(format!(
-                    "image {index} of job {number} was asked for {} times, and its row says {}",
+                    "image {index} of job {number} was requested {} times, and its row says {}",
                     asked.requests, row["requests"]
                 ));
             }
         }
     }
     if known_requests != ledger.requests {
-        report
-            .add_violation(format!("{} requests were for no image that was ordered", ledger.requests - known_requests));
+        report.add_violation(format!("{} requests belong to no image of a job", ledger.requests - known_requests));
     }
 }
 
-/// Each rejected message lies there with its reason, and nothing else does.
+/// Checks that the dead letters are exactly the expected messages, each with its reason.
 fn verify_dead_letters(stage: &Cluster, letters: &[Message], report: &mut Report) {
     report.dead_letters = letters.len();
     let reason = |letter: &Message| letter.header("x-rejected-reason").unwrap_or_default();
@@ -235,13 +235,13 @@ fn verify_dead_letters(stage: &Cluster, letters: &[Message], report: &mut Report
             .any(|(body, why)| *body == letter.body && reason(letter).starts_with(why));
         if !known {
             let body = String::from_utf8_lossy(&letter.body).into_owned();
-            report.add_violation(format!("a dead letter with the reason {:?}: {body}", reason(letter)));
+            report.add_violation(format!("unexpected dead letter with the reason {:?}: {body}", reason(letter)));
         }
     }
     for (body, why) in &stage.expected_dead_letters {
         if !letters.iter().any(|letter| letter.body == *body) {
             let body = String::from_utf8_lossy(body);
-            report.add_violation(format!("a message that is {why} lies not among the dead letters: {body}"));
+            report.add_violation(format!("no dead letter for a message with the expected reason {why}: {body}"));
         }
     }
 }

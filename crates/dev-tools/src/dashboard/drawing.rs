@@ -1,10 +1,10 @@
-//! Panels as SVG: lines over time, or the last value in large digits.
+//! Renders panels as SVG: series over time, or the last value in large digits.
 
 use std::fmt::Write;
 
-/// A column of the grid, which has 24, in pixels.
+/// Width of a column of the grid in pixels; the grid has 24 columns.
 const COLUMN_WIDTH: f64 = 54.0;
-/// A line of the grid.
+/// Height of a row of the grid in pixels.
 const ROW_HEIGHT: f64 = 24.0;
 const COLOURS: [&str; 8] = ["#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#e02f44", "#b877d9", "#37872d", "#8ab8ff"];
 
@@ -12,20 +12,20 @@ pub(super) struct Panel {
     /// `row`, `stat` or `timeseries`.
     pub(super) kind: String,
     pub(super) title: String,
-    /// As Grafana calls it.
+    /// Unit, by Grafana's name.
     pub(super) unit: String,
-    /// x, y, width and height on the grid.
+    /// x, y, width and height in the grid.
     pub(super) grid_position: [u64; 4],
     pub(super) series: Vec<Series>,
 }
 
 pub(super) struct Series {
     pub(super) legend: String,
-    /// Seconds since 1970, and values.
+    /// Seconds since 1970, and value of each point.
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// All panels where the dashboard has them; time runs from the left to the right.
+/// Renders all panels at their positions in the dashboard; time runs from left to right.
 pub(super) fn render_svg(panels: &[Panel], from: f64, to: f64) -> String {
     let bottom = panels.iter().map(|panel| panel.grid_position[1] + panel.grid_position[3]).max().unwrap_or_default();
     let (width, height) = (24.0 * COLUMN_WIDTH, to_pixels(bottom, ROW_HEIGHT));
@@ -107,7 +107,7 @@ impl Panel {
         }
     }
 
-    /// Names the lines at the panel's bottom, and says how high that is.
+    /// Draws the legend at the bottom of the panel and returns its height.
     fn draw_legend(&self, svg: &mut String, Rect { x, y, w, h }: Rect) -> f64 {
         let mut lines: Vec<Vec<(usize, f64)>> = vec![Vec::new()];
         let mut at = 0.0;
@@ -117,7 +117,7 @@ impl Panel {
                 lines.push(Vec::new());
                 at = 0.0;
             }
-            lines.last_mut().expect("there is one").push((position, at));
+            lines.last_mut().expect("the list is never empty").push((position, at));
             at += width;
         }
         let height = 14.0 * to_f64(lines.len());
@@ -156,7 +156,7 @@ impl Panel {
         }
         for (position, line) in self.series.iter().enumerate() {
             let colour = COLOURS[position % COLOURS.len()];
-            // A gap in time is a gap in the line.
+            // Points that are 2.5 seconds or more apart are not connected.
             for part in line.points.chunk_by(|(one, _), (next, _)| next - one < 2.5) {
                 let place = |(at, value): &(f64, f64)| {
                     format!("{:.1},{:.1}", x + w * (at - from) / (to - from), y + h - h * value / top)
@@ -179,7 +179,7 @@ impl Panel {
         }
     }
 
-    /// A value for people, in the panel's unit.
+    /// Formats a value in the panel's unit.
     fn format_value(&self, value: f64) -> String {
         let digits = |value: f64| match value {
             value if value.abs() >= 100.0 || value.fract() == 0.0 => format!("{value:.0}"),
