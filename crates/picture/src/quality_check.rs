@@ -68,7 +68,7 @@ fn contrast(picture: &RgbImage) -> f64 {
 /// The variance of the Laplacian of the brightness, which measures how much pixels differ from their neighbours.
 fn sharpness(picture: &RgbImage) -> f64 {
     let width = picture.width() as usize;
-    // Rec. 601 luma, with weights in 256ths.
+    // Rec. 601 luma, with weights of 1/256.
     let brightness: Vec<i64> = picture
         .pixels()
         .map(|pixel| {

@@ -110,7 +110,7 @@ fn oversized_png_becomes_a_jpeg() {
 }
 
 #[test]
-fn what_is_no_picture_is_refused_without_being_unpacked() {
+fn invalid_images_and_decompression_bombs_are_rejected() {
     let mut bomb = Vec::new();
     let mut encoder = ::png::Encoder::new(&mut bomb, 60_000, 60_000);
     encoder.set_color(::png::ColorType::Grayscale);

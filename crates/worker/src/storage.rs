@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_killed_writer_left_behind_is_swept_away_and_nothing_else() {
+    async fn only_temporary_files_of_the_path_are_removed() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let storage = Storage::open_folder(folder.path()).expect("the storage opens");
         storage.put("a/one.png", Bytes::from_static(b"one")).await.expect("stored");
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_read_whole_or_not_at_all_and_copied_without_its_bytes() {
+    async fn file_is_read_whole_and_copied_without_its_bytes() {
         use std::os::unix::fs::MetadataExt;
 
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -93,9 +93,9 @@ async fn redirect_is_not_followed() {
     assert_eq!(error.kind(), "rejected");
     drop(client);
     // The redirect's target has no connection to accept.
-    let nobody =
+    let unreachable =
         std::future::poll_fn(|context| std::task::Poll::Ready(elsewhere.poll_accept(context).is_pending())).await;
-    assert!(nobody);
+    assert!(unreachable);
 }
 
 /// Answers one request with an endless body: pieces of `piece` bytes, with `pause` before each.

@@ -127,7 +127,7 @@ fn untranslated_chinese_text_fails_planning() {
 }
 
 #[test]
-fn a_prompt_that_is_too_long_loses_its_modifiers_and_a_description_that_is_too_long_is_refused_by_name() {
+fn prompt_drops_modifiers_and_description_is_rejected_if_too_long() {
     let long = "x".repeat(1_970);
     let recipe = plan(&long, JobConfig::default()).expect("image can be planned").params;
     assert_eq!(recipe.prompt, format!("{long}, cinematic lighting"));
