@@ -16,18 +16,18 @@ pub fn check_picture(bytes: &[u8]) {
     // Small, so that each run is fast; the code path is the same. A noisy image exceeds the limit as PNG and becomes a
     // JPEG.
     let spec = ImageSpec { width: 48, height: 27, max_bytes: 3 * 1024 };
-    let recipe = GenerationParams {
+    let params = GenerationParams {
         prompt: "A fox at dusk".to_owned(),
         engine: "an engine".to_owned(),
         ..GenerationParams::default()
     };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
-    let story = ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, metadata::SOFTWARE);
-    match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &story) {
+    let metadata = ImageMetadata::new(key, 3, "黃昏的狐狸", &params, 787_078_103, metadata::SOFTWARE);
+    match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &metadata) {
         Ok(finished) => {
             assert_eq!(verify(&finished.bytes, &spec), Ok(()));
             let read = metadata::read(&finished.bytes).expect("a processed image is readable");
-            assert_eq!(metadata::from_texts(&read.texts), Some(story));
+            assert_eq!(metadata::from_texts(&read.texts), Some(metadata));
         }
         Err(defect) => assert_valid_message(&defect.to_string()),
     }

@@ -18,17 +18,17 @@ async fn test_8_cached_image_replaces_failed_request_on_postgres() -> Result<()>
 
 /// Test 8: a cached image replaces one whose request failed.
 async fn cached_image_replaces_failed_request(database: Database) -> Result<()> {
-    let world = TestEnv::with_database(database).await?;
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::with_database(database).await?;
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(42, &["A beautiful sunset"], &json!({}))).await?;
     let first = events.wait_for_data("completed").await?;
-    world.inject_fault("status=500", None)?;
+    env.inject_fault("status=500", None)?;
     let second = command(42, &["A beautiful sunset"], &json!({}));
     producer.publish(&second).await?;
     let data = events.wait_for_data("completed").await?;
-    assert_files(&world, &data, &[1])?;
+    assert_files(&env, &data, &[1])?;
     assert_eq!((&data["from_cache"], &data["succeeded"], &data["cost_usd"]), (&json!(1), &json!(1), &json!(0.0)));
     let (made, stood_in) = (&first["assets"][0], &data["assets"][0]);
     assert_eq!((&stood_in["origin"], &made["origin"]), (&json!("cache"), &json!("generated")));
@@ -39,7 +39,7 @@ async fn cached_image_replaces_failed_request(database: Database) -> Result<()> 
     assert_eq!(stood_in["file_path"], format!("projects/42/assets/image_001-{job_id}.png"));
     // A hard link to the same file, not a copy.
     let inode = |asset: &Value| -> Result<u64> {
-        Ok(std::fs::metadata(world.stored_path(asset["file_path"].as_str().context("file_path is missing")?))?.ino())
+        Ok(std::fs::metadata(env.stored_path(asset["file_path"].as_str().context("file_path is missing")?))?.ino())
     };
     assert_eq!(inode(made)?, inode(stood_in)?);
     worker.wait_for_log("cached image used as fallback").await?;
@@ -55,17 +55,17 @@ async fn cached_image_replaces_failed_request(database: Database) -> Result<()> 
 }
 
 /// Generates an image, then makes every API request fail.
-async fn generate_then_fail_api(world: &TestEnv, config: &Value) -> Result<Value> {
-    let made = world.generate(&command(1, &["A fox"], config)).await?.expect_data("completed")?;
-    world.inject_fault("status=500", None)?;
+async fn generate_then_fail_api(env: &TestEnv, config: &Value) -> Result<Value> {
+    let made = env.generate(&command(1, &["A fox"], config)).await?.expect_data("completed")?;
+    env.inject_fault("status=500", None)?;
     Ok(made)
 }
 
 #[tokio::test]
 async fn disabled_cache_or_other_parameters_are_a_cache_miss() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    generate_then_fail_api(&world, &json!({"steps": 30})).await?;
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    generate_then_fail_api(&env, &json!({"steps": 30})).await?;
     for config in [
         json!({"steps": 30, "cache": "never"}),
         json!({"steps": 31}),
@@ -75,29 +75,28 @@ async fn disabled_cache_or_other_parameters_are_a_cache_miss() -> Result<()> {
         json!({"steps": 30, "style_preset": "anime"}),
         json!({"steps": 30, "style_modifiers": []}),
     ] {
-        let data = world.generate(&command(1, &["A fox"], &config)).await?.expect_data("failed")?;
+        let data = env.generate(&command(1, &["A fox"], &config)).await?.expect_data("failed")?;
         assert_eq!(failure_codes(&data), ["provider_unavailable"], "{config}");
     }
-    let data = world.generate(&command(1, &["A fox"], &json!({"steps": 30}))).await?.expect_data("completed")?;
+    let data = env.generate(&command(1, &["A fox"], &json!({"steps": 30}))).await?.expect_data("completed")?;
     assert_eq!(data["from_cache"], 1);
-    world.set("IMAGE_WIDTH", "1280");
-    let data = world.generate(&command(1, &["A fox"], &json!({"steps": 30}))).await?.expect_data("failed")?;
+    env.set("IMAGE_WIDTH", "1280");
+    let data = env.generate(&command(1, &["A fox"], &json!({"steps": 30}))).await?.expect_data("failed")?;
     assert_eq!(failure_codes(&data), ["provider_unavailable"], "another target size is a cache miss");
     Ok(())
 }
 
 #[tokio::test]
 async fn missing_or_damaged_cached_file_is_a_cache_miss() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    let made = generate_then_fail_api(&world, &json!({})).await?;
-    let file = world.stored_path(made["assets"][0]["file_path"].as_str().context("file_path is missing")?);
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let made = generate_then_fail_api(&env, &json!({})).await?;
+    let file = env.stored_path(made["assets"][0]["file_path"].as_str().context("file_path is missing")?);
     let whole = std::fs::read(&file)?;
     let mut damaged = whole.clone();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 0xff;
-    let outcome =
-        async |expected: &str| world.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data(expected);
+    let outcome = async |expected: &str| env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data(expected);
     std::fs::write(&file, &damaged)?;
     assert_eq!(failure_codes(&outcome("failed").await?), ["provider_unavailable"]);
     std::fs::write(&file, &whole[..middle])?;
@@ -115,88 +114,88 @@ async fn missing_or_damaged_cached_file_is_a_cache_miss() -> Result<()> {
 
 #[tokio::test]
 async fn cache_prefer_uses_cached_images_without_requests() -> Result<()> {
-    let world = TestEnv::new().await?;
+    let env = TestEnv::new().await?;
     let descriptions = ["A fox", "A bear", "An owl"];
-    world.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
-    assert_eq!(world.sandbox.ledger().requests, 3);
+    env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
+    assert_eq!(env.sandbox.ledger().requests, 3);
     let prefer = json!({"cache": "prefer", "max_cost_usd": 0.0});
-    let all = world.generate(&command(2, &descriptions, &prefer)).await?.expect_data("completed")?;
-    assert_files(&world, &all, &[1, 2, 3])?;
+    let all = env.generate(&command(2, &descriptions, &prefer)).await?.expect_data("completed")?;
+    assert_files(&env, &all, &[1, 2, 3])?;
     assert_eq!((&all["from_cache"], &all["cost_usd"]), (&json!(3), &json!(0.0)));
-    assert_eq!(world.sandbox.ledger().requests, 3, "all images are cached: no request is sent");
+    assert_eq!(env.sandbox.ledger().requests, 3, "all images are cached: no request is sent");
     // Only images that are not cached are requested and paid for.
     let prefer = json!({"cache": "prefer", "max_cost_usd": 0.02});
-    let some = world.generate(&command(3, &["A bear", "A wolf"], &prefer)).await?.expect_data("completed")?;
+    let some = env.generate(&command(3, &["A bear", "A wolf"], &prefer)).await?.expect_data("completed")?;
     assert_eq!((&some["from_cache"], &some["cost_usd"]), (&json!(1), &json!(0.02)));
-    assert_eq!(world.sandbox.ledger().requests, 4);
+    assert_eq!(env.sandbox.ledger().requests, 4);
     Ok(())
 }
 
 #[tokio::test]
 async fn cached_images_count_as_successes_and_are_counted_separately() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    world.generate(&command(1, &["A fox", "A bear"], &json!({}))).await?.expect_data("completed")?;
-    world.inject_fault("status=500", Some("fox"))?;
-    world.inject_fault("status=500", Some("bear"))?;
-    world.inject_fault("status=500", Some("wolf"))?;
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    env.generate(&command(1, &["A fox", "A bear"], &json!({}))).await?.expect_data("completed")?;
+    env.inject_fault("status=500", Some("fox"))?;
+    env.inject_fault("status=500", Some("bear"))?;
+    env.inject_fault("status=500", Some("wolf"))?;
     let descriptions = ["A fox", "A bear", "A wolf", "An owl", "A cat"];
-    let data = world.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
+    let data = env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
     let counts = ["total", "succeeded", "failed", "from_cache", "success_rate"].map(|key| data[key].clone());
     assert_eq!(json!(counts), json!([5, 4, 1, 2, 0.8]));
-    assert_files(&world, &data, &[1, 2, 4, 5])?;
+    assert_files(&env, &data, &[1, 2, 4, 5])?;
     Ok(())
 }
 
 #[tokio::test]
 async fn job_completes_from_cache_without_credits() -> Result<()> {
-    let world = TestEnv::new().await?;
+    let env = TestEnv::new().await?;
     let descriptions = ["A fox", "A bear", "An owl", "A cat", "A wolf"];
-    world.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
-    world.sandbox.set_credits(0.0);
-    let before = world.sandbox.ledger().requests;
+    env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
+    env.sandbox.set_credits(0.0);
+    let before = env.sandbox.ledger().requests;
     let config = json!({"max_concurrent": 1});
-    let data = world.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
+    let data = env.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
     assert_eq!(data["from_cache"], 5);
-    assert_eq!(world.sandbox.ledger().requests, before + 1, "one refused request is enough");
+    assert_eq!(env.sandbox.ledger().requests, before + 1, "one refused request is enough");
     Ok(())
 }
 
 /// Four requests are in flight and all images are cached: no new request or retry may start after the refusal.
 #[tokio::test]
 async fn fatal_error_stops_other_requests_before_cache_is_used() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("STABILITY_RETRY_DELAYS", "4m");
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_RETRY_DELAYS", "4m");
     let descriptions: Vec<String> = (1..=12).map(|number| format!("Picture {number}")).collect();
     let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
-    world.sandbox.set_sketch(true);
-    world.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
-    let before = world.sandbox.ledger().requests;
-    world.inject_fault("status=401", None)?;
-    let data = world.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
+    env.sandbox.set_sketch(true);
+    env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
+    let before = env.sandbox.ledger().requests;
+    env.inject_fault("status=401", None)?;
+    let data = env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
     assert_eq!(data["from_cache"], 12);
-    let sent = world.sandbox.ledger().requests - before;
+    let sent = env.sandbox.ledger().requests - before;
     assert!(sent <= 4, "{sent} requests: more than were in flight when the first was refused");
     Ok(())
 }
 
 #[tokio::test]
 async fn content_policy_refusal_is_not_replaced_from_cache() -> Result<()> {
-    let world = TestEnv::new().await?;
-    world.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("completed")?;
-    world.inject_fault("filtered", None)?;
-    let data = world.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("failed")?;
+    let env = TestEnv::new().await?;
+    env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("completed")?;
+    env.inject_fault("filtered", None)?;
+    let data = env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("failed")?;
     assert_eq!(failure_codes(&data), ["content_policy"]);
     Ok(())
 }
 
 #[tokio::test]
 async fn cached_image_must_pass_current_quality_check() -> Result<()> {
-    let mut world = TestEnv::new().await?;
+    let mut env = TestEnv::new().await?;
     let job = command(1, &["A fox [fault:blurred]"], &json!({}));
-    world.generate(&job).await?.expect_data("completed")?;
-    world.set("IMAGE_MIN_SHARPNESS", "20");
-    let data = world.generate(&command(1, &["A fox [fault:blurred]"], &json!({}))).await?.expect_data("failed")?;
+    env.generate(&job).await?.expect_data("completed")?;
+    env.set("IMAGE_MIN_SHARPNESS", "20");
+    let data = env.generate(&command(1, &["A fox [fault:blurred]"], &json!({}))).await?.expect_data("failed")?;
     assert_eq!(failure_codes(&data), ["invalid_image"]);
     Ok(())
 }

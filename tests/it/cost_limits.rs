@@ -9,20 +9,20 @@ use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, assert_files, command, 
 use serde_json::{Value, json};
 
 /// Number of requests and spending of all workers; the spending is in millionths of a dollar.
-async fn total_spending(world: &TestEnv) -> Result<(i64, i64)> {
-    let rows = world.query_rows("SELECT requests, micro_usd FROM spending").await?;
+async fn total_spending(env: &TestEnv) -> Result<(i64, i64)> {
+    let rows = env.query_rows("SELECT requests, micro_usd FROM spending").await?;
     let sum = |key: &str| rows.iter().filter_map(|row| row[key].as_i64()).sum();
     Ok((sum("requests"), sum("micro_usd")))
 }
 
 #[tokio::test]
 async fn insufficient_credits_are_detected_before_the_first_request() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("STABILITY_CHECK_BALANCE", "true");
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_CHECK_BALANCE", "true");
     // Five credits are USD 0.05; three images cost USD 0.06.
-    world.sandbox.set_credits(5.0);
+    env.sandbox.set_credits(5.0);
     let job = || command(1, &["A fox", "A bear", "An owl"], &json!({}));
-    let done = world.generate(&job()).await?;
+    let done = env.generate(&job()).await?;
     assert!(
         done.log.contains("tried again"),
         "the job is retried, since credits may be bought meanwhile: {}",
@@ -33,22 +33,22 @@ async fn insufficient_credits_are_detected_before_the_first_request() -> Result<
     let message = data["error"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("USD 0.06") && message.contains("5.0 credits (USD 0.05)"), "{message}");
     assert_eq!(failure_codes(&data), ["not_attempted"; 3]);
-    assert_eq!(world.sandbox.ledger().requests, 0);
-    world.sandbox.set_credits(6.0);
-    let data = world.generate(&job()).await?.expect_data("completed")?;
-    assert_files(&world, &data, &[1, 2, 3])
+    assert_eq!(env.sandbox.ledger().requests, 0);
+    env.sandbox.set_credits(6.0);
+    let data = env.generate(&job()).await?.expect_data("completed")?;
+    assert_files(&env, &data, &[1, 2, 3])
 }
 
 #[tokio::test]
 async fn max_cost_also_limits_retries() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("STABILITY_TIMEOUT", "1s");
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_TIMEOUT", "1s");
     // Every request timed out, so each may have been charged.
     let config = json!({"max_cost_usd": 0.05});
-    let data = world.generate(&command(1, &["A fox [fault:slow=60000]"], &config)).await?.expect_data("failed")?;
+    let data = env.generate(&command(1, &["A fox [fault:slow=60000]"], &config)).await?.expect_data("failed")?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
     assert_eq!(data["cost_usd"], json!(0.04), "two requests of USD 0.02; a third would exceed the limit");
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     assert_eq!(data["failures"][0]["attempts"], 2);
     Ok(())
 }
@@ -64,10 +64,10 @@ async fn daily_budget_ends_job_and_keeps_finished_images_on_postgres() -> Result
 }
 
 async fn daily_budget_ends_job_and_keeps_finished_images(database: Database) -> Result<()> {
-    let mut world = TestEnv::with_database(database).await?;
-    world.set("WORKER_DAILY_BUDGET_USD", "0.07");
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::with_database(database).await?;
+    env.set("WORKER_DAILY_BUDGET_USD", "0.07");
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     // Failures that were certainly not charged are refunded.
     let descriptions = ["A fox [fault:status=500 x2]", "A bear", "An owl", "A cat", "A wolf"];
@@ -84,25 +84,25 @@ async fn daily_budget_ends_job_and_keeps_finished_images(database: Database) -> 
         .iter()
         .filter_map(|asset| asset["index"].as_u64()?.try_into().ok())
         .collect();
-    assert_files(&world, &data, &kept)?;
-    let ledger = world.sandbox.ledger();
+    assert_files(&env, &data, &kept)?;
+    let ledger = env.sandbox.ledger();
     assert_eq!(ledger.charged, 3);
-    assert_eq!(total_spending(&world).await?.1, 60_000);
+    assert_eq!(total_spending(&env).await?.1, 60_000);
     // No budget is left for the next job; only cached images would be possible.
     producer.publish(&command(1, &["A lynx"], &json!({}))).await?;
     assert_eq!(events.wait_for_data("failed").await?["error"]["code"], "budget_exceeded");
-    assert_eq!(world.sandbox.ledger().requests, ledger.requests);
+    assert_eq!(env.sandbox.ledger().requests, ledger.requests);
     Ok(())
 }
 
 #[tokio::test]
 async fn concurrent_workers_share_the_daily_budget() -> Result<()> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.set("WORKER_DAILY_BUDGET_USD", "0.10");
-    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
-    world.sandbox.set_latency(Duration::from_millis(100));
-    let _workers = (world.start_ready_worker().await?, world.start_ready_worker().await?);
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.set("WORKER_DAILY_BUDGET_USD", "0.10");
+    env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    env.sandbox.set_latency(Duration::from_millis(100));
+    let _workers = (env.start_ready_worker().await?, env.start_ready_worker().await?);
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     for project in 1..=2 {
         producer.publish(&command(project, &["A", "B", "C", "D", "E", "F"], &json!({"cache": "never"}))).await?;
@@ -113,37 +113,37 @@ async fn concurrent_workers_share_the_daily_budget() -> Result<()> {
         assert_eq!(data["error"]["code"], "budget_exceeded");
         made += data["succeeded"].as_u64().unwrap_or_default();
     }
-    assert_eq!((made, world.sandbox.ledger().charged), (5, 5));
-    assert_eq!(total_spending(&world).await?, (5, 100_000));
+    assert_eq!((made, env.sandbox.ledger().charged), (5, 5));
+    assert_eq!(total_spending(&env).await?, (5, 100_000));
     Ok(())
 }
 
 /// Each worker is killed while a request is in flight, so that it never learns the result.
 #[tokio::test]
 async fn crash_loop_cannot_exceed_the_daily_budget() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_DAILY_BUDGET_USD", "0.05");
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_DAILY_BUDGET_USD", "0.05");
     let producer = {
-        let mut worker = world.start_ready_worker().await?;
-        let producer = world.connect_broker().await?;
+        let mut worker = env.start_ready_worker().await?;
+        let producer = env.connect_broker().await?;
         producer.publish(&command(1, &["A fox [fault:slow=60000]"], &json!({}))).await?;
-        kill_during_request(&world, &mut worker, 1).await?;
+        kill_during_request(&env, &mut worker, 1).await?;
         producer
     };
-    let mut worker = world.start_ready_worker().await?;
-    kill_during_request(&world, &mut worker, 2).await?;
+    let mut worker = env.start_ready_worker().await?;
+    kill_during_request(&env, &mut worker, 2).await?;
     let mut events = producer.subscribe_to_events().await?;
-    let _worker = world.start_ready_worker().await?;
+    let _worker = env.start_ready_worker().await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     assert_eq!(data["cost_usd"], json!(0.04), "requests of the killed workers are included");
-    assert_eq!(total_spending(&world).await?, (2, 40_000));
+    assert_eq!(total_spending(&env).await?, (2, 40_000));
     Ok(())
 }
 
-async fn kill_during_request(world: &TestEnv, worker: &mut integration_tests::Worker, requests: u32) -> Result<()> {
-    let asked = async || (world.sandbox.ledger().requests == requests).then_some(());
+async fn kill_during_request(env: &TestEnv, worker: &mut integration_tests::Worker, requests: u32) -> Result<()> {
+    let asked = async || (env.sandbox.ledger().requests == requests).then_some(());
     wait::wait_until("a request in flight", WAIT_TIMEOUT, asked).await?;
     worker.signal(Signal::KILL);
     worker.wait_for_exit().await?;
@@ -152,10 +152,10 @@ async fn kill_during_request(world: &TestEnv, worker: &mut integration_tests::Wo
 
 #[tokio::test]
 async fn reported_job_cost_includes_retries_before_and_after_its_end() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_JOB_RETRY_DELAYS", "1s");
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_JOB_RETRY_DELAYS", "1s");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     // Four generations that failed but were charged are one attempt.
     let order = command(1, &["A bear", "A fox [fault:error x4]"], &json!({"min_success_rate": 1.0}));
@@ -163,37 +163,37 @@ async fn reported_job_cost_includes_retries_before_and_after_its_end() -> Result
     worker.wait_for_log("job will be retried after a delay").await?;
     let job_id = order["job_id"].as_str().context("job_id is missing")?;
     let show = ["jobs", "show", job_id, "--json"];
-    let running: Value = serde_json::from_slice(&world.run(&show).await?.stdout)?;
+    let running: Value = serde_json::from_slice(&env.run(&show).await?.stdout)?;
     assert_eq!(running["status"], "waiting");
     assert!(running["cost_usd"].as_f64().is_some_and(|cost| (cost - 0.1).abs() < 1e-9), "{running}");
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["cost_usd"], json!(0.12));
-    let ended: Value = serde_json::from_slice(&world.run(&show).await?.stdout)?;
+    let ended: Value = serde_json::from_slice(&env.run(&show).await?.stdout)?;
     assert_eq!(ended["cost_usd"], json!(0.12));
-    let shown = String::from_utf8_lossy(&world.run(&show[..3]).await?.stdout).into_owned();
+    let shown = String::from_utf8_lossy(&env.run(&show[..3]).await?.stdout).into_owned();
     assert!(shown.contains("USD 0.12, 6 requests"), "{shown}");
     Ok(())
 }
 
 #[tokio::test]
 async fn job_over_max_cost_is_refused_before_translation() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    let gemini = world.start_gemini().await?;
+    let mut env = TestEnv::new().await?;
+    let gemini = env.start_gemini().await?;
     let descriptions = ["A fox", "A bear", "熊", "狐狸", "狼"];
     let config = json!({"max_cost_usd": 0.08});
-    let data = world.generate(&command(1, &descriptions, &config)).await?.expect_data("failed")?;
+    let data = env.generate(&command(1, &descriptions, &config)).await?.expect_data("failed")?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
-    assert_eq!((world.sandbox.ledger().requests, gemini.ledger().requests), (0, 0));
+    assert_eq!((env.sandbox.ledger().requests, gemini.ledger().requests), (0, 0));
     Ok(())
 }
 
 #[tokio::test]
 async fn unavailable_balance_does_not_stop_jobs() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("STABILITY_CHECK_BALANCE", "true");
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_CHECK_BALANCE", "true");
     for status in [403, 404, 500] {
-        world.sandbox.set_balance_status(Some(status));
-        let done = world.generate(&command(1, &["A fox"], &json!({"cache": "never"}))).await?;
+        env.sandbox.set_balance_status(Some(status));
+        let done = env.generate(&command(1, &["A fox"], &json!({"cache": "never"}))).await?;
         assert!(done.log.contains("account balance could not be read"), "{}", done.log);
         done.expect_data("completed")?;
     }
@@ -203,12 +203,12 @@ async fn unavailable_balance_does_not_stop_jobs() -> Result<()> {
 /// A job waits for requests that may be refunded before it fails for lack of budget.
 #[tokio::test]
 async fn refused_payment_waits_for_possible_refunds() -> Result<()> {
-    let world = TestEnv::new().await?;
+    let env = TestEnv::new().await?;
     // The budget covers four requests; four are in flight, one of which is not charged.
     let descriptions = ["A fox [fault:status=500 x1]", "A bear", "An owl", "A cat"];
     let data =
-        world.generate(&command(1, &descriptions, &json!({"max_cost_usd": 0.08}))).await?.expect_data("completed")?;
-    assert_files(&world, &data, &[1, 2, 3, 4])?;
+        env.generate(&command(1, &descriptions, &json!({"max_cost_usd": 0.08}))).await?.expect_data("completed")?;
+    assert_files(&env, &data, &[1, 2, 3, 4])?;
     assert_eq!(data["cost_usd"], json!(0.08));
     Ok(())
 }

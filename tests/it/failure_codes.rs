@@ -22,20 +22,20 @@ impl Case {
     }
 
     async fn check(&self) -> Result<()> {
-        let mut world = TestEnv::new().await?;
-        world.set("WORKER_JOB_RETRY_DELAYS", "10ms");
+        let mut env = TestEnv::new().await?;
+        env.set("WORKER_JOB_RETRY_DELAYS", "10ms");
         for (name, value) in self.settings {
-            world.set(name, *value);
+            env.set(name, *value);
         }
         if self.image_codes.contains(&"storage") {
             // A file where a folder is needed makes storage fail.
-            std::fs::create_dir_all(world.stored_path(""))?;
-            std::fs::write(world.stored_path("projects"), "in the way")?;
+            std::fs::create_dir_all(env.stored_path(""))?;
+            std::fs::write(env.stored_path("projects"), "in the way")?;
         }
-        let data = world.generate(&command(1, self.descriptions, &self.config)).await?.expect_data("failed")?;
+        let data = env.generate(&command(1, self.descriptions, &self.config)).await?.expect_data("failed")?;
         assert_eq!(data["error"]["code"], self.job_code, "{data}");
         assert_eq!(failure_codes(&data), self.image_codes, "{data}");
-        let rows = world.query_rows(r#"SELECT error_code FROM assets ORDER BY "index""#).await?;
+        let rows = env.query_rows(r#"SELECT error_code FROM assets ORDER BY "index""#).await?;
         let stored: Vec<_> = rows.iter().filter_map(|row| row["error_code"].as_str()).collect();
         assert_eq!(stored, self.image_codes);
         Ok(())

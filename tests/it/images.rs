@@ -7,44 +7,44 @@ use serde_json::{Value, json};
 /// Test 6, end to end: images from the API are checked before they are stored.
 #[tokio::test]
 async fn test_6_unusable_image_is_requested_once_more_then_fails() -> Result<()> {
-    let world = TestEnv::new().await?;
+    let env = TestEnv::new().await?;
     let descriptions =
         ["One [fault:blank]", "Two [fault:blank x1]", "Three [fault:corrupt]", "Four [fault:corrupt x1]", "Five"];
-    let done = world.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
+    let done = env.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
     assert_eq!(done.log.matches("image unusable, generating once more").count(), 4, "{}", done.log);
     let data = done.expect_data("completed")?;
-    assert_files(&world, &data, &[2, 4, 5])?;
+    assert_files(&env, &data, &[2, 4, 5])?;
     assert_eq!(failure_codes(&data), ["invalid_image", "invalid_image"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("image of a single colour"), "{message}");
-    let ledger = world.sandbox.ledger();
+    let ledger = env.sandbox.ledger();
     for one in ["One", "Two", "Three", "Four"] {
         assert_eq!((ledger.prompt_counts(one).requests, ledger.prompt_counts(one).charged), (2, 2), "{one}");
     }
     assert_eq!(data["cost_usd"], json!(0.18), "nine images were paid for");
-    assert_eq!(std::fs::read_dir(world.stored_path("projects/1/assets"))?.count(), 3);
+    assert_eq!(std::fs::read_dir(env.stored_path("projects/1/assets"))?.count(), 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn unusable_image_is_not_requested_again_without_retries() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("STABILITY_RETRY_DELAYS", "none");
-    let data = world.generate(&command(1, &["One [fault:blank]"], &json!({}))).await?.expect_data("failed")?;
-    assert_eq!((failure_codes(&data), world.sandbox.ledger().requests), (vec!["invalid_image".to_owned()], 1));
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_RETRY_DELAYS", "none");
+    let data = env.generate(&command(1, &["One [fault:blank]"], &json!({}))).await?.expect_data("failed")?;
+    assert_eq!((failure_codes(&data), env.sandbox.ledger().requests), (vec!["invalid_image".to_owned()], 1));
     Ok(())
 }
 
 #[tokio::test]
 async fn blurred_image_is_rejected_only_with_a_sharpness_threshold() -> Result<()> {
-    let mut world = TestEnv::new().await?;
+    let mut env = TestEnv::new().await?;
     let descriptions = ["A fox [fault:blurred]", "A busy city street"];
     let config = json!({"min_success_rate": 0.5, "cache": "never"});
-    let data = world.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
-    assert_files(&world, &data, &[1, 2])?;
-    world.set("IMAGE_MIN_SHARPNESS", "20");
-    let data = world.generate(&command(2, &descriptions, &config)).await?.expect_data("completed")?;
-    assert_files(&world, &data, &[2])?;
+    let data = env.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
+    assert_files(&env, &data, &[1, 2])?;
+    env.set("IMAGE_MIN_SHARPNESS", "20");
+    let data = env.generate(&command(2, &descriptions, &config)).await?.expect_data("completed")?;
+    assert_files(&env, &data, &[2])?;
     assert_eq!(failure_codes(&data), ["invalid_image"]);
     let message = data["failures"][0]["message"].as_str().unwrap_or_default();
     assert!(
@@ -56,18 +56,18 @@ async fn blurred_image_is_rejected_only_with_a_sharpness_threshold() -> Result<(
 
 #[tokio::test]
 async fn metadata_is_embedded_in_png_and_jpeg() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.write_phrase_book(&json!({"一隻狐狸": "A fox"}))?;
+    let mut env = TestEnv::new().await?;
+    env.write_phrase_book(&json!({"一隻狐狸": "A fox"}))?;
     let config = json!({"seed": 7, "style_modifiers": ["4k"], "negative_prompt": "blurry", "style_preset": "anime"});
     for (format, max_bytes) in [("png", "10485760"), ("jpeg", "1000000")] {
-        world.set("IMAGE_MAX_BYTES", max_bytes);
+        env.set("IMAGE_MAX_BYTES", max_bytes);
         let order = command(42, &["A bear", "一隻狐狸"], &config);
-        let data = world.generate(&order).await?.expect_data("completed")?;
+        let data = env.generate(&order).await?.expect_data("completed")?;
         let asset = &data["assets"][1];
         assert_eq!(asset["format"], format);
-        let file = world.stored_path(asset["file_path"].as_str().context("file_path is missing")?);
+        let file = env.stored_path(asset["file_path"].as_str().context("file_path is missing")?);
         let file = file.to_str().context("the path is not UTF-8")?;
-        let found: Value = serde_json::from_slice(&world.run(&["inspect", "--json", file]).await?.stdout)?;
+        let found: Value = serde_json::from_slice(&env.run(&["inspect", "--json", file]).await?.stdout)?;
         assert_eq!(
             (&found["format"], &found["width"], &found["sha256"]),
             (&json!(format), &json!(1920), &asset["sha256"])
@@ -93,7 +93,7 @@ async fn metadata_is_embedded_in_png_and_jpeg() -> Result<()> {
             parameters.starts_with("A fox, 4k\nNegative prompt: blurry\nSteps: 40, CFG scale: 8, Seed: 8, "),
             "{parameters}"
         );
-        let shown = String::from_utf8_lossy(&world.run(&["inspect", file]).await?.stdout).into_owned();
+        let shown = String::from_utf8_lossy(&env.run(&["inspect", file]).await?.stdout).into_owned();
         for told in [job_id, "一隻狐狸", "A fox, 4k", "anime", &software] {
             assert!(shown.contains(told), "{told} is not in {shown}");
         }
@@ -103,17 +103,17 @@ async fn metadata_is_embedded_in_png_and_jpeg() -> Result<()> {
 
 #[tokio::test]
 async fn inspect_accepts_foreign_images_and_refuses_other_files() -> Result<()> {
-    let mut world = TestEnv::new().await?;
+    let mut env = TestEnv::new().await?;
     // `inspect` works with invalid settings too.
-    world.set("DATABASE_URL", "nonsense");
-    let stranger = world.folder().join("stranger.png");
+    env.set("DATABASE_URL", "nonsense");
+    let stranger = env.folder().join("stranger.png");
     image::RgbImage::new(8, 8).save(&stranger)?;
-    let output = world.run(&["inspect", stranger.to_str().context("the path is not UTF-8")?]).await?;
+    let output = env.run(&["inspect", stranger.to_str().context("the path is not UTF-8")?]).await?;
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("metadata        none"));
-    std::fs::write(world.folder().join("note.txt"), "a note")?;
+    std::fs::write(env.folder().join("note.txt"), "a note")?;
     for (file, said) in [("note.txt", "wrong format"), ("gone.png", "cannot be read")] {
-        let output = world.run(&["inspect", file]).await?;
+        let output = env.run(&["inspect", file]).await?;
         assert_eq!(output.status.code(), Some(64), "{file}");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains(file) && text.contains(said), "{text}");

@@ -20,9 +20,9 @@ async fn command_produces_images_rows_and_events_on_postgres() -> Result<()> {
 }
 
 async fn command_produces_images_rows_and_events(database: Database) -> Result<()> {
-    let world = TestEnv::with_database(database).await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::with_database(database).await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["A serene mountain landscape", "A gory battle", "A quiet beach"];
     let command = command(42, &descriptions, &json!({"min_success_rate": 0.6, "style_modifiers": ["4k quality"]}));
@@ -47,12 +47,12 @@ async fn command_produces_images_rows_and_events(database: Database) -> Result<(
     assert_eq!(data["cost_usd"], json!(0.04));
     assert_eq!(data["failures"][0]["code"], "content_policy");
     assert_eq!(data["failures"][0]["index"], 2);
-    assert_files(&world, &data, &[1, 3])?;
+    assert_files(&env, &data, &[1, 3])?;
     assert_eq!(data["assets"][0]["prompt"], "A serene mountain landscape, 4k quality");
 
-    let jobs = world.query_rows("SELECT project_id, status, total, error_code FROM jobs").await?;
+    let jobs = env.query_rows("SELECT project_id, status, total, error_code FROM jobs").await?;
     assert_eq!(jobs, [json!({"project_id": 42, "status": "completed", "total": 3, "error_code": null})]);
-    let rows = world
+    let rows = env
         .query_rows(r#"SELECT "index", type, status, file_path, error_code, metadata FROM assets ORDER BY "index""#)
         .await?;
     let shown: Vec<_> =
@@ -72,7 +72,7 @@ async fn command_produces_images_rows_and_events(database: Database) -> Result<(
     assert_eq!(metadata["index"], 1);
     assert_eq!(metadata["origin"], "generated");
     assert_eq!(metadata["seed"], data["assets"][0]["seed"]);
-    assert_eq!(world.sandbox.ledger().requests, 3);
+    assert_eq!(env.sandbox.ledger().requests, 3);
     worker.signal(Signal::TERM);
     worker.wait_for_exit().await?;
     assert_eq!(producer.ready_count("assets.generate").await?, 0, "the command was acknowledged");
@@ -82,10 +82,10 @@ async fn command_produces_images_rows_and_events(database: Database) -> Result<(
 /// Test 4. It checks the number of requests in flight; durations are measured by benchmarks.
 #[tokio::test]
 async fn test_4_ten_images_are_generated_four_at_once() -> Result<()> {
-    let world = TestEnv::new().await?;
-    world.sandbox.set_latency(Duration::from_millis(500));
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    env.sandbox.set_latency(Duration::from_millis(500));
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = [
         "A mountain landscape",
@@ -104,8 +104,8 @@ async fn test_4_ten_images_are_generated_four_at_once() -> Result<()> {
     producer.publish(&command(1, &descriptions, &config)).await?;
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["succeeded"], 10);
-    assert_files(&world, &data, &(1..=10).collect::<Vec<_>>())?;
-    let ledger = world.sandbox.ledger();
+    assert_files(&env, &data, &(1..=10).collect::<Vec<_>>())?;
+    let ledger = env.sandbox.ledger();
     assert_eq!(ledger.max_in_flight, 4);
     assert_eq!((ledger.requests, ledger.charged), (10, 10));
     for (description, prompt) in descriptions.iter().zip(data["assets"].as_array().expect("assets is an array")) {
@@ -118,19 +118,19 @@ async fn test_4_ten_images_are_generated_four_at_once() -> Result<()> {
 /// Test 7: a success rate of exactly 80% is enough.
 #[tokio::test]
 async fn test_7_two_failures_of_ten_are_tolerated() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions: Vec<_> = (0..10).map(|index| format!("Image number {index}")).collect();
     for index in [2, 7] {
-        world.inject_fault("status=500", Some(&format!("number {index}")))?;
+        env.inject_fault("status=500", Some(&format!("number {index}")))?;
     }
     let descriptions: Vec<_> = descriptions.iter().map(String::as_str).collect();
     producer.publish(&command(1, &descriptions, &json!({}))).await?;
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["success_rate"], json!(0.8));
-    assert_files(&world, &data, &[1, 2, 4, 5, 6, 7, 9, 10])?;
+    assert_files(&env, &data, &[1, 2, 4, 5, 6, 7, 9, 10])?;
     let failures: Vec<_> = data["failures"]
         .as_array()
         .expect("failures is an array")
@@ -151,18 +151,18 @@ async fn test_7_two_failures_of_ten_are_tolerated() -> Result<()> {
 /// Other side of test 7: below 80% the job fails; finished images are kept and listed in the event.
 #[tokio::test]
 async fn test_7_three_failures_of_ten_fail_job_early() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["A calm lake", "Gore one", "Gore two", "Gore three", "A", "B", "C", "D", "E", "F"];
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "success_rate_too_low");
-    assert_files(&world, &data, &[1])?;
+    assert_files(&env, &data, &[1])?;
     assert_eq!(failure_codes(&data), [vec!["content_policy"; 3], vec!["not_attempted"; 6]].concat());
     assert_eq!(
-        world.sandbox.ledger().charged,
+        env.sandbox.ledger().charged,
         1,
         "after three permanent failures of ten the success rate is out of reach"
     );
@@ -171,71 +171,71 @@ async fn test_7_three_failures_of_ten_fail_job_early() -> Result<()> {
 
 #[tokio::test]
 async fn stable_image_engine_is_selected_by_name() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let config = json!({"engine": "core", "style_preset": "cinematic", "seed": 7});
     producer.publish(&command(1, &["A fox", "A bear"], &config)).await?;
     let data = events.wait_for_data("completed").await?;
-    assert_files(&world, &data, &[1, 2])?;
+    assert_files(&env, &data, &[1, 2])?;
     assert_eq!(data["assets"][0]["seed"], 7);
     // A parameter that the engine does not accept fails its images by name, without a request.
     producer.publish(&command(1, &["An owl"], &json!({"engine": "ultra", "steps": 30}))).await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["failures"][0]["code"], "rejected_request");
     assert_eq!(data["failures"][0]["message"], "steps: 30 is not allowed; not supported by ultra");
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     Ok(())
 }
 
 #[tokio::test]
 async fn later_job_of_same_project_overwrites_no_files() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(7, &["A fox"], &json!({}))).await?;
     let first = events.wait_for_data("completed").await?;
-    let before = std::fs::read(world.stored_path("projects/7/assets/image_001.png"))?;
+    let before = std::fs::read(env.stored_path("projects/7/assets/image_001.png"))?;
     let second_command = command(7, &["A bear"], &json!({}));
     producer.publish(&second_command).await?;
     let second = events.wait_for_data("completed").await?;
     assert_eq!(first["assets"][0]["file_path"], "projects/7/assets/image_001.png");
     let job_id = second_command["job_id"].as_str().expect("job_id is a string");
     assert_eq!(second["assets"][0]["file_path"], format!("projects/7/assets/image_001-{job_id}.png"));
-    assert_eq!(std::fs::read(world.stored_path("projects/7/assets/image_001.png"))?, before);
-    assert_files(&world, &second, &[1])
+    assert_eq!(std::fs::read(env.stored_path("projects/7/assets/image_001.png"))?, before);
+    assert_files(&env, &second, &[1])
 }
 
 #[tokio::test]
 async fn foreign_file_at_target_path_is_not_overwritten() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let stranger = world.stored_path("projects/7/assets/image_001.png");
-    std::fs::create_dir_all(world.stored_path("projects/7/assets"))?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let stranger = env.stored_path("projects/7/assets/image_001.png");
+    std::fs::create_dir_all(env.stored_path("projects/7/assets"))?;
     std::fs::write(&stranger, "a stranger's")?;
-    let producer = world.connect_broker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(7, &["A fox"], &json!({}))).await?;
     let data = events.wait_for_data("completed").await?;
     assert_ne!(data["assets"][0]["file_path"], "projects/7/assets/image_001.png");
     assert_eq!(std::fs::read(&stranger)?, b"a stranger's");
-    assert_files(&world, &data, &[1])
+    assert_files(&env, &data, &[1])
 }
 
 #[tokio::test]
 async fn only_images_with_retryable_failures_are_retried() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     // Four requests are one attempt at the image, so it succeeds in the job's second attempt.
     let descriptions = ["A steady river", "A shy fox [fault:status=503 x4]"];
     producer.publish(&command(1, &descriptions, &json!({"min_success_rate": 1.0}))).await?;
     let data = events.wait_for_data("completed").await?;
-    assert_files(&world, &data, &[1, 2])?;
-    let ledger = world.sandbox.ledger();
+    assert_files(&env, &data, &[1, 2])?;
+    let ledger = env.sandbox.ledger();
     assert_eq!(ledger.prompt_counts("A steady river").requests, 1);
     assert_eq!((ledger.prompt_counts("A shy fox").requests, ledger.prompt_counts("A shy fox").charged), (5, 1));
     Ok(())
@@ -243,69 +243,69 @@ async fn only_images_with_retryable_failures_are_retried() -> Result<()> {
 
 #[tokio::test]
 async fn undecodable_image_is_invalid_and_never_stored() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["One [fault:corrupt]", "Two [fault:bomb]", "Three [fault:wrong-size]"];
     producer.publish(&command(1, &descriptions, &json!({"min_success_rate": 0.3}))).await?;
     let data = events.wait_for_data("completed").await?;
     // An image of another size is scaled and cropped like any other.
-    assert_files(&world, &data, &[3])?;
+    assert_files(&env, &data, &[3])?;
     assert_eq!(failure_codes(&data), ["invalid_image", "invalid_image"]);
-    let files = std::fs::read_dir(world.stored_path("projects/1/assets"))?.count();
+    let files = std::fs::read_dir(env.stored_path("projects/1/assets"))?.count();
     assert_eq!(files, 1);
     Ok(())
 }
 
 #[tokio::test]
 async fn unwritable_storage_exhausts_job_attempts_without_requests() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
     // A file where a folder is needed makes storage fail.
-    std::fs::write(world.stored_path("projects"), "in the way")?;
-    let producer = world.connect_broker().await?;
+    std::fs::write(env.stored_path("projects"), "in the way")?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox"], &json!({}))).await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "attempts_exhausted");
     assert_eq!(data["failures"][0]["code"], "storage");
-    assert_eq!(world.sandbox.ledger().requests, 0, "no image is paid for that could not be stored");
+    assert_eq!(env.sandbox.ledger().requests, 0, "no image is paid for that could not be stored");
     Ok(())
 }
 
 #[tokio::test]
 async fn job_over_max_cost_is_refused_before_any_request() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear", "An owl"], &json!({"max_cost_usd": 0.05}))).await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["error"]["code"], "budget_exceeded");
-    assert_eq!(world.sandbox.ledger().requests, 0);
+    assert_eq!(env.sandbox.ledger().requests, 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn rejected_api_key_fails_job_and_never_leaks() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("STABILITY_API_KEY", "sk-hunter2-is-wrong");
-    let worker = world.start_worker()?;
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_API_KEY", "sk-hunter2-is-wrong");
+    let worker = env.start_worker()?;
     worker.wait_for_log("consuming commands").await?;
     let (status, probe) = worker.probe("readyz").await?;
     assert_eq!((status, &probe["status"]), (503, &json!("not ready")));
     assert!(probe["api_key"].as_str().is_some_and(|why| why.contains("401") || why.contains("key")), "{probe}");
-    let producer = world.connect_broker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear"], &json!({"max_concurrent": 1}))).await?;
     let seen = events.wait_for("failed").await?;
     let data = seen[seen.len() - 1].json()["data"].clone();
     assert_eq!(data["error"]["code"], "unauthorized");
     assert_eq!(failure_codes(&data), ["not_attempted", "not_attempted"]);
-    assert_eq!(world.sandbox.ledger().requests, 3, "one request in each of three attempts");
+    assert_eq!(env.sandbox.ledger().requests, 3, "one request in each of three attempts");
     let told: String = seen.iter().map(|event| String::from_utf8_lossy(&event.body).into_owned()).collect();
-    let rows = format!("{:?}", world.query_rows("SELECT error_message, command FROM jobs").await?);
+    let rows = format!("{:?}", env.query_rows("SELECT error_message, command FROM jobs").await?);
     for text in [worker.log(), told, rows] {
         assert!(!text.contains("hunter2"), "{text}");
     }
@@ -314,9 +314,9 @@ async fn rejected_api_key_fails_job_and_never_leaks() -> Result<()> {
 
 #[tokio::test]
 async fn concurrent_jobs_of_one_project_overwrite_no_files() -> Result<()> {
-    let world = TestEnv::with_database(Database::Postgres).await?;
-    let _workers = (world.start_ready_worker().await?, world.start_ready_worker().await?);
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::with_database(Database::Postgres).await?;
+    let _workers = (env.start_ready_worker().await?, env.start_ready_worker().await?);
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let jobs = [command(7, &["A fox", "A bear"], &json!({})), command(7, &["An owl", "A cat"], &json!({}))];
     for job in &jobs {
@@ -325,7 +325,7 @@ async fn concurrent_jobs_of_one_project_overwrite_no_files() -> Result<()> {
     let mut paths = Vec::new();
     for _ in &jobs {
         let data = events.wait_for_data("completed").await?;
-        assert_files(&world, &data, &[1, 2])?;
+        assert_files(&env, &data, &[1, 2])?;
         paths.extend(
             data["assets"].as_array().expect("assets is an array").iter().map(|asset| asset["file_path"].to_string()),
         );

@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 #[tokio::test]
 async fn malformed_message_is_dead_lettered_with_its_reason() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     for (body, reason) in [
         (&b"\xff\xfenot JSON"[..], "invalid_request: body: not JSON in UTF-8"),
@@ -37,7 +37,7 @@ async fn malformed_message_is_dead_lettered_with_its_reason() -> Result<()> {
     assert!(message.contains("config.sparkle: unknown key"), "{message}");
     let dead = producer.take_dead_letter().await?;
     assert_eq!(dead.json(), bad);
-    let jobs = world.query_rows("SELECT status, error_code FROM jobs").await?;
+    let jobs = env.query_rows("SELECT status, error_code FROM jobs").await?;
     assert_eq!(jobs, [json!({"status": "failed", "error_code": "invalid_request"})]);
 
     // The corrected command with the same id is another command: the job of that id has already failed.
@@ -52,9 +52,9 @@ async fn malformed_message_is_dead_lettered_with_its_reason() -> Result<()> {
 
 #[tokio::test]
 async fn redelivered_job_is_not_paid_twice_and_repeats_its_event() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let command = command(1, &["A fox", "A bear"], &json!({"seed": 7, "steps": 30}));
     producer.publish(&command).await?;
@@ -67,15 +67,15 @@ async fn redelivered_job_is_not_paid_twice_and_repeats_its_event() -> Result<()>
     producer.publish_bytes(reordered.as_bytes(), None).await?;
     let again = events.next().await?;
     assert_eq!(String::from_utf8_lossy(&again.body), String::from_utf8_lossy(&first.body));
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     Ok(())
 }
 
 #[tokio::test]
 async fn conflicting_command_is_dead_lettered_without_an_event() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let first = command(1, &["A fox"], &json!({}));
     producer.publish(&first).await?;
@@ -90,20 +90,20 @@ async fn conflicting_command_is_dead_lettered_without_an_event() -> Result<()> {
     let next = command(1, &["An owl"], &json!({}));
     producer.publish(&next).await?;
     assert_eq!(events.next().await?.json()["data"]["job_id"], next["job_id"]);
-    assert_eq!(world.sandbox.ledger().prompt_counts("A bear").requests, 0);
+    assert_eq!(env.sandbox.ledger().prompt_counts("A bear").requests, 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn unroutable_terminal_event_is_stored_and_command_is_acknowledged() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let command = command(1, &["A fox"], &json!({}));
     producer.publish(&command).await?;
     worker.wait_for_log("no queue is bound for the job's terminal event").await?;
     let settled = async || {
-        let rows = world.query_rows("SELECT status, published_at, terminal_event FROM jobs").await.ok()?;
+        let rows = env.query_rows("SELECT status, published_at, terminal_event FROM jobs").await.ok()?;
         rows.into_iter().find(|row| row["status"] == "completed")
     };
     let row = wait_until("the completed job", WAIT_TIMEOUT, settled).await?;
@@ -113,7 +113,7 @@ async fn unroutable_terminal_event_is_stored_and_command_is_acknowledged() -> Re
     producer.publish(&command).await?;
     let event = events.next().await?;
     assert_eq!(Some(String::from_utf8_lossy(&event.body).as_ref()), row["terminal_event"].as_str());
-    assert_eq!(world.sandbox.ledger().requests, 1);
+    assert_eq!(env.sandbox.ledger().requests, 1);
     worker.signal(Signal::TERM);
     worker.wait_for_exit().await?;
     assert_eq!(producer.ready_count("assets.generate").await?, 0, "both deliveries were acknowledged");
@@ -122,9 +122,9 @@ async fn unroutable_terminal_event_is_stored_and_command_is_acknowledged() -> Re
 
 #[tokio::test]
 async fn command_delivered_twice_concurrently_is_run_once() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let command = command(1, &["A fox [fault:slow=400]", "A bear [fault:slow=400]"], &json!({}));
     producer.publish(&command).await?;
@@ -132,7 +132,7 @@ async fn command_delivered_twice_concurrently_is_run_once() -> Result<()> {
     let first = events.wait_for("completed").await?.pop().expect("at least one event");
     let second = events.wait_for("completed").await?.pop().expect("at least one event");
     assert_eq!(String::from_utf8_lossy(&first.body), String::from_utf8_lossy(&second.body));
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     worker.signal(Signal::TERM);
     worker.wait_for_exit().await?;
     assert_eq!(producer.ready_count("assets.generate").await?, 0);
@@ -141,9 +141,9 @@ async fn command_delivered_twice_concurrently_is_run_once() -> Result<()> {
 
 #[tokio::test]
 async fn dead_letter_keeps_properties_except_expiration_and_user_id() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut headers = FieldTable::default();
     headers.insert("x-pipeline".into(), lapin::types::AMQPValue::LongString("seven".into()));
     let properties = BasicProperties::default()
@@ -165,9 +165,9 @@ async fn dead_letter_keeps_properties_except_expiration_and_user_id() -> Result<
 
 #[tokio::test]
 async fn command_key_with_nul_character_is_refused() -> Result<()> {
-    let world = TestEnv::with_database(Database::Postgres).await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::with_database(Database::Postgres).await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let body = format!(r#"{{"job_id": "{}", "project_id": 1, "a\u0000b": 1}}"#, Uuid::now_v7());
     producer.publish_bytes(body.as_bytes(), None).await?;
@@ -179,9 +179,9 @@ async fn command_key_with_nul_character_is_refused() -> Result<()> {
 
 #[tokio::test]
 async fn path_traversal_in_texts_has_no_effect() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let _worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions =
         ["../../../../escaped", "..\\..\\escaped", "/escaped", "file:///escaped", "%2e%2e%2fescaped", "projects/9/x"];
@@ -198,27 +198,27 @@ async fn path_traversal_in_texts_has_no_effect() -> Result<()> {
             .map(|entry| entry.map(|entry| entry.file_name()))
             .collect::<std::io::Result<_>>()?)
     };
-    assert_eq!(names(&world.stored_path(""))?, ["projects"]);
-    assert_eq!(names(&world.stored_path("projects"))?, ["1"]);
-    let escaped = world.folder().ancestors().any(|folder| folder.join("escaped").exists());
+    assert_eq!(names(&env.stored_path(""))?, ["projects"]);
+    assert_eq!(names(&env.stored_path("projects"))?, ["1"]);
+    let escaped = env.folder().ancestors().any(|folder| folder.join("escaped").exists());
     assert!(!escaped);
     Ok(())
 }
 
 #[tokio::test]
 async fn nacked_terminal_event_is_published_again_later() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     // A queue with room for one message, which is already full.
     producer.bind_full_queue("full", "assets.generation.completed").await?;
     producer.publish(&command(1, &["A fox"], &json!({}))).await?;
     worker.wait_for_log("nacked by the broker").await?;
-    assert_eq!(world.query_rows("SELECT status FROM jobs WHERE published_at IS NULL").await?.len(), 1);
+    assert_eq!(env.query_rows("SELECT status FROM jobs WHERE published_at IS NULL").await?.len(), 1);
     assert_eq!(producer.drain_queue("full").await?[0].body, b"in the way");
     let published = async || producer.drain_queue("full").await.ok()?.pop();
     let event = wait_until("the completed event", WAIT_TIMEOUT, published).await?;
     assert_eq!(event.event_type(), "assets.generation.completed");
-    assert_eq!(world.sandbox.ledger().requests, 1);
+    assert_eq!(env.sandbox.ledger().requests, 1);
     Ok(())
 }

@@ -13,23 +13,23 @@ use tokio::net::TcpStream;
 /// Jobs that together affect all metrics: a retry, a cached image, failures, a rejected message, a daily budget.
 #[tokio::test]
 async fn exposed_metrics_match_the_documentation() -> Result<()> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.set("WORKER_DAILY_BUDGET_USD", "5");
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.set("WORKER_DAILY_BUDGET_USD", "5");
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let config = json!({"max_concurrent": 1, "min_success_rate": 0.5});
     producer.publish(&command(42, &["A bear"], &config)).await?;
     events.wait_for("completed").await?;
-    world.inject_fault_times("status=500", Some(1), Some("A fox"))?;
-    world.inject_fault("status=500", Some("A bear"))?;
+    env.inject_fault_times("status=500", Some(1), Some("A fox"))?;
+    env.inject_fault("status=500", Some("A bear"))?;
     let job = command(42, &["A fox", "A bear", "A gory battle"], &config);
     producer.publish(&job).await?;
     events.wait_for("completed").await?;
     producer.publish(&job).await?;
     events.wait_for("completed").await?;
-    world.inject_fault_times("status=429:1", Some(1), Some("An owl"))?;
+    env.inject_fault_times("status=429:1", Some(1), Some("An owl"))?;
     producer.publish(&command(42, &["An owl"], &config)).await?;
     events.wait_for("completed").await?;
     producer.publish_bytes(b"{}", None).await?;
@@ -83,9 +83,9 @@ async fn exposed_metrics_match_the_documentation() -> Result<()> {
 
 #[tokio::test]
 async fn broker_reconnection_is_counted() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    let proxy = world.start_broker_proxy().await?;
-    let mut worker = world.start_ready_worker().await?;
+    let mut env = TestEnv::new().await?;
+    let proxy = env.start_broker_proxy().await?;
+    let mut worker = env.start_ready_worker().await?;
     let value = async |name: &str| worker.metrics().await.ok()?.value(name, &[]);
     assert_eq!(value("asset_worker_broker_reconnects_total").await, Some(0.0));
     proxy.close();
@@ -106,9 +106,9 @@ async fn broker_reconnection_is_counted() -> Result<()> {
 
 #[tokio::test]
 async fn only_known_paths_are_served_and_without_secrets() -> Result<()> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2");
-    let worker = world.start_ready_worker().await?;
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2");
+    let worker = env.start_ready_worker().await?;
     for path in ["", "debug", "metrics/", "livez/x", "..%2f"] {
         assert_eq!(worker.get(path).await?.0, 404, "{path}");
     }
@@ -129,8 +129,8 @@ async fn only_known_paths_are_served_and_without_secrets() -> Result<()> {
 /// More clients than are served at once send half a request and wait; one more sends an endless request head.
 #[tokio::test]
 async fn slow_or_excess_http_clients_are_disconnected() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let worker = world.start_ready_worker().await?;
+    let env = TestEnv::new().await?;
+    let worker = env.start_ready_worker().await?;
     let address = worker.address()?;
     let mut slow = Vec::new();
     for _ in 0..150 {
@@ -138,7 +138,7 @@ async fn slow_or_excess_http_clients_are_disconnected() -> Result<()> {
         client.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n").await?;
         slow.push(client);
     }
-    let producer = world.connect_broker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(42, &["A fox"], &json!({}))).await?;
     events.wait_for("completed").await?;
@@ -168,8 +168,8 @@ async fn slow_or_excess_http_clients_are_disconnected() -> Result<()> {
 /// The heartbeat age decides the answer of `/livez`.
 #[tokio::test]
 async fn consumer_loop_reports_its_heartbeat_repeatedly() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let worker = world.start_ready_worker().await?;
+    let env = TestEnv::new().await?;
+    let worker = env.start_ready_worker().await?;
     let silence = async || worker.metrics().await.ok()?.value("asset_worker_heartbeat_age_seconds", &[]);
     for _ in 0..2 {
         let mut before = silence().await.context("the heartbeat age is missing")?;

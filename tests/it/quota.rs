@@ -11,20 +11,20 @@ const WORKERS: usize = 3;
 
 /// Starts the workers with a rate limit of this many requests a minute for all of them together.
 async fn start_workers(per_minute: u32) -> Result<(TestEnv, Vec<Worker>)> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.sandbox.set_sketch(true);
-    world.set("STABILITY_RATE_LIMIT", per_minute.to_string());
-    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.sandbox.set_sketch(true);
+    env.set("STABILITY_RATE_LIMIT", per_minute.to_string());
+    env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
-        workers.push(world.start_ready_worker().await?);
+        workers.push(env.start_ready_worker().await?);
     }
-    Ok((world, workers))
+    Ok((env, workers))
 }
 
 /// Publishes one job for each worker.
-async fn publish_jobs(world: &TestEnv, images: usize) -> Result<EventStream> {
-    let producer = world.connect_broker().await?;
+async fn publish_jobs(env: &TestEnv, images: usize) -> Result<EventStream> {
+    let producer = env.connect_broker().await?;
     let events = producer.subscribe_to_events().await?;
     for job in 0..WORKERS {
         let descriptions: Vec<String> = (0..images).map(|image| format!("Scene {image} of {job}")).collect();
@@ -44,10 +44,10 @@ async fn wait_until_all_completed(events: &mut EventStream) -> Result<()> {
 #[tokio::test]
 async fn all_workers_together_stay_within_the_rate_limit() -> Result<()> {
     // One request every 204 ms, and up to four at once in the beginning.
-    let (world, _workers) = start_workers(300).await?;
-    let mut events = publish_jobs(&world, 8).await?;
+    let (env, _workers) = start_workers(300).await?;
+    let mut events = publish_jobs(&env, 8).await?;
     wait_until_all_completed(&mut events).await?;
-    let arrivals: Vec<Instant> = world.sandbox.request_log().iter().map(|arrival| arrival.received_at).collect();
+    let arrivals: Vec<Instant> = env.sandbox.request_log().iter().map(|arrival| arrival.received_at).collect();
     assert_eq!(arrivals.len(), 24);
     // A request sent later than permitted makes no room for more, so the time from the first to the last request has
     // the same lower bound on any machine.
@@ -59,19 +59,18 @@ async fn all_workers_together_stay_within_the_rate_limit() -> Result<()> {
 
 #[tokio::test]
 async fn lockout_of_one_worker_stops_all_workers() -> Result<()> {
-    let (world, _workers) = start_workers(600).await?;
+    let (env, _workers) = start_workers(600).await?;
     let lockout = Duration::from_secs(3);
-    world
-        .sandbox
+    env.sandbox
         .inject_fault(stability_sandbox::faults::FaultSpec {
             fault: "status=429:3".into(),
             times: Some(1),
             prompt_contains: Some("Scene 2 of 0".into()),
         })
         .map_err(anyhow::Error::msg)?;
-    let mut events = publish_jobs(&world, 8).await?;
+    let mut events = publish_jobs(&env, 8).await?;
     wait_until_all_completed(&mut events).await?;
-    let arrivals = world.sandbox.request_log();
+    let arrivals = env.sandbox.request_log();
     assert_eq!(arrivals.len(), 25);
     let met = arrivals.iter().find(|arrival| arrival.status == Some(429)).map(|arrival| arrival.received_at);
     let met = met.ok_or_else(|| anyhow::anyhow!("no request was answered with 429"))?;
@@ -89,8 +88,8 @@ async fn lockout_of_one_worker_stops_all_workers() -> Result<()> {
 #[tokio::test]
 async fn twenty_workers_start_concurrently_on_an_empty_database() -> Result<()> {
     for database in [Database::Sqlite, Database::Postgres] {
-        let world = TestEnv::with_database(database).await?;
-        let mut workers = (0..20).map(|_| world.start_worker()).collect::<Result<Vec<_>>>()?;
+        let env = TestEnv::with_database(database).await?;
+        let mut workers = (0..20).map(|_| env.start_worker()).collect::<Result<Vec<_>>>()?;
         for worker in &mut workers {
             worker.wait_until_ready().await?;
         }

@@ -21,16 +21,15 @@ fn assert_objects(bucket: &integration_tests::Bucket, data: &Value) -> Result<()
 
 #[tokio::test]
 async fn files_are_stored_and_cached_files_copied_in_bucket() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    let bucket = world.start_bucket().await?;
-    let first = world.generate(&command(42, &["A fox", "A bear"], &json!({}))).await?.expect_data("completed")?;
+    let mut env = TestEnv::new().await?;
+    let bucket = env.start_bucket().await?;
+    let first = env.generate(&command(42, &["A fox", "A bear"], &json!({}))).await?.expect_data("completed")?;
     assert_objects(&bucket, &first)?;
     assert_eq!(first["assets"][0]["file_path"], "projects/42/assets/image_001.png");
-    let again =
-        world.generate(&command(42, &["A fox"], &json!({"cache": "prefer"}))).await?.expect_data("completed")?;
+    let again = env.generate(&command(42, &["A fox"], &json!({"cache": "prefer"}))).await?.expect_data("completed")?;
     assert_objects(&bucket, &again)?;
     assert_eq!((&again["from_cache"], &again["assets"][0]["sha256"]), (&json!(1), &first["assets"][0]["sha256"]));
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     // Only the images are left there.
     assert_eq!(std::fs::read_dir(bucket.object_path("renders/final/projects/42/assets"))?.count(), 3);
     Ok(())
@@ -38,39 +37,39 @@ async fn files_are_stored_and_cached_files_copied_in_bucket() -> Result<()> {
 
 #[tokio::test]
 async fn file_left_in_bucket_by_killed_worker_is_adopted() -> Result<()> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    let bucket = world.start_bucket().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "before_row");
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    let bucket = env.start_bucket().await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "before_row");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(7, &["A fox"], &json!({}))).await?;
     worker.wait_for_log("\"point\":\"before_row\"").await?;
     worker.signal(Signal::KILL);
     worker.wait_for_exit().await?;
-    world.set("ASSET_WORKER_PAUSE_AT", "");
-    let _next = world.start_ready_worker().await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "");
+    let _next = env.start_ready_worker().await?;
     let data = events.wait_for_data("completed").await?;
     assert_objects(&bucket, &data)?;
-    assert_eq!(world.sandbox.ledger().requests, 1);
+    assert_eq!(env.sandbox.ledger().requests, 1);
     Ok(())
 }
 
 #[tokio::test]
 async fn bucket_error_is_reported_before_spending_and_without_secrets() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    let _bucket = world.start_bucket().await?;
-    world.set("AWS_SECRET_ACCESS_KEY", "another-hunter2");
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    let done = world.generate(&command(1, &["A fox"], &json!({}))).await?;
+    let mut env = TestEnv::new().await?;
+    let _bucket = env.start_bucket().await?;
+    env.set("AWS_SECRET_ACCESS_KEY", "another-hunter2");
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let done = env.generate(&command(1, &["A fox"], &json!({}))).await?;
     assert!(!done.log.contains("hunter2"), "{}", done.log);
     let data = done.expect_data("failed")?;
     assert_eq!(
         (&data["error"]["code"], &data["failures"][0]["code"]),
         (&json!("attempts_exhausted"), &json!("storage"))
     );
-    assert_eq!(world.sandbox.ledger().requests, 0);
-    let doctor = world.run(&["doctor"]).await?;
+    assert_eq!(env.sandbox.ledger().requests, 0);
+    let doctor = env.run(&["doctor"]).await?;
     let said = String::from_utf8_lossy(&[doctor.stdout, doctor.stderr].concat()).into_owned();
     assert_eq!(doctor.status.code(), Some(69), "{said}");
     assert!(said.contains("correct ASSET_STORAGE_URL") && !said.contains("hunter2"), "{said}");

@@ -206,14 +206,14 @@ async fn files_mounted_by_telemetry_profile_exist() -> Result<()> {
 /// Two workers lose their broker; the alert rules use seconds instead of minutes.
 #[tokio::test]
 async fn prometheus_scrapes_workers_and_outage_fires_its_alert() -> Result<()> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    let proxy = world.start_broker_proxy().await?;
-    let (mut one, mut other) = (world.start_ready_worker().await?, world.start_ready_worker().await?);
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    let proxy = env.start_broker_proxy().await?;
+    let (mut one, mut other) = (env.start_ready_worker().await?, env.start_ready_worker().await?);
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(42, &["A fox"], &json!({}))).await?;
     events.wait_for("completed").await?;
-    let prometheus = Prometheus::start(world.folder(), &[one.address()?, other.address()?]).await?;
+    let prometheus = Prometheus::start(env.folder(), &[one.address()?, other.address()?]).await?;
     let scraped = async |query: &str, value: f64| {
         let series = prometheus.query(query).await.ok()?;
         (series.len() == 1 && (series[0].1 - value).abs() < 0.1).then_some(())

@@ -12,10 +12,10 @@ const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7
 const CONSUMER_DESTINATION: &str = "assets.commands:generate:assets.generate";
 
 /// Makes the workers of an environment export to this collector with this protocol.
-fn export_to_collector(world: &mut TestEnv, collector: &Collector, protocol: &str) {
-    world.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.clone());
-    world.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
-    world.set("OTEL_BSP_SCHEDULE_DELAY", "50");
+fn export_to_collector(env: &mut TestEnv, collector: &Collector, protocol: &str) {
+    env.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint.clone());
+    env.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
+    env.set("OTEL_BSP_SCHEDULE_DELAY", "50");
 }
 
 /// The spans of a trace as a readable tree: kind, name and selected attributes.
@@ -161,18 +161,18 @@ fn check_attributes(spans: &[Span], job_id: &str) -> Result<()> {
 #[tokio::test]
 async fn job_is_one_trace_from_producer_span_to_events() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    export_to_collector(&mut world, &collector, "http/protobuf");
-    world.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2");
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    export_to_collector(&mut env, &collector, "http/protobuf");
+    env.set("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2");
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let config = json!({"max_concurrent": 1, "min_success_rate": 0.5});
     producer.publish(&command(42, &["A bear"], &config)).await?;
     events.wait_for("completed").await?;
-    world.inject_fault_times("status=500", Some(1), Some("A fox"))?;
-    world.inject_fault("status=500", Some("A bear"))?;
+    env.inject_fault_times("status=500", Some(1), Some("A fox"))?;
+    env.inject_fault("status=500", Some("A bear"))?;
     let job = command(42, &["A fox", "A bear", "A gory battle"], &config);
     producer.publish_traced(&job, TRACE_PARENT, "vendor=opaque").await?;
     let seen = events.wait_for("completed").await?;
@@ -213,11 +213,11 @@ async fn job_is_one_trace_from_producer_span_to_events() -> Result<()> {
 #[tokio::test]
 async fn requests_to_gemini_are_spans_below_the_stage_translate() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = TestEnv::new().await?;
-    export_to_collector(&mut world, &collector, "grpc");
-    let _gemini = world.start_gemini().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    export_to_collector(&mut env, &collector, "grpc");
+    let _gemini = env.start_gemini().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["一隻狐狸"], &json!({}))).await?;
     events.wait_for("completed").await?;
@@ -238,20 +238,20 @@ async fn requests_to_gemini_are_spans_below_the_stage_translate() -> Result<()> 
 #[tokio::test]
 async fn continued_or_repeated_job_links_to_previous_trace() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = TestEnv::new().await?;
-    export_to_collector(&mut world, &collector, "grpc");
-    world.inject_fault_times("slow=60000", Some(1), None)?;
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    export_to_collector(&mut env, &collector, "grpc");
+    env.inject_fault_times("slow=60000", Some(1), None)?;
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let job = command(42, &["A fox"], &json!({}));
     producer.publish_traced(&job, TRACE_PARENT, "vendor=opaque").await?;
     events.wait_for("started").await?;
-    let asked = async || (world.sandbox.ledger().requests == 1).then_some(());
+    let asked = async || (env.sandbox.ledger().requests == 1).then_some(());
     wait::wait_until("a request", WAIT_TIMEOUT, asked).await?;
     worker.signal(Signal::KILL);
     drop(worker);
-    let mut worker = world.start_ready_worker().await?;
+    let mut worker = env.start_ready_worker().await?;
     events.wait_for("completed").await?;
     let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     producer.publish_traced(&job, other, "").await?;
@@ -276,10 +276,10 @@ async fn continued_or_repeated_job_links_to_previous_trace() -> Result<()> {
 #[tokio::test]
 async fn unsampled_trace_is_propagated_but_not_exported() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = TestEnv::new().await?;
-    export_to_collector(&mut world, &collector, "grpc");
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    export_to_collector(&mut env, &collector, "grpc");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     producer.publish_traced(&command(42, &["A bear"], &json!({})), other, "").await?;
@@ -305,16 +305,16 @@ async fn unsampled_trace_is_propagated_but_not_exported() -> Result<()> {
 #[tokio::test]
 async fn logs_and_metrics_are_exported_when_enabled() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = TestEnv::new().await?;
+    let mut env = TestEnv::new().await?;
     for protocol in ["grpc", "http/protobuf"] {
-        export_to_collector(&mut world, &collector, protocol);
-        world.set("OTEL_LOGS_EXPORTER", "otlp");
-        world.set("OTEL_SERVICE_NAME", protocol);
-        let headers = world.folder().join("headers");
+        export_to_collector(&mut env, &collector, protocol);
+        env.set("OTEL_LOGS_EXPORTER", "otlp");
+        env.set("OTEL_SERVICE_NAME", protocol);
+        let headers = env.folder().join("headers");
         std::fs::write(&headers, "authorization=Bearer%20hunter2\n")?;
-        world.set("OTEL_EXPORTER_OTLP_HEADERS_FILE", headers.display().to_string());
-        let mut worker = world.start_ready_worker().await?;
-        let producer = world.connect_broker().await?;
+        env.set("OTEL_EXPORTER_OTLP_HEADERS_FILE", headers.display().to_string());
+        let mut worker = env.start_ready_worker().await?;
+        let producer = env.connect_broker().await?;
         let mut events = producer.subscribe_to_events().await?;
         let job = command(42, &["A gory battle"], &json!({"min_success_rate": 0.0}));
         producer.publish_traced(&job, TRACE_PARENT, "").await?;
@@ -342,12 +342,12 @@ async fn logs_and_metrics_are_exported_when_enabled() -> Result<()> {
 #[tokio::test]
 async fn job_log_lines_carry_job_id_and_trace_context() -> Result<()> {
     let collector = Collector::start().await?;
-    let mut world = TestEnv::new().await?;
-    export_to_collector(&mut world, &collector, "grpc");
+    let mut env = TestEnv::new().await?;
+    export_to_collector(&mut env, &collector, "grpc");
     // A stricter log filter does not change the fields of the remaining lines.
-    world.set("RUST_LOG", "warn,asset_worker::health=info");
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    env.set("RUST_LOG", "warn,asset_worker::health=info");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let job = command(42, &["A gory battle"], &json!({}));
     producer.publish_traced(&job, TRACE_PARENT, "").await?;
@@ -384,15 +384,15 @@ async fn job_log_lines_carry_job_id_and_trace_context() -> Result<()> {
 #[tokio::test]
 async fn unresponsive_collector_delays_neither_jobs_nor_shutdown() -> Result<()> {
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let mut world = TestEnv::new().await?;
+    let mut env = TestEnv::new().await?;
     for protocol in ["grpc", "http/protobuf"] {
-        world.set("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", deaf.local_addr()?));
-        world.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
-        world.set("OTEL_BSP_SCHEDULE_DELAY", "50");
-        world.set("OTEL_METRIC_EXPORT_INTERVAL", "50");
-        world.set("WORKER_SHUTDOWN_GRACE", "8s");
-        let mut worker = world.start_ready_worker().await?;
-        let producer = world.connect_broker().await?;
+        env.set("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", deaf.local_addr()?));
+        env.set("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
+        env.set("OTEL_BSP_SCHEDULE_DELAY", "50");
+        env.set("OTEL_METRIC_EXPORT_INTERVAL", "50");
+        env.set("WORKER_SHUTDOWN_GRACE", "8s");
+        let mut worker = env.start_ready_worker().await?;
+        let producer = env.connect_broker().await?;
         let mut events = producer.subscribe_to_events().await?;
         producer.publish(&command(42, &["A fox"], &json!({}))).await?;
         events.wait_for("completed").await?;

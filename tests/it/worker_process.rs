@@ -10,17 +10,17 @@ use serde_json::json;
 
 /// Creates an environment whose programs reach the broker through a proxy, which is open at first.
 async fn env_behind_broker_proxy() -> Result<(TestEnv, Proxy)> {
-    let mut world = TestEnv::new().await?;
-    let (proxy, url) = Proxy::in_front_of(&world.amqp_url, 5672).await?;
-    world.set("AMQP_URL", url);
-    Ok((world, proxy))
+    let mut env = TestEnv::new().await?;
+    let (proxy, url) = Proxy::in_front_of(&env.amqp_url, 5672).await?;
+    env.set("AMQP_URL", url);
+    Ok((env, proxy))
 }
 
 #[tokio::test]
 async fn worker_waits_for_broker_at_start_and_after_loss() -> Result<()> {
-    let (world, proxy) = env_behind_broker_proxy().await?;
+    let (env, proxy) = env_behind_broker_proxy().await?;
     proxy.close();
-    let mut worker = world.start_worker()?;
+    let mut worker = env.start_worker()?;
     worker.wait_for_log("cannot reach the broker; retrying").await?;
     assert_eq!(worker.probe("livez").await?.0, 200);
     let (status, body) = worker.probe("readyz").await?;
@@ -28,7 +28,7 @@ async fn worker_waits_for_broker_at_start_and_after_loss() -> Result<()> {
 
     proxy.open();
     worker.wait_until_ready().await?;
-    let producer = world.connect_broker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox"], &json!({}))).await?;
     events.wait_for("completed").await?;
@@ -47,49 +47,47 @@ async fn worker_waits_for_broker_at_start_and_after_loss() -> Result<()> {
 
 #[tokio::test]
 async fn broker_loss_pauses_new_images_and_keeps_finished_ones() -> Result<()> {
-    let (mut world, proxy) = env_behind_broker_proxy().await?;
-    world.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let (mut env, proxy) = env_behind_broker_proxy().await?;
+    env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["Image one", "Image two [fault:slow=1500]", "Image three", "Image four"];
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
     events.wait_for("progress").await?;
-    wait_until("the second image in flight", WAIT_TIMEOUT, async || {
-        (world.sandbox.ledger().charged == 2).then_some(())
-    })
-    .await?;
+    wait_until("the second image in flight", WAIT_TIMEOUT, async || (env.sandbox.ledger().charged == 2).then_some(()))
+        .await?;
     proxy.close();
     worker.wait_for_log("broker connection lost; images in flight are finished").await?;
     wait_until("the end of the second image", WAIT_TIMEOUT, async || {
-        (world.sandbox.ledger().in_flight == 0).then_some(())
+        (env.sandbox.ledger().in_flight == 0).then_some(())
     })
     .await?;
     worker.wait_for_log("image completed").await?;
-    assert_eq!(world.sandbox.ledger().charged, 2, "no image was started without a broker");
+    assert_eq!(env.sandbox.ledger().charged, 2, "no image was started without a broker");
     proxy.open();
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["succeeded"], 4);
-    assert_eq!(world.sandbox.ledger().charged, 4, "no image was paid for twice");
+    assert_eq!(env.sandbox.ledger().charged, 4, "no image was paid for twice");
     Ok(())
 }
 
 #[tokio::test]
 async fn restarted_worker_does_not_pay_again_for_finished_images() -> Result<()> {
-    let world = TestEnv::new().await?;
-    world.sandbox.set_latency(Duration::from_millis(300));
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    env.sandbox.set_latency(Duration::from_millis(300));
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["Image one", "Image two", "Image three", "Image four"];
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
     events.wait_for("progress").await?;
     worker.signal(Signal::KILL);
     worker.wait_for_exit().await?;
-    let _next = world.start_ready_worker().await?;
+    let _next = env.start_ready_worker().await?;
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["succeeded"], 4);
-    let ledger = world.sandbox.ledger();
+    let ledger = env.sandbox.ledger();
     assert_eq!(ledger.prompt_counts("Image one").requests, 1);
     // Only requests that were in flight at the kill may have been repeated.
     assert!(ledger.requests <= 5, "{ledger:?}");
@@ -98,62 +96,61 @@ async fn restarted_worker_does_not_pay_again_for_finished_images() -> Result<()>
 
 #[tokio::test]
 async fn sigterm_finishes_requests_in_flight_and_requeues_the_command() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions =
         ["Image one", "Image two [fault:slow=1500]", "Image three [fault:slow=1500]", "Image four", "Image five"];
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 2}))).await?;
-    wait_until("two slow images in flight", WAIT_TIMEOUT, async || (world.sandbox.ledger().charged == 3).then_some(()))
+    wait_until("two slow images in flight", WAIT_TIMEOUT, async || (env.sandbox.ledger().charged == 3).then_some(()))
         .await?;
     worker.signal(Signal::TERM);
     assert_eq!(worker.wait_for_exit().await?.code(), Some(0));
-    let made = world.query_rows("SELECT status FROM assets WHERE status = 'completed'").await?.len();
+    let made = env.query_rows("SELECT status FROM assets WHERE status = 'completed'").await?.len();
     assert_eq!(made, 3, "every paid image is kept");
-    assert_eq!(world.sandbox.ledger().charged, 3, "no image was started after the signal");
+    assert_eq!(env.sandbox.ledger().charged, 3, "no image was started after the signal");
     let back = async || (producer.ready_count("assets.generate").await.ok()? == 1).then_some(());
     wait_until("the requeued command", WAIT_TIMEOUT, back).await?;
-    let _next = world.start_ready_worker().await?;
+    let _next = env.start_ready_worker().await?;
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["succeeded"], 5);
-    assert_eq!(world.sandbox.ledger().charged, 5);
+    assert_eq!(env.sandbox.ledger().charged, 5);
     Ok(())
 }
 
 #[tokio::test]
 async fn sigterm_in_the_last_attempt_does_not_fail_job() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "2");
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "2");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     // Each image meets the fault in all four requests of the first attempt.
     let descriptions = ["One [fault:status=503 x4]", "Two [fault:status=503 x4]", "Three [fault:status=503 x4]"];
-    world.sandbox.set_latency(Duration::from_secs(1));
+    env.sandbox.set_latency(Duration::from_secs(1));
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
-    wait_until("the second attempt", WAIT_TIMEOUT, async || (world.sandbox.ledger().charged == 1).then_some(()))
-        .await?;
+    wait_until("the second attempt", WAIT_TIMEOUT, async || (env.sandbox.ledger().charged == 1).then_some(())).await?;
     worker.signal(Signal::TERM);
     assert_eq!(worker.wait_for_exit().await?.code(), Some(0));
     let back = async || (producer.ready_count("assets.generate").await.ok()? == 1).then_some(());
     wait_until("the requeued command", WAIT_TIMEOUT, back).await?;
-    let _next = world.start_ready_worker().await?;
+    let _next = env.start_ready_worker().await?;
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["succeeded"], 3);
-    assert_eq!(world.sandbox.ledger().charged, 3);
+    assert_eq!(env.sandbox.ledger().charged, 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn sigterm_before_the_first_image_counts_no_attempt() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    let released = world.folder().join("released");
-    world.set("WORKER_JOB_MAX_ATTEMPTS", "1");
-    world.set("ASSET_WORKER_PAUSE_AT", "after_claim");
-    world.set("ASSET_WORKER_PAUSE_UNTIL", released.display().to_string());
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    let released = env.folder().join("released");
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    env.set("ASSET_WORKER_PAUSE_AT", "after_claim");
+    env.set("ASSET_WORKER_PAUSE_UNTIL", released.display().to_string());
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear"], &json!({}))).await?;
     worker.wait_for_log("\"point\":\"after_claim\"").await?;
@@ -161,42 +158,42 @@ async fn sigterm_before_the_first_image_counts_no_attempt() -> Result<()> {
     worker.wait_for_log("shutting down; no new image is started").await?;
     std::fs::write(&released, "")?;
     assert_eq!(worker.wait_for_exit().await?.code(), Some(0));
-    let jobs = world.query_rows("SELECT status, attempts FROM jobs").await?;
+    let jobs = env.query_rows("SELECT status, attempts FROM jobs").await?;
     assert_eq!(jobs, [json!({"status": "waiting", "attempts": 0})]);
-    let _next = world.start_ready_worker().await?;
+    let _next = env.start_ready_worker().await?;
     assert_eq!(events.wait_for_data("completed").await?["succeeded"], 2);
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     Ok(())
 }
 
 #[tokio::test]
 async fn expired_shutdown_grace_drops_requests_and_releases_the_job() -> Result<()> {
-    let mut world = TestEnv::new().await?;
-    world.set("WORKER_SHUTDOWN_GRACE", "1s");
-    world.set("WORKER_LEASE", "60s");
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_SHUTDOWN_GRACE", "1s");
+    env.set("WORKER_LEASE", "60s");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox [fault:slow=60000 x1]"], &json!({}))).await?;
-    wait_until("the request", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
+    wait_until("the request", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests == 1).then_some(())).await?;
     worker.signal(Signal::TERM);
     assert_eq!(worker.wait_for_exit().await?.code(), Some(0));
     worker.wait_for_log("grace period over; aborting the remaining jobs").await?;
-    let jobs = world.query_rows("SELECT status, attempts, lease_losses FROM jobs").await?;
+    let jobs = env.query_rows("SELECT status, attempts, lease_losses FROM jobs").await?;
     assert_eq!(jobs, [json!({"status": "waiting", "attempts": 0, "lease_losses": 0})]);
-    let _next = world.start_ready_worker().await?;
+    let _next = env.start_ready_worker().await?;
     events.wait_for_data("completed").await?;
-    assert_eq!(world.sandbox.ledger().requests, 2);
+    assert_eq!(env.sandbox.ledger().requests, 2);
     Ok(())
 }
 
 #[tokio::test]
 async fn second_signal_exits_immediately() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let mut worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let env = TestEnv::new().await?;
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     producer.publish(&command(1, &["A fox [fault:slow=60000]"], &json!({}))).await?;
-    wait_until("the request", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
+    wait_until("the request", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests == 1).then_some(())).await?;
     worker.signal(Signal::TERM);
     worker.wait_for_log("shutting down; no new image is started").await?;
     worker.signal(Signal::INT);
@@ -206,35 +203,35 @@ async fn second_signal_exits_immediately() -> Result<()> {
 
 #[tokio::test]
 async fn image_slower_than_grace_is_kept_after_broker_loss() -> Result<()> {
-    let (mut world, proxy) = env_behind_broker_proxy().await?;
-    world.set("WORKER_SHUTDOWN_GRACE", "1s");
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let (mut env, proxy) = env_behind_broker_proxy().await?;
+    env.set("WORKER_SHUTDOWN_GRACE", "1s");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox [fault:slow=3000]"], &json!({}))).await?;
-    wait_until("the request", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests == 1).then_some(())).await?;
+    wait_until("the request", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests == 1).then_some(())).await?;
     proxy.close();
     worker.wait_for_log("broker connection lost; images in flight are finished").await?;
     worker.wait_for_log("image completed").await?;
     proxy.open();
     events.wait_for_data("completed").await?;
-    assert_eq!(world.sandbox.ledger().requests, 1);
+    assert_eq!(env.sandbox.ledger().requests, 1);
     Ok(())
 }
 
 /// The broker does not confirm the progress event of the first image; meanwhile the second image is finished.
 #[tokio::test]
 async fn recording_one_image_does_not_block_the_others() -> Result<()> {
-    let (world, proxy) = env_behind_broker_proxy().await?;
-    let worker = world.start_ready_worker().await?;
-    let producer = world.connect_broker().await?;
+    let (env, proxy) = env_behind_broker_proxy().await?;
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let descriptions = ["A fox [fault:slow=1000]", "A bear [fault:slow=2000]"];
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 2}))).await?;
     events.wait_for("started").await?;
     proxy.stall();
     worker.wait_for_log("image completed").await?;
-    let second = world.stored_path("projects/1/assets/image_002.png");
+    let second = env.stored_path("projects/1/assets/image_002.png");
     wait_until("the file of the second image", WAIT_TIMEOUT, async || second.exists().then_some(())).await?;
     proxy.open();
     let seen = events.wait_for("completed").await?;
@@ -246,9 +243,9 @@ async fn recording_one_image_does_not_block_the_others() -> Result<()> {
 #[tokio::test]
 async fn invalid_setting_exits_with_code_64_and_an_explanation() -> Result<()> {
     let check = async |name: &'static str, value: &str, expected: &str| -> Result<()> {
-        let mut world = TestEnv::new().await?;
-        world.set(name, value);
-        let output = world.run(&["run"]).await?;
+        let mut env = TestEnv::new().await?;
+        env.set(name, value);
+        let output = env.run(&["run"]).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{said}");
         assert!(said.contains(expected) && !said.contains("hunter2"), "{said}");
@@ -272,8 +269,8 @@ async fn invalid_setting_exits_with_code_64_and_an_explanation() -> Result<()> {
 
 #[tokio::test]
 async fn probes_report_component_health() -> Result<()> {
-    let world = TestEnv::new().await?;
-    let worker = world.start_ready_worker().await?;
+    let env = TestEnv::new().await?;
+    let worker = env.start_ready_worker().await?;
     assert_eq!(worker.probe("livez").await?, (200, json!({"status": "ok"})));
     let well = json!({"status": "ok", "broker": "ok", "database": "ok", "storage": "ok", "api_key": "ok"});
     assert_eq!(worker.probe("readyz").await?, (200, well));

@@ -56,7 +56,7 @@ impl TestEnv {
 
     /// Creates an environment with this database on these services.
     pub async fn with_services(services: &ServiceUrls, database: Database) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("world-").tempdir_in(programs::target_folder()?)?;
+        let folder = tempfile::Builder::new().prefix("env-").tempdir_in(programs::target_folder()?)?;
         let vhost = Vhost::create(&services.amqp_url, &services.rabbitmq_api_url).await?;
         let sandbox = Sandbox::start(Settings { limit: 10_000, ..Settings::default() }).await?;
         let sqlite = format!("sqlite://{}/data/asset-worker.db", folder.path().display());

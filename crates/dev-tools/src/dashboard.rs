@@ -27,29 +27,29 @@ const RATE_INTERVAL: &str = "10s";
 ///
 /// If the scenario cannot be completed or the file cannot be written.
 pub async fn draw(file: &Path) -> Result<()> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.disable_log_output();
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.disable_log_output();
     let sandbox = Settings {
         limit: 240,
         window: Duration::from_mins(1),
         latency: Duration::from_millis(900),
         ..Settings::default()
     };
-    world.sandbox = Sandbox::start(sandbox).await?;
-    world.set("STABILITY_RATE_LIMIT", "240");
-    world.set("STABILITY_LOCKOUT", "8s");
-    world.set("STABILITY_RETRY_DELAYS", "1s,2s,3s");
-    world.set("WORKER_DAILY_BUDGET_USD", "6");
-    world.set("WORKER_JOB_RETRY_DELAYS", "5s");
-    let proxy = world.start_broker_proxy().await?;
-    let (mut one, mut other) = (world.start_ready_worker().await?, world.start_ready_worker().await?);
-    let prometheus = Prometheus::start(world.folder(), &[one.address()?, other.address()?]).await?;
+    env.sandbox = Sandbox::start(sandbox).await?;
+    env.set("STABILITY_RATE_LIMIT", "240");
+    env.set("STABILITY_LOCKOUT", "8s");
+    env.set("STABILITY_RETRY_DELAYS", "1s,2s,3s");
+    env.set("WORKER_DAILY_BUDGET_USD", "6");
+    env.set("WORKER_JOB_RETRY_DELAYS", "5s");
+    let proxy = env.start_broker_proxy().await?;
+    let (mut one, mut other) = (env.start_ready_worker().await?, env.start_ready_worker().await?);
+    let prometheus = Prometheus::start(env.folder(), &[one.address()?, other.address()?]).await?;
     let from = unix_seconds();
     wait_until("the first scrapes", WAIT_TIMEOUT, async || {
         prometheus.query("sum(up) > 1").await.ok().filter(|up| !up.is_empty())
     })
     .await?;
-    let producer = world.connect_broker().await?;
+    let producer = env.connect_broker().await?;
     // A queue is bound, so that the terminal events are routed.
     let _events = producer.subscribe_to_events().await?;
     let publish_jobs = async |jobs: u32, config: Value| -> Result<()> {
@@ -61,14 +61,14 @@ pub async fn draw(file: &Path) -> Result<()> {
         Ok(())
     };
     publish_jobs(8, json!({})).await?;
-    wait_until("half of the requests", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 40).then_some(()))
+    wait_until("half of the requests", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests > 40).then_some(()))
         .await?;
-    world.inject_fault_times("status=500", Some(12), None)?;
+    env.inject_fault_times("status=500", Some(12), None)?;
     producer.publish(&command(50, &["A gory battle", "A gory field"], &json!({}))).await?;
     producer.publish_bytes(b"{}", None).await?;
-    wait_until("more requests", WAIT_TIMEOUT, async || (world.sandbox.ledger().requests > 75).then_some(())).await?;
-    world.inject_fault_times("status=429", Some(1), None)?;
-    wait_for_jobs(&world, 8).await?;
+    wait_until("more requests", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests > 75).then_some(())).await?;
+    env.inject_fault_times("status=429", Some(1), None)?;
+    wait_for_jobs(&env, 8).await?;
     proxy.close();
     wait_until("the loss of the broker", WAIT_TIMEOUT, async || {
         one.probe("readyz").await.ok().filter(|(status, _)| *status == 503)
@@ -78,9 +78,9 @@ pub async fn draw(file: &Path) -> Result<()> {
     one.wait_until_ready().await?;
     other.wait_until_ready().await?;
     // The images were generated before: they come from the cache although the API fails.
-    world.inject_fault("status=503", None)?;
+    env.inject_fault("status=503", None)?;
     publish_jobs(2, json!({"cache": "prefer"})).await?;
-    wait_for_jobs(&world, 10).await?;
+    wait_for_jobs(&env, 10).await?;
     let scraped = async || {
         let waiting = prometheus.query("sum(asset_worker_jobs_in_flight)").await.ok()?;
         waiting.first().filter(|(_, value)| *value < 0.5).map(drop)
@@ -90,9 +90,9 @@ pub async fn draw(file: &Path) -> Result<()> {
     std::fs::write(file, drawing::render_svg(&panels, from, unix_seconds())).with_context(|| file.display().to_string())
 }
 
-async fn wait_for_jobs(world: &TestEnv, jobs: u64) -> Result<()> {
+async fn wait_for_jobs(env: &TestEnv, jobs: u64) -> Result<()> {
     let all = async || {
-        let rows = world.query_rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
+        let rows = env.query_rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
         (rows[0]["ended"].as_u64()? >= jobs).then_some(())
     };
     wait_until("the end of the jobs", WAIT_TIMEOUT, all).await

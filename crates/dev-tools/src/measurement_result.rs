@@ -32,8 +32,8 @@ impl MeasurementResult {
     }
 }
 
-pub(crate) async fn publish_jobs(world: &TestEnv, jobs: usize, images: usize) -> Result<()> {
-    let producer = world.connect_broker().await?;
+pub(crate) async fn publish_jobs(env: &TestEnv, jobs: usize, images: usize) -> Result<()> {
+    let producer = env.connect_broker().await?;
     for job in 0..jobs {
         let descriptions: Vec<String> = (0..images).map(|image| format!("Scene {image} of {job}")).collect();
         let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
@@ -42,9 +42,9 @@ pub(crate) async fn publish_jobs(world: &TestEnv, jobs: usize, images: usize) ->
     Ok(())
 }
 
-pub(crate) async fn wait_for_jobs(world: &TestEnv, jobs: usize) -> Result<()> {
+pub(crate) async fn wait_for_jobs(env: &TestEnv, jobs: usize) -> Result<()> {
     let ended = async || {
-        let rows = world.query_rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
+        let rows = env.query_rows("SELECT count(*) AS ended FROM jobs WHERE status = 'completed'").await.ok()?;
         (rows[0]["ended"].as_u64()? == jobs as u64).then_some(())
     };
     wait_until("the end of all jobs", MEASUREMENT_TIMEOUT, ended).await

@@ -57,31 +57,31 @@ pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
 
 /// Starts workers that share PostgreSQL, and a sandbox that renders sketches instead of scenes.
 async fn start_workers(sandbox: Settings, workers: usize) -> Result<(TestEnv, Vec<Worker>)> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.disable_log_output();
-    world.sandbox = Sandbox::start(Settings { sketch: true, ..sandbox }).await?;
-    world.set("STABILITY_RATE_LIMIT", RATE_LIMIT_PER_MINUTE.to_string());
-    world.set("STABILITY_LOCKOUT", format!("{}s", LOCKOUT.as_secs()));
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.disable_log_output();
+    env.sandbox = Sandbox::start(Settings { sketch: true, ..sandbox }).await?;
+    env.set("STABILITY_RATE_LIMIT", RATE_LIMIT_PER_MINUTE.to_string());
+    env.set("STABILITY_LOCKOUT", format!("{}s", LOCKOUT.as_secs()));
     let mut running = Vec::new();
     for _ in 0..workers {
-        running.push(world.start_ready_worker().await?);
+        running.push(env.start_ready_worker().await?);
     }
-    Ok((world, running))
+    Ok((env, running))
 }
 
 async fn measure_quota(lockout: Option<Duration>) -> Result<MeasurementResult> {
     let minute = Duration::from_mins(1);
     let sandbox = Settings { limit: RATE_LIMIT_PER_MINUTE, window: minute, lockout: minute, ..Settings::default() };
-    let (world, _workers) = start_workers(sandbox, 4).await?;
-    publish_jobs(&world, JOBS, IMAGES_PER_JOB).await?;
+    let (env, _workers) = start_workers(sandbox, 4).await?;
+    publish_jobs(&env, JOBS, IMAGES_PER_JOB).await?;
     if lockout.is_some() {
-        let middle = async || (world.sandbox.ledger().requests > 100).then_some(());
+        let middle = async || (env.sandbox.ledger().requests > 100).then_some(());
         wait_until("the middle of the run", MEASUREMENT_TIMEOUT, middle).await?;
         let order = FaultSpec { fault: "status=429".into(), times: Some(1), prompt_contains: None };
-        world.sandbox.inject_fault(order).map_err(anyhow::Error::msg)?;
+        env.sandbox.inject_fault(order).map_err(anyhow::Error::msg)?;
     }
-    wait_for_jobs(&world, JOBS).await?;
-    let arrivals = world.sandbox.request_log();
+    wait_for_jobs(&env, JOBS).await?;
+    let arrivals = env.sandbox.request_log();
     let refused = arrivals.iter().filter(|arrival| arrival.status == Some(429)).count();
     let mut measured = MeasurementResult::default();
     measured.add_line("workers, jobs, images", format!("4, {JOBS}, {}", JOBS * IMAGES_PER_JOB));
@@ -150,17 +150,17 @@ async fn measure_scaling() -> Result<MeasurementResult> {
 async fn measure_throughput(workers: usize, jobs: usize) -> Result<f64> {
     let no_quota = 100_000;
     let sandbox = Settings { limit: no_quota, latency: Duration::from_secs(2), ..Settings::default() };
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.disable_log_output();
-    world.sandbox = Sandbox::start(Settings { sketch: true, ..sandbox }).await?;
-    world.set("STABILITY_RATE_LIMIT", no_quota.to_string());
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.disable_log_output();
+    env.sandbox = Sandbox::start(Settings { sketch: true, ..sandbox }).await?;
+    env.set("STABILITY_RATE_LIMIT", no_quota.to_string());
     let mut running = Vec::new();
     for _ in 0..workers {
-        running.push(world.start_ready_worker().await?);
+        running.push(env.start_ready_worker().await?);
     }
     let begun = Instant::now();
-    publish_jobs(&world, jobs, IMAGES_PER_JOB).await?;
-    wait_for_jobs(&world, jobs).await?;
-    ensure!(world.sandbox.ledger().requests as usize == jobs * IMAGES_PER_JOB, "an image was requested more than once");
+    publish_jobs(&env, jobs, IMAGES_PER_JOB).await?;
+    wait_for_jobs(&env, jobs).await?;
+    ensure!(env.sandbox.ledger().requests as usize == jobs * IMAGES_PER_JOB, "an image was requested more than once");
     Ok(rate_per_minute(begun, Instant::now(), jobs * IMAGES_PER_JOB))
 }

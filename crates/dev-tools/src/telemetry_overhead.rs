@@ -102,20 +102,20 @@ async fn run_pairs(export: &TelemetryExport, latency: Duration) -> Result<(Vec<R
 /// Runs one worker with an API that answers after `latency`.
 #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
 async fn run(sent: &TelemetryExport, latency: Duration) -> Result<Run> {
-    let mut world = TestEnv::with_database(Database::Postgres).await?;
-    world.disable_log_output();
-    world.sandbox = Sandbox::start(Settings { limit: NO_QUOTA, sketch: true, latency, ..Settings::default() }).await?;
-    world.set("STABILITY_RATE_LIMIT", NO_QUOTA.to_string());
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.disable_log_output();
+    env.sandbox = Sandbox::start(Settings { limit: NO_QUOTA, sketch: true, latency, ..Settings::default() }).await?;
+    env.set("STABILITY_RATE_LIMIT", NO_QUOTA.to_string());
     if let TelemetryExport::ToEndpoint(endpoint) = sent {
-        world.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());
-        world.set("OTEL_LOGS_EXPORTER", "otlp");
+        env.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());
+        env.set("OTEL_LOGS_EXPORTER", "otlp");
     }
-    let worker = world.start_ready_worker().await?;
-    publish_jobs(&world, WARM_UP_JOBS, IMAGES_PER_JOB).await?;
-    wait_for_jobs(&world, WARM_UP_JOBS).await?;
+    let worker = env.start_ready_worker().await?;
+    publish_jobs(&env, WARM_UP_JOBS, IMAGES_PER_JOB).await?;
+    wait_for_jobs(&env, WARM_UP_JOBS).await?;
     let (begun, cpu) = (Instant::now(), worker.cpu_time().context("cannot read the worker's CPU time")?);
-    publish_jobs(&world, JOBS, IMAGES_PER_JOB).await?;
-    wait_for_jobs(&world, WARM_UP_JOBS + JOBS).await?;
+    publish_jobs(&env, JOBS, IMAGES_PER_JOB).await?;
+    wait_for_jobs(&env, WARM_UP_JOBS + JOBS).await?;
     let took = begun.elapsed();
     ensure!(took < MEASUREMENT_TIMEOUT, "the run took {took:?}");
     let images = (JOBS * IMAGES_PER_JOB) as f64;

@@ -32,7 +32,7 @@ impl ImageMetadata {
         key: JobKey,
         index: u32,
         description: &str,
-        recipe: &GenerationParams,
+        params: &GenerationParams,
         seed: u32,
         software: &str,
     ) -> Self {
@@ -41,7 +41,7 @@ impl ImageMetadata {
             project_id: key.project_id,
             index,
             description: description.to_owned(),
-            params: recipe.clone(),
+            params: params.clone(),
             seed,
             software: software.to_owned(),
         }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn parameters_text_has_the_format_of_image_tools() {
-        let recipe = GenerationParams {
+        let params = GenerationParams {
             english: Some("A fox".into()),
             prompt: "A fox,\n4k".into(),
             negative_prompt: "blurry".into(),
@@ -99,7 +99,7 @@ mod tests {
             ..GenerationParams::default()
         };
         let key = JobKey { job_id: Uuid::nil(), project_id: 42 };
-        let metadata = ImageMetadata::new(key, 3, "狐狸", &recipe, 7, "asset-worker 0.1.0");
+        let metadata = ImageMetadata::new(key, 3, "狐狸", &params, 7, "asset-worker 0.1.0");
         assert_eq!(
             metadata.parameters_text(),
             "A fox, 4k\nNegative prompt: blurry\nSteps: 40, CFG scale: 8, Seed: 7, Model: stable-diffusion-xl-1024-v1-0, \

@@ -41,12 +41,12 @@ pub fn process(
     original: &[u8],
     spec: &ImageSpec,
     quality_check: QualityCheck,
-    story: &ImageMetadata,
+    metadata: &ImageMetadata,
 ) -> Result<ProcessedImage, ImageDefect> {
     let decoded = decode::decode(original)?;
     quality_check.check(&decoded)?;
     let resized = resize::resize_to_cover(decoded, spec)?;
-    let (bytes, format) = encode::encode(&resized, spec, story)?;
+    let (bytes, format) = encode::encode(&resized, spec, metadata)?;
     verify(&bytes, spec)?;
     let sha256 = digest::sha256(&bytes);
     Ok(ProcessedImage { bytes: bytes.into(), format, sha256 })

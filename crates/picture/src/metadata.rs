@@ -42,19 +42,19 @@ const UNICODE_PREFIX: &[u8; 8] = b"UNICODE\0";
 const MAX_EXIF_BYTES: usize = 65_000;
 
 /// The metadata as keywords and texts.
-pub(super) fn to_texts(story: &ImageMetadata) -> [(&'static str, String); 5] {
+pub(super) fn to_texts(metadata: &ImageMetadata) -> [(&'static str, String); 5] {
     [
-        (PARAMETERS_KEYWORD, story.parameters_text()),
-        (TITLE_KEYWORD, story.title()),
-        (DESCRIPTION_KEYWORD, story.description.clone()),
-        (SOFTWARE_KEYWORD, story.software.clone()),
-        (METADATA_KEYWORD, serde_json::to_string(story).expect("image metadata is serialisable")),
+        (PARAMETERS_KEYWORD, metadata.parameters_text()),
+        (TITLE_KEYWORD, metadata.title()),
+        (DESCRIPTION_KEYWORD, metadata.description.clone()),
+        (SOFTWARE_KEYWORD, metadata.software.clone()),
+        (METADATA_KEYWORD, serde_json::to_string(metadata).expect("image metadata is serialisable")),
     ]
 }
 
 /// The metadata as EXIF. If it exceeds one JPEG segment, the longest texts are left out.
-pub(super) fn to_exif(story: &ImageMetadata) -> Vec<u8> {
-    let mut fields: Vec<(usize, Field)> = to_texts(story)
+pub(super) fn to_exif(metadata: &ImageMetadata) -> Vec<u8> {
+    let mut fields: Vec<(usize, Field)> = to_texts(metadata)
         .into_iter()
         .filter_map(|(keyword, text)| {
             let (_, tag) = EXIF_TAGS.into_iter().find(|(known, _)| *known == keyword)?;

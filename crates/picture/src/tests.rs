@@ -29,7 +29,7 @@ fn gradient_png(width: u32, height: u32) -> Vec<u8> {
 }
 
 fn metadata() -> ImageMetadata {
-    let recipe = GenerationParams {
+    let params = GenerationParams {
         english: Some("A fox at dusk".into()),
         prompt: "A fox at dusk, 4k".into(),
         negative_prompt: "blurry".into(),
@@ -39,7 +39,7 @@ fn metadata() -> ImageMetadata {
         ..GenerationParams::default()
     };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
-    ImageMetadata::new(key, 3, "黃昏的狐狸", &recipe, 787_078_103, metadata::SOFTWARE)
+    ImageMetadata::new(key, 3, "黃昏的狐狸", &params, 787_078_103, metadata::SOFTWARE)
 }
 
 fn process(sent: &[u8], spec: &ImageSpec) -> Result<ProcessedImage, ImageDefect> {
@@ -129,7 +129,7 @@ fn sha256_matches_the_encoded_file() {
 
 #[test]
 fn png_and_jpeg_both_carry_the_metadata() {
-    let story = metadata();
+    let metadata = metadata();
     let noisy = RgbImage::from_fn(1920, 1080, |x, y| {
         let mixed = x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(40_503)).rotate_left(x % 31);
         let [a, b, c, _] = mixed.wrapping_mul(2_246_822_519).to_be_bytes();
@@ -148,11 +148,11 @@ fn png_and_jpeg_both_carry_the_metadata() {
         let text = |keyword: &str| {
             told.iter().find(|(known, _)| known == keyword).map(|(_, text)| text.as_str()).unwrap_or_default()
         };
-        assert_eq!(text("parameters"), story.parameters_text());
+        assert_eq!(text("parameters"), metadata.parameters_text());
         assert_eq!(text("Title"), "Project 42, image 3");
         assert_eq!(text("Description"), "黃昏的狐狸");
         assert_eq!(text("Software"), metadata::SOFTWARE);
-        assert_eq!(metadata::from_texts(&told).as_ref(), Some(&story));
+        assert_eq!(metadata::from_texts(&told).as_ref(), Some(&metadata));
     }
 }
 

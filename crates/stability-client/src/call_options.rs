@@ -30,7 +30,7 @@ impl Default for CallOptions<'_> {
 
 impl fmt::Debug for CallOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stop, budget: _, tenant: party } = self;
-        f.debug_struct("CallOptions").field("stop", stop).field("party", party).finish_non_exhaustive()
+        let Self { stop, budget: _, tenant } = self;
+        f.debug_struct("CallOptions").field("stop", stop).field("tenant", tenant).finish_non_exhaustive()
     }
 }

@@ -206,8 +206,8 @@ impl Client {
     /// Waits for a turn, then for the quota. The first turn sets the deadline of the call.
     async fn admit(&self, call: &mut Call<'_>) -> Result<Turn, Error> {
         let queued_at = Instant::now();
-        let CallOptions { stop, budget: _, tenant: party } = call.options;
-        let admitted = match stop.run_until_cancelled(self.inner.scheduler.acquire(*party)).await {
+        let CallOptions { stop, budget: _, tenant } = call.options;
+        let admitted = match stop.run_until_cancelled(self.inner.scheduler.acquire(*tenant)).await {
             None => Err(Error::Stopped),
             Some(turn) => {
                 let deadline =

@@ -69,7 +69,7 @@ impl FairScheduler {
     }
 
     /// Waits for a turn. Cancel-safe: a future that is dropped while it waits uses no turn.
-    pub(crate) async fn acquire(&self, party: Tenant) -> Turn {
+    pub(crate) async fn acquire(&self, tenant: Tenant) -> Turn {
         let waiter = {
             let mut state = self.shared.lock();
             if state.available > 0 {
@@ -77,11 +77,11 @@ impl FairScheduler {
                 return Turn { shared: Some(self.shared.clone()) };
             }
             let (sender, waiter) = oneshot::channel();
-            match state.queues.iter_mut().find(|queue| queue.tenant.id == party.id) {
+            match state.queues.iter_mut().find(|queue| queue.tenant.id == tenant.id) {
                 Some(queue) => queue.waiters.push_back(sender),
                 None => state.queues.push_back(TenantQueue {
-                    tenant: party,
-                    turns_left: party.weight.get(),
+                    tenant,
+                    turns_left: tenant.weight.get(),
                     waiters: [sender].into(),
                 }),
             }

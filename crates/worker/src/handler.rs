@@ -97,7 +97,7 @@ impl CommandHandler {
                     let span = trace::job_span(&command);
                     let trace = message.trace();
                     let lease_wait = if message.was_redelivered() { self.lease_wait } else { Duration::ZERO };
-                    let envelope = RunOptions { trace: trace.as_ref(), urgent: message.is_urgent(), lease_wait };
+                    let options = RunOptions { trace: trace.as_ref(), urgent: message.is_urgent(), lease_wait };
                     let running = async {
                         if message.is_last_delivery() && self.is_job_unfinished(command.job_id).await? {
                             // Republished: otherwise, losing one more worker would exceed the delivery limit. The row
@@ -106,7 +106,7 @@ impl CommandHandler {
                                 .apply_outcome(&message, &command, JobOutcome::RetryAfter(self.leased_delay))
                                 .await;
                         }
-                        let outcome = self.runner.run(&command, envelope, &self.publisher, &shutdown).await;
+                        let outcome = self.runner.run(&command, options, &self.publisher, &shutdown).await;
                         record_outcome(outcome.as_ref());
                         self.apply_outcome(&message, &command, outcome?).await
                     };

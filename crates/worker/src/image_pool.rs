@@ -127,7 +127,7 @@ mod tests {
     async fn another_good_file_is_not_the_stored_one() {
         let spec = ImageSpec { width: 64, height: 64, ..ImageSpec::default() };
         let pool = ImagePool::new(spec, QualityCheck::default());
-        let story: ImageMetadata = serde_json::from_value(serde_json::json!({
+        let embedded: ImageMetadata = serde_json::from_value(serde_json::json!({
             "job_id": uuid::Uuid::nil(), "project_id": 1, "index": 1, "description": "A fox", "prompt": "A fox", "seed": 7,
             "software": "test",
         }))
@@ -137,13 +137,14 @@ mod tests {
             image::Rgb([u8::try_from(x * 3).unwrap_or(0), u8::try_from(y * 3).unwrap_or(0), 9])
         });
         gradient.write_to(&mut sent, image::ImageFormat::Png).expect("the image is encoded");
-        let finished = process(sent.get_ref(), &spec, QualityCheck::default(), &story).expect("the image is processed");
+        let finished =
+            process(sent.get_ref(), &spec, QualityCheck::default(), &embedded).expect("the image is processed");
         let good = pool.verify_stored(finished.bytes.clone(), finished.sha256.clone()).await;
         assert_eq!(good, Ok(()));
         let other = pool.verify_stored(finished.bytes.clone(), digest::sha256("another")).await;
         assert_eq!(other, Err("the SHA-256 of the file does not match".to_owned()));
         let metadata = pool.read_file_metadata(finished.bytes).await.expect("the file has metadata");
-        assert_eq!((metadata.metadata, metadata.sha256), (story, finished.sha256));
+        assert_eq!((metadata.metadata, metadata.sha256), (embedded, finished.sha256));
         assert!(pool.read_file_metadata(Bytes::from_static(b"half")).await.is_none());
     }
 }

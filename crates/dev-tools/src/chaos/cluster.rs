@@ -59,24 +59,24 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) async fn start(plan: &Plan, ground: &Services, orders: Vec<ExpectedJob>) -> Result<Self> {
-        let mut world = TestEnv::with_services(&ground.urls(), Database::Postgres).await?;
-        world.disable_log_output();
-        world.sandbox.set_sketch(true);
-        world.sandbox.set_latency(Duration::from_millis(200));
-        world.set("WORKER_LEASE", format!("{}s", plan.lease.as_secs()));
-        world.set("WORKER_JOB_MAX_ATTEMPTS", "20");
-        world.set("WORKER_SHUTDOWN_GRACE", format!("{}s", SHUTDOWN_GRACE.as_secs()));
-        world.set("STABILITY_TIMEOUT", API_TIMEOUT);
+        let mut env = TestEnv::with_services(&ground.urls(), Database::Postgres).await?;
+        env.disable_log_output();
+        env.sandbox.set_sketch(true);
+        env.sandbox.set_latency(Duration::from_millis(200));
+        env.set("WORKER_LEASE", format!("{}s", plan.lease.as_secs()));
+        env.set("WORKER_JOB_MAX_ATTEMPTS", "20");
+        env.set("WORKER_SHUTDOWN_GRACE", format!("{}s", SHUTDOWN_GRACE.as_secs()));
+        env.set("STABILITY_TIMEOUT", API_TIMEOUT);
         let mut seats = Vec::new();
         for _ in 0..plan.workers {
-            let (broker, amqp_url) = Proxy::in_front_of(&world.amqp_url, 5672).await?;
-            let (database, database_url) = Proxy::in_front_of(world.database_url(), 5432).await?;
-            world.set("AMQP_URL", amqp_url.clone());
-            world.set("DATABASE_URL", database_url.clone());
-            let worker = world.start_ready_worker().await?;
+            let (broker, amqp_url) = Proxy::in_front_of(&env.amqp_url, 5672).await?;
+            let (database, database_url) = Proxy::in_front_of(env.database_url(), 5432).await?;
+            env.set("AMQP_URL", amqp_url.clone());
+            env.set("DATABASE_URL", database_url.clone());
+            let worker = env.start_ready_worker().await?;
             seats.push(WorkerSlot { broker_proxy: broker, amqp_url, database_proxy: database, database_url, worker });
         }
-        world.connect_broker().await?.bind_event_queue(EVENT_QUEUE).await?;
+        env.connect_broker().await?.bind_event_queue(EVENT_QUEUE).await?;
         let rejected = orders
             .iter()
             .filter(|order| order.is_refused())
@@ -84,7 +84,7 @@ impl Cluster {
             .collect();
         let (done, lives_cut) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self {
-            env: world,
+            env,
             jobs: orders,
             disturbance_counts: done,
             interruptions: lives_cut,

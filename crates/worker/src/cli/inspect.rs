@@ -75,13 +75,13 @@ fn read_file_report(options: &Options) -> Result<FileReport, CliError> {
 }
 
 fn format_report(found: &FileReport) -> String {
-    let FileReport { file, format, width, height, size_bytes, sha256, metadata: story, texts } = found;
+    let FileReport { file, format, width, height, size_bytes, sha256, metadata, texts } = found;
     let mut lines = vec![
         ("file", file.clone()),
         ("format", format!("{format}, {width}x{height}, {size_bytes} bytes")),
         ("sha256", sha256.clone()),
     ];
-    let Some(metadata) = story else {
+    let Some(metadata) = metadata else {
         lines.push(("metadata", "none: the file was not made by asset-worker, or its metadata was removed".to_owned()));
         let mut text = tables::format_pairs(&lines);
         for Text { keyword, text: told } in texts {

@@ -87,23 +87,15 @@ impl Planner {
         for ClaimedImage { id, index, description, file_path, .. } in missing {
             let (id, index) = (*id, *index);
             match self.plan_image(command, style, english, index, description) {
-                Ok((recipe, request)) => {
-                    let GenerationParams { left_out, negative_left_out, .. } = &recipe;
+                Ok((params, request)) => {
+                    let GenerationParams { left_out, negative_left_out, .. } = &params;
                     if !left_out.is_empty() || !negative_left_out.is_empty() {
                         let (left_out, negative_left_out) = (left_out.join(", "), negative_left_out.join(", "));
                         warn!(index, left_out, negative_left_out, "the prompt was shortened");
                     }
-                    let fingerprint = recipe.fingerprint(&self.spec);
+                    let fingerprint = params.fingerprint(&self.spec);
                     let (description, reserved_path) = (description.clone(), file_path.clone());
-                    plan.tasks.push(ImageTask {
-                        id,
-                        index,
-                        description,
-                        reserved_path,
-                        params: recipe,
-                        request,
-                        fingerprint,
-                    });
+                    plan.tasks.push(ImageTask { id, index, description, reserved_path, params, request, fingerprint });
                 }
                 Err(failure) => plan.failures.push((index, failure)),
             }

@@ -34,17 +34,17 @@ fn plan(description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> 
 
 #[test]
 fn command_without_config_is_planned_with_defaults() {
-    let ImageTask { params: recipe, request, .. } = plan("A fox", JobConfig::default()).expect("image can be planned");
-    assert!(recipe.prompt.starts_with("A fox, cinematic lighting, "), "{}", recipe.prompt);
+    let ImageTask { params, request, .. } = plan("A fox", JobConfig::default()).expect("image can be planned");
+    assert!(params.prompt.starts_with("A fox, cinematic lighting, "), "{}", params.prompt);
     let frame = Engine::default().dimensions_for(1920, 1080);
-    let expected = TextToImage::new(Engine::default(), frame, recipe.prompt.clone())
+    let expected = TextToImage::new(Engine::default(), frame, params.prompt.clone())
         .and_then(|request| request.negative_prompt(DEFAULT_NEGATIVE_PROMPT))
         .and_then(|request| request.cfg_scale(8.0))
         .and_then(|request| request.steps(40))
         .expect("valid request");
     assert_eq!(request, expected);
-    assert_eq!((recipe.cfg_scale, recipe.steps, recipe.requested_seed), (Some(8.0), Some(40), 0));
-    assert_eq!((recipe.english, recipe.left_out.len()), (None, 0));
+    assert_eq!((params.cfg_scale, params.steps, params.requested_seed), (Some(8.0), Some(40), 0));
+    assert_eq!((params.english, params.left_out.len()), (None, 0));
 }
 
 #[test]
@@ -129,10 +129,10 @@ fn untranslated_chinese_text_fails_planning() {
 #[test]
 fn prompt_drops_modifiers_and_description_is_rejected_if_too_long() {
     let long = "x".repeat(1_970);
-    let recipe = plan(&long, JobConfig::default()).expect("image can be planned").params;
-    assert_eq!(recipe.prompt, format!("{long}, cinematic lighting"));
-    assert_eq!(recipe.left_out[0], "professional photography");
-    assert_eq!(recipe.left_out.len(), 5);
+    let params = plan(&long, JobConfig::default()).expect("image can be planned").params;
+    assert_eq!(params.prompt, format!("{long}, cinematic lighting"));
+    assert_eq!(params.left_out[0], "professional photography");
+    assert_eq!(params.left_out.len(), 5);
     let refused = plan_with_index(3, &"x".repeat(2_001), JobConfig::default()).expect_err("longer than 2000");
     assert_eq!(refused.code, ImageFailureCode::RejectedRequest);
     assert_eq!(
@@ -147,9 +147,9 @@ fn prompt_drops_modifiers_and_description_is_rejected_if_too_long() {
 #[test]
 fn too_long_negative_prompt_is_shortened() {
     let config = JobConfig { negative_prompt: Some(format!("{}, blurry", "y".repeat(1_995))), ..JobConfig::default() };
-    let recipe = plan("A fox", config).expect("image can be planned").params;
-    assert_eq!(recipe.negative_prompt, "y".repeat(1_995));
-    assert_eq!(recipe.negative_left_out, ["blurry"]);
+    let params = plan("A fox", config).expect("image can be planned").params;
+    assert_eq!(params.negative_prompt, "y".repeat(1_995));
+    assert_eq!(params.negative_left_out, ["blurry"]);
 }
 
 #[test]
