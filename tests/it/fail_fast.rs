@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// A retry delay that no test waits out. The client starts no wait that ends after its limit of five minutes.
 const LONG_RETRY_DELAY: &str = "4m";
-/// Far less than that delay.
+/// Half of `LONG_RETRY_DELAY`: a job that takes longer has waited for a retry.
 const MAX_ELAPSED: Duration = Duration::from_mins(2);
 
 #[tokio::test]
@@ -53,8 +53,8 @@ async fn fatal_error_ends_retry_waits_of_other_images() -> Result<()> {
         let data = env.generate(&command(1, &descriptions, &config)).await?.expect_data("failed")?;
         assert_eq!(data["error"]["code"], code);
         assert_eq!(failure_codes(&data), ["not_attempted"; 4], "{code}");
-        // The job had three attempts, each of which ended at once. The first image may lose the race with the refusal
-        // and send no request.
+        // The job had three attempts, each of which ended at once. If the fatal error arrives before the first
+        // image's request is sent, that request is never sent.
         assert_eq!(data["failures"][1]["attempts"], 3, "{code}");
         assert!(data["failures"][0]["attempts"].as_u64() <= Some(3), "{code}: {data}");
     }
@@ -63,9 +63,9 @@ async fn fatal_error_ends_retry_waits_of_other_images() -> Result<()> {
     Ok(())
 }
 
-/// While the image that met the fatal error looks for a cached image, a second one ends and a third one gets its turn.
-/// If the refusal arrives before the second one has sent its request, these two look for cached images at the same
-/// time.
+/// While the image with the fatal error is paused before its cache lookup, the second image ends and the third gets its
+/// turn. If the error arrives before the second image's request is sent, the first and the second image look up the
+/// cache at the same time.
 #[tokio::test]
 async fn fatal_error_stops_requests_before_cache_lookup_ends() -> Result<()> {
     const FAILPOINT: &str = "before_cache_fallback";

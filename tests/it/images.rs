@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use integration_tests::{TestEnv, assert_files, command, failure_codes};
 use serde_json::{Value, json};
 
-/// Test 6, end to end: images from the API are checked before they are stored.
+/// Test 6 of the task document, end to end: images from the API are checked before they are stored.
 #[tokio::test]
 async fn test_6_unusable_image_is_requested_once_more_then_fails() -> Result<()> {
     let env = TestEnv::new().await?;
@@ -94,8 +94,8 @@ async fn metadata_is_embedded_in_png_and_jpeg() -> Result<()> {
             "{parameters}"
         );
         let shown = String::from_utf8_lossy(&env.run(&["inspect", file]).await?.stdout).into_owned();
-        for told in [job_id, "一隻狐狸", "A fox, 4k", "anime", &software] {
-            assert!(shown.contains(told), "{told} is not in {shown}");
+        for expected in [job_id, "一隻狐狸", "A fox, 4k", "anime", &software] {
+            assert!(shown.contains(expected), "{expected} is not in {shown}");
         }
     }
     Ok(())
@@ -112,11 +112,11 @@ async fn inspect_accepts_foreign_images_and_refuses_other_files() -> Result<()> 
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("metadata        none"));
     std::fs::write(env.folder().join("note.txt"), "a note")?;
-    for (file, said) in [("note.txt", "wrong format"), ("gone.png", "cannot be read")] {
+    for (file, reason) in [("note.txt", "wrong format"), ("gone.png", "cannot be read")] {
         let output = env.run(&["inspect", file]).await?;
         assert_eq!(output.status.code(), Some(64), "{file}");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(text.contains(file) && text.contains(said), "{text}");
+        assert!(text.contains(file) && text.contains(reason), "{text}");
     }
     Ok(())
 }

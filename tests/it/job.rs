@@ -180,7 +180,7 @@ async fn stable_image_engine_is_selected_by_name() -> Result<()> {
     let data = events.wait_for_data("completed").await?;
     assert_files(&env, &data, &[1, 2])?;
     assert_eq!(data["assets"][0]["seed"], 7);
-    // A parameter that the engine does not accept fails its images by name, without a request.
+    // A parameter that the engine does not support fails the image without a request; the message names the parameter.
     producer.publish(&command(1, &["An owl"], &json!({"engine": "ultra", "steps": 30}))).await?;
     let data = events.wait_for_data("failed").await?;
     assert_eq!(data["failures"][0]["code"], "rejected_request");
@@ -304,9 +304,9 @@ async fn rejected_api_key_fails_job_and_never_leaks() -> Result<()> {
     assert_eq!(data["error"]["code"], "unauthorized");
     assert_eq!(failure_codes(&data), ["not_attempted", "not_attempted"]);
     assert_eq!(env.sandbox.ledger().requests, 3, "one request in each of three attempts");
-    let told: String = seen.iter().map(|event| String::from_utf8_lossy(&event.body).into_owned()).collect();
+    let bodies: String = seen.iter().map(|event| String::from_utf8_lossy(&event.body).into_owned()).collect();
     let rows = format!("{:?}", env.query_rows("SELECT error_message, command FROM jobs").await?);
-    for text in [worker.log(), told, rows] {
+    for text in [worker.log(), bodies, rows] {
         assert!(!text.contains("hunter2"), "{text}");
     }
     Ok(())

@@ -49,8 +49,8 @@ async fn all_workers_together_stay_within_the_rate_limit() -> Result<()> {
     wait_until_all_completed(&mut events).await?;
     let arrivals: Vec<Instant> = env.sandbox.request_log().iter().map(|arrival| arrival.received_at).collect();
     assert_eq!(arrivals.len(), 24);
-    // A request sent later than permitted makes no room for more, so the time from the first to the last request has
-    // the same lower bound on any machine.
+    // Delayed requests do not permit additional ones, so the minimum time from the first to the last request does not
+    // depend on the machine.
     let took = arrivals[23].duration_since(arrivals[0]);
     // One interval less, because the first requests may have arrived late.
     assert!(took > Duration::from_millis(204) * (23 - 3 - 1), "{took:?}");
@@ -74,7 +74,7 @@ async fn lockout_of_one_worker_stops_all_workers() -> Result<()> {
     assert_eq!(arrivals.len(), 25);
     let met = arrivals.iter().find(|arrival| arrival.status == Some(429)).map(|arrival| arrival.received_at);
     let met = met.ok_or_else(|| anyhow::anyhow!("no request was answered with 429"))?;
-    // Requests that were already on their way at the first 429 may still arrive.
+    // Requests admitted before the pause takes effect in every worker may still arrive.
     let known = Duration::from_millis(500);
     let during = arrivals.iter().filter(|arrival| {
         let after = arrival.received_at.saturating_duration_since(met);

@@ -121,7 +121,7 @@ async fn unsupported_content_type_or_encoding_is_refused() -> Result<()> {
     producer.publish_bytes(br#"{"job_id": "a", "job_id": "b"}"#, None).await?;
     let reason = producer.take_dead_letter().await?.header("x-rejected-reason").unwrap_or_default();
     assert!(reason.contains("duplicate key \"job_id\""), "{reason}");
-    // A charset is no other type, and a missing content type is taken for JSON.
+    // A charset parameter does not change the type, and a message without a content type is treated as JSON.
     for content_type in [Some("application/json; charset=utf-8"), None] {
         let properties = content_type.map_or(plain.clone(), |kind| plain.clone().with_content_type(kind.into()));
         producer.publish_raw(command(7, &["A fox"], &json!({})).to_string().as_bytes(), properties).await?;
@@ -237,7 +237,7 @@ async fn database_outage_loses_no_image_and_no_event() -> Result<()> {
     Ok(())
 }
 
-/// The finished file is removed meanwhile, as by a rendering stage that has taken it.
+/// The finished file is removed between the attempts, as a consumer that moves the file away would do.
 #[tokio::test]
 async fn finished_image_is_not_requested_again_by_the_next_attempt() -> Result<()> {
     let mut env = TestEnv::new().await?;
@@ -250,8 +250,8 @@ async fn finished_image_is_not_requested_again_by_the_next_attempt() -> Result<(
     worker.wait_for_log("job will be retried after a delay").await?;
     std::fs::remove_file(env.stored_path("projects/1/assets/image_001.png"))?;
     let seen = events.wait_for("completed").await?;
-    let told = seen.iter().filter(|event| event.json()["data"]["index"] == 1).count();
-    assert_eq!(told, 1, "progress of the finished image is published once");
+    let reports = seen.iter().filter(|event| event.json()["data"]["index"] == 1).count();
+    assert_eq!(reports, 1, "progress of the finished image is published once");
     let ledger = env.sandbox.ledger();
     assert_eq!((ledger.prompt_counts("A fox").requests, ledger.prompt_counts("A bear").requests), (1, 5));
     Ok(())

@@ -70,8 +70,8 @@ async fn bucket_error_is_reported_before_spending_and_without_secrets() -> Resul
     );
     assert_eq!(env.sandbox.ledger().requests, 0);
     let doctor = env.run(&["doctor"]).await?;
-    let said = String::from_utf8_lossy(&[doctor.stdout, doctor.stderr].concat()).into_owned();
-    assert_eq!(doctor.status.code(), Some(69), "{said}");
-    assert!(said.contains("correct ASSET_STORAGE_URL") && !said.contains("hunter2"), "{said}");
+    let output = String::from_utf8_lossy(&[doctor.stdout, doctor.stderr].concat()).into_owned();
+    assert_eq!(doctor.status.code(), Some(69), "{output}");
+    assert!(output.contains("correct ASSET_STORAGE_URL") && !output.contains("hunter2"), "{output}");
     Ok(())
 }

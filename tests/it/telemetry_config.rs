@@ -25,8 +25,8 @@ fn elements(value: &Value) -> impl Iterator<Item = &Value> {
 
 async fn run_promtool(arguments: &[&str]) -> Result<()> {
     let output = promtool()?.args(arguments).current_dir(telemetry_folder()).output().await?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    anyhow::ensure!(output.status.success(), "promtool {arguments:?}: {said}");
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    anyhow::ensure!(output.status.success(), "promtool {arguments:?}: {printed}");
     Ok(())
 }
 
@@ -192,7 +192,7 @@ async fn files_mounted_by_telemetry_profile_exist() -> Result<()> {
             assert!(telemetry_folder().join("..").join(from).is_file(), "{name}: {from} does not exist");
         }
     }
-    // In the container the rules lie in /etc/prometheus; here they are read from the repository.
+    // In the container the rules are in /etc/prometheus; here they are read from the repository.
     let folder = tempfile::tempdir()?;
     let config = std::fs::read_to_string(telemetry_folder().join("prometheus.yaml"))?;
     let file = folder.path().join("prometheus.yaml");

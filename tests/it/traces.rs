@@ -202,8 +202,8 @@ async fn job_is_one_trace_from_producer_span_to_events() -> Result<()> {
             "{header} names no exported span"
         );
     }
-    let told = spans.iter().flat_map(|span| span.attributes.values().chain(&span.error_message).chain([&span.name]));
-    for text in told {
+    let texts = spans.iter().flat_map(|span| span.attributes.values().chain(&span.error_message).chain([&span.name]));
+    for text in texts {
         let secret = ["sk-sandbox", "hunter2", "A bear", "A fox", "gory"].iter().find(|secret| text.contains(**secret));
         assert_eq!(secret, None, "{text}");
     }
@@ -355,8 +355,8 @@ async fn job_log_lines_carry_job_id_and_trace_context() -> Result<()> {
     let log = worker.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let lines: Vec<_> = lines.filter(|line| line["job.id"] == job["job_id"]).collect();
-    let said: Vec<_> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
-    assert_eq!(said, ["prompt refused by content policy", "image failed", "job failed"], "{log}");
+    let messages: Vec<_> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
+    assert_eq!(messages, ["prompt refused by content policy", "image failed", "job failed"], "{log}");
     assert_eq!(lines[1]["image.index"], 1);
     let fields: Vec<_> = lines[1].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     let expected = [
@@ -396,10 +396,10 @@ async fn unresponsive_collector_delays_neither_jobs_nor_shutdown() -> Result<()>
         let mut events = producer.subscribe_to_events().await?;
         producer.publish(&command(42, &["A fox"], &json!({}))).await?;
         events.wait_for("completed").await?;
-        let told = std::time::Instant::now();
+        let stopped_at = std::time::Instant::now();
         worker.signal(Signal::TERM);
         assert!(worker.wait_for_exit().await?.success());
-        assert!(told.elapsed() < std::time::Duration::from_secs(8), "{protocol}: {:?}", told.elapsed());
+        assert!(stopped_at.elapsed() < std::time::Duration::from_secs(8), "{protocol}: {:?}", stopped_at.elapsed());
     }
     Ok(())
 }

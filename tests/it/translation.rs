@@ -149,9 +149,9 @@ async fn refused_gemini_key_fails_without_retries_and_never_leaks() -> Result<()
     assert!(!data.to_string().contains("hunter2"), "{data}");
     assert_eq!((gemini.ledger().requests, env.sandbox.ledger().requests), (1, 0));
     let doctor = env.run(&["doctor"]).await?;
-    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(said.contains("FAILED  translation") && said.contains("check GEMINI_API_KEY"), "{said}");
-    assert!(!said.contains("hunter2"), "{said}");
+    let printed = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(printed.contains("FAILED  translation") && printed.contains("check GEMINI_API_KEY"), "{printed}");
+    assert!(!printed.contains("hunter2"), "{printed}");
     Ok(())
 }
 
@@ -161,10 +161,10 @@ async fn invalid_phrase_book_prevents_the_start() -> Result<()> {
     env.write_phrase_book(&json!({"一隻狐狸": "狐狸"}))?;
     let refused = env.run(&["run"]).await?;
     assert_eq!(refused.status.code(), Some(64));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let printed = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
-        said.contains("TRANSLATION_PHRASE_BOOK: ") && said.contains("\"一隻狐狸\": \"狐狸\" is not allowed"),
-        "{said}"
+        printed.contains("TRANSLATION_PHRASE_BOOK: ") && printed.contains("\"一隻狐狸\": \"狐狸\" is not allowed"),
+        "{printed}"
     );
     Ok(())
 }

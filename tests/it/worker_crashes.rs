@@ -240,7 +240,7 @@ async fn job_with_image_slower_than_lease_keeps_its_worker() -> Result<()> {
 async fn worker_with_lost_lease_neither_spends_nor_writes() -> Result<()> {
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.set("WORKER_LEASE", "1s");
-    // So that the repeated command goes to the other worker.
+    // With one job per worker, the broker delivers the repeated command to the other worker.
     env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
     env.sandbox.set_latency(Duration::from_millis(1_500));
     let first = env.start_ready_worker().await?;
@@ -280,9 +280,9 @@ async fn generate_resumes_the_job_of_a_killed_generate() -> Result<()> {
     killed.kill().await?;
     env.set("ASSET_WORKER_PAUSE_AT", "");
     let output = env.run(&["generate", "--json", "--file", &file]).await?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("another process holds the lease of this job"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("another process holds the lease of this job"), "{printed}");
     assert_eq!(env.sandbox.ledger().requests, 1, "the existing file is adopted");
     Ok(())
 }

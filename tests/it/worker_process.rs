@@ -126,7 +126,7 @@ async fn sigterm_in_the_last_attempt_does_not_fail_job() -> Result<()> {
     let mut worker = env.start_ready_worker().await?;
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
-    // Each image meets the fault in all four requests of the first attempt.
+    // The fault applies to all four requests that the first attempt sends for an image.
     let descriptions = ["One [fault:status=503 x4]", "Two [fault:status=503 x4]", "Three [fault:status=503 x4]"];
     env.sandbox.set_latency(Duration::from_secs(1));
     producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
@@ -246,9 +246,9 @@ async fn invalid_setting_exits_with_code_64_and_an_explanation() -> Result<()> {
         let mut env = TestEnv::new().await?;
         env.set(name, value);
         let output = env.run(&["run"]).await?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(64), "{said}");
-        assert!(said.contains(expected) && !said.contains("hunter2"), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{printed}");
+        assert!(printed.contains(expected) && !printed.contains("hunter2"), "{printed}");
         Ok(())
     };
     check(

@@ -1,8 +1,9 @@
 //! Shared code of the black-box tests. They observe the built programs only from the outside: messages, rows, files and
 //! exit codes.
 //!
-//! Reading order: a [`TestEnv`] is a virtual host, a database, a folder and an API sandbox that no other test sees. A
-//! [`Worker`] runs in it, a [`BrokerClient`] publishes commands, and an [`EventStream`] receives the resulting events.
+//! Reading order: a [`TestEnv`] is a virtual host, a database, a folder and an API sandbox that no other test
+//! shares. A [`Worker`] runs in it, a [`BrokerClient`] publishes commands, and an [`EventStream`] receives the
+//! resulting events.
 
 mod broker;
 pub mod bucket;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dev_services::process::{Process, command_with_death_signal, log_tail};
 use dev_services::services::PROMETHEUS_VAR;
-use dev_services::{variable, wait};
+use dev_services::{env_var, wait};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -23,7 +23,7 @@ pub fn promtool() -> Result<Command> {
 }
 
 fn prometheus_folder() -> Result<PathBuf> {
-    let given = variable(PROMETHEUS_VAR);
+    let given = env_var(PROMETHEUS_VAR);
     Ok(given
         .with_context(|| {
             format!("{PROMETHEUS_VAR} is not set: run the tests with `make test`, which provides Prometheus")

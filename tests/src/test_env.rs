@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dev_services::process::{Process, Signal, command_with_death_signal, log_tail};
 use dev_services::services::{ServiceUrls, Vhost};
-use dev_services::{programs, variable, wait};
+use dev_services::{env_var, programs, wait};
 use sea_orm::{ConnectionTrait, Database as Connect, FromQueryResult, JsonValue, Statement};
 use serde_json::Value;
 use stability_sandbox::faults::FaultSpec;
@@ -190,7 +190,7 @@ impl TestEnv {
             .env("HTTP_ADDR", "127.0.0.1:0")
             .env("LOG_FORMAT", "json");
         // A coverage run collects the profiles from the path in this variable.
-        if let Some(profile) = variable("LLVM_PROFILE_FILE") {
+        if let Some(profile) = env_var("LLVM_PROFILE_FILE") {
             command.env("LLVM_PROFILE_FILE", profile);
         }
         for (name, value) in &self.env_vars {

@@ -95,7 +95,7 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError`] if the queue cannot be inspected; a missing queue is [`QueueState::Missing`].
-    pub async fn generate_queue_state(&self) -> Result<QueueState, BrokerError> {
+    pub async fn read_command_queue_state(&self) -> Result<QueueState, BrokerError> {
         topology::queue_state(&self.create_channel().await?, GENERATE_QUEUE).await
     }
 

@@ -37,7 +37,7 @@ impl Message {
         headers.is_some_and(|headers| headers.inner().contains_key(FIRST_DEATH_HEADER))
     }
 
-    /// Whether it was delivered before without being settled: that worker crashed or lost its connection.
+    /// Whether the message was delivered before: a worker requeued it, crashed or lost its connection.
     pub fn was_redelivered(&self) -> bool {
         self.previous_deliveries > 0
     }

@@ -37,8 +37,8 @@ pub enum PublishOutcome {
 /// Publishes on channels of its own. Clones share them.
 #[derive(Clone)]
 pub struct Publisher {
-    /// For messages that must reach a queue. lapin attaches a returned message to the next confirm of the channel,
-    /// whichever message that is for, so only one message at a time is published on this channel.
+    /// For messages that must reach a queue. lapin attaches a returned message to the next confirm of the channel, even
+    /// if that confirms another message, so only one message at a time is published on this channel.
     mandatory_channel: Arc<Mutex<Channel>>,
     /// For `started` and `progress` events, which may be lost.
     progress_channel: Channel,

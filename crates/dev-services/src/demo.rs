@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::process::{Process, Signal, command_with_death_signal, log_tail};
 use crate::services::{ServiceProvider, Vhost};
 use crate::wait::free_addresses;
-use crate::{programs, variable};
+use crate::{env_var, programs};
 use api::Api;
 
 /// Descriptions of the demo's job. The phrase book translates the two Chinese ones; the sandbox rejects one, as the
@@ -45,7 +45,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 pub async fn run() -> Result<()> {
     let folder = create_empty_folder()?;
     print_line("One job: images of 1920x1080 for six descriptions.");
-    let api = Api::chosen(DESCRIPTIONS.len());
+    let api = Api::from_env(DESCRIPTIONS.len());
     print_line("\nstarting");
     let supply = ServiceProvider::new()?;
     let rabbitmq = supply.rabbitmq().await?;
@@ -56,17 +56,17 @@ pub async fn run() -> Result<()> {
     print_step("API", api.name());
     std::fs::write(folder.join(PHRASE_BOOK_FILE), PHRASE_BOOK)?;
     print_step("language", "a phrase book translates the Chinese texts; others would need GEMINI_API_KEY");
-    let stage = Demo { folder, amqp_url: vhost.amqp_url.clone(), api };
-    let worker = stage.start_worker().await?;
+    let demo = Demo { folder, amqp_url: vhost.amqp_url.clone(), api };
+    let worker = demo.start_worker().await?;
     print_step("worker", "with the embedded defaults: SQLite and local files");
-    let outcome = stage.run_job().await;
+    let outcome = demo.run_job().await;
     worker.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     if let Some(sandbox) = sandbox {
         sandbox.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     }
     drop(vhost);
     rabbitmq.stop().await;
-    stage.print_summary(&outcome?);
+    demo.print_summary(&outcome?);
     Ok(())
 }
 
@@ -111,7 +111,7 @@ impl Demo {
             "NO_PROXY",
             "no_proxy",
         ] {
-            if let Some(value) = variable(kept) {
+            if let Some(value) = env_var(kept) {
                 command.env(kept, value);
             }
         }

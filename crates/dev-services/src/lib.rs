@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`services`] obtains RabbitMQ and PostgreSQL and stops what it started; [`programs`] finds the
 //! workspace's built programs; [`demo`] runs a job with them; [`live`] tests with the real API. All of them use
-//! [`process`], [`wait`] and [`variable`].
+//! [`process`], [`wait`] and [`env_var`].
 
 pub mod demo;
 pub mod live;
@@ -41,6 +41,6 @@ pub fn run_cleanup_blocking(work: impl Future<Output = anyhow::Result<()>> + Sen
 
 /// Returns an environment variable if it is set and not blank.
 #[expect(clippy::disallowed_methods, reason = "the only place in this crate that reads the environment")]
-pub fn variable(name: &str) -> Option<String> {
+pub fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::{print_status, programs, variable};
+use crate::{env_var, print_status, programs};
 
 /// Descriptions of test 9.
 const DESCRIPTIONS: [&str; 3] =
@@ -23,7 +23,7 @@ const GENERATE_TIMEOUT: Duration = Duration::from_mins(10);
 ///
 /// If an image is not generated or fails a check.
 pub async fn run() -> Result<()> {
-    if variable("STABILITY_API_KEY").is_none() {
+    if env_var("STABILITY_API_KEY").is_none() {
         print_status("STABILITY_API_KEY is not set: no image was generated");
         return Ok(());
     }

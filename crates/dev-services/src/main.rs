@@ -54,7 +54,7 @@ async fn run_cli() -> Result<ExitCode> {
         }
         Subcommand::Live => dev_services::live::run().await.map(|()| ExitCode::SUCCESS),
         Subcommand::Demo => {
-            let mut signals = told_to_stop()?;
+            let mut signals = listen_for_stop_signals()?;
             tokio::select! {
                 result = dev_services::demo::run() => result.map(|()| ExitCode::SUCCESS),
                 signal = signals.recv() => {
@@ -67,7 +67,7 @@ async fn run_cli() -> Result<ExitCode> {
 }
 
 async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Result<ExitCode> {
-    let mut signals = told_to_stop()?;
+    let mut signals = listen_for_stop_signals()?;
     // If a signal arrives meanwhile, everything that was started is killed when it is dropped.
     let (rabbitmq, postgres) = tokio::select! {
         obtained = supply.obtain_all() => obtained?,
@@ -76,9 +76,9 @@ async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Resu
     let mut child = command_with_death_signal(Path::new(&command[0]), "TERM");
     child
         .args(&command[1..])
-        .env(services::AMQP_URL, &rabbitmq.amqp_url)
+        .env(services::AMQP_URL_VAR, &rabbitmq.amqp_url)
         .env(services::RABBITMQ_API_URL_VAR, &rabbitmq.api_url)
-        .env(services::DATABASE_URL, &postgres.url)
+        .env(services::DATABASE_URL_VAR, &postgres.url)
         .envs(find_prometheus().map(|programs| (services::PROMETHEUS_VAR, programs)))
         // All services are on this machine.
         .env("NO_PROXY", "127.0.0.1,localhost");
@@ -107,7 +107,7 @@ struct StopSignals {
     hangup: tokio::signal::unix::Signal,
 }
 
-fn told_to_stop() -> Result<StopSignals> {
+fn listen_for_stop_signals() -> Result<StopSignals> {
     let listen = |kind| signal(kind).context("cannot install signal handlers");
     Ok(StopSignals {
         interrupt: listen(SignalKind::interrupt())?,

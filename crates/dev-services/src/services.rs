@@ -23,14 +23,14 @@ use tokio::sync::Mutex;
 pub use prometheus::programs as prometheus_programs;
 pub use vhost::Vhost;
 
-use crate::{print_status, programs, variable};
+use crate::{env_var, print_status, programs};
 
 /// Environment variable with the AMQP URL of RabbitMQ.
-pub const AMQP_URL: &str = "TEST_AMQP_URL";
+pub const AMQP_URL_VAR: &str = "TEST_AMQP_URL";
 /// Environment variable with the URL of RabbitMQ's management API, including user and password.
 pub const RABBITMQ_API_URL_VAR: &str = "TEST_RABBITMQ_API_URL";
 /// Environment variable with the URL of PostgreSQL; its user must be allowed to create databases.
-pub const DATABASE_URL: &str = "TEST_DATABASE_URL";
+pub const DATABASE_URL_VAR: &str = "TEST_DATABASE_URL";
 
 /// Environment variable with the folder of the programs `prometheus` and `promtool`.
 pub const PROMETHEUS_VAR: &str = "TEST_PROMETHEUS";
@@ -43,7 +43,7 @@ pub struct RabbitMq {
     pub api_url: String,
     /// Human-readable source of the service.
     pub origin: String,
-    kept: Kept,
+    handle: ServiceHandle,
 }
 
 /// A running PostgreSQL.
@@ -52,18 +52,18 @@ pub struct Postgres {
     pub url: String,
     /// Human-readable source of the service.
     pub origin: String,
-    kept: Kept,
+    handle: ServiceHandle,
 }
 
 /// The container or process of a service, which must be stopped at the end; none if the service was given by its URL.
-enum Kept {
+enum ServiceHandle {
     Nothing,
     Container(Box<docker::Container>),
     RabbitMq(Box<rabbitmq::PrivateServer>),
     Postgres(Box<postgres::PrivateServer>),
 }
 
-impl Kept {
+impl ServiceHandle {
     async fn stop(self) {
         match self {
             Self::Nothing => {}
@@ -115,14 +115,14 @@ impl ServiceUrls {
     /// If a variable is not set; the message names it and says how to run the tests.
     pub fn from_env() -> Result<Self> {
         let required = |name: &str| {
-            variable(name).with_context(|| {
+            env_var(name).with_context(|| {
                 format!("{name} is not set: run the tests with `make test`, which provides the services")
             })
         };
         Ok(Self {
-            amqp_url: required(AMQP_URL)?,
+            amqp_url: required(AMQP_URL_VAR)?,
             rabbitmq_api_url: required(RABBITMQ_API_URL_VAR)?,
-            database_url: required(DATABASE_URL)?,
+            database_url: required(DATABASE_URL_VAR)?,
         })
     }
 
@@ -195,17 +195,18 @@ impl ServiceProvider {
     /// If it is unavailable; the message says how to provide it.
     pub async fn rabbitmq(&self) -> Result<RabbitMq> {
         if !self.containers_only
-            && let Some(given) = given_rabbitmq()?
+            && let Some(given) = rabbitmq_from_env()?
         {
             return Ok(given);
         }
         let no_container = match docker::rabbitmq().await {
             Ok(container) => return Ok(container),
-            Err(why) => self.elsewhere(why)?,
+            Err(why) => self.check_fallback_allowed(why)?,
         };
-        let program = self.installed(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL, &no_container).await?;
+        let program =
+            self.find_or_install(rabbitmq::find, "RabbitMQ", "rabbitmq-server", AMQP_URL_VAR, &no_container).await?;
         let folder = self.folder.path().join("rabbitmq");
-        twice(&folder, async |folder| rabbitmq::start(&program, folder).await).await
+        start_with_one_retry(&folder, async |folder| rabbitmq::start(&program, folder).await).await
     }
 
     /// Obtains PostgreSQL with a user that may create databases.
@@ -215,21 +216,26 @@ impl ServiceProvider {
     /// If it is unavailable; the message says how to provide it.
     pub async fn postgres(&self) -> Result<Postgres> {
         if !self.containers_only
-            && let Some(url) = variable(DATABASE_URL)
+            && let Some(url) = env_var(DATABASE_URL_VAR)
         {
-            return Ok(Postgres { url, origin: format!("given by {DATABASE_URL}"), kept: Kept::Nothing });
+            return Ok(Postgres {
+                url,
+                origin: format!("given by {DATABASE_URL_VAR}"),
+                handle: ServiceHandle::Nothing,
+            });
         }
         let no_container = match docker::postgres().await {
             Ok(container) => return Ok(container),
-            Err(why) => self.elsewhere(why)?,
+            Err(why) => self.check_fallback_allowed(why)?,
         };
-        let programs = self.installed(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL, &no_container).await?;
+        let programs =
+            self.find_or_install(postgres::find, "PostgreSQL", "postgresql", DATABASE_URL_VAR, &no_container).await?;
         let folder = self.folder.path().join("postgres");
-        twice(&folder, async |folder| postgres::start(&programs, folder).await).await
+        start_with_one_retry(&folder, async |folder| postgres::start(&programs, folder).await).await
     }
 
     /// Returns the error of the Docker engine if other sources are allowed; fails with it otherwise.
-    fn elsewhere(&self, container_error: anyhow::Error) -> Result<anyhow::Error> {
+    fn check_fallback_allowed(&self, container_error: anyhow::Error) -> Result<anyhow::Error> {
         if self.containers_only {
             return Err(container_error
                 .context("a Docker engine that can provide rabbitmq:3-management and postgres:15 is needed"));
@@ -238,7 +244,7 @@ impl ServiceProvider {
     }
 
     /// Returns what `find` returns; if that is none, installs the package and searches again.
-    async fn installed(
+    async fn find_or_install(
         &self,
         find: impl Fn() -> Option<PathBuf>,
         name: &str,
@@ -264,7 +270,7 @@ impl ServiceProvider {
 impl RabbitMq {
     /// Stops the service; has no effect if it was given by its URL.
     pub async fn stop(self) {
-        self.kept.stop().await;
+        self.handle.stop().await;
     }
 
     /// Stops the broker gracefully and starts it again after `away`; its data is kept.
@@ -273,14 +279,14 @@ impl RabbitMq {
     ///
     /// If the service was given by its URL or does not start again.
     pub async fn restart_after(&mut self, away: Duration) -> Result<()> {
-        self.kept.restart_after(away).await
+        self.handle.restart_after(away).await
     }
 }
 
 impl Postgres {
     /// Stops the service; has no effect if it was given by its URL.
     pub async fn stop(self) {
-        self.kept.stop().await;
+        self.handle.stop().await;
     }
 
     /// Crashes the server and starts it again after `away`; committed data is kept.
@@ -289,18 +295,18 @@ impl Postgres {
     ///
     /// If the service was given by its URL or does not start again.
     pub async fn restart_after(&mut self, away: Duration) -> Result<()> {
-        self.kept.restart_after(away).await
+        self.handle.restart_after(away).await
     }
 }
 
-fn given_rabbitmq() -> Result<Option<RabbitMq>> {
-    let Some(amqp_url) = variable(AMQP_URL) else { return Ok(None) };
-    let api_url = match variable(RABBITMQ_API_URL_VAR) {
+fn rabbitmq_from_env() -> Result<Option<RabbitMq>> {
+    let Some(amqp_url) = env_var(AMQP_URL_VAR) else { return Ok(None) };
+    let api_url = match env_var(RABBITMQ_API_URL_VAR) {
         Some(api_url) => api_url,
         None => default_api_url(&amqp_url)
-            .with_context(|| format!("{AMQP_URL} is not a URL; correct it or set {RABBITMQ_API_URL_VAR}"))?,
+            .with_context(|| format!("{AMQP_URL_VAR} is not a URL; correct it or set {RABBITMQ_API_URL_VAR}"))?,
     };
-    Ok(Some(RabbitMq { amqp_url, api_url, origin: format!("given by {AMQP_URL}"), kept: Kept::Nothing }))
+    Ok(Some(RabbitMq { amqp_url, api_url, origin: format!("given by {AMQP_URL_VAR}"), handle: ServiceHandle::Nothing }))
 }
 
 /// Returns the URL of the management API at its default port on the same host.
@@ -314,7 +320,7 @@ fn default_api_url(amqp_url: &str) -> Result<String> {
 /// Starts a server, and retries once with other ports if that fails.
 ///
 /// Ports are chosen before the server binds them, so another connection may take one of them in between.
-async fn twice<T>(folder: &Path, start: impl AsyncFn(&Path) -> Result<T>) -> Result<T> {
+async fn start_with_one_retry<T>(folder: &Path, start: impl AsyncFn(&Path) -> Result<T>) -> Result<T> {
     match start(&folder.join("1")).await {
         Ok(server) => Ok(server),
         Err(why) => {

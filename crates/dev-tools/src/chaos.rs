@@ -88,21 +88,21 @@ impl Services {
 /// # Errors
 ///
 /// If the run cannot be started. Later errors are violations in the report.
-pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
+pub async fn run(plan: &Plan, services: &mut Services) -> Result<Report> {
     let begun = std::time::Instant::now();
     let mut rng = fastrand::Rng::with_seed(plan.seed);
-    let orders = expected_jobs::generate(&mut rng, plan);
-    let mut stage = Cluster::start(plan, ground, orders).await?;
-    let result = disturb_until_done(plan, &mut stage, &mut rng, ground).await;
-    let result = result.and(stage.drain_and_stop().await);
-    let mut report = Report::new(plan, &stage);
-    if let Err(result) = result.and(verification::verify(&stage, &mut report).await) {
+    let expected_jobs = expected_jobs::generate(&mut rng, plan);
+    let mut cluster = Cluster::start(plan, services, expected_jobs).await?;
+    let result = disturb_until_done(plan, &mut cluster, &mut rng, services).await;
+    let result = result.and(cluster.drain_and_stop().await);
+    let mut report = Report::new(plan, &cluster);
+    if let Err(result) = result.and(verification::verify(&cluster, &mut report).await) {
         // For example, a job never ends.
         report.add_violation(format!("the run did not finish: {result:#}"));
     }
     report.elapsed = begun.elapsed();
     if !report.violations.is_empty() {
-        report.folder = Some(stage.env.keep_folder());
+        report.folder = Some(cluster.env.keep_folder());
     }
     Ok(report)
 }
@@ -110,27 +110,27 @@ pub async fn run(plan: &Plan, ground: &mut Services) -> Result<Report> {
 /// Applies disturbances until every job has ended.
 async fn disturb_until_done(
     plan: &Plan,
-    stage: &mut Cluster,
-    dice: &mut fastrand::Rng,
-    ground: &mut Services,
+    cluster: &mut Cluster,
+    rng: &mut fastrand::Rng,
+    services: &mut Services,
 ) -> Result<()> {
-    let mut troubles = Vec::new();
-    let mut next = dice.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
+    let mut disturbances = Vec::new();
+    let mut next = rng.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
     loop {
         let progressed = async || {
-            let ended = stage.publish_next_jobs().await.unwrap_or(false);
-            (ended || stage.env.sandbox.ledger().requests >= next).then_some(ended)
+            let ended = cluster.publish_next_jobs().await.unwrap_or(false);
+            (ended || cluster.env.sandbox.ledger().requests >= next).then_some(ended)
         };
         if wait_until("further requests or the end of all jobs", WAIT_TIMEOUT, progressed).await? {
             return Ok(());
         }
-        if troubles.is_empty() {
-            troubles = disturbance::available(ground);
-            dice.shuffle(&mut troubles);
+        if disturbances.is_empty() {
+            disturbances = disturbance::available(services);
+            rng.shuffle(&mut disturbances);
         }
-        let trouble = troubles.pop().unwrap_or(Disturbance::Kill);
-        stage.apply(trouble, dice, ground).await?;
-        next = stage.env.sandbox.ledger().requests
-            + dice.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
+        let disturbance = disturbances.pop().unwrap_or(Disturbance::Kill);
+        cluster.apply(disturbance, rng, services).await?;
+        next = cluster.env.sandbox.ledger().requests
+            + rng.u32(plan.requests_between_disturbances.0..plan.requests_between_disturbances.1);
     }
 }

@@ -9,7 +9,7 @@ use dev_tools::chaos::{self, Plan, Services};
 #[tokio::test]
 async fn every_job_ends_once_despite_disturbances() -> Result<()> {
     // The seed determines the jobs and the order of the disturbances.
-    let seed = dev_services::variable("TORTURE_SEED").map_or(Ok(20_261_124), |seed| seed.parse())?;
+    let seed = dev_services::env_var("CHAOS_SEED").map_or(Ok(20_261_124), |seed| seed.parse())?;
     // Long enough not to expire while other tests use the CPU.
     let lease = Duration::from_secs(5);
     let plan = Plan {

@@ -175,16 +175,16 @@ pub enum Decision {
 /// If every image was attempted, the job completes as soon as its success rate is reached, even if some failures are
 /// retryable. It fails at once if the rate cannot be reached any more. After a fatal cause that is not retryable there
 /// is no further attempt: the job completes if the rate is reached, otherwise it fails.
-pub fn decide(tally: &Tally, min_success_rate: f64, fatal: Option<JobFailureCode>, tries_left: bool) -> Decision {
+pub fn decide(tally: &Tally, min_success_rate: f64, fatal: Option<JobFailureCode>, attempts_left: bool) -> Decision {
     if !tally.can_reach(min_success_rate) {
         return Decision::Fail(JobFailureCode::SuccessRateTooLow);
     }
-    let attempts_left = tries_left && fatal.is_none_or(JobFailureCode::is_retryable);
+    let may_retry = attempts_left && fatal.is_none_or(JobFailureCode::is_retryable);
     let all_tried = tally.untried == 0;
-    if tally.reaches(min_success_rate) && (all_tried || !attempts_left) {
+    if tally.reaches(min_success_rate) && (all_tried || !may_retry) {
         return Decision::Complete;
     }
-    if attempts_left {
+    if may_retry {
         return Decision::Retry;
     }
     let still_possible = tally.retryable_failures + tally.untried;
@@ -216,8 +216,8 @@ mod tests {
     fn decisions_match_the_contract() {
         use Decision::{Complete, Fail, Retry};
         use JobFailureCode::{AttemptsExhausted, BudgetExceeded, InsufficientCredits, SuccessRateTooLow};
-        let check = |tally: Tally, fatal, tries_left, expected| {
-            assert_eq!(decide(&tally, 0.8, fatal, tries_left), expected, "{tally:?} {fatal:?} {tries_left}");
+        let check = |tally: Tally, fatal, attempts_left, expected| {
+            assert_eq!(decide(&tally, 0.8, fatal, attempts_left), expected, "{tally:?} {fatal:?} {attempts_left}");
         };
         // Every image was attempted.
         check(tally(10, 0, 0, 0), None, true, Complete);
@@ -267,14 +267,14 @@ mod tests {
         #[test]
         fn completion_needs_the_rate_and_retry_needs_unfinished_images(
             completed in 0..50_u32, permanent in 0..50_u32, retryable in 0..50_u32, untried in 0..50_u32,
-            rate in 0.0..=1.0_f64, tries_left: bool, fatal: bool,
+            rate in 0.0..=1.0_f64, attempts_left: bool, fatal: bool,
         ) {
             let tally = tally(completed, permanent, retryable, untried);
             let fatal = fatal.then_some(JobFailureCode::Unauthorized);
-            match decide(&tally, rate, fatal, tries_left) {
+            match decide(&tally, rate, fatal, attempts_left) {
                 Decision::Complete => prop_assert!(tally.reaches(rate)),
                 Decision::Retry => {
-                    prop_assert!(tries_left && tally.can_reach(rate));
+                    prop_assert!(attempts_left && tally.can_reach(rate));
                     prop_assert!(retryable + untried > 0);
                 }
                 Decision::Fail(_) => prop_assert!(!tally.reaches(rate) || !tally.can_reach(rate)),

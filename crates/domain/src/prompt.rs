@@ -45,7 +45,7 @@ pub struct PromptTooLong {
 ///
 /// White space and commas at both ends of each part are removed, and empty parts are dropped. An empty list means the
 /// description alone. A modifier that repeats an earlier one, ignoring case, is dropped. The description is never
-/// shortened; modifiers are appended until one does not fit, and the rest is left out.
+/// shortened; modifiers are appended until one does not fit; that one and all after it are left out.
 ///
 /// # Errors
 ///

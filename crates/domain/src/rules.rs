@@ -13,7 +13,8 @@ pub const MAX_STYLE_MODIFIERS: usize = 50;
 /// The most requests that a job may have in flight.
 pub const MAX_CONCURRENT: u8 = 6;
 
-/// The values that the image API accepts. The worker passes them in, because this crate does not know Stability's API.
+/// The values that the image API accepts. The worker passes them in, because this crate does not depend on the API
+/// client.
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// Names of the engines that a command may name.

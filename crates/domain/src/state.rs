@@ -59,9 +59,9 @@ pub mod job {
     pub const CLAIM: Transition<JobState> = Transition { from: &[Waiting], to: Running };
     /// A claim of a job whose lease expired.
     pub const TAKE_OVER: Transition<JobState> = Transition { from: &[Running], to: Running };
-    /// A heartbeat extends the lease.
+    /// The holder renews the lease.
     pub const RENEW: Transition<JobState> = Transition { from: &[Running], to: Running };
-    /// The holder gives up the lease before the job has ended.
+    /// The holder releases the lease before the job has ended.
     pub const RELEASE: Transition<JobState> = Transition { from: &[Running], to: Waiting };
     /// The job succeeded.
     pub const COMPLETE: Transition<JobState> = Transition { from: &[Running], to: Completed };

@@ -52,7 +52,7 @@ impl TraceParent {
     }
 }
 
-/// The longest `tracestate` that is propagated, in characters: the minimum that W3C Trace Context asks for.
+/// The longest `tracestate` that is propagated, in characters: the minimum that W3C Trace Context requires.
 const MAX_STATE_CHARS: usize = 512;
 
 /// A well-formed `tracestate` header: vendor-specific data, opaque to this program.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::TranslationError;
 
-/// Upper bound for the retry delay that the API asks for; longer ones are reduced to it.
+/// Upper bound for the retry delay that the API specifies; longer ones are reduced to it.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// Maximum length of an error message, in characters.
@@ -30,7 +30,7 @@ pub(crate) enum RequestError {
     Unreachable {
         /// Error of the connection, or of the API.
         message: String,
-        /// Delay before the next request that the API asks for.
+        /// Delay before the next request, as specified by the API.
         retry_after: Option<Duration>,
     },
     /// The API rejects every request: wrong key, model or account.
@@ -48,10 +48,10 @@ impl RequestError {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
-            Self::Rejected(_) => "refused",
+            Self::Rejected(_) => "rejected",
             Self::Timeout(_) => "timeout",
             Self::Blocked(_) => "blocked",
-            Self::InvalidResponse(_) => "unusable",
+            Self::InvalidResponse(_) => "invalid_response",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 /// A fault that the sandbox can inject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// `status=503`: this status with the API's error body; a 429 also asks for a retry after 0.05 s.
+    /// `status=503`: this status with the API's error body; a 429 also specifies a retry delay of 0.05 s.
     Status(u16),
     /// `blocked`: the prompt is blocked; there is no candidate.
     Blocked,

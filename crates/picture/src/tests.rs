@@ -141,18 +141,18 @@ fn png_and_jpeg_both_carry_the_metadata() {
         (encode(&noisy, image::ImageFormat::Png), small, ImageFormat::Jpeg),
     ] {
         let finished = process(&sent, &spec).expect("the image is processed");
-        let metadata::ImageInfo { format: found, width, height, texts: told } =
+        let metadata::ImageInfo { format: found, width, height, texts: texts_read } =
             metadata::read(&finished.bytes).expect("the file is read");
         assert_eq!((finished.format, found), (format, format));
         assert_eq!((width, height), (1920, 1080));
         let text = |keyword: &str| {
-            told.iter().find(|(known, _)| known == keyword).map(|(_, text)| text.as_str()).unwrap_or_default()
+            texts_read.iter().find(|(known, _)| known == keyword).map(|(_, text)| text.as_str()).unwrap_or_default()
         };
         assert_eq!(text("parameters"), metadata.parameters_text());
         assert_eq!(text("Title"), "Project 42, image 3");
         assert_eq!(text("Description"), "黃昏的狐狸");
         assert_eq!(text("Software"), metadata::SOFTWARE);
-        assert_eq!(metadata::from_texts(&told).as_ref(), Some(&metadata));
+        assert_eq!(metadata::from_texts(&texts_read).as_ref(), Some(&metadata));
     }
 }
 
@@ -166,10 +166,11 @@ fn exif_over_the_jpeg_limit_drops_the_longest_text() {
     let spec = ImageSpec { width: 64, height: 64, max_bytes: 3_000 };
     let finished = super::process(&noise, &spec, QualityCheck::default(), &long);
     let finished = finished.expect("the PNG with the metadata is too large, the JPEG without it is not");
-    let metadata::ImageInfo { format, texts: told, .. } = metadata::read(&finished.bytes).expect("the file is read");
+    let metadata::ImageInfo { format, texts: texts_read, .. } =
+        metadata::read(&finished.bytes).expect("the file is read");
     assert_eq!(format, ImageFormat::Jpeg);
-    assert_eq!(metadata::from_texts(&told), None);
-    assert!(told.iter().any(|(keyword, text)| keyword == "parameters" && text.starts_with("A fox at dusk")));
+    assert_eq!(metadata::from_texts(&texts_read), None);
+    assert!(texts_read.iter().any(|(keyword, text)| keyword == "parameters" && text.starts_with("A fox at dusk")));
 }
 
 #[test]

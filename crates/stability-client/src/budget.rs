@@ -1,4 +1,4 @@
-//! Budgets that pay for requests.
+//! Budgets: reserve the price of a request before it is sent, then commit or refund it.
 
 use async_trait::async_trait;
 
@@ -17,7 +17,7 @@ pub enum BudgetError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation(pub String);
 
-/// Pays for requests, one at a time.
+/// Reserves, commits and refunds the prices of requests, one request at a time.
 ///
 /// Each reservation is followed by exactly one [`commit`](Self::commit) or [`refund`](Self::refund), unless the call is
 /// dropped in between. The request of a dropped call may have been sent and charged, so its reservation must count as

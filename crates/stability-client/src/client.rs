@@ -1,4 +1,4 @@
-//! The client: admission by turn and quota, requests, retries.
+//! The client: waits for a turn and the quota, sends requests and retries them.
 
 mod builder;
 mod check;

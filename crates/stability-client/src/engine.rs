@@ -184,7 +184,7 @@ impl fmt::Display for Engine {
     }
 }
 
-/// A name of an engine or option that this client does not know; the error text lists the known ones.
+/// An engine or option name that this client does not support; the error text lists the supported names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown {kind} {name:?}; expected one of {allowed}")]
 pub struct UnknownName {

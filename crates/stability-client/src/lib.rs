@@ -24,8 +24,8 @@
 //! - [`TextToImage`]: a request; every option is checked against the API's ranges when it is set.
 //! - [`Client`], made by a [`ClientBuilder`]: sends requests within its [`Quota`], retries them by its
 //!   [`RetryPolicy`], and returns a [`Generation`] of [`GeneratedImage`]s.
-//! - [`CallOptions`]: what cancels a call, the [`Budget`] that pays for it, and the [`Tenant`] it belongs to. Tenants
-//!   of one client are served in turn.
+//! - [`CallOptions`]: what cancels a call, the [`Budget`] in which its requests are reserved, and the [`Tenant`] it
+//!   belongs to. Tenants of one client are served in turn.
 //! - [`Observer`]: is notified of requests, retries and rate-limit pauses, for metrics.
 
 mod account;

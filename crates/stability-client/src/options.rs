@@ -39,9 +39,9 @@ macro_rules! names {
     };
 }
 
-/// The format in which the API is asked to send images.
+/// The format in which images are requested from the API.
 ///
-/// Responses are decoded in either format, whichever was asked for.
+/// Responses are decoded in both formats, regardless of the requested one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ResponseFormat {
     /// As an image file, with seed and finish reason in headers. A quarter smaller than base64.

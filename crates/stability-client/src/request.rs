@@ -234,7 +234,7 @@ impl TextToImage {
         &self.prompts[0].text
     }
 
-    /// Returns the HTTP request, which asks for a response in this format where the API supports it.
+    /// Returns the HTTP request; it requests a response in this format where the API supports it.
     pub(crate) fn to_http_request(&self, form: ResponseFormat) -> HttpRequest {
         let body = match self.engine.api_version() {
             ApiVersion::V1 => HttpBody::Json(v1::body(self)),

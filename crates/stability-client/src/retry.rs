@@ -69,7 +69,7 @@ pub trait Observer: Send + Sync {
         let _ = pause;
     }
 
-    /// A request waited this long for its turn and the quota; it was admitted or gave up.
+    /// A request waited this long for its turn and the quota, whether it was then admitted or not.
     fn on_admission_wait(&self, wait: Duration) {
         let _ = wait;
     }

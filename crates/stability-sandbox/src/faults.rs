@@ -1,6 +1,6 @@
 //! Faults injected on request, by a marker in the prompt or by the control endpoint.
 //!
-//! A marker stands in brackets: `[fault:status=500]`. With a count, it applies only to the first requests of that
+//! A marker is written in brackets: `[fault:status=500]`. With a count, it applies only to the first requests of that
 //! prompt: `[fault:drop x2]`. The faults cover every kind of failure that a client must handle.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ pub enum Fault {
     Status(u16, Option<u64>),
     /// `filtered`: the image is blurred and has the finish reason `CONTENT_FILTERED`.
     Filtered,
-    /// `error`: the finish reason is `ERROR`: the image could not be finished.
+    /// `error`: the finish reason is `ERROR`, which means that the image could not be finished.
     Error,
     /// `corrupt`: the image file is cut off in the middle.
     Corrupt,

@@ -87,7 +87,7 @@ impl Store {
     }
 
     /// Terminal events that no queue has received yet, the oldest first.
-    pub async fn unpublished_events(&self) -> Result<Vec<(Uuid, Event)>, StoreError> {
+    pub async fn list_unpublished_events(&self) -> Result<Vec<(Uuid, Event)>, StoreError> {
         let rows = job::Entity::find()
             .filter(job::Column::TerminalEvent.is_not_null())
             .filter(job::Column::PublishedAt.is_null())

@@ -34,7 +34,7 @@ pub use finish::{JobEnd, KnownJob};
 pub use lease::Lease;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
-pub use spending::{LeasedImage, PaymentOutcome};
+pub use spending::{CostReservation, LeasedImage};
 pub use translation::Translation;
 
 /// Timeout for connecting and for getting a connection from the pool.

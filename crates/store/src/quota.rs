@@ -24,7 +24,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; either no slot was reserved, or one is reserved and stays unused.
-    pub async fn reserve_request(&self, pace: Pace) -> Result<Duration, StoreError> {
+    pub async fn reserve_request_slot(&self, pace: Pace) -> Result<Duration, StoreError> {
         async {
             let Dialect { clock_us, greatest, .. } = Dialect::for_backend(self.db.get_database_backend());
             let sql = format!(
@@ -67,7 +67,7 @@ impl Store {
     }
 
     /// The remaining time of the rate-limit pause; zero if there is none.
-    pub async fn remaining_pause(&self) -> Result<Duration, StoreError> {
+    pub async fn read_remaining_pause(&self) -> Result<Duration, StoreError> {
         async {
             let Dialect { clock_us, .. } = Dialect::for_backend(self.db.get_database_backend());
             let sql = format!("SELECT paused_until_us - {clock_us} AS wait_us FROM quotas WHERE name = 'stability'");

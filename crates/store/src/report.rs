@@ -90,7 +90,7 @@ impl Store {
     }
 
     /// A job with its images; `None` if it is not known.
-    pub async fn job_report(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
+    pub async fn read_job_report(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
         let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).with_timeout("read a job").await? else {
             return Ok(None);
         };

@@ -1,6 +1,7 @@
-//! Spending: each request is paid for before it is sent, in its image's row and in the daily total of all workers.
+//! Spending: before a request is sent, its price is added to its image's row and to the daily total of all workers.
 //!
-//! A crash between payment and response leaves the request paid, so that a crash loop spends at most the daily budget.
+//! After a crash between this write and the response, the request stays counted, so that a crash loop spends at most
+//! the daily budget.
 
 use domain::money::MicroUsd;
 use sea_orm::entity::prelude::*;
@@ -26,16 +27,16 @@ pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// The result of paying for a request.
+/// The result of reserving the cost of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PaymentOutcome {
-    /// Paid; holds the day in whose total the request is counted.
-    Paid(String),
-    /// Not paid: the request would exceed the daily budget.
+pub enum CostReservation {
+    /// Reserved; holds the day in whose total the cost is counted.
+    Reserved(String),
+    /// Not reserved: the cost would exceed the daily budget.
     OverBudget,
 }
 
-/// The image whose request is paid for, with the lease of its job.
+/// The image whose request is counted, with the lease of its job.
 #[derive(Debug, Clone, Copy)]
 pub struct LeasedImage {
     /// The lease of its job.
@@ -45,35 +46,35 @@ pub struct LeasedImage {
 }
 
 impl Store {
-    /// Pays for one request for an image, unless the daily total of all workers would exceed `daily_limit`.
+    /// Reserves the cost of one request for an image, unless the daily total of all workers would exceed `daily_limit`.
     ///
     /// The day is that of the database's clock, in UTC.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn pay(
+    pub async fn reserve_cost(
         &self,
         image: LeasedImage,
         price: MicroUsd,
         daily_limit: Option<MicroUsd>,
-    ) -> Result<PaymentOutcome, StoreError> {
+    ) -> Result<CostReservation, StoreError> {
         async {
-            let doing = "pay for a request";
+            let doing = "reserve the cost of a request";
             if daily_limit.is_some_and(|daily_limit| price > daily_limit) {
-                return Ok(PaymentOutcome::OverBudget);
+                return Ok(CostReservation::OverBudget);
             }
             let transaction = self.begin_with_lease(image.lease, doing).await?;
-            let Some(day) = add_to_daily_total(&transaction, price, daily_limit).with_timeout(doing).await? else {
+            let Some(day) = add_within_daily_limit(&transaction, price, daily_limit).with_timeout(doing).await? else {
                 // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
                 transaction.rollback().with_timeout(doing).await?;
-                return Ok(PaymentOutcome::OverBudget);
+                return Ok(CostReservation::OverBudget);
             };
             record_cost(&transaction, image, price, 1, 1).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await?;
-            Ok(PaymentOutcome::Paid(day))
+            Ok(CostReservation::Reserved(day))
         }
-        .instrument(self.operation_span("pay", "spending"))
+        .instrument(self.operation_span("reserve_cost", "spending"))
         .await
     }
 
@@ -81,7 +82,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; nothing was written, and the request stays paid.
+    /// [`StoreError`]; nothing was written, and the cost stays counted.
     pub async fn refund(&self, image: LeasedImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
         async {
             let doing = "refund a request";
@@ -102,7 +103,7 @@ impl Store {
 
 impl Store {
     /// What all workers together have spent on the current UTC day.
-    pub async fn spent_today(&self) -> Result<MicroUsd, StoreError> {
+    pub async fn read_spent_today(&self) -> Result<MicroUsd, StoreError> {
         let sql = format!(
             "SELECT micro_usd FROM spending WHERE day = {}",
             Dialect::for_backend(self.db.get_database_backend()).today
@@ -136,14 +137,14 @@ async fn record_cost(
 }
 
 /// Adds a price to today's total and returns the day; `None` if the total would exceed the limit.
-async fn add_to_daily_total(
+async fn add_within_daily_limit(
     db: &DatabaseTransaction,
     price: MicroUsd,
     daily_limit: Option<MicroUsd>,
 ) -> Result<Option<String>, DbErr> {
     let backend = db.get_database_backend();
     let today = Dialect::for_backend(backend).today;
-    // One statement, so that two workers cannot both spend the rest of the budget.
+    // One statement, so that two workers cannot both spend the remaining budget.
     let sql = format!(
         "INSERT INTO spending (day, requests, micro_usd) VALUES ({today}, 1, $1) \
          ON CONFLICT (day) DO UPDATE SET requests = spending.requests + 1, micro_usd = spending.micro_usd + excluded.micro_usd \

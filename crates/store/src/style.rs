@@ -25,7 +25,7 @@ impl ActiveModelBehavior for ActiveModel {}
 
 impl Store {
     /// The stored style of a project.
-    pub async fn project_style(&self, project_id: i64) -> Result<Option<Style>, StoreError> {
+    pub async fn read_project_style(&self, project_id: i64) -> Result<Option<Style>, StoreError> {
         find_style(&self.db, project_id).with_timeout("read a project's style").await
     }
 

@@ -113,7 +113,7 @@ async fn former_lease_holder_cannot_write() {
     let outcomes = [
         ("reserve_path", store.reserve_path(former.lease, image, "a.png").await.map(drop)),
         ("fail_image", store.fail_image(former.lease, image, &failure, None).await),
-        ("pay", store.pay(paid, MicroUsd(20_000), None).await.map(drop)),
+        ("reserve_cost", store.reserve_cost(paid, MicroUsd(20_000), None).await.map(drop)),
         ("refund", store.refund(paid, MicroUsd(20_000), "2026-11-24").await),
         ("renew", store.renew(former.lease, Duration::from_mins(1)).await),
         ("release", store.release(former.lease, true).await),
@@ -122,7 +122,7 @@ async fn former_lease_holder_cannot_write() {
     for (what, outcome) in outcomes {
         assert!(matches!(outcome, Err(StoreError::LeaseLost)), "{what}: {outcome:?}");
     }
-    let job = store.job_report(command.job_id).await.expect("read the job").expect("the job exists");
+    let job = store.read_job_report(command.job_id).await.expect("read the job").expect("the job exists");
     assert_eq!((job.status.as_str(), job.attempts, job.finished_at), ("running", 0, None));
     assert_eq!((job.assets[0].status.as_str(), job.assets[0].requests), ("pending", 0));
     assert!(job.assets[0].file_path.is_none() && job.cost_usd.abs() < f64::EPSILON);
@@ -140,16 +140,16 @@ async fn quota_and_pauses_are_shared_between_processes() {
     let pace = Pace { interval: minute, tolerance: minute };
     let mut waits = Vec::new();
     for store in [&one, &other, &other, &one, &other] {
-        let wait = store.reserve_request(pace).await.expect("reserve a request slot");
+        let wait = store.reserve_request_slot(pace).await.expect("reserve a request slot");
         waits.push((wait + Duration::from_secs(30)).as_secs() / 60);
     }
     assert_eq!(waits, [0, 0, 1, 2, 3]);
-    assert_eq!(one.remaining_pause().await.expect("read the quota"), Duration::ZERO);
+    assert_eq!(one.read_remaining_pause().await.expect("read the quota"), Duration::ZERO);
     // A pause set by one holds for the other, a shorter pause does not end it, and after it there is no burst.
     one.pause_requests(hour, pace).await.expect("pause requests");
     other.pause_requests(minute, pace).await.expect("pause requests");
-    assert!(other.remaining_pause().await.expect("read the quota") > hour / 2);
-    let after = [one.reserve_request(pace).await, other.reserve_request(pace).await];
+    assert!(other.read_remaining_pause().await.expect("read the quota") > hour / 2);
+    let after = [one.reserve_request_slot(pace).await, other.reserve_request_slot(pace).await];
     // Rounded to minutes, because the pause began a moment ago.
     let after = after.map(|wait| (wait.expect("reserve a request slot") + Duration::from_secs(30)).as_secs() / 60);
     assert_eq!(after, [60, 61]);

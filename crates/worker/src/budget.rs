@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use domain::failure::JobFailureCode;
 use domain::money::MicroUsd;
 use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
-use store::{Lease, LeasedImage, PaymentOutcome, Store, StoreError};
+use store::{CostReservation, Lease, LeasedImage, Store, StoreError};
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
@@ -59,9 +59,9 @@ fn format_usd(usd: f64) -> String {
     if exact.ends_with("0000") { cents } else { exact.trim_end_matches('0').to_owned() }
 }
 
-/// Payments of one job.
+/// Requests of one job, by state.
 #[derive(Debug, Clone, Copy)]
-struct Ledger {
+struct RequestCounts {
     /// Requests of all attempts that were, or may have been, charged, including reserved ones.
     charged: u32,
     /// Requests of this attempt that are reserved and have not ended.
@@ -70,16 +70,16 @@ struct Ledger {
     ended: u64,
 }
 
-/// Pays for the requests of one attempt, within the job's `max_cost_usd` and the daily budget of all workers.
+/// Counts and limits the cost of the requests of one attempt, within the job's `max_cost_usd` and the daily budget of all workers.
 pub(crate) struct JobBudget {
     store: Store,
     metrics: Metrics,
     cost_policy: CostPolicy,
     lease: Lease,
-    /// Cancelled with [`CancelReason::LeaseLost`] if a payment finds that the lease was lost.
+    /// Cancelled with [`CancelReason::LeaseLost`] if a reservation finds that the lease was lost.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
-    ledger: watch::Sender<Ledger>,
+    counts: watch::Sender<RequestCounts>,
 }
 
 impl JobBudget {
@@ -93,8 +93,8 @@ impl JobBudget {
         max_cost_usd: Option<f64>,
         charged: u32,
     ) -> Self {
-        let ledger = watch::Sender::new(Ledger { charged, pending: 0, ended: 0 });
-        Self { store, metrics, cost_policy, lease, cancel, max_cost_usd, ledger }
+        let counts = watch::Sender::new(RequestCounts { charged, pending: 0, ended: 0 });
+        Self { store, metrics, cost_policy, lease, cancel, max_cost_usd, counts }
     }
 
     /// The budget of one image, whose requests are counted in the image's row.
@@ -109,7 +109,7 @@ impl JobBudget {
         let prices = self.cost_policy;
         let cost = format_usd(prices.cost_usd(images));
         // After charged attempts, `max_cost_usd` is checked only before each request.
-        let limit = self.max_cost_usd.filter(|_| self.ledger.borrow().charged == 0);
+        let limit = self.max_cost_usd.filter(|_| self.counts.borrow().charged == 0);
         if let Some(limit) =
             limit.filter(|limit| prices.affordable_requests(Some(*limit)).is_some_and(|reserved| reserved < images))
         {
@@ -139,46 +139,46 @@ impl JobBudget {
     }
 
     /// Counts a request as charged and pending; returns `false` if the job's cost would exceed `max_cost_usd`.
-    fn try_reserve(&self) -> bool {
+    fn reserve_within_max_cost(&self) -> bool {
         let affordable = self.cost_policy.affordable_requests(self.max_cost_usd);
-        self.ledger.send_if_modified(|ledger| {
-            let reserved = affordable.is_none_or(|affordable| ledger.charged < affordable);
-            ledger.charged += u32::from(reserved);
-            ledger.pending += u32::from(reserved);
+        self.counts.send_if_modified(|counts| {
+            let reserved = affordable.is_none_or(|affordable| counts.charged < affordable);
+            counts.charged += u32::from(reserved);
+            counts.pending += u32::from(reserved);
             reserved
         })
     }
 
     /// Ends the reservation of a request that has `ended`, or that was not paid for after all.
     fn end_reservation(&self, charged: bool, ended: bool) {
-        self.ledger.send_modify(|ledger| {
-            ledger.pending -= 1;
-            ledger.charged -= u32::from(!charged);
-            ledger.ended += u64::from(ended);
+        self.counts.send_modify(|counts| {
+            counts.pending -= 1;
+            counts.charged -= u32::from(!charged);
+            counts.ended += u64::from(ended);
         });
     }
 }
 
-/// Pays for the requests of one image.
+/// Reserves, commits and refunds the price of one image's requests.
 pub(crate) struct ImageBudget {
     job: Arc<JobBudget>,
     image: LeasedImage,
 }
 
 impl ImageBudget {
-    /// Tries to pay once. [`BudgetError::Exceeded`] is not final while other requests of the job are pending.
-    async fn try_pay(&self) -> Result<Reservation, BudgetError> {
-        let JobBudget { store, cost_policy: prices, cancel, ledger, .. } = &*self.job;
-        if !self.job.try_reserve() {
-            let spent = format_usd(prices.cost_usd(ledger.borrow().charged));
+    /// Tries to reserve once. [`BudgetError::Exceeded`] is not final while other requests of the job are pending.
+    async fn reserve_once(&self) -> Result<Reservation, BudgetError> {
+        let JobBudget { store, cost_policy: prices, cancel, counts, .. } = &*self.job;
+        if !self.job.reserve_within_max_cost() {
+            let spent = format_usd(prices.cost_usd(counts.borrow().charged));
             return Err(BudgetError::Exceeded(format!(
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
         let daily_budget = prices.daily_budget_usd.map(MicroUsd::from_usd);
-        let error = match store.pay(self.image, prices.image_price(), daily_budget).await {
-            Ok(PaymentOutcome::Paid(day)) => return Ok(Reservation(day)),
-            Ok(PaymentOutcome::OverBudget) => {
+        let error = match store.reserve_cost(self.image, prices.image_price(), daily_budget).await {
+            Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
+            Ok(CostReservation::OverBudget) => {
                 let limit = format_usd(prices.daily_budget_usd.unwrap_or_default());
                 BudgetError::Exceeded(format!(
                     "the daily budget of all workers, WORKER_DAILY_BUDGET_USD={limit}, is used up"
@@ -201,15 +201,15 @@ impl Budget for ImageBudget {
     /// If the budget is used up, waits for pending requests of the job to end: their reservations may be refunded.
     async fn reserve(&self) -> Result<Reservation, BudgetError> {
         loop {
-            let mut changes = self.job.ledger.subscribe();
+            let mut changes = self.job.counts.subscribe();
             let ended = changes.borrow().ended;
-            let error = match self.try_pay().await {
+            let error = match self.reserve_once().await {
                 Err(error @ BudgetError::Exceeded(_)) => error,
                 decided => return decided,
             };
-            let changed = changes.wait_for(|ledger| ledger.ended != ended || ledger.pending == 0);
+            let changed = changes.wait_for(|counts| counts.ended != ended || counts.pending == 0);
             match self.job.cancel.token().run_until_cancelled(changed).await {
-                Some(Ok(ledger)) if ledger.ended != ended => {}
+                Some(Ok(counts)) if counts.ended != ended => {}
                 Some(Ok(_) | Err(_)) | None => return Err(error),
             }
         }
@@ -222,7 +222,7 @@ impl Budget for ImageBudget {
 
     async fn refund(&self, Reservation(day): Reservation) {
         if let Err(error) = self.job.store.refund(self.image, self.job.cost_policy.image_price(), &day).await {
-            warn!(error = error_chain(&error), "refund failed; the uncharged request stays counted as paid");
+            warn!(error = error_chain(&error), "refund failed; the uncharged request stays counted as charged");
         }
         self.job.end_reservation(false, true);
     }

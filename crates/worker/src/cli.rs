@@ -25,7 +25,7 @@ use screen::Screen;
 
 /// Generate images from lists of descriptions
 ///
-/// Takes commands from RabbitMQ, generates images with Stability AI's API, stores files and database rows, and
+/// Consumes commands from RabbitMQ, generates images with Stability AI's API, stores files and database rows, and
 /// publishes events.
 #[derive(Debug, Parser)]
 #[command(name = "asset-worker", version, after_help = AFTER_HELP)]
@@ -37,7 +37,8 @@ struct Cli {
 const AFTER_HELP: &str = "\
 Settings are environment variables; the README lists them all. Only STABILITY_API_KEY is required.
 
-Exit codes: 0 success, 1 the job failed, 64 bad setting or usage, 69 a service could not be reached, 70 a bug";
+Exit codes: 0 success, 1 the job failed or did not end, 64 bad setting or usage, 69 a service could not be reached,
+70 a bug";
 
 #[derive(Debug, clap::Subcommand)]
 enum Subcommand {

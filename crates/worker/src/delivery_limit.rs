@@ -23,7 +23,7 @@ use crate::telemetry::trace;
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Handles each dead-lettered message; returns when the consumer ends or a message cannot be settled.
-pub(crate) async fn handle_dead_lettered(mut messages: CommandStream, handler: CommandHandler) {
+pub(crate) async fn handle_delivery_limit_queue(mut messages: CommandStream, handler: CommandHandler) {
     while let Ok(message) = messages.next().await {
         let ack = message.ack.clone();
         // In its own task: this message may have crashed its workers. If its handling panics, it stays dead-lettered.
@@ -59,7 +59,8 @@ async fn handle_message(handler: CommandHandler, message: Message) -> Settlement
     }
 }
 
-/// Requeues the command of an unfinished job; otherwise the command stays dead-lettered, and an unknown job fails.
+/// Requeues the command of an unfinished job. Any other command stays dead-lettered: the terminal event of a finished
+/// job is published again, and an unknown job is recorded as failed.
 async fn fail_or_resume_job(handler: &CommandHandler, message: &Message) -> Result<(), HandleError> {
     let (key, digest) = match Command::parse(&message.body, &handler.rules) {
         Ok(command) => (Some(command.key()), command.digest()),
@@ -79,7 +80,9 @@ async fn fail_or_resume_job(handler: &CommandHandler, message: &Message) -> Resu
                 warn!("delivery limit exceeded; the command of the unfinished job is requeued");
                 return Ok(());
             }
-            Some(KnownJob { terminal_event: Some(terminal) }) => handler.publish_terminal(job_id, &terminal).await?,
+            Some(KnownJob { terminal_event: Some(terminal) }) => {
+                handler.publish_terminal_event(job_id, &terminal).await?;
+            }
             None => {
                 let code = JobFailureCode::AttemptsExhausted;
                 let reason = "the delivery limit of its command was exceeded: its worker crashed or was lost each time";

@@ -71,7 +71,7 @@ impl CommandHandler {
     /// Creates a handler; its delays are derived from `jobs`.
     pub fn new(runner: JobRunner, publisher: Publisher, rules: Rules, jobs: &JobSettings) -> Self {
         let leased_delay = jobs.leased_delay();
-        let (failure_delay, lease_wait) = (jobs.retry_delay(1), jobs.lease + leased_delay);
+        let (failure_delay, lease_wait) = (jobs.job_retry_delay(1), jobs.lease + leased_delay);
         Self { runner, publisher, rules, failure_delay, leased_delay, lease_wait }
     }
 
@@ -216,7 +216,7 @@ impl CommandHandler {
         let labels = outcome.labels();
         let settlement = match outcome {
             JobOutcome::Ended(terminal) | JobOutcome::AlreadyEnded(terminal) => {
-                self.publish_terminal(command.job_id, &terminal).await?;
+                self.publish_terminal_event(command.job_id, &terminal).await?;
                 failpoint::reach("after_event").await;
                 if terminal.error == Some(JobFailureCode::AttemptsExhausted) {
                     self.publisher.dead_letter(message, JobFailureCode::AttemptsExhausted.as_str()).await?;
@@ -254,7 +254,11 @@ impl CommandHandler {
     }
 
     /// Publishes the terminal event of a job with a publisher confirm. An unroutable event is kept with the job.
-    pub(crate) async fn publish_terminal(&self, job_id: Uuid, terminal: &TerminalEvent) -> Result<(), HandleError> {
+    pub(crate) async fn publish_terminal_event(
+        &self,
+        job_id: Uuid,
+        terminal: &TerminalEvent,
+    ) -> Result<(), HandleError> {
         failpoint::reach("before_event").await;
         let publishing = EventSink::publish(&self.publisher, &terminal.event);
         let published = self.metrics().run_stage(Stage::Publish, publishing).await;
@@ -287,7 +291,7 @@ impl CommandHandler {
         let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error));
         let recorded = self.store().fail_unclaimed_job(key, digest, error.code, &error.message, &event).await?;
         if let Some(event) = recorded {
-            self.publish_terminal(key.job_id, &TerminalEvent::new(event, Some(error.code))).await?;
+            self.publish_terminal_event(key.job_id, &TerminalEvent::new(event, Some(error.code))).await?;
         }
         Ok(())
     }

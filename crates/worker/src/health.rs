@@ -168,7 +168,7 @@ impl Health {
             self.check_readiness().await;
             if let Some(looks) = self.state.checks.get() {
                 *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner) = looks.credits();
-                *self.state.spent_today.lock().unwrap_or_else(PoisonError::into_inner) = looks.spent_today().await;
+                *self.state.spent_today.lock().unwrap_or_else(PoisonError::into_inner) = looks.read_spent_today().await;
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::failpoint;
 use crate::image_pool::ImagePool;
 use crate::storage::Storage;
 use crate::telemetry::metrics::{ErrorCode, Metrics, Stage};
-use adopt::find_stored_file;
+use adopt::find_adoptable_file;
 use cache::copy_cached;
 use file::{ImageFiles, StoredFile};
 
@@ -90,11 +90,11 @@ impl ImageGenerator {
 
     /// Adopts, generates or copies one image. Must run inside the image's span.
     ///
-    /// A failure that other images would meet too cancels the attempt. A cancelled attempt sends no further request;
+    /// A failure that would affect other images too cancels the attempt. A cancelled attempt sends no further request;
     /// after a fatal cause, a cached image can still be used.
     pub(crate) async fn run(self: Arc<Self>, task: ImageTask) -> ImageReport {
         let mut usage = Usage::default();
-        let result = match find_stored_file(&self.files, &task).await {
+        let result = match find_adoptable_file(&self.files, &task).await {
             Ok(Some(stored)) => Ok(self.build_asset(&task, stored)),
             Ok(None) => self.generate(&task, &mut usage).await,
             Err(error) => Err(error),

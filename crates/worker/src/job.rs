@@ -32,9 +32,9 @@ use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
 use crate::failpoint;
 use crate::image::{ImageGenerator, ImageResources};
-use crate::retry::retry_store;
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
+use crate::store_retry::retry_store;
 use crate::telemetry::metrics::{Metrics, Stage};
 use crate::telemetry::trace;
 use crate::translation::Translator;
@@ -48,7 +48,8 @@ pub use outcome::{JobOutcome, JobRunError};
 
 /// Lease renewals per lease duration.
 const HEARTBEATS_PER_LEASE: u32 = 4;
-/// A job that loses this many workers in a row without completing an image is assumed to crash them, and fails.
+/// A job whose lease expires this many times in a row without an image being completed is assumed to crash its
+/// workers, and fails unless its completed images suffice.
 const MAX_WORKER_LOSSES: u32 = 3;
 
 /// Trace, priority and lease wait of one call of [`JobRunner::run`].
@@ -140,7 +141,7 @@ impl JobRunner {
         } else {
             let result = tokio::select! {
                 result = attempt.execute() => Some(result),
-                () = self.keep_lease(lease) => {
+                () = self.renew_lease_until_lost(lease) => {
                     cancel.cancel(CancelReason::LeaseLost);
                     Some(Err(StoreError::LeaseLost.into()))
                 }
@@ -150,7 +151,7 @@ impl JobRunner {
             // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
             match result {
-                Some(Ok(())) => self.finish_attempt(attempt, attempts, created_at).await,
+                Some(Ok(())) => self.decide_outcome(attempt, attempts, created_at).await,
                 Some(Err(error)) => Err(error),
                 None => {
                     // Not retried: if the database is unavailable, the lease expires by itself.
@@ -253,20 +254,20 @@ impl JobRunner {
     }
 
     /// Renews a lease periodically; returns when the lease is lost.
-    async fn keep_lease(&self, lease: Lease) {
+    async fn renew_lease_until_lost(&self, lease: Lease) {
         loop {
             sleep(self.settings.lease / HEARTBEATS_PER_LEASE).await;
             match self.store().renew(lease, self.settings.lease).await {
                 Ok(()) => {}
                 Err(StoreError::LeaseLost) => return,
-                // Continuing is safe: without the database no request can be paid for either.
+                // Continuing is safe: while the database is unavailable, no request can be reserved, so none is sent.
                 Err(error) => warn!(error = error_chain(&error), "job lease renewal failed; attempt continues"),
             }
         }
     }
 
     /// Decides the outcome of a job after an attempt that ran to its end.
-    async fn finish_attempt(
+    async fn decide_outcome(
         &self,
         mut attempt: JobAttempt<'_>,
         attempts: u32,
@@ -302,7 +303,7 @@ impl JobRunner {
             }
             Decision::Retry => {
                 retry_store(|| self.store().release(lease, true)).await?;
-                let delay = self.settings.retry_delay(attempts + 1);
+                let delay = self.settings.job_retry_delay(attempts + 1);
                 let missing = tally.total - tally.completed;
                 warn!(completed = tally.completed, missing, ?delay, "job will be retried after a delay");
                 Ok(JobOutcome::RetryAfter(delay))

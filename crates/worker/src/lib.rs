@@ -35,5 +35,5 @@ pub mod translation;
 mod error_chain;
 mod failpoint;
 pub mod health;
-mod retry;
+mod store_retry;
 pub mod telemetry;

@@ -14,9 +14,9 @@ use crate::handler::CommandHandler;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
-/// Extra time after the grace period, once to release leases and once to requeue messages.
+/// Time limit, after the grace period, for releasing leases, and again for requeuing messages.
 ///
-/// Database and broker answer in milliseconds, or not at all.
+/// A database or broker that is reachable responds within milliseconds, so more time would not help.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The interval of the liveness heartbeat.

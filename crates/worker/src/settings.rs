@@ -226,7 +226,7 @@ impl JobSettings {
     }
 
     /// The delay after attempt number `attempts` (from 1).
-    pub fn retry_delay(&self, attempts: u32) -> Duration {
+    pub fn job_retry_delay(&self, attempts: u32) -> Duration {
         let position = (attempts.max(1) - 1) as usize;
         self.retry_delays.get(position).or(self.retry_delays.last()).copied().unwrap_or(Duration::from_secs(30))
     }

@@ -53,7 +53,7 @@ impl SharedQuota {
     async fn reserve_slot(&self) -> Instant {
         loop {
             let started_at = Instant::now();
-            match self.store.reserve_request(self.pace).await {
+            match self.store.reserve_request_slot(self.pace).await {
                 // Measured from before the query, so that the response time of the database does not delay the slot.
                 Ok(wait) => return started_at + wait,
                 Err(error) => {
@@ -89,7 +89,7 @@ impl Quota for SharedQuota {
                 continue;
             }
             // Another worker may have set a rate-limit pause during the wait.
-            let pause = if immediate { Ok(Duration::ZERO) } else { self.store.remaining_pause().await };
+            let pause = if immediate { Ok(Duration::ZERO) } else { self.store.read_remaining_pause().await };
             match pause {
                 Ok(Duration::ZERO) => {
                     *reserved = None;

@@ -47,7 +47,7 @@ impl Signals {
     }
 
     /// The token that the first signal cancels.
-    pub(crate) fn stop(&self) -> &CancellationToken {
+    pub(crate) fn stop_token(&self) -> &CancellationToken {
         &self.stop
     }
 }

@@ -147,7 +147,7 @@ impl Storage {
 
     /// Whether a file exists at the path.
     pub async fn exists(&self, path: &str) -> Result<bool, StorageError> {
-        match with_timeout("look at", path, self.store.head(&Key::from(path))).await {
+        match with_timeout("check", path, self.store.head(&Key::from(path))).await {
             Ok(_) => Ok(true),
             Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(false),
             Err(error) => Err(error),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::bootstrap::{self, BootstrapError};
-use crate::delivery_limit::handle_dead_lettered;
+use crate::delivery_limit::handle_delivery_limit_queue;
 use crate::error_chain::error_chain;
 use crate::handler::CommandHandler;
 use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
@@ -86,12 +86,17 @@ async fn open_and_supervise(
     let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
     health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
-    supervise(settings, &runner, health, stop).await;
+    run_sessions_until_stopped(settings, &runner, health, stop).await;
     Ok(())
 }
 
 /// Repeatedly connects to the broker and runs a session, until `stop` is cancelled.
-async fn supervise(settings: &Settings, runner: &JobRunner, health: &Health, stop: &CancellationToken) {
+async fn run_sessions_until_stopped(
+    settings: &Settings,
+    runner: &JobRunner,
+    health: &Health,
+    stop: &CancellationToken,
+) {
     let topology = Topology::new(settings.jobs.queue_delays());
     let mut delays = backoff();
     let mut connected_before = false;
@@ -140,8 +145,9 @@ async fn run_session(
     health.set_broker_connected(true);
     info!(prefetch, "consuming commands");
     // Boxed to keep this future, and those that contain it, small.
-    let dead_lettered = Box::pin(handle_dead_lettered(broker.consume_delivery_limit_queue().await?, handler.clone()));
-    let queue_watch = Box::pin(watch_queue(broker, health));
+    let dead_lettered =
+        Box::pin(handle_delivery_limit_queue(broker.consume_delivery_limit_queue().await?, handler.clone()));
+    let queue_watch = Box::pin(update_queue_gauges(broker, health));
     let session = Session::new(commands, handler, settings.shutdown_grace, stop, health).serve(stop, dead_lettered);
     tokio::select! {
         ended = session => Ok(ended),
@@ -150,7 +156,7 @@ async fn run_session(
 }
 
 /// Reads the queue lengths periodically for the gauges, which are withdrawn when a read fails. Never returns.
-async fn watch_queue(broker: &Broker, health: &Health) -> Infallible {
+async fn update_queue_gauges(broker: &Broker, health: &Health) -> Infallible {
     let mut ticks = tokio::time::interval(health::QUEUE_INTERVAL);
     loop {
         ticks.tick().await;
@@ -209,7 +215,7 @@ async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<
     Ok(None)
 }
 
-/// Reports liveness while waiting, so that an expected wait is not taken for a stuck loop.
+/// Reports liveness while waiting, so that an expected wait is not mistaken for a stuck loop.
 async fn with_heartbeat<T>(health: &Health, wait: impl Future<Output = T>) -> T {
     let mut wait = pin!(wait);
     let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);

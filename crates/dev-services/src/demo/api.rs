@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::print_line;
 use crate::process::{Process, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
-use crate::{http_client, programs, variable};
+use crate::{env_var, http_client, programs};
 
 /// Price of one SDXL 1.0 image.
 const COST_PER_IMAGE_USD: f64 = 0.02;
@@ -30,9 +30,9 @@ pub(super) struct ApiSelection {
 
 impl Api {
     /// Selects the real API if `STABILITY_API_KEY` and `DEMO_LIVE=1` are set, otherwise the sandbox; prints the cost.
-    pub(super) fn chosen(images: usize) -> ApiSelection {
-        let key = variable("STABILITY_API_KEY");
-        let live = variable("DEMO_LIVE").as_deref() == Some("1");
+    pub(super) fn from_env(images: usize) -> ApiSelection {
+        let key = env_var("STABILITY_API_KEY");
+        let live = env_var("DEMO_LIVE").as_deref() == Some("1");
         let images = u32::try_from(images).unwrap_or(u32::MAX);
         let cost = format!(
             "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2}, more if requests must be repeated",

@@ -10,7 +10,7 @@ use testcontainers_modules::testcontainers::runners::AsyncRunner;
 use testcontainers_modules::testcontainers::{ContainerAsync, ContainerRequest, GenericImage, Image, ImageExt};
 use tokio::time::timeout;
 
-use super::{Kept, Postgres, RabbitMq};
+use super::{Postgres, RabbitMq, ServiceHandle};
 use crate::wait::free_addresses;
 
 /// Limit for pulling an image and starting its container.
@@ -72,7 +72,7 @@ pub(super) async fn rabbitmq() -> Result<RabbitMq> {
         amqp_url: format!("amqp://guest:guest@{host}:{amqp}/%2f"),
         api_url: format!("http://guest:guest@{host}:{api}"),
         origin: format!("a container of rabbitmq:3-management, {host}:{amqp}"),
-        kept: Kept::Container(Box::new(Container::RabbitMq(container))),
+        handle: ServiceHandle::Container(Box::new(Container::RabbitMq(container))),
     })
 }
 
@@ -86,6 +86,6 @@ pub(super) async fn postgres() -> Result<Postgres> {
     Ok(Postgres {
         url: format!("postgres://postgres:postgres@{host}:{port}/postgres"),
         origin: format!("a container of postgres:15, {host}:{port}"),
-        kept: Kept::Container(Box::new(Container::Postgres(container))),
+        handle: ServiceHandle::Container(Box::new(Container::Postgres(container))),
     })
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::{Kept, Postgres};
+use super::{Postgres, ServiceHandle};
 use crate::process::{Process, Signal, command_as_user, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
 
@@ -80,7 +80,7 @@ pub(super) async fn start(programs: &Path, folder: &Path) -> Result<Postgres> {
     Ok(Postgres {
         url: format!("postgres://postgres:{password}@{address}/postgres"),
         origin: format!("a private process, {address}"),
-        kept: Kept::Postgres(Box::new(private)),
+        handle: ServiceHandle::Postgres(Box::new(private)),
     })
 }
 

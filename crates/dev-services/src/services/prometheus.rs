@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use super::{PROMETHEUS_VAR, install};
-use crate::variable;
+use crate::env_var;
 
 /// Finds a folder with both programs.
 fn find_programs() -> Option<PathBuf> {
@@ -23,7 +23,7 @@ fn has_programs(folder: &Path) -> bool {
 ///
 /// If they are unavailable; the message says how to provide them.
 pub fn programs() -> Result<PathBuf> {
-    if let Some(given) = variable(PROMETHEUS_VAR) {
+    if let Some(given) = env_var(PROMETHEUS_VAR) {
         return Ok(given.into());
     }
     if let Some(found) = find_programs() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::net::TcpStream;
 
-use super::{Kept, RabbitMq};
+use super::{RabbitMq, ServiceHandle};
 use crate::process::{self, Process, Signal, command_with_death_signal, log_tail};
 use crate::wait::free_addresses;
 
@@ -65,7 +65,7 @@ pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
         amqp_url: format!("amqp://guest:guest@{amqp}/%2f"),
         api_url,
         origin: format!("a private process, {amqp}"),
-        kept: Kept::RabbitMq(Box::new(private)),
+        handle: ServiceHandle::RabbitMq(Box::new(private)),
     })
 }
 

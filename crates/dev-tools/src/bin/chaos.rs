@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
     let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be installed");
     let result = tokio::select! {
         result = run(Cli::parse()) => result,
-        // Everything that was started is stopped when it is dropped.
+        // Returning drops the future of `run`, which stops the services and workers that it started.
         _ = interrupt.recv() => return ExitCode::from(130),
         _ = terminate.recv() => return ExitCode::from(143),
     };
@@ -49,9 +49,9 @@ async fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "the report goes to standard output")]
 async fn run(cli: Cli) -> Result<bool> {
-    for given in [services::AMQP_URL, services::DATABASE_URL] {
+    for given in [services::AMQP_URL_VAR, services::DATABASE_URL_VAR] {
         let why = "chaos restarts the broker and the database, so it needs its own";
-        ensure!(dev_services::variable(given).is_none(), "{given} must not be set: {why}");
+        ensure!(dev_services::env_var(given).is_none(), "{given} must not be set: {why}");
     }
     let Cli { seed, jobs, workers, first_outage: absence } = cli;
     let plan = Plan {
@@ -64,9 +64,9 @@ async fn run(cli: Cli) -> Result<bool> {
         first_outage: Duration::from_secs(absence),
     };
     let supply = ServiceProvider::new()?;
-    let mut ground = Services::Owned(Box::new(supply.obtain_all().await?));
-    let report = Box::pin(chaos::run(&plan, &mut ground)).await.with_context(|| format!("seed {seed}"));
-    ground.stop().await;
+    let mut services = Services::Owned(Box::new(supply.obtain_all().await?));
+    let report = Box::pin(chaos::run(&plan, &mut services)).await.with_context(|| format!("seed {seed}"));
+    services.stop().await;
     let report = report?;
     println!("{report}");
     Ok(report.violations.is_empty())

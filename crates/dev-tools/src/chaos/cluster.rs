@@ -58,8 +58,8 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) async fn start(plan: &Plan, ground: &Services, orders: Vec<ExpectedJob>) -> Result<Self> {
-        let mut env = TestEnv::with_services(&ground.urls(), Database::Postgres).await?;
+    pub(super) async fn start(plan: &Plan, services: &Services, expected_jobs: Vec<ExpectedJob>) -> Result<Self> {
+        let mut env = TestEnv::with_services(&services.urls(), Database::Postgres).await?;
         env.disable_log_output();
         env.sandbox.set_sketch(true);
         env.sandbox.set_latency(Duration::from_millis(200));
@@ -77,7 +77,7 @@ impl Cluster {
             seats.push(WorkerSlot { broker_proxy: broker, amqp_url, database_proxy: database, database_url, worker });
         }
         env.connect_broker().await?.bind_event_queue(EVENT_QUEUE).await?;
-        let rejected = orders
+        let rejected = expected_jobs
             .iter()
             .filter(|order| order.is_refused())
             .map(|order| (order.body.to_string().into_bytes(), "invalid_request"))
@@ -85,7 +85,7 @@ impl Cluster {
         let (done, lives_cut) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self {
             env,
-            jobs: orders,
+            jobs: expected_jobs,
             disturbance_counts: done,
             interruptions: lives_cut,
             expected_dead_letters: rejected,
@@ -115,37 +115,42 @@ impl Cluster {
     }
 
     /// Applies a disturbance and returns when it is over. A disturbance that is not possible now is not counted.
-    pub(super) async fn apply(&mut self, trouble: Disturbance, dice: &mut Rng, ground: &mut Services) -> Result<()> {
-        let victim = dice.usize(..self.slots.len());
-        let job_index = dice.usize(..self.published_count.max(1));
-        let short = Duration::from_secs(dice.u64(..5));
-        let outage = if self.disturbance_counts.contains_key(&trouble) { short } else { self.first_outage };
+    pub(super) async fn apply(
+        &mut self,
+        disturbance: Disturbance,
+        rng: &mut Rng,
+        services: &mut Services,
+    ) -> Result<()> {
+        let slot = rng.usize(..self.slots.len());
+        let job_index = rng.usize(..self.published_count.max(1));
+        let short = Duration::from_secs(rng.u64(..5));
+        let outage = if self.disturbance_counts.contains_key(&disturbance) { short } else { self.first_outage };
         self.check_workers();
-        match trouble {
-            Disturbance::Kill => self.kill_worker(victim).await?,
+        match disturbance {
+            Disturbance::Kill => self.kill_worker(slot).await?,
             Disturbance::KillAtFailpoint => {
                 if self.remaining_failpoints.is_empty() {
                     self.remaining_failpoints = FAILPOINTS.to_vec();
-                    dice.shuffle(&mut self.remaining_failpoints);
+                    rng.shuffle(&mut self.remaining_failpoints);
                 }
                 let point = self.remaining_failpoints.pop().unwrap_or(FAILPOINTS[0]);
-                if !self.kill_at_failpoint(victim, point).await? {
+                if !self.kill_at_failpoint(slot, point).await? {
                     return Ok(());
                 }
             }
             Disturbance::Terminate => {
-                self.stop_worker(victim).await?;
-                self.replace_worker(victim, "")?;
+                self.stop_worker(slot).await?;
+                self.replace_worker(slot, "")?;
             }
-            Disturbance::Freeze => self.freeze_worker(victim, false).await?,
-            Disturbance::FreezeAndDisconnect => self.freeze_worker(victim, true).await?,
-            Disturbance::DisconnectBroker => self.slots[victim].broker_proxy.drop_connections(),
-            Disturbance::DisconnectDatabase => self.slots[victim].database_proxy.drop_connections(),
-            Disturbance::RestartBroker => ground.restart_broker(outage).await?,
-            Disturbance::CrashDatabase => ground.restart_database(outage).await?,
+            Disturbance::Freeze => self.freeze_worker(slot, false).await?,
+            Disturbance::FreezeAndDisconnect => self.freeze_worker(slot, true).await?,
+            Disturbance::DisconnectBroker => self.slots[slot].broker_proxy.drop_connections(),
+            Disturbance::DisconnectDatabase => self.slots[slot].database_proxy.drop_connections(),
+            Disturbance::RestartBroker => services.restart_broker(outage).await?,
+            Disturbance::CrashDatabase => services.restart_database(outage).await?,
             Disturbance::PublishDuplicate => self.connect_broker().await?.publish(&self.jobs[job_index].body).await?,
             Disturbance::PublishInvalid => {
-                let body = format!("no command, {}", dice.u32(..)).into_bytes();
+                let body = format!("no command, {}", rng.u32(..)).into_bytes();
                 self.connect_broker().await?.publish_bytes(&body, None).await?;
                 self.expected_dead_letters.push((body, "invalid_request"));
             }
@@ -161,7 +166,7 @@ impl Cluster {
                 self.expected_dead_letters.push((body.to_string().into_bytes(), "job_id_conflict"));
             }
         }
-        *self.disturbance_counts.entry(trouble).or_default() += 1;
+        *self.disturbance_counts.entry(disturbance).or_default() += 1;
         Ok(())
     }
 
@@ -170,14 +175,14 @@ impl Cluster {
         wait_until("the broker", WAIT_TIMEOUT, async || self.env.connect_broker().await.ok()).await
     }
 
-    async fn kill_worker(&mut self, victim: usize) -> Result<()> {
+    async fn kill_worker(&mut self, slot: usize) -> Result<()> {
         // Frozen first, so that no image is started after the unfinished ones are read.
-        self.slots[victim].worker.signal(Signal::STOP);
-        let underway = self.unfinished_images(victim).await?;
-        self.record_interruptions(underway);
-        self.slots[victim].worker.signal(Signal::KILL);
-        self.slots[victim].worker.wait_for_exit().await?;
-        self.replace_worker(victim, "")
+        self.slots[slot].worker.signal(Signal::STOP);
+        let unfinished = self.unfinished_images(slot).await?;
+        self.record_interruptions(unfinished);
+        self.slots[slot].worker.signal(Signal::KILL);
+        self.slots[slot].worker.wait_for_exit().await?;
+        self.replace_worker(slot, "")
     }
 
     /// Starts another worker in a slot, with a failpoint unless `point` is empty.
@@ -191,41 +196,41 @@ impl Cluster {
     }
 
     /// Kills a worker at a failpoint. Returns false if it was killed without having reached it.
-    async fn kill_at_failpoint(&mut self, victim: usize, point: &str) -> Result<bool> {
-        self.stop_worker(victim).await?;
-        self.replace_worker(victim, point)?;
+    async fn kill_at_failpoint(&mut self, slot: usize, point: &str) -> Result<bool> {
+        self.stop_worker(slot).await?;
+        self.replace_worker(slot, point)?;
         let paused = format!("\"point\":\"{point}\"");
-        let worker = &self.slots[victim].worker;
+        let worker = &self.slots[slot].worker;
         let paused_there = async || worker.log().contains(&paused).then_some(());
         // A worker that receives no command never reaches the failpoint.
         let reached = wait_until("the failpoint", FAILPOINT_TIMEOUT, paused_there).await.is_ok();
-        self.kill_worker(victim).await?;
+        self.kill_worker(slot).await?;
         Ok(reached)
     }
 
-    async fn stop_worker(&mut self, victim: usize) -> Result<()> {
-        let underway = self.unfinished_images(victim).await?;
+    async fn stop_worker(&mut self, slot: usize) -> Result<()> {
+        let unfinished = self.unfinished_images(slot).await?;
         let begun = std::time::Instant::now();
-        self.slots[victim].worker.signal(Signal::TERM);
-        let status = self.slots[victim].worker.wait_for_exit().await?;
+        self.slots[slot].worker.signal(Signal::TERM);
+        let status = self.slots[slot].worker.wait_for_exit().await?;
         if !status.success() {
             self.violations.push(format!("a worker that was shut down exited with {status}"));
         }
         // Requests are dropped only if they take longer than the grace period.
         if begun.elapsed() >= SHUTDOWN_GRACE {
-            self.record_interruptions(underway);
+            self.record_interruptions(unfinished);
         }
         Ok(())
     }
 
     /// Freezes a worker until another one has taken over one of the running jobs and has completed an image of it.
-    async fn freeze_worker(&mut self, victim: usize, cut: bool) -> Result<()> {
-        self.slots[victim].worker.signal(Signal::STOP);
-        let (underway, held) = (self.unfinished_images(victim).await?, self.running_claims().await?);
-        self.record_interruptions(underway);
+    async fn freeze_worker(&mut self, slot: usize, cut: bool) -> Result<()> {
+        self.slots[slot].worker.signal(Signal::STOP);
+        let (unfinished, held) = (self.unfinished_images(slot).await?, self.running_claims().await?);
+        self.record_interruptions(unfinished);
         if cut {
-            self.slots[victim].broker_proxy.drop_connections();
-            self.slots[victim].database_proxy.drop_connections();
+            self.slots[slot].broker_proxy.drop_connections();
+            self.slots[slot].database_proxy.drop_connections();
         } else {
             // The worker stays connected, so the broker does not redeliver its commands. Publish them again, as a
             // producer may do, so that other workers receive them.
@@ -248,7 +253,7 @@ impl Cluster {
             };
             let _ = wait_until("one more completed image", self.lease * 2, progressed).await;
         }
-        self.slots[victim].worker.signal(Signal::CONT);
+        self.slots[slot].worker.signal(Signal::CONT);
         Ok(())
     }
 
@@ -265,8 +270,8 @@ impl Cluster {
     }
 
     /// Images for which a worker may have requests in flight: the unfinished images of all jobs that it has run.
-    async fn unfinished_images(&self, victim: usize) -> Result<Vec<ImageKey>> {
-        let log = self.slots[victim].worker.log();
+    async fn unfinished_images(&self, slot: usize) -> Result<Vec<ImageKey>> {
+        let log = self.slots[slot].worker.log();
         let lines = log.lines().filter(|line| line.contains("\"job attempt started\""));
         let jobs: BTreeSet<String> = lines
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -283,8 +288,8 @@ impl Cluster {
     }
 
     /// Counts an interruption for each image that was unfinished when a worker was interrupted.
-    fn record_interruptions(&mut self, underway: Vec<ImageKey>) {
-        for key in underway {
+    fn record_interruptions(&mut self, unfinished: Vec<ImageKey>) {
+        for key in unfinished {
             *self.interruptions.entry(key).or_default() += 1;
         }
     }

@@ -52,7 +52,7 @@ impl Disturbance {
 }
 
 /// Returns the disturbances that are possible with these services; one that is listed twice occurs twice as often.
-pub(super) fn available(ground: &Services) -> Vec<Disturbance> {
+pub(super) fn available(services: &Services) -> Vec<Disturbance> {
     let mut all = vec![
         Disturbance::Kill,
         Disturbance::KillAtFailpoint,
@@ -67,7 +67,7 @@ pub(super) fn available(ground: &Services) -> Vec<Disturbance> {
         Disturbance::PublishInvalid,
         Disturbance::PublishConflict,
     ];
-    if matches!(ground, Services::Owned(_)) {
+    if matches!(services, Services::Owned(_)) {
         all.extend([Disturbance::RestartBroker, Disturbance::CrashDatabase]);
     }
     all

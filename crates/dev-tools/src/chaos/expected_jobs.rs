@@ -112,22 +112,22 @@ const REFUSED_ONE_IN: usize = 25;
 pub(super) const PROJECT_COUNT: usize = 5;
 
 /// Generates the jobs of a run.
-pub(super) fn generate(dice: &mut Rng, plan: &Plan) -> Vec<ExpectedJob> {
-    (0..plan.jobs).map(|number| generate_job(dice, plan, number)).collect()
+pub(super) fn generate(rng: &mut Rng, plan: &Plan) -> Vec<ExpectedJob> {
+    (0..plan.jobs).map(|number| generate_job(rng, plan, number)).collect()
 }
 
-fn generate_job(dice: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
-    let job_id = uuid::Builder::from_random_bytes(dice.u128(..).to_be_bytes()).into_uuid().to_string();
+fn generate_job(rng: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
+    let job_id = uuid::Builder::from_random_bytes(rng.u128(..).to_be_bytes()).into_uuid().to_string();
     let project_id = 1 + number % PROJECT_COUNT;
-    if dice.usize(..REFUSED_ONE_IN) == 0 {
+    if rng.usize(..REFUSED_ONE_IN) == 0 {
         let config = json!({"steps": 5});
         let body =
             json!({"job_id": job_id, "project_id": project_id, "image_descriptions": ["A fox"], "config": config});
         return ExpectedJob { job_id, body, images: Vec::new() };
     }
-    let images: Vec<ExpectedImage> = (1..=dice.usize(1..=plan.max_images))
+    let images: Vec<ExpectedImage> = (1..=rng.usize(1..=plan.max_images))
         .map(|index| {
-            let fault = if dice.usize(..5) < 2 { dice.choice(FAULTS) } else { None };
+            let fault = if rng.usize(..5) < 2 { rng.choice(FAULTS) } else { None };
             ExpectedImage { marker: format!("Harbour {number:03}-{index:02}"), fault }
         })
         .collect();
@@ -136,7 +136,7 @@ fn generate_job(dice: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
         None => image.marker.clone(),
     };
     let descriptions: Vec<String> = images.iter().map(description).collect();
-    let config = json!({"max_concurrent": dice.u32(1..=4), "cache": "never"});
+    let config = json!({"max_concurrent": rng.u32(1..=4), "cache": "never"});
     let body =
         json!({"job_id": job_id, "project_id": project_id, "image_descriptions": descriptions, "config": config});
     ExpectedJob { job_id, body, images }

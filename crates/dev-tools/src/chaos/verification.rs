@@ -13,14 +13,14 @@ use super::expected_jobs::{ExpectedJob, PROJECT_COUNT};
 use super::report::Report;
 
 /// Runs all checks and adds the violations to the report.
-pub(super) async fn verify(stage: &Cluster, report: &mut Report) -> Result<()> {
-    let producer = stage.env.connect_broker().await?;
-    for (queue, messages) in stage.non_empty_queues(&producer).await? {
+pub(super) async fn verify(cluster: &Cluster, report: &mut Report) -> Result<()> {
+    let producer = cluster.env.connect_broker().await?;
+    for (queue, messages) in cluster.non_empty_queues(&producer).await? {
         report.add_violation(format!("{messages} messages are waiting on {queue}"));
     }
-    let events = collect_terminal_events(stage, producer.drain_queue(EVENT_QUEUE).await?, report);
-    let rows = DatabaseRows::load(stage).await?;
-    for (number, order) in stage.jobs.iter().enumerate() {
+    let events = collect_terminal_events(cluster, producer.drain_queue(EVENT_QUEUE).await?, report);
+    let rows = DatabaseRows::load(cluster).await?;
+    for (number, order) in cluster.jobs.iter().enumerate() {
         match events.get(&order.job_id).map(Vec::as_slice) {
             None | Some([]) => report.add_violation(format!("job {number} has no terminal event")),
             Some([event]) => verify_job(number, order, event, &rows, report)?,
@@ -29,15 +29,15 @@ pub(super) async fn verify(stage: &Cluster, report: &mut Report) -> Result<()> {
             }
         }
     }
-    verify_files(stage, &rows, report)?;
-    verify_requests(stage, &rows, report);
-    verify_dead_letters(stage, &producer.drain_queue("assets.generate.dead").await?, report);
+    verify_files(cluster, &rows, report)?;
+    verify_requests(cluster, &rows, report);
+    verify_dead_letters(cluster, &producer.drain_queue("assets.generate.dead").await?, report);
     Ok(())
 }
 
 /// Distinct terminal events of each job.
 fn collect_terminal_events(
-    stage: &Cluster,
+    cluster: &Cluster,
     messages: Vec<Message>,
     report: &mut Report,
 ) -> BTreeMap<String, Vec<Vec<u8>>> {
@@ -48,7 +48,7 @@ fn collect_terminal_events(
             continue;
         }
         report.terminal_events += 1;
-        let Some(order) = stage.find_job(&event["data"]["job_id"]) else {
+        let Some(order) = cluster.find_job(&event["data"]["job_id"]) else {
             report.add_violation(format!("terminal event of an unknown job: {}", event["subject"]));
             continue;
         };
@@ -67,13 +67,13 @@ struct DatabaseRows {
 }
 
 impl DatabaseRows {
-    async fn load(stage: &Cluster) -> Result<Self> {
+    async fn load(cluster: &Cluster) -> Result<Self> {
         let id = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        let jobs = stage.env.query_rows("SELECT id, status, terminal_event, published_at FROM jobs").await?;
+        let jobs = cluster.env.query_rows("SELECT id, status, terminal_event, published_at FROM jobs").await?;
         let sql =
             "SELECT job_id, \"index\", status, file_path, sha256, size_bytes, requests FROM assets ORDER BY \"index\"";
         let mut assets: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for row in stage.env.query_rows(sql).await? {
+        for row in cluster.env.query_rows(sql).await? {
             assets.entry(id(&row, "job_id")).or_default().push(row);
         }
         Ok(Self { jobs: jobs.into_iter().map(|row| (id(&row, "id"), row)).collect(), assets })
@@ -152,14 +152,14 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
 }
 
 /// Checks that each file is complete, measures 1920x1080 and belongs to one row, and that there are no other files.
-fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Result<()> {
+fn verify_files(cluster: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Result<()> {
     let mut known = BTreeSet::new();
     for row in rows.completed_assets() {
         let path = row["file_path"].as_str().context("file_path is not a string")?;
         if !known.insert(path.to_owned()) {
             report.add_violation(format!("{path} belongs to two rows"));
         }
-        match std::fs::read(stage.env.stored_path(path)) {
+        match std::fs::read(cluster.env.stored_path(path)) {
             Err(error) => report.add_violation(format!("{path}: {error}")),
             Ok(bytes) => {
                 let sha256 = format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&bytes)));
@@ -180,7 +180,7 @@ fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Re
     for project in 1..=PROJECT_COUNT {
         let folder = format!("projects/{project}/assets");
         // A project without a completed image has no folder.
-        for file in std::fs::read_dir(stage.env.stored_path(&folder)).into_iter().flatten() {
+        for file in std::fs::read_dir(cluster.env.stored_path(&folder)).into_iter().flatten() {
             let path = format!("{folder}/{}", file?.file_name().display());
             if !known.contains(&path) {
                 report.add_violation(format!("{path} belongs to no row"));
@@ -191,16 +191,16 @@ fn verify_files(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) -> Re
 }
 
 /// Checks that no image was requested more often than its faults and the interruptions of its workers allow.
-fn verify_requests(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) {
-    let ledger = stage.env.sandbox.ledger();
+fn verify_requests(cluster: &Cluster, rows: &DatabaseRows, report: &mut Report) {
+    let ledger = cluster.env.sandbox.ledger();
     report.requests = ledger.requests;
     let mut known_requests = 0;
-    for (number, order) in stage.jobs.iter().enumerate() {
+    for (number, order) in cluster.jobs.iter().enumerate() {
         let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
         for ((index, image), row) in (1..).zip(&order.images).zip(assets) {
             let asked = ledger.prompt_counts(&image.marker);
             known_requests += asked.requests;
-            let cut = stage.interruptions.get(&(number, index)).copied().unwrap_or_default();
+            let cut = cluster.interruptions.get(&(number, index)).copied().unwrap_or_default();
             let allowed = image.max_requests() + cut;
             report.expected_retries += (image.max_requests() - 1).min(asked.requests.saturating_sub(1));
             report.repeats_after_interruptions += asked.requests.saturating_sub(image.max_requests());
@@ -225,11 +225,11 @@ fn verify_requests(stage: &Cluster, rows: &DatabaseRows, report: &mut Report) {
 }
 
 /// Checks that the dead letters are exactly the expected messages, each with its reason.
-fn verify_dead_letters(stage: &Cluster, letters: &[Message], report: &mut Report) {
+fn verify_dead_letters(cluster: &Cluster, letters: &[Message], report: &mut Report) {
     report.dead_letters = letters.len();
     let reason = |letter: &Message| letter.header("x-rejected-reason").unwrap_or_default();
     for letter in letters {
-        let known = stage
+        let known = cluster
             .expected_dead_letters
             .iter()
             .any(|(body, why)| *body == letter.body && reason(letter).starts_with(why));
@@ -238,7 +238,7 @@ fn verify_dead_letters(stage: &Cluster, letters: &[Message], report: &mut Report
             report.add_violation(format!("unexpected dead letter with the reason {:?}: {body}", reason(letter)));
         }
     }
-    for (body, why) in &stage.expected_dead_letters {
+    for (body, why) in &cluster.expected_dead_letters {
         if !letters.iter().any(|letter| letter.body == *body) {
             let body = String::from_utf8_lossy(body);
             report.add_violation(format!("no dead letter for a message with the expected reason {why}: {body}"));

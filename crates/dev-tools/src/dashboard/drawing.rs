@@ -12,7 +12,7 @@ pub(super) struct Panel {
     /// `row`, `stat` or `timeseries`.
     pub(super) kind: String,
     pub(super) title: String,
-    /// Unit, by Grafana's name.
+    /// Grafana's name of the unit.
     pub(super) unit: String,
     /// x, y, width and height in the grid.
     pub(super) grid_position: [u64; 4],

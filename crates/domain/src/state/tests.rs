@@ -12,7 +12,7 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 8] = [
     ),
     (job::CLAIM, "claim", "its command is delivered again"),
     (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),
-    (job::RENEW, "renew", "every few seconds, by the holder of the lease"),
+    (job::RENEW, "renew", "every quarter of `WORKER_LEASE`, by the holder of the lease"),
     (job::RELEASE, "release", "the holder shuts down, its time slice ends, or the missing images are retried later"),
     (job::COMPLETE, "complete", "the required success rate is reached; by the holder of the lease"),
     (job::FAIL, "fail", "the job cannot succeed any more, or its last attempt failed; by the holder of the lease"),

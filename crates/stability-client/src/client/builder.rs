@@ -145,7 +145,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the format in which the API is asked to send images. Default: [`ResponseFormat::Image`].
+    /// Sets the format in which images are requested from the API. Default: [`ResponseFormat::Image`].
     pub fn response_format(mut self, form: ResponseFormat) -> Self {
         self.response_format = form;
         self

@@ -32,9 +32,9 @@ async fn generate_example_writes_an_image() {
     let sandbox = sandbox().await;
     let file = std::env::temp_dir().join(format!("stability-client-example-{}.png", std::process::id()));
     let client = client(&sandbox, "sk-sandbox");
-    let said =
+    let printed =
         generate::generate_to_file(&client, Engine::Ultra, "A lighthouse at dusk", &file).await.expect("an image");
-    assert!(said.contains("1 requests"), "{said}");
+    assert!(printed.contains("1 requests"), "{printed}");
     let picture = image::open(&file).expect("an image");
     std::fs::remove_file(&file).expect("the file exists");
     assert!(picture.width() > picture.height());

@@ -138,9 +138,9 @@ async fn observer_is_notified_of_every_retry_and_pause() {
         let order = FaultSpec { fault: fault.to_owned(), times: Some(times), prompt_contains: None };
         sandbox.inject_fault(order).expect("a known fault");
     }
-    let told = Arc::new(RecordingObserver::default());
-    let client = builder(&sandbox, "sk-sandbox").observer(told.clone()).build().expect("a client");
+    let observed = Arc::new(RecordingObserver::default());
+    let client = builder(&sandbox, "sk-sandbox").observer(observed.clone()).build().expect("a client");
     client.generate(&request()).await.expect("the fourth request succeeds");
-    let told = told.0.lock().expect("a lock").clone();
-    assert_eq!(told, ["1 server 10ms", "paused 1s", "3 interrupted 10ms"]);
+    let observed = observed.0.lock().expect("a lock").clone();
+    assert_eq!(observed, ["1 server 10ms", "paused 1s", "3 interrupted 10ms"]);
 }

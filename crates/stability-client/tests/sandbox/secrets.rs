@@ -38,15 +38,15 @@ async fn errors_and_logs_never_contain_the_key() {
     let log = LogBuffer::default();
     let lines = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
     let _guard = tracing::subscriber::set_default(lines.with_max_level(tracing::Level::TRACE).finish());
-    let mut told = format!("{:?}", ApiKey::from(KEY));
+    let mut printed = format!("{:?}", ApiKey::from(KEY));
 
     // A key that the API rejects.
     let sandbox = sandbox().await;
     let stranger = builder(&sandbox, KEY).build().expect("a client");
     let failure = stranger.generate(&request()).await.expect_err("a wrong key");
-    told += &format!("{failure} {failure:?} {} ", failure.error);
+    printed += &format!("{failure} {failure:?} {} ", failure.error);
     let error = stranger.check(stability_client::Engine::Core).await.expect_err("a wrong key");
-    told += &format!("{error} {error:?} ");
+    printed += &format!("{error} {error:?} ");
 
     // Every fault, with a key that the API accepts.
     let settings = stability_sandbox::Settings { keys: vec![KEY.to_owned()], ..stability_sandbox::Settings::default() };
@@ -70,31 +70,31 @@ async fn errors_and_logs_never_contain_the_key() {
         let order = FaultSpec { fault: fault.to_owned(), times: None, prompt_contains: None };
         friendly.inject_fault(order).expect("a known fault");
         let failure = client.generate(&request()).await.expect_err(fault);
-        told += &format!("{failure} {failure:?} {} ", failure.error);
+        printed += &format!("{failure} {failure:?} {} ", failure.error);
     }
     friendly.clear_faults();
     friendly.set_latency(Duration::from_mins(1));
     let impatient = builder(&friendly, KEY).request_timeout(Duration::from_millis(50)).retry_policy(no_retries());
     let failure = impatient.build().expect("a client").generate(&request()).await.expect_err("too slow");
-    told += &format!("{failure} {failure:?} {} ", failure.error);
+    printed += &format!("{failure} {failure:?} {} ", failure.error);
     drop(friendly);
     let failure = client.generate(&request()).await.expect_err("no server is listening");
-    told += &format!("{failure} {failure:?} {} ", failure.error);
+    printed += &format!("{failure} {failure:?} {} ", failure.error);
 
     // Keys that are not valid header values: the builder refuses them.
     for key in ["sk-hunter2\n", "sk-hunter2 \u{e9}\u{0}"] {
         if let Err(error) = Client::builder(key).build() {
-            told += &format!("{error} {error:?} ");
+            printed += &format!("{error} {error:?} ");
         }
     }
     let proxy = "http://user:hunter2@127.0.0.1:1".parse().expect("a URL");
     let proxied = builder(&sandbox, "sk-sandbox").proxy(proxy).retry_policy(no_retries()).build().expect("a client");
     let failure = proxied.generate(&request()).await.expect_err("no proxy is listening");
-    told += &format!("{failure} {failure:?} {} ", failure.error);
+    printed += &format!("{failure} {failure:?} {} ", failure.error);
 
     let logged = String::from_utf8(log.0.lock().expect("a lock").clone()).expect("text");
-    assert!(told.len() > 2_000 && logged.contains("prompt refused by content policy"), "{told}\n{logged}");
-    for text in [told, logged] {
+    assert!(printed.len() > 2_000 && logged.contains("prompt refused by content policy"), "{printed}\n{logged}");
+    for text in [printed, logged] {
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
@@ -106,8 +106,8 @@ fn invalid_header_values_and_certificates_are_refused() {
         refused(Client::builder("sk-hunter2\n")),
         "cannot build the client: the API key contains characters that are not allowed in a header"
     );
-    let said = refused(Client::builder("sk").client_id("tool\n", "1"));
-    assert!(said.contains("stability-client-id: \"tool\\n\" contains characters"), "{said}");
-    let said = refused(Client::builder("sk").root_certificates("not PEM"));
-    assert_eq!(said, "cannot build the client: a root certificate is not PEM");
+    let error = refused(Client::builder("sk").client_id("tool\n", "1"));
+    assert!(error.contains("stability-client-id: \"tool\\n\" contains characters"), "{error}");
+    let error = refused(Client::builder("sk").root_certificates("not PEM"));
+    assert_eq!(error, "cannot build the client: a root certificate is not PEM");
 }

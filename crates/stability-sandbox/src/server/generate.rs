@@ -24,7 +24,6 @@ use crate::rules::{self, ImageRequest};
 /// Counts a request as in flight until it is dropped, which also happens when the caller disconnects.
 struct InFlightGuard {
     shared: Arc<Shared>,
-    /// Its index in the request log.
     log_index: usize,
 }
 

@@ -20,7 +20,7 @@ pub(super) struct CommandArgs {
     /// Id of the project that the images belong to
     #[arg(long, value_name = "ID", default_value_t = 1)]
     project: i64,
-    /// Id of the job, a UUID; generated if absent. Repeating the same command with the same id has no further effect
+    /// Id of the job, a UUID; generated if absent. Repeating a command with the same id does not run its job again
     #[arg(long, value_name = "UUID")]
     job_id: Option<Uuid>,
     /// The command's `config` object, for example '{"seed": 7, "style_preset": "cinematic"}'

@@ -38,8 +38,9 @@ enum Subcommand {
     },
     /// Publish dead letters to the command queue again
     ///
-    /// Keeps the headers, and adds the reason of the rejection and the time of the replay. A job that has ended is not
-    /// run again: its terminal event is published again.
+    /// Keeps the headers, but replaces the reason and time of the rejection by the former reason and the time of the
+    /// replay (`x-replayed-reason`, `x-replayed-at`). A job that has ended is not run again: its terminal event is
+    /// published again.
     Replay(Selection),
     /// Delete dead letters
     Discard(Selection),

@@ -142,7 +142,7 @@ async fn check_broker(settings: &Settings) -> CheckResult {
         Ok(broker) => broker,
         Err(error) => return CheckResult::failed(error_chain(&error), advice),
     };
-    let queue = broker.generate_queue_state().await;
+    let queue = broker.read_command_queue_state().await;
     broker.close().await;
     match queue {
         Ok(QueueState::Present { messages, consumers }) => {

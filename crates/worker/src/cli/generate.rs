@@ -47,7 +47,7 @@ pub(super) async fn run(
     };
     let mut lease_notice_shown = false;
     // `grace_expired` is never cancelled: a second signal ends the process.
-    let shutdown = Shutdown { stop: signals.stop().clone(), ..Shutdown::default() };
+    let shutdown = Shutdown { stop: signals.stop_token().clone(), ..Shutdown::default() };
     loop {
         let span = trace::job_span(&command);
         let running = runner.run(&command, RunOptions::default(), &progress, &shutdown);
@@ -61,7 +61,7 @@ pub(super) async fn run(
             JobOutcome::RetryAfter(delay) => {
                 screen.print_note(&format!("missing images are tried again in {}", humantime::format_duration(delay)));
                 tokio::select! {
-                    () = signals.stop().cancelled() => return Err(interrupted()),
+                    () = signals.stop_token().cancelled() => return Err(interrupted()),
                     () = tokio::time::sleep(delay) => {}
                 }
             }
@@ -75,7 +75,7 @@ pub(super) async fn run(
                     lease_notice_shown = true;
                 }
                 tokio::select! {
-                    () = signals.stop().cancelled() => return Err(interrupted()),
+                    () = signals.stop_token().cancelled() => return Err(interrupted()),
                     () = tokio::time::sleep(settings.jobs.leased_delay()) => {}
                 }
             }

@@ -84,9 +84,9 @@ fn format_report(found: &FileReport) -> String {
     let Some(metadata) = metadata else {
         lines.push(("metadata", "none: the file was not made by asset-worker, or its metadata was removed".to_owned()));
         let mut text = tables::format_pairs(&lines);
-        for Text { keyword, text: told } in texts {
+        for Text { keyword, text: raw_text } in texts {
             // The text is of unknown origin: control characters must not reach the terminal.
-            let value = told.replace(|c: char| c.is_control() && c != '\n', "\u{FFFD}");
+            let value = raw_text.replace(|c: char| c.is_control() && c != '\n', "\u{FFFD}");
             text += &format!("\n{}:\n{value}\n", keyword.escape_debug());
         }
         return text;

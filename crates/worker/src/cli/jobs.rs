@@ -65,7 +65,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
             }
         }
         Subcommand::Show { job_id, json } => {
-            let job = store.job_report(*job_id).await?;
+            let job = store.read_job_report(*job_id).await?;
             let job = job.ok_or_else(|| CliError::Usage(format!("job {job_id} is not in the database")))?;
             screen.print(&if *json { to_json(&job) } else { tables::job_details(&job) });
         }
@@ -82,7 +82,7 @@ async fn republish(
     screen: &Screen,
 ) -> Result<(), CliError> {
     let events = if all {
-        store.unpublished_events().await?
+        store.list_unpublished_events().await?
     } else {
         let mut events = Vec::new();
         for id in job_ids {

@@ -14,5 +14,5 @@ pub(super) async fn run(settings: &Settings, telemetry: &Telemetry) -> Result<()
     let settings_text: Vec<_> =
         settings.redacted_values.iter().map(|(name, value)| format!("{name}={value}")).collect();
     info!(version = env!("CARGO_PKG_VERSION"), settings = settings_text.join(" "), "starting");
-    Ok(worker::run(settings, telemetry, signals.stop()).await?)
+    Ok(worker::run(settings, telemetry, signals.stop_token()).await?)
 }

@@ -54,7 +54,7 @@ struct ProjectArg {
 struct SetOptions {
     #[command(flatten)]
     project: ProjectArg,
-    /// Modifier appended to every description, in English or Chinese; may be given more than once
+    /// Modifier appended to every description, in English, Chinese, Japanese or Korean; may be given more than once
     #[arg(long = "modifier", value_name = "TEXT", group = "style")]
     modifiers: Vec<String>,
     /// Append no modifiers, not even the default ones
@@ -111,7 +111,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     match &options.subcommand {
         Subcommand::Set(_) => {}
         Subcommand::Show { project: ProjectArg { id }, json } => {
-            let style = store.project_style(*id).await?;
+            let style = store.read_project_style(*id).await?;
             match style {
                 _ if *json => screen.print(&jobs::to_json(&style.unwrap_or_default())),
                 Some(style) => screen.print(&format!("style of project {id}\n{}", format_style(&style))),

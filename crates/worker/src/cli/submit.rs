@@ -19,13 +19,13 @@ use crate::telemetry::trace;
 pub(super) struct Options {
     #[command(flatten)]
     command_args: CommandArgs,
-    /// Show progress until the terminal event; exit with 0 if the job completed, 1 if it failed
+    /// Show progress until the terminal event; exit with 0 if the job completed, 1 if it failed, 69 if --timeout passes
     #[arg(long)]
     wait: bool,
     /// Maximum time to wait with --wait, for example 90s or 2h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Print JSON: the terminal event with --wait, otherwise the job id
+    /// Print JSON: the terminal event with --wait, otherwise the ids of job and project and the number of images
     #[arg(long)]
     json: bool,
 }

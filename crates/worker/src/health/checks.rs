@@ -21,10 +21,9 @@ const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
 const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
 /// An accepted key counts as accepted until a request is rejected; this check mainly updates the account's credits.
 const ACCEPTED_KEY_INTERVAL: Duration = Duration::from_mins(5);
-/// A rejected key is checked more often: it may have been repaired at the account.
-const REFUSED_KEY_INTERVAL: Duration = Duration::from_mins(1);
+/// A rejected key is checked more often: it may have been fixed in the account.
+const REJECTED_KEY_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The dependencies that are checked.
 pub(crate) struct HealthDependencies {
     pub(crate) store: Store,
     pub(crate) storage: Storage,
@@ -74,7 +73,8 @@ impl HealthChecks {
     /// Whether the API accepts the key; a key about which nothing is known counts as accepted.
     pub(super) async fn check_key(&self) -> Result<(), String> {
         let mut checked_at = self.account_checked_at.lock().await;
-        let interval = if self.lock_account().refusal.is_none() { ACCEPTED_KEY_INTERVAL } else { REFUSED_KEY_INTERVAL };
+        let interval =
+            if self.lock_account().refusal.is_none() { ACCEPTED_KEY_INTERVAL } else { REJECTED_KEY_INTERVAL };
         if checked_at.is_none_or(|at| at.elapsed() >= interval) && self.check_account().await {
             *checked_at = Some(Instant::now());
         }
@@ -84,7 +84,7 @@ impl HealthChecks {
     /// Requests the account's balance. Returns `false` if no request was sent: during a rate-limit pause, or if the
     /// database cannot tell whether there is one.
     async fn check_account(&self) -> bool {
-        let paused = tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.remaining_pause()).await;
+        let paused = tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.read_remaining_pause()).await;
         if !matches!(paused, Ok(Ok(Duration::ZERO))) {
             return false;
         }
@@ -117,11 +117,11 @@ impl HealthChecks {
         self.lock_account().credits
     }
 
-    pub(super) async fn spent_today(&self) -> Option<MicroUsd> {
+    pub(super) async fn read_spent_today(&self) -> Option<MicroUsd> {
         if !self.dependencies.has_daily_budget {
             return None;
         }
-        tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.spent_today()).await.ok()?.ok()
+        tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.read_spent_today()).await.ok()?.ok()
     }
 }
 

@@ -9,7 +9,10 @@ use super::task::ImageTask;
 use crate::image_pool::FileMetadata;
 
 /// Returns the stored file of an image; `None` if it is missing or incomplete, or was made with other parameters.
-pub(super) async fn find_stored_file(files: &ImageFiles, task: &ImageTask) -> Result<Option<StoredFile>, ImageError> {
+pub(super) async fn find_adoptable_file(
+    files: &ImageFiles,
+    task: &ImageTask,
+) -> Result<Option<StoredFile>, ImageError> {
     let Some(file_path) = task.reserved_path.clone() else { return Ok(None) };
     files.storage.remove_temporary_files(&file_path).await;
     let allowed_sizes = 1..=files.pool.spec().max_bytes;

@@ -89,7 +89,7 @@ impl ImageError {
 
     /// Whether the API caused the failure, so that a cached image may be used.
     ///
-    /// A rejected prompt has no cache fallback: what the API refuses now is not delivered from the cache either.
+    /// A rejected prompt has no cache fallback: a prompt that the API rejects now must not be served from the cache.
     pub(super) fn allows_cache_fallback(&self) -> bool {
         match self {
             Self::Fatal(..) => true,

@@ -13,8 +13,8 @@ use store::{Lease, Store, StoreError};
 use super::error::ImageError;
 use super::task::ImageTask;
 use crate::image_pool::ImagePool;
-use crate::retry::retry_store;
 use crate::storage::Storage;
+use crate::store_retry::retry_store;
 
 /// A stored image file.
 pub(super) struct StoredFile {

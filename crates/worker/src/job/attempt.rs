@@ -24,7 +24,7 @@ use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::error_chain::error_chain;
 use crate::image::{ImageError, ImageGenerator, ImageReport, ImageResources, ImageTask, image_span};
-use crate::retry::retry_store;
+use crate::store_retry::retry_store;
 use crate::telemetry::metrics::Stage;
 use crate::telemetry::trace;
 use crate::translation::Translator;
@@ -174,7 +174,7 @@ impl JobAttempt<'_> {
         Ok(remaining)
     }
 
-    /// Checks that files can be stored, so that no image is paid for that could not be kept. If not, fails all tasks.
+    /// Checks that files can be stored, before any request may be charged. If they cannot, fails all tasks.
     async fn check_storage(&mut self, tasks: Vec<ImageTask>) -> Result<Vec<ImageTask>, JobRunError> {
         // Named after the job, so that its next attempt removes a file that a killed process left behind.
         let path = format!("{}/.check-{}", asset_path::project_dir(self.command.project_id), self.command.job_id);

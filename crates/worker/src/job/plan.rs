@@ -40,17 +40,17 @@ pub(super) struct PlanFailure {
 }
 
 impl PlanFailure {
-    fn rejected(message: String) -> Self {
+    fn from_rejected(message: String) -> Self {
         Self { code: ImageFailureCode::RejectedRequest, message, retryable: false }
     }
 
-    fn too_long(field: &str, PromptTooLong { chars, max_chars }: &PromptTooLong) -> Self {
-        Self::rejected(format!(
+    fn from_too_long(field: &str, PromptTooLong { chars, max_chars }: &PromptTooLong) -> Self {
+        Self::from_rejected(format!(
             "{field}: {chars} characters in English is not allowed; the engine takes at most {max_chars}"
         ))
     }
 
-    fn untranslated(field: &str, error: &TranslationError) -> Self {
+    fn from_untranslated(field: &str, error: &TranslationError) -> Self {
         Self {
             code: ImageFailureCode::TranslationUnavailable,
             message: format!("{field}: {error}"),
@@ -61,7 +61,7 @@ impl PlanFailure {
 
 impl From<InvalidRequest> for PlanFailure {
     fn from(error: InvalidRequest) -> Self {
-        Self::rejected(error.to_string())
+        Self::from_rejected(error.to_string())
     }
 }
 
@@ -113,7 +113,7 @@ impl Planner {
     ) -> Result<(GenerationParams, TextToImage), PlanFailure> {
         let config = &command.config;
         let engine = config.engine.as_deref().map_or(Ok(Engine::default()), str::parse);
-        let engine = engine.map_err(|error: UnknownName| PlanFailure::rejected(error.to_string()))?;
+        let engine = engine.map_err(|error: UnknownName| PlanFailure::from_rejected(error.to_string()))?;
         let mut params = GenerationParams { engine: engine.id().to_owned(), ..GenerationParams::default() };
         compose_prompts(&mut params, engine, style, english, index, description)?;
         params.requested_seed = seed::image_seed(config.seed.unwrap_or(0), index, engine.max_seed());
@@ -144,7 +144,8 @@ fn compose_prompts(
     index: u32,
     description: &str,
 ) -> Result<(), PlanFailure> {
-    let translated = |what: &str, text: &str| english.get(text).map_err(|why| PlanFailure::untranslated(what, &why));
+    let translated =
+        |what: &str, text: &str| english.get(text).map_err(|why| PlanFailure::from_untranslated(what, &why));
     // The field name as in the command, whose list starts at 0.
     let name = format!("image_descriptions[{}]", index.saturating_sub(1));
     let text = translated(&name, description)?;
@@ -157,12 +158,12 @@ fn compose_prompts(
 
     let max_chars = engine.max_prompt_chars();
     let prompt = compose(&text, modifiers.as_deref(), max_chars);
-    let prompt = prompt.map_err(|error| PlanFailure::too_long(&name, &error))?;
+    let prompt = prompt.map_err(|error| PlanFailure::from_too_long(&name, &error))?;
     if compose(&text, Some(&[]), max_chars).is_ok_and(|alone| alone.text.is_empty()) {
-        return Err(PlanFailure::rejected(format!("{name}: {text:?} is not allowed; it contains no words")));
+        return Err(PlanFailure::from_rejected(format!("{name}: {text:?} is not allowed; it contains no words")));
     }
     let negative = shorten_list(&negative, max_chars);
-    let negative = negative.map_err(|error| PlanFailure::too_long("negative_prompt", &error))?;
+    let negative = negative.map_err(|error| PlanFailure::from_too_long("negative_prompt", &error))?;
     params.english = (text != description).then_some(text);
     let ComposedPrompt { text, left_out } = prompt;
     params.prompt = text;
@@ -173,7 +174,7 @@ fn compose_prompts(
 }
 
 fn set_style_preset(request: TextToImage, name: String) -> Result<TextToImage, InvalidRequest> {
-    // Names are checked when the command or the style is parsed: only a disagreement of the two checks fails here.
+    // Names are checked when the command or the style is parsed: this fails only if that check and this one differ.
     let preset = name.parse::<StylePreset>().map_err(|error| InvalidRequest {
         field: "style_preset",
         value: name,

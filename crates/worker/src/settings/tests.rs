@@ -143,7 +143,7 @@ fn empty_value_is_unset_and_none_is_an_empty_list() {
 #[test]
 fn last_retry_delay_repeats() {
     let jobs = load(&[]).expect("valid settings").jobs;
-    let waits: Vec<_> = (1..=4).map(|attempts| jobs.retry_delay(attempts).as_secs()).collect();
+    let waits: Vec<_> = (1..=4).map(|attempts| jobs.job_retry_delay(attempts).as_secs()).collect();
     assert_eq!(waits, [30, 120, 120, 120]);
 }
 

@@ -24,7 +24,7 @@ const PNG: Headers = Headers { content_type: Some("image/png"), finish_reason: S
 const PNG_FILTERED: Headers = Headers { finish_reason: Some("CONTENT_FILTERED"), ..PNG };
 const PNG_ERROR: Headers = Headers { finish_reason: Some("ERROR"), ..PNG };
 
-/// Describes a response by the kind and class of its error, and the wait that the API asks for, for example
+/// Describes a response by the kind and class of its error, and the wait that the API specifies, for example
 /// `filtered permanent charged` or `server retry after 7s`.
 fn describe_outcome(family: ApiVersion, status: u16, headers: Headers, body: &[u8]) -> String {
     let response = HttpResponse {

@@ -83,7 +83,7 @@ pub(crate) const RATE_LIMITED: MetricSpec =
 pub(crate) const QUOTA_WAIT: MetricSpec = duration_histogram(
     "asset_worker.quota.wait.duration",
     SECONDS_BUCKETS,
-    "Time that a request waits for its turn among the jobs and for the account's quota, until it gets both or gives up",
+    "Time that a request waits for its turn among the jobs and for the account's quota, until it gets both or stops waiting",
 );
 pub(crate) const REQUESTS_IN_FLIGHT: MetricSpec = gauge(
     "asset_worker.api.in_flight",
