@@ -1,8 +1,9 @@
 //! Scales an image to cover the target size and crops it around the centre, without distortion.
 
 use domain::image_spec::{ImageDefect, ImageSpec};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 /// Resizes an image to the specification with SIMD Lanczos3. An image of that size is returned unchanged.
@@ -11,13 +12,15 @@ pub(super) fn resize_to_cover(picture: RgbImage, spec: &ImageSpec) -> Result<Rgb
         return Ok(picture);
     }
     let scaling_error = |error: String| ImageDefect::from_codec_error(&format_args!("cannot be scaled: {error}"));
-    let source = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
+    let mut resized = RgbImage::new(spec.width, spec.height);
+    // Typed views: the function for views of any pixel type compiles the scaler once for each of 13 pixel types.
+    let source = TypedImageRef::<U8x3>::from_buffer(picture.width(), picture.height(), picture.as_raw())
         .map_err(|error| scaling_error(error.to_string()))?;
-    let mut target = Image::new(spec.width, spec.height, PixelType::U8x3);
+    let mut target = TypedImage::<U8x3>::from_buffer(spec.width, spec.height, &mut resized)
+        .map_err(|error| scaling_error(error.to_string()))?;
     // `fit_into_destination` crops the source around its centre to the target's aspect ratio before scaling.
     let options =
         ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).fit_into_destination(None);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|error| scaling_error(error.to_string()))?;
-    RgbImage::from_raw(spec.width, spec.height, target.into_vec())
-        .ok_or_else(|| scaling_error("the buffer is too small".to_owned()))
+    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|error| scaling_error(error.to_string()))?;
+    Ok(resized)
 }
