@@ -27,7 +27,12 @@ help: ## List the targets
 build: ## Build all programs
 	$(CARGO) build --workspace --bins --locked
 
-demo: build ## Run one job of six images with a broker, the API sandbox and a worker, and show the result
+# The demo needs few of the programs, and testcontainers only where a Docker engine answers.
+DEMO_FEATURES = $(shell docker info >/dev/null 2>&1 && echo --features dev-services/containers)
+
+demo: ## Run one job of six images with a broker, the API sandbox and a worker, and show the result
+	$(CARGO) build --locked --package asset-worker --package stability-sandbox --package dev-services --bins \
+	  --no-default-features $(DEMO_FEATURES)
 	@"$(TARGET)/debug/dev-services" demo
 
 test: build ## Run all tests and provide the services they need; ARGS='…' is passed to cargo test

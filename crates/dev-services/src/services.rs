@@ -5,6 +5,7 @@
 //! Debian and Ubuntu as root, packages, which are installed first. A broker or database that is already running is
 //! never touched unless its URL is given.
 
+#[cfg_attr(not(feature = "containers"), path = "services/no_docker.rs")]
 mod docker;
 mod install;
 mod postgres;
@@ -58,6 +59,7 @@ pub struct Postgres {
 /// The container or process of a service, which must be stopped at the end; none if the service was given by its URL.
 enum ServiceHandle {
     Nothing,
+    #[cfg(feature = "containers")]
     Container(Box<docker::Container>),
     RabbitMq(Box<rabbitmq::PrivateServer>),
     Postgres(Box<postgres::PrivateServer>),
@@ -67,6 +69,7 @@ impl ServiceHandle {
     async fn stop(self) {
         match self {
             Self::Nothing => {}
+            #[cfg(feature = "containers")]
             Self::Container(container) => container.remove().await,
             Self::RabbitMq(mut server) => server.stop().await,
             Self::Postgres(mut server) => server.stop().await,
@@ -77,6 +80,7 @@ impl ServiceHandle {
     async fn restart_after(&mut self, away: Duration) -> Result<()> {
         match self {
             Self::Nothing => bail!("a service that was given by its URL cannot be stopped"),
+            #[cfg(feature = "containers")]
             Self::Container(container) => {
                 container.stop().await?;
                 tokio::time::sleep(away).await;

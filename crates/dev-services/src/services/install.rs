@@ -1,10 +1,10 @@
 //! Installation of Debian packages, which requires root.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -37,19 +37,79 @@ pub(super) fn install_package(name: &str) -> Result<()> {
     run_apt_get(&["install", "-y", "-qq", "--no-install-recommends", name])
 }
 
+/// Runs apt-get and shows its progress.
 fn run_apt_get(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("apt-get")
-        .args(["-o", LOCK_TIMEOUT_OPTION])
+    let mut child = Command::new("apt-get")
+        // Writes a line such as `dlstatus:3:41.2:Retrieving file 3 of 7` for each step to standard output.
+        .args(["-o", LOCK_TIMEOUT_OPTION, "-o", "APT::Status-Fd=1"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         // Ctrl-C must not interrupt apt-get.
         .process_group(0)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .context("cannot start apt-get")?;
-    if !output.status.success() {
-        bail!("apt-get {} failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    let mut stderr = child.stderr.take().context("apt-get has no standard error")?;
+    let errors = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stderr.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let mut progress = Progress::default();
+    for line in BufReader::new(child.stdout.take().context("apt-get has no standard output")?).split(b'\n') {
+        progress.show(&String::from_utf8_lossy(&line.context("cannot read the output of apt-get")?));
+    }
+    progress.finish();
+    let status = child.wait().context("cannot wait for apt-get")?;
+    let errors = errors.join().ok().and_then(Result::ok).unwrap_or_default();
+    if !status.success() {
+        bail!("apt-get {} failed: {}", arguments.join(" "), String::from_utf8_lossy(&errors).trim());
     }
     Ok(())
+}
+
+/// Shows the progress of apt-get: on a terminal in one line that changes, elsewhere in a line for each quarter.
+#[derive(Default)]
+struct Progress {
+    quarter: u8,
+    line_is_open: bool,
+}
+
+impl Progress {
+    #[expect(clippy::print_stderr, reason = "a developer tool prints its progress")]
+    fn show(&mut self, status_line: &str) {
+        let Some((step, percent, what)) = parse_status(status_line) else { return };
+        if std::io::stderr().is_terminal() {
+            let what: String = what.chars().take(60).collect();
+            eprint!("\r\x1b[K  {step} {percent:3}%  {what}");
+            self.line_is_open = true;
+        } else if percent / 25 > self.quarter || percent < self.quarter * 25 {
+            self.quarter = percent / 25;
+            print_status(&format!("{step} {percent}%"));
+        }
+    }
+
+    #[expect(clippy::print_stderr, reason = "a developer tool prints its progress")]
+    fn finish(&mut self) {
+        if self.line_is_open {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Parses a status line of apt-get into the step, its progress in percent, and its description.
+fn parse_status(line: &str) -> Option<(&'static str, u8, &str)> {
+    let mut fields = line.splitn(4, ':');
+    let step = match fields.next()? {
+        "dlstatus" => "downloading",
+        "pmstatus" => "installing",
+        _ => return None,
+    };
+    let percent: f32 = fields.nth(1)?.parse().ok()?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a percentage")]
+    let percent = percent.clamp(0.0, 100.0) as u8;
+    Some((step, percent, fields.next()?.trim()))
 }
 
 /// Prevents packages from starting services until it is dropped. An existing policy is left unchanged.
@@ -78,6 +138,31 @@ impl Drop for ServiceStartBlock {
         if self.is_ours {
             // Root was able to write the file, so removing it is not expected to fail.
             let _ = std::fs::remove_file(POLICY_FILE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_lines_of_apt_get_are_parsed() {
+        for (line, expected) in [
+            (
+                "dlstatus:3:41.26:Retrieving file 3 of 7 (12s remaining)",
+                Some(("downloading", 41, "Retrieving file 3 of 7 (12s remaining)")),
+            ),
+            (
+                "pmstatus:erlang-base:12.5:Unpacking erlang-base (amd64)",
+                Some(("installing", 12, "Unpacking erlang-base (amd64)")),
+            ),
+            ("pmstatus:dpkg-exec:100:", Some(("installing", 100, ""))),
+            ("Setting up erlang-base (1:25.2.3) ...", None),
+            ("pmconffile:x:1:y", None),
+            ("dlstatus:1:much:file", None),
+        ] {
+            assert_eq!(parse_status(line), expected, "{line}");
         }
     }
 }
