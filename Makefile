@@ -19,7 +19,8 @@ JOBS := 200
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint prose docs audit coverage fmt clean
+.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint prose docs audit coverage fmt \
+  packages release dist image push-image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +119,45 @@ coverage: build ## Measure the line coverage of the tests; fails below 85%
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+
+packages: ## Install the Debian packages of the services that the tests use; needs root or sudo
+	$$(test "$$(id -u)" = 0 || echo sudo) apt-get update -qq
+	$$(test "$$(id -u)" = 0 || echo sudo) env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends rabbitmq-server postgresql prometheus
+
+# The version of all programs is that of [workspace.package].
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+DATE = [0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]
+
+release: ## Check that this commit can be released: version, changelog, tag, lock file, clean checkout
+	@test -z "$$(git status --porcelain)" || { echo "release: the checkout has uncommitted changes"; exit 1; }
+	@$(CARGO) tree --locked --workspace --depth 0 >/dev/null || { echo "release: Cargo.lock is not up to date"; exit 1; }
+	@grep -q '^## $(VERSION) - $(DATE)$$' CHANGELOG.md || \
+	  { echo "release: CHANGELOG.md has no section '## $(VERSION) - YYYY-MM-DD'; Cargo.toml names version $(VERSION)"; exit 1; }
+	@sed -n '/^## Unreleased/,/^## [0-9]/p' CHANGELOG.md | grep -q '^- ' && \
+	  { echo "release: CHANGELOG.md still lists unreleased changes"; exit 1; } || true
+	@commit=$$(git rev-parse -q --verify 'refs/tags/v$(VERSION)^{commit}' || git rev-parse HEAD); \
+	  test "$$commit" = "$$(git rev-parse HEAD)" || { echo "release: the tag v$(VERSION) is at another commit"; exit 1; }
+	@echo "release: $(VERSION) is ready; its tag is v$(VERSION)"
+
+dist: ## Build the release archive of the worker with its checksum in target/dist
+	$(CARGO) build --release --locked --package asset-worker --bins
+	@set -e; name="asset-worker-$(VERSION)-$$(uname -s | tr '[:upper:]' '[:lower:]')-$$(uname -m)"; \
+	  rm -rf "$(TARGET)/dist"; mkdir -p "$(TARGET)/dist/$$name"; \
+	  cp "$(TARGET)/release/asset-worker" LICENSE README.md CHANGELOG.md deploy/asset-worker.service deploy/phrase-book.json \
+	    "$(TARGET)/dist/$$name/"; \
+	  strip "$(TARGET)/dist/$$name/asset-worker"; \
+	  cd "$(TARGET)/dist"; tar czf "$$name.tar.gz" "$$name"; rm -r "$$name"; sha256sum "$$name.tar.gz" | tee "$$name.tar.gz.sha256"
+
+# Repository of the container images, for example REGISTRY/asset-worker; the sandbox's has the suffix -sandbox.
+IMAGE := asset-worker
+
+image: ## Build the container images of the worker and the sandbox; IMAGE=asset-worker
+	docker build -f deploy/Dockerfile --build-arg VERSION=$(VERSION) -t "$(IMAGE):$(VERSION)" .
+	docker build -f deploy/Dockerfile --target sandbox -t "$(IMAGE)-sandbox:$(VERSION)" .
+
+push-image: image ## Push the image of the worker; IMAGE=REGISTRY/asset-worker
+	docker push "$(IMAGE):$(VERSION)"
 
 clean: ## Remove the build output
 	$(CARGO) clean

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 const KUBERNETES_SCHEMA: &str = include_str!("../schemas/kubernetes-1.36.json");
-const README: &str = include_str!("../../README.md");
+const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
 
 fn read_deploy_yaml(file: &str) -> Result<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
@@ -65,7 +65,7 @@ fn manifest_variables_are_documented_and_secrets_are_references() -> Result<()> 
         .cloned();
     let by_reference = env.iter().filter_map(|variable| variable["name"].as_str().map(str::to_owned));
     for name in plain.clone().chain(by_reference).chain(composed) {
-        assert!(README.contains(&format!("`{name}`")), "{name} is not in the README");
+        assert!(CONFIGURATION.contains(&format!("`{name}`")), "{name} is not in docs/configuration.md");
     }
     for name in plain {
         assert!(!name.contains("KEY") && name != "AMQP_URL" && name != "DATABASE_URL", "{name} may hold a secret");

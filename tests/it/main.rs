@@ -13,6 +13,7 @@ mod messages;
 mod metrics;
 mod quota;
 mod recovery;
+mod repository;
 mod s3_storage;
 mod style;
 mod telemetry_config;

@@ -9,7 +9,7 @@ use integration_tests::{
 };
 use serde_json::{Value, json};
 
-const RUNBOOK: &str = include_str!("../../docs/RUNBOOK.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
 /// Labels that Prometheus adds.
 const PROMETHEUS_LABELS: [&str; 3] = ["instance", "job", "le"];
 
@@ -63,11 +63,11 @@ fn every_alert_links_to_an_existing_runbook_section() -> Result<()> {
         let kept = heading.trim_start_matches('#').trim().to_lowercase();
         kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-')).collect::<String>().replace(' ', "-")
     };
-    let anchors: BTreeSet<String> = RUNBOOK.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
+    let anchors: BTreeSet<String> = OPERATIONS.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
     for alert in alerts()? {
         let url = alert["annotations"]["runbook_url"].as_str().with_context(|| alert.to_string())?;
         let (page, anchor) = url.split_once('#').with_context(|| url.to_owned())?;
-        assert!(page.ends_with("/docs/RUNBOOK.md") && anchors.contains(anchor), "{url}: {anchors:?}");
+        assert!(page.ends_with("/docs/operations.md") && anchors.contains(anchor), "{url}: {anchors:?}");
         let severity = &alert["labels"]["severity"];
         assert!(severity == "critical" || severity == "warning", "{alert}");
     }

@@ -35,7 +35,7 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Settings are environment variables; the README lists them all. Only STABILITY_API_KEY is required.
+Settings are environment variables; docs/configuration.md lists them all. Only STABILITY_API_KEY is required.
 
 Exit codes: 0 success, 1 the job failed or did not end, 64 bad setting or usage, \
     69 a service could not be reached, 70 a bug";

@@ -26,12 +26,12 @@ pub use telemetry::{OtlpProtocol, TelemetrySettings};
 /// The `User-Agent` of requests to the Gemini API.
 const USER_AGENT: &str = concat!("asset-worker/", env!("CARGO_PKG_VERSION"));
 
-/// An environment variable that the worker reads: one row of the settings table in the README.
+/// An environment variable that the worker reads: one row of the settings table in docs/configuration.md.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
     /// The name of the environment variable.
     pub name: &'static str,
-    /// The default as the README shows it; empty if there is no fixed default.
+    /// The default as docs/configuration.md shows it; empty if there is no fixed default.
     pub default: &'static str,
     /// Whether the value may hold a secret; such a setting can also be read from the file that `NAME_FILE` names.
     pub secret: bool,
@@ -45,7 +45,7 @@ const fn secret(name: &'static str, default: &'static str) -> Setting {
     Setting { name, default, secret: true }
 }
 
-/// All settings except the `AWS_*` and `OTEL_*` variables. A test compares the README's table with this list.
+/// All settings except the `AWS_*` and `OTEL_*` variables. A test compares the table of docs/configuration.md with this list.
 pub const ALL: &[Setting] = &[
     secret("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"),
     secret("DATABASE_URL", "sqlite://data/asset-worker.db?mode=rwc"),

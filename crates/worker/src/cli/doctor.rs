@@ -61,7 +61,7 @@ impl CheckResult {
     fn invalid_setting(error: &SettingError) -> Self {
         Self::Failed {
             message: error.to_string(),
-            advice: "correct the setting; the README lists all settings".into(),
+            advice: "correct the setting; docs/configuration.md lists all settings".into(),
             is_usage_error: true,
         }
     }
@@ -172,7 +172,7 @@ async fn check_queues(settings: &Settings) -> CheckResult {
     for (name, found) in compared {
         if let QueueMatch::Differs(why) = found {
             let advice =
-                format!("empty {name}, delete it and start a worker, which declares it again (docs/RUNBOOK.md)");
+                format!("empty {name}, delete it and start a worker, which declares it again (docs/operations.md)");
             return CheckResult::failed(format!("{name} has other arguments than expected ({why})"), advice);
         }
     }

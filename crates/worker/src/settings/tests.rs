@@ -148,28 +148,32 @@ fn last_retry_delay_repeats() {
 }
 
 #[test]
-fn readme_lists_every_setting_with_its_default() {
-    let readme = include_str!("../../../../README.md");
+fn documentation_lists_every_setting_with_its_default() {
+    let page = include_str!("../../../../docs/configuration.md");
     for setting in ALL {
-        let row = readme.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", setting.name)));
-        let row = row.unwrap_or_else(|| panic!("README.md has no row for {}", setting.name));
+        let row = page.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", setting.name)));
+        let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {}", setting.name));
         let shown = row.split('|').nth(2).unwrap_or_default();
-        // Without a fixed default, the README describes the behaviour in words.
+        // Without a fixed default, the page describes the behaviour in words.
         let expected = if setting.default.is_empty() { String::new() } else { format!("`{}`", setting.default) };
-        assert!(shown.contains(&expected), "README.md shows a different default for {}: {row}", setting.name);
+        assert!(
+            shown.contains(&expected),
+            "docs/configuration.md shows a different default for {}: {row}",
+            setting.name
+        );
         let marked = row.split('|').nth(1).is_some_and(|name| name.contains('*'));
         assert_eq!(
             marked, setting.secret,
-            "README.md must mark exactly the settings that can be read from a file: {row}"
+            "docs/configuration.md must mark exactly the settings that can be read from a file: {row}"
         );
     }
-    let settings = readme
+    let settings = page
         .split("## Settings")
         .nth(1)
         .and_then(|rest| rest.split("\n## ").next())
-        .expect("README.md has a Settings section");
+        .expect("docs/configuration.md has a Settings section");
     let rows = settings.lines().filter(|line| line.starts_with("| `")).count();
-    assert_eq!(rows, ALL.len(), "README.md lists a setting that does not exist");
+    assert_eq!(rows, ALL.len(), "docs/configuration.md lists a setting that does not exist");
 }
 
 #[test]
