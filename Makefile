@@ -32,6 +32,7 @@ build: ## Build all programs
 DEMO_FEATURES = $(shell docker info >/dev/null 2>&1 && echo --features dev-services/containers)
 
 demo: ## Run one job of six images with a broker, the API sandbox and a worker, and show the result
+	@echo "Building the worker, the sandbox and the demo; the first time this takes some minutes."
 	$(CARGO) build --locked --package asset-worker --package stability-sandbox --package dev-services --bins \
 	  --no-default-features $(DEMO_FEATURES)
 	@"$(TARGET)/debug/dev-services" demo
