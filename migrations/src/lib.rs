@@ -6,6 +6,7 @@ mod m20261124_000001_jobs_and_assets;
 mod m20261124_000002_language_style_cache_money;
 mod m20261124_000003_leases;
 mod m20261124_000004_quota;
+mod m20261125_000005_account_gate;
 
 use sea_orm_migration::prelude::*;
 
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000002_language_style_cache_money::Migration),
             Box::new(m20261124_000003_leases::Migration),
             Box::new(m20261124_000004_quota::Migration),
+            Box::new(m20261125_000005_account_gate::Migration),
         ]
     }
 }

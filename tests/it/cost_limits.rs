@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, assert_files, command, failure_codes};
+use integration_tests::{BrokerClient, Database, TestEnv, WAIT_TIMEOUT, assert_files, command, failure_codes};
 use serde_json::{Value, json};
 
 /// Number of requests and spending of all workers; the spending is in millionths of a dollar.
@@ -53,45 +53,63 @@ async fn max_cost_also_limits_retries() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn daily_budget_ends_job_and_keeps_finished_images_on_sqlite() -> Result<()> {
-    daily_budget_ends_job_and_keeps_finished_images(Database::Sqlite).await
+/// Waits until this many commands wait on the queue and none is held by a worker.
+async fn wait_for_ready(producer: &BrokerClient, expected: u32) -> Result<()> {
+    wait::wait_until("commands on the queue", WAIT_TIMEOUT, async || {
+        (producer.ready_count("assets.generate").await.ok()? == expected).then_some(())
+    })
+    .await
+}
+
+/// Begins the next day for the workers: what was spent today becomes the spending of a day in the past.
+async fn begin_next_day(env: &TestEnv, past_day: &str) -> Result<()> {
+    let sql = format!("UPDATE spending SET day = '{past_day}' WHERE day > '2020' RETURNING day");
+    anyhow::ensure!(env.query_rows(&sql).await?.len() == 1, "nothing was spent today");
+    Ok(())
 }
 
 #[tokio::test]
-async fn daily_budget_ends_job_and_keeps_finished_images_on_postgres() -> Result<()> {
-    daily_budget_ends_job_and_keeps_finished_images(Database::Postgres).await
+async fn jobs_wait_for_the_next_daily_budget_on_sqlite() -> Result<()> {
+    jobs_wait_for_the_next_daily_budget(Database::Sqlite).await
 }
 
-async fn daily_budget_ends_job_and_keeps_finished_images(database: Database) -> Result<()> {
+#[tokio::test]
+async fn jobs_wait_for_the_next_daily_budget_on_postgres() -> Result<()> {
+    jobs_wait_for_the_next_daily_budget(Database::Postgres).await
+}
+
+async fn jobs_wait_for_the_next_daily_budget(database: Database) -> Result<()> {
     let mut env = TestEnv::with_database(database).await?;
     env.set("WORKER_DAILY_BUDGET_USD", "0.07");
-    let _worker = env.start_ready_worker().await?;
+    let worker = env.start_ready_worker().await?;
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     // Failures that were certainly not charged are refunded.
     let descriptions = ["A fox [fault:status=500 x2]", "A bear", "An owl", "A cat", "A wolf"];
     producer.publish(&command(1, &descriptions, &json!({}))).await?;
-    let data = events.wait_for_data("failed").await?;
-    assert_eq!(data["error"]["code"], "budget_exceeded");
-    let message = data["error"]["message"].as_str().unwrap_or_default();
-    assert!(message.contains("WORKER_DAILY_BUDGET_USD=0.07"), "{message}");
-    assert_eq!((&data["succeeded"], &data["cost_usd"]), (&json!(3), &json!(0.06)));
-    assert_eq!(failure_codes(&data), ["not_attempted"; 2]);
-    let kept: Vec<u32> = data["assets"]
-        .as_array()
-        .context("assets is missing")?
-        .iter()
-        .filter_map(|asset| asset["index"].as_u64()?.try_into().ok())
-        .collect();
-    assert_files(&env, &data, &kept)?;
-    let ledger = env.sandbox.ledger();
-    assert_eq!(ledger.charged, 3);
-    assert_eq!(total_spending(&env).await?.1, 60_000);
-    // No budget is left for the next job; only cached images would be possible.
+    worker.wait_for_log("account gate closed; commands stay on the queue").await?;
+    // While the gate is closed, further commands wait too.
     producer.publish(&command(1, &["A lynx"], &json!({}))).await?;
-    assert_eq!(events.wait_for_data("failed").await?["error"]["code"], "budget_exceeded");
-    assert_eq!(env.sandbox.ledger().requests, ledger.requests);
+    wait_for_ready(&producer, 2).await?;
+    let (status, body) = worker.probe("readyz").await?;
+    let reason = "the daily budget, WORKER_DAILY_BUDGET_USD=0.07, is used up until 00:00 UTC";
+    assert_eq!((status, &body["gate_closed"]), (200, &json!([reason])));
+    let closed = worker.metrics().await?.value("asset_worker_gate_closed", &[("reason", "daily_budget")]);
+    assert_eq!(closed, Some(1.0));
+    assert_eq!(env.sandbox.ledger().charged, 3);
+    assert_eq!(total_spending(&env).await?.1, 60_000);
+    let jobs = env.query_rows("SELECT status, attempts FROM jobs").await?;
+    assert_eq!(jobs, [json!({"status": "waiting", "attempts": 0})]);
+
+    begin_next_day(&env, "2000-01-01").await?;
+    for _ in 1..=2 {
+        let data = events.wait_for_data("completed").await?;
+        assert_eq!(data["failed"], 0);
+        let total = u32::try_from(data["total"].as_u64().context("total is missing")?)?;
+        assert_files(&env, &data, &(1..=total).collect::<Vec<_>>())?;
+    }
+    assert_eq!(env.sandbox.ledger().charged, 6, "each image is paid for once");
+    assert_eq!(total_spending(&env).await?.1, 120_000);
     Ok(())
 }
 
@@ -100,6 +118,7 @@ async fn concurrent_workers_share_the_daily_budget() -> Result<()> {
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.set("WORKER_DAILY_BUDGET_USD", "0.10");
     env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    env.set("WORKER_JOB_RETRY_DELAYS", "1s");
     env.sandbox.set_latency(Duration::from_millis(100));
     let _workers = (env.start_ready_worker().await?, env.start_ready_worker().await?);
     let producer = env.connect_broker().await?;
@@ -107,14 +126,27 @@ async fn concurrent_workers_share_the_daily_budget() -> Result<()> {
     for project in 1..=2 {
         producer.publish(&command(project, &["A", "B", "C", "D", "E", "F"], &json!({"cache": "never"}))).await?;
     }
-    let mut made = 0;
-    for _ in 0..2 {
-        let data = events.wait_for_data("failed").await?;
-        assert_eq!(data["error"]["code"], "budget_exceeded");
-        made += data["succeeded"].as_u64().unwrap_or_default();
+    for (day, charged) in [("2000-01-01", 5), ("2000-01-02", 10)] {
+        wait::wait_until("the daily budget to be used up", WAIT_TIMEOUT, async || {
+            (env.sandbox.ledger().charged == charged).then_some(())
+        })
+        .await?;
+        // A payment that exceeds the budget would come now. One of the jobs may be complete.
+        wait::wait_until("the other jobs to be returned", WAIT_TIMEOUT, async || {
+            let unfinished = env.query_rows("SELECT status FROM jobs WHERE status <> 'completed'").await.ok()?;
+            let ready = producer.ready_count("assets.generate").await.ok()?;
+            (u32::try_from(unfinished.len()) == Ok(ready) && unfinished.iter().all(|job| job["status"] == "waiting"))
+                .then_some(())
+        })
+        .await?;
+        assert_eq!(env.sandbox.ledger().charged, charged);
+        begin_next_day(&env, day).await?;
     }
-    assert_eq!((made, env.sandbox.ledger().charged), (5, 5));
-    assert_eq!(total_spending(&env).await?, (5, 100_000));
+    for _ in 1..=2 {
+        assert_eq!(events.wait_for_data("completed").await?["succeeded"], 6);
+    }
+    assert_eq!(env.sandbox.ledger().charged, 12);
+    assert_eq!(total_spending(&env).await?, (12, 240_000));
     Ok(())
 }
 
@@ -132,13 +164,11 @@ async fn crash_loop_cannot_exceed_the_daily_budget() -> Result<()> {
     };
     let mut worker = env.start_ready_worker().await?;
     kill_during_request(&env, &mut worker, 2).await?;
-    let mut events = producer.subscribe_to_events().await?;
-    let _worker = env.start_ready_worker().await?;
-    let data = events.wait_for_data("failed").await?;
-    assert_eq!(data["error"]["code"], "budget_exceeded");
+    let worker = env.start_ready_worker().await?;
+    worker.wait_for_log("account gate closed; commands stay on the queue").await?;
+    wait_for_ready(&producer, 1).await?;
     assert_eq!(env.sandbox.ledger().requests, 2);
-    assert_eq!(data["cost_usd"], json!(0.04), "requests of the killed workers are included");
-    assert_eq!(total_spending(&env).await?, (2, 40_000));
+    assert_eq!(total_spending(&env).await?, (2, 40_000), "requests of the killed workers are included");
     Ok(())
 }
 

@@ -71,7 +71,6 @@ fn job_cases() -> Vec<Case> {
         Case::new(&["A fox [fault:status=402]"], "insufficient_credits", none),
         Case::new(&["A fox [fault:status=404]"], "unknown_engine", none),
         Case { config: json!({"max_cost_usd": 0.01}), ..Case::new(&["A fox"], "budget_exceeded", none) },
-        Case { settings: &[("WORKER_DAILY_BUDGET_USD", "0")], ..Case::new(&["A fox"], "budget_exceeded", none) },
     ]
 }
 

@@ -1,5 +1,6 @@
 //! Black-box tests of the built `asset-worker` with real RabbitMQ, PostgreSQL and SQLite.
 
+mod account_gate;
 mod architecture;
 mod cache;
 mod command_line;

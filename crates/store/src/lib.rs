@@ -1,4 +1,5 @@
-//! Database access: jobs, leases, assets, cached images, translations, project styles, spending and quota.
+//! Database access: jobs, leases, assets, cached images, translations, project styles, spending, quota and
+//! account gate.
 //!
 //! The only crate that uses `sea-orm`; its public API contains no type of it. Each method runs one short transaction or
 //! statement, and none waits for anything but the database.
@@ -8,6 +9,7 @@ mod cache;
 mod claim;
 mod dialect;
 mod finish;
+mod gate;
 mod image;
 mod job;
 mod lease;
@@ -31,6 +33,7 @@ use url::Url;
 pub use cache::CachedImage;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
 pub use finish::{JobEnd, KnownJob};
+pub use gate::Pause;
 pub use lease::Lease;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
@@ -133,6 +136,18 @@ impl Store {
             });
         let db = Database::connect(options).with_timeout("connect").await?;
         Ok(Self { db, server: ServerAddress::from_url(url), file: file.map(Path::to_owned) })
+    }
+
+    /// Like [`Store::connect`], but creates no SQLite file: `None` if the file does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::connect`].
+    pub async fn connect_existing(url: &SecretString) -> Result<Option<Self>, StoreError> {
+        match sqlite_path(url.expose_secret()) {
+            Some(file) if !file.exists() => Ok(None),
+            _ => Self::connect(url).await.map(Some),
+        }
     }
 
     /// The span of one operation, by OpenTelemetry's semantic conventions for databases.

@@ -1,4 +1,4 @@
-//! Tests: rows of an older version, writes by a former lease holder, a quota shared by two processes.
+//! Tests: rows of an older version, writes by a former lease holder, a quota shared by two processes, a closed gate.
 
 use domain::command::{Command, JobConfig};
 use domain::event::{Event, EventContext, Totals};
@@ -153,4 +153,39 @@ async fn quota_and_pauses_are_shared_between_processes() {
     // Rounded to minutes, because the pause began a moment ago.
     let after = after.map(|wait| (wait.expect("reserve a request slot") + Duration::from_secs(30)).as_secs() / 60);
     assert_eq!(after, [60, 61]);
+}
+
+#[tokio::test]
+async fn no_cost_is_reserved_while_paused() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = SecretString::from(format!("sqlite://{}/gate.db?mode=rwc", folder.path().display()));
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    let command = Command {
+        job_id: uuid::Uuid::from_u128(7),
+        project_id: 42,
+        image_descriptions: vec!["A fox".into()],
+        config: JobConfig::default(),
+    };
+    let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &Style::default() };
+    let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
+        panic!("a new job was not acquired")
+    };
+    let image = LeasedImage { lease: claimed.lease, asset_id: claimed.images[0].id };
+    let price = MicroUsd(20_000);
+    assert_eq!(store.read_pause().await.expect("read the gate"), None);
+    store.pause(Some("first")).await.expect("pause");
+    let first = store.read_pause().await.expect("read the gate").expect("the workers are paused");
+    store.pause(Some("second")).await.expect("pause");
+    let second = store.read_pause().await.expect("read the gate").expect("the workers are paused");
+    assert_eq!((second.since, second.reason.as_deref()), (first.since, Some("second")));
+    for limit in [None, Some(MicroUsd(1_000_000))] {
+        let reserved = store.reserve_cost(image, price, limit).await.expect("reserve the cost");
+        assert_eq!(reserved, CostReservation::GateClosed);
+    }
+    assert_eq!(store.read_spent_today().await.expect("read the spending"), MicroUsd(0));
+    assert!(store.resume().await.expect("resume"));
+    assert!(!store.resume().await.expect("resume"), "nothing to resume");
+    let reserved = store.reserve_cost(image, price, None).await.expect("reserve the cost");
+    assert!(matches!(reserved, CostReservation::Reserved(_)), "{reserved:?}");
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
-use domain::money::MicroUsd;
 use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
 use store::{CostReservation, Lease, LeasedImage, Store, StoreError};
 use tokio::sync::watch;
@@ -12,52 +11,13 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::cancel::{CancelReason, CancelToken};
+use crate::cost_policy::{CostPolicy, format_usd};
 use crate::error_chain::error_chain;
-use crate::settings::Settings;
+use crate::gate::AccountGate;
 use crate::telemetry::Metrics;
 
 /// Price of one account credit in US dollars. Source: Stability's pricing page.
 const USD_PER_CREDIT: f64 = 0.01;
-
-/// Prices and spending limits of this process.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CostPolicy {
-    price_per_image_usd: f64,
-    daily_budget_usd: Option<f64>,
-    check_balance: bool,
-}
-
-impl CostPolicy {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        Self {
-            price_per_image_usd: settings.stability.cost_per_image_usd,
-            daily_budget_usd: settings.jobs.daily_budget_usd,
-            check_balance: settings.stability.check_balance,
-        }
-    }
-
-    /// The price of one request.
-    fn image_price(&self) -> MicroUsd {
-        MicroUsd::from_usd(self.price_per_image_usd)
-    }
-
-    /// The cost of this many requests, in US dollars.
-    pub(crate) fn cost_usd(&self, requests: u32) -> f64 {
-        self.image_price().total_usd(requests)
-    }
-
-    /// The number of requests that `limit_usd` pays for; `None` if there is no limit.
-    fn affordable_requests(&self, limit_usd: Option<f64>) -> Option<u32> {
-        self.image_price().affordable_count(MicroUsd::from_usd(limit_usd?))
-    }
-}
-
-/// Formats an amount in US dollars with two decimals, or with up to six if it needs more.
-fn format_usd(usd: f64) -> String {
-    let cents = format!("{usd:.2}");
-    let exact = format!("{usd:.6}");
-    if exact.ends_with("0000") { cents } else { exact.trim_end_matches('0').to_owned() }
-}
 
 /// Requests of one job, by state.
 #[derive(Debug, Clone, Copy)]
@@ -73,10 +33,11 @@ struct RequestCounts {
 /// Counts and limits the cost of the requests of one attempt, within the job's `max_cost_usd` and the daily budget of all workers.
 pub(crate) struct JobBudget {
     store: Store,
+    gate: AccountGate,
     metrics: Metrics,
     cost_policy: CostPolicy,
     lease: Lease,
-    /// Cancelled with [`CancelReason::LeaseLost`] if a reservation finds that the lease was lost.
+    /// Cancelled with [`CancelReason::LeaseLost`] or [`CancelReason::GateClosed`] if a reservation finds this.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
     counts: watch::Sender<RequestCounts>,
@@ -85,7 +46,7 @@ pub(crate) struct JobBudget {
 impl JobBudget {
     /// Creates the budget of an attempt; `charged` is the number of requests charged in earlier attempts.
     pub(crate) fn new(
-        store: Store,
+        gate: AccountGate,
         metrics: Metrics,
         cost_policy: CostPolicy,
         lease: Lease,
@@ -94,7 +55,7 @@ impl JobBudget {
         charged: u32,
     ) -> Self {
         let counts = watch::Sender::new(RequestCounts { charged, pending: 0, ended: 0 });
-        Self { store, metrics, cost_policy, lease, cancel, max_cost_usd, counts }
+        Self { store: gate.store().clone(), gate, metrics, cost_policy, lease, cancel, max_cost_usd, counts }
     }
 
     /// The budget of one image, whose requests are counted in the image's row.
@@ -117,7 +78,7 @@ impl JobBudget {
                 format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
             return Some((JobFailureCode::BudgetExceeded, message));
         }
-        if !prices.check_balance {
+        if !prices.checks_balance() {
             return None;
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
@@ -145,18 +106,41 @@ impl JobBudget {
             let reserved = affordable.is_none_or(|affordable| counts.charged < affordable);
             counts.charged += u32::from(reserved);
             counts.pending += u32::from(reserved);
+            if reserved {
+                self.gate.begin_payment();
+            }
             reserved
         })
     }
 
     /// Ends the reservation of a request that has `ended`, or that was not paid for after all.
     fn end_reservation(&self, charged: bool, ended: bool) {
+        self.gate.end_payments(1);
         self.counts.send_modify(|counts| {
             counts.pending -= 1;
             counts.charged -= u32::from(!charged);
             counts.ended += u64::from(ended);
         });
     }
+}
+
+impl Drop for JobBudget {
+    /// The requests of an aborted attempt end without a result.
+    fn drop(&mut self) {
+        self.gate.end_payments(self.counts.borrow().pending);
+    }
+}
+
+/// Why a request was not reserved.
+enum Refusal {
+    /// The job's `max_cost_usd` would be exceeded; the text says so.
+    MaxCost(String),
+    /// The daily budget would be exceeded.
+    DailyBudget,
+    /// The account gate is closed.
+    GateClosed,
+    /// The database failed, or the lease was lost.
+    Store(StoreError),
 }
 
 /// Reserves, commits and refunds the price of one image's requests.
@@ -166,33 +150,46 @@ pub(crate) struct ImageBudget {
 }
 
 impl ImageBudget {
-    /// Tries to reserve once. [`BudgetError::Exceeded`] is not final while other requests of the job are pending.
-    async fn reserve_once(&self) -> Result<Reservation, BudgetError> {
-        let JobBudget { store, cost_policy: prices, cancel, counts, .. } = &*self.job;
+    /// Tries to reserve once. Exceeded limits are not final while other requests of the job are pending.
+    async fn reserve_once(&self) -> Result<Reservation, Refusal> {
+        let JobBudget { store, cost_policy: prices, counts, .. } = &*self.job;
         if !self.job.reserve_within_max_cost() {
             let spent = format_usd(prices.cost_usd(counts.borrow().charged));
-            return Err(BudgetError::Exceeded(format!(
+            return Err(Refusal::MaxCost(format!(
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
-        let daily_budget = prices.daily_budget_usd.map(MicroUsd::from_usd);
-        let error = match store.reserve_cost(self.image, prices.image_price(), daily_budget).await {
+        let refusal = match store.reserve_cost(self.image, prices.image_price(), prices.daily_budget()).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
-            Ok(CostReservation::OverBudget) => {
-                let limit = format_usd(prices.daily_budget_usd.unwrap_or_default());
-                BudgetError::Exceeded(format!(
-                    "the daily budget of all workers, WORKER_DAILY_BUDGET_USD={limit}, is used up"
-                ))
-            }
-            Err(error) => {
-                if matches!(error, StoreError::LeaseLost) {
-                    cancel.cancel(CancelReason::LeaseLost);
-                }
-                BudgetError::Unavailable(Box::new(error))
-            }
+            Ok(CostReservation::GateClosed) => Refusal::GateClosed,
+            Ok(CostReservation::OverBudget) => Refusal::DailyBudget,
+            Err(error) => Refusal::Store(error),
         };
         self.job.end_reservation(false, false);
-        Err(error)
+        Err(refusal)
+    }
+
+    /// Converts a final refusal into the client's error. A refusal that concerns other jobs too cancels the attempt, and
+    /// the client reports the call as stopped.
+    async fn give_up(&self, refusal: Refusal) -> BudgetError {
+        let JobBudget { gate, cancel, .. } = &*self.job;
+        let reason = match &refusal {
+            Refusal::MaxCost(_) | Refusal::Store(StoreError::Database { .. }) => None,
+            Refusal::Store(StoreError::LeaseLost) => Some(CancelReason::LeaseLost),
+            Refusal::DailyBudget => Some(CancelReason::DailyBudget),
+            Refusal::GateClosed => Some(CancelReason::GateClosed),
+        };
+        if let Some(reason) = reason {
+            cancel.cancel(reason);
+        }
+        match refusal {
+            Refusal::MaxCost(message) => BudgetError::Exceeded(message),
+            Refusal::Store(error) => BudgetError::Unavailable(Box::new(error)),
+            Refusal::DailyBudget | Refusal::GateClosed => {
+                gate.refresh().await;
+                BudgetError::Unavailable("nothing may be paid for now".into())
+            }
+        }
     }
 }
 
@@ -203,20 +200,24 @@ impl Budget for ImageBudget {
         loop {
             let mut changes = self.job.counts.subscribe();
             let ended = changes.borrow().ended;
-            let error = match self.reserve_once().await {
-                Err(error @ BudgetError::Exceeded(_)) => error,
-                decided => return decided,
+            let refusal = match self.reserve_once().await {
+                Ok(reservation) => return Ok(reservation),
+                Err(refusal @ (Refusal::MaxCost(_) | Refusal::DailyBudget)) => refusal,
+                Err(refusal) => return Err(self.give_up(refusal).await),
             };
-            let changed = changes.wait_for(|counts| counts.ended != ended || counts.pending == 0);
-            match self.job.cancel.token().run_until_cancelled(changed).await {
-                Some(Ok(counts)) if counts.ended != ended => {}
-                Some(Ok(_) | Err(_)) | None => return Err(error),
+            let has_changed = {
+                let changed = changes.wait_for(|counts| counts.ended != ended || counts.pending == 0);
+                let waited = self.job.cancel.token().run_until_cancelled(changed).await;
+                matches!(waited, Some(Ok(counts)) if counts.ended != ended)
+            };
+            if !has_changed {
+                return Err(self.give_up(refusal).await);
             }
         }
     }
 
     async fn commit(&self, _reservation: Reservation) {
-        self.job.metrics.record_cost(self.job.cost_policy.price_per_image_usd);
+        self.job.metrics.record_cost(self.job.cost_policy.image_price().usd());
         self.job.end_reservation(true, true);
     }
 

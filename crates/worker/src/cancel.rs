@@ -12,6 +12,10 @@ pub(crate) enum CancelReason {
     Stopped,
     /// The job's time slice is over.
     Preempted,
+    /// The account gate is closed: nothing may be paid for.
+    GateClosed,
+    /// The next request would exceed the daily budget.
+    DailyBudget,
     /// Every further request would fail with this code; the text is the reason.
     Fatal(JobFailureCode, String),
     /// Too many images have failed: the success rate can no longer be reached.

@@ -8,6 +8,7 @@ mod generate;
 mod inspect;
 mod jobs;
 mod migrate;
+mod pause;
 mod run;
 mod screen;
 mod style;
@@ -56,6 +57,10 @@ enum Subcommand {
     Style(style::Options),
     /// Show the metadata embedded in an image file
     Inspect(inspect::Options),
+    /// Stop taking commands and paying for images, in all workers
+    Pause(pause::PauseOptions),
+    /// Continue after pause
+    Resume(pause::ResumeOptions),
     /// Apply pending database migrations
     Migrate(migrate::Options),
     /// Check all settings and connections, and suggest fixes
@@ -73,6 +78,8 @@ impl Subcommand {
             | Self::DeadLetters(_)
             | Self::Style(_)
             | Self::Inspect(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
             | Self::Migrate(_)
             | Self::Doctor(_) => "warn",
         }
@@ -95,7 +102,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // A failed print cannot be reported.
             let _ = error.print();
-            if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Well }
+            if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }
         }
     });
     exit.unwrap_or(ExitStatus::Bug).into()
@@ -109,7 +116,7 @@ fn execute(subcommand: Subcommand) -> ExitStatus {
         .map_err(|error| CliError::unreachable(format!("the async runtime cannot be started ({error})")))
         .and_then(|runtime| runtime.block_on(run_subcommand(subcommand, &screen)));
     match outcome {
-        Ok(()) => ExitStatus::Well,
+        Ok(()) => ExitStatus::Success,
         Err(failure) => {
             screen.print_error(&failure.to_string());
             failure.exit_status()
@@ -149,6 +156,8 @@ async fn dispatch(
         Subcommand::Jobs(options) => jobs::run(&options, settings, screen).await,
         Subcommand::DeadLetters(options) => dead_letters::run(&options, settings, screen).await,
         Subcommand::Style(options) => style::run(&options, settings, screen).await,
+        Subcommand::Pause(options) => pause::pause(&options, settings, screen).await,
+        Subcommand::Resume(options) => pause::resume(&options, settings, screen).await,
         Subcommand::Migrate(options) => migrate::run(&options, settings, screen).await,
         Subcommand::Inspect(_) | Subcommand::Doctor(_) => Ok(()),
     }

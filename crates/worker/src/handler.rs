@@ -243,6 +243,12 @@ impl CommandHandler {
                 self.publisher.requeue_at_end(message).await?;
                 Settlement::Acknowledge
             }
+            JobOutcome::GateClosed => {
+                info!("account gate closed; moving the command to the end of the queue");
+                // Published again: a requeue would count towards the delivery limit.
+                self.publisher.requeue_at_end(message).await?;
+                Settlement::Acknowledge
+            }
             JobOutcome::Conflict => {
                 warn!("job id belongs to another command; command dead-lettered");
                 self.publisher.dead_letter(message, CONFLICT_REASON).await?;

@@ -18,6 +18,7 @@ use serde::Serialize;
 use stability_client::{Observer, RequestOutcome};
 use tokio::time::Instant;
 
+use crate::gate::{AccountGate, GateReason};
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
@@ -49,6 +50,7 @@ struct HealthState {
     queue: Mutex<QueueStats>,
     credits: Mutex<Option<f64>>,
     spent_today: Mutex<Option<MicroUsd>>,
+    gate: OnceLock<AccountGate>,
 }
 
 impl HealthState {
@@ -72,6 +74,7 @@ impl Default for Health {
             queue: Mutex::default(),
             credits: Mutex::default(),
             spent_today: Mutex::default(),
+            gate: OnceLock::new(),
         };
         Self { state: Arc::new(state) }
     }
@@ -85,6 +88,8 @@ struct Readiness {
     database: String,
     storage: String,
     api_key: String,
+    /// Why the account gate is closed, which does not make the worker unready: a rollout must be able to repair it.
+    gate_closed: Vec<GateReason>,
 }
 
 impl Health {
@@ -118,6 +123,12 @@ impl Health {
     pub(crate) fn set_dependencies(&self, parts: HealthDependencies) {
         // Called once, when the worker has opened them.
         let _ = self.state.checks.set(HealthChecks::new(parts));
+    }
+
+    /// Sets the account gate, to report why it is closed.
+    pub(crate) fn set_gate(&self, gate: AccountGate) {
+        // Called once, when the worker has opened the database.
+        let _ = self.state.gate.set(gate);
     }
 
     /// Records whether the API accepted the key of a request, so that no separate check is needed.
@@ -157,6 +168,7 @@ impl Health {
             database: shown(database),
             storage: shown(storage),
             api_key: shown(key),
+            gate_closed: self.state.gate.get().map(AccountGate::reasons).unwrap_or_default(),
         }
     }
 
@@ -211,6 +223,13 @@ impl Health {
         ] {
             let state = self.state.clone();
             metrics.register_gauge(&spec, &[], move || queue_value(&state, read));
+        }
+        for reason in GateReason::NAMES {
+            let state = self.state.clone();
+            metrics.register_gauge(&names::GATE_CLOSED, &[KeyValue::new("reason", reason)], move || {
+                let reasons = state.gate.get()?.reasons();
+                Some(f64::from(u8::from(reasons.iter().any(|closed| closed.name() == reason))))
+            });
         }
         let state = self.state.clone();
         metrics.register_gauge(&names::CREDITS, &[], move || {

@@ -26,11 +26,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{Span, info, warn};
 
-use crate::budget::{CostPolicy, JobBudget};
+use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
+use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
 use crate::failpoint;
+use crate::gate::AccountGate;
 use crate::image::{ImageGenerator, ImageResources};
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
@@ -67,6 +69,7 @@ pub struct RunOptions<'a> {
 #[derive(Clone)]
 pub struct JobRunner {
     resources: ImageResources,
+    gate: AccountGate,
     planner: Arc<Planner>,
     settings: JobSettings,
     max_concurrent: NonZeroUsize,
@@ -79,6 +82,7 @@ impl JobRunner {
     pub(crate) fn new(settings: &Settings, resources: ImageResources, translator: Translator) -> Self {
         let style = Style { cfg_scale: Some(settings.cfg_scale), steps: Some(settings.steps), ..Style::default() };
         Self {
+            gate: AccountGate::new(resources.store.clone(), CostPolicy::new(settings)),
             resources,
             planner: Arc::new(Planner::new(settings)),
             settings: settings.jobs.clone(),
@@ -101,6 +105,10 @@ impl JobRunner {
         &self.resources.store
     }
 
+    pub(crate) fn gate(&self) -> &AccountGate {
+        &self.gate
+    }
+
     /// Runs one attempt at a job in the current span, until the job ends, has to wait, or is interrupted.
     ///
     /// Publishes `started` and `progress` events to `sink`. Stores the terminal event and returns it for publishing.
@@ -116,6 +124,10 @@ impl JobRunner {
         sink: &dyn EventSink,
         shutdown: &Shutdown,
     ) -> Result<JobOutcome, JobRunError> {
+        // Read anew, so that nothing is translated for a job that cannot pay.
+        if !self.gate.refresh().await {
+            return Ok(JobOutcome::GateClosed);
+        }
         let claimed = match self.claim(command, options.lease_wait, shutdown).await? {
             None => return Ok(JobOutcome::Interrupted),
             Some(Claim::Leased) => return Ok(JobOutcome::Leased),
@@ -147,6 +159,7 @@ impl JobRunner {
                 }
                 () = shutdown.grace_expired.cancelled() => None,
                 never = preempt_after(self.settings.time_slice, &cancel) => match never {},
+                never = cancel_when_gate_closes(&self.gate, &cancel) => match never {},
             };
             // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
@@ -223,7 +236,7 @@ impl JobRunner {
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
         let budget = JobBudget::new(
-            resources.store.clone(),
+            self.gate.clone(),
             resources.metrics.clone(),
             self.cost_policy,
             lease,
@@ -279,6 +292,17 @@ impl JobRunner {
             // The worker is stopping and interrupted the attempt: it has not failed and is not counted.
             retry_store(|| self.store().release(lease, false)).await?;
             return Ok(JobOutcome::Interrupted);
+        }
+        if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::GateClosed) {
+            retry_store(|| self.store().release(lease, false)).await?;
+            return Ok(JobOutcome::GateClosed);
+        }
+        if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::DailyBudget) {
+            retry_store(|| self.store().release(lease, false)).await?;
+            // The gate stays open while requests of other jobs may still be refunded.
+            let is_open = self.gate.refresh().await;
+            let delay = self.settings.retry_delays.iter().max().copied().unwrap_or_default();
+            return Ok(if is_open { JobOutcome::RetryAfter(delay) } else { JobOutcome::GateClosed });
         }
         if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::Preempted) {
             let advanced = progress.made_progress();
@@ -361,6 +385,15 @@ fn check_worker_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Opt
         code: JobFailureCode::AttemptsExhausted,
         message: format!("the job lost its worker {losses} times in a row without completing an image"),
     })
+}
+
+/// Cancels an attempt when the account gate closes; never returns.
+async fn cancel_when_gate_closes(gate: &AccountGate, cancel: &CancelToken) -> Infallible {
+    gate.wait_until(false).await;
+    if cancel.cancel(CancelReason::GateClosed) {
+        info!("account gate closed; no new image is started");
+    }
+    std::future::pending().await
 }
 
 /// Cancels an attempt when its time slice is over; never returns.

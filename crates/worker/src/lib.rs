@@ -16,11 +16,13 @@ pub mod worker;
 
 mod delivery_limit;
 pub mod event_sink;
+mod gate;
 pub mod handler;
 mod session;
 
 mod budget;
 mod cancel;
+mod cost_policy;
 mod image;
 pub mod image_pool;
 pub mod job;

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
-use broker::{AckHandle, BrokerError, CommandStream, ConnectionLost, Settlement};
+use broker::{AckHandle, Broker, BrokerError, CommandStream, ConnectionLost, Message, Settlement};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::gate::AccountGate;
 use crate::handler::CommandHandler;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
@@ -33,8 +34,66 @@ pub(crate) enum SessionEnd {
     BrokerLost(String),
 }
 
-pub(crate) struct Session {
-    messages: CommandStream,
+/// The consumer of commands, which is cancelled while the account gate is closed.
+pub(crate) struct CommandConsumer<'a> {
+    broker: &'a Broker,
+    prefetch: u16,
+    state: ConsumerState,
+}
+
+enum ConsumerState {
+    Stopped,
+    Consuming(CommandStream),
+    /// Cancelled; messages that the broker had sent before are still delivered.
+    Cancelled(CommandStream),
+}
+
+impl<'a> CommandConsumer<'a> {
+    /// Creates a stopped consumer with at most `prefetch` unsettled messages.
+    pub(crate) fn new(broker: &'a Broker, prefetch: u16) -> Self {
+        Self { broker, prefetch, state: ConsumerState::Stopped }
+    }
+
+    fn is_consuming(&self) -> bool {
+        matches!(self.state, ConsumerState::Consuming(_))
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(self.state, ConsumerState::Stopped)
+    }
+
+    async fn start(&mut self) -> Result<(), BrokerError> {
+        self.state = ConsumerState::Consuming(self.broker.consume_commands(self.prefetch).await?);
+        Ok(())
+    }
+
+    /// Cancels the consumer, if there is one.
+    async fn cancel(&mut self) {
+        if let ConsumerState::Consuming(stream) = std::mem::replace(&mut self.state, ConsumerState::Stopped) {
+            stream.stop().await;
+            self.state = ConsumerState::Cancelled(stream);
+        }
+    }
+
+    /// Waits for the next message. Cancel safe.
+    async fn next(&mut self) -> Result<Message, ConnectionLost> {
+        if let ConsumerState::Cancelled(stream) = &mut self.state {
+            match stream.next().await {
+                Ok(message) => return Ok(message),
+                // The end of the cancelled consumer. If the connection was lost, the next operation notices it.
+                Err(ConnectionLost(_)) => self.state = ConsumerState::Stopped,
+            }
+        }
+        match &mut self.state {
+            ConsumerState::Consuming(stream) => stream.next().await,
+            ConsumerState::Stopped | ConsumerState::Cancelled(_) => std::future::pending().await,
+        }
+    }
+}
+
+pub(crate) struct Session<'a> {
+    consumer: CommandConsumer<'a>,
+    gate: AccountGate,
     handler: CommandHandler,
     grace: Duration,
     shutdown: Shutdown,
@@ -44,10 +103,11 @@ pub(crate) struct Session {
     health: Health,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Creates a session that ends when `stop` is cancelled; its jobs then have the grace period `grace` to finish.
     pub(crate) fn new(
-        messages: CommandStream,
+        consumer: CommandConsumer<'a>,
+        gate: &AccountGate,
         handler: CommandHandler,
         grace: Duration,
         stop: &CancellationToken,
@@ -56,7 +116,8 @@ impl Session {
         // Jobs stop with the session, also if the broker is lost: images in flight are kept, commands are redelivered.
         let shutdown = Shutdown { stop: stop.child_token(), ..Shutdown::default() };
         let (tasks, in_flight) = (JoinSet::new(), HashMap::new());
-        Self { messages, handler, grace, shutdown, tasks, in_flight, health: health.clone() }
+        let gate = gate.clone();
+        Self { consumer, gate, handler, grace, shutdown, tasks, in_flight, health: health.clone() }
     }
 
     /// Handles messages until `stop` is cancelled or the broker is lost.
@@ -76,7 +137,7 @@ impl Session {
                 () = stop.cancelled() => break None,
                 // The prefetch count limits unsettled messages to the number of slots. Polled even with all slots
                 // taken, to notice a lost broker.
-                next = self.messages.next() => match next {
+                next = self.consumer.next() => match next {
                     Ok(message) => {
                         // Urgent messages overtake others, so their age is no measure of the queue's delay.
                         if let Some(published) = message.published_at().filter(|_| !message.is_urgent()) {
@@ -88,6 +149,12 @@ impl Session {
                     }
                     Err(ConnectionLost(cause)) => break Some(cause),
                 },
+                () = self.gate.wait_until(false), if self.consumer.is_consuming() => self.consumer.cancel().await,
+                () = self.gate.wait_until(true), if self.consumer.is_stopped() => {
+                    if let Err(error) = self.consumer.start().await {
+                        break Some(error.to_string());
+                    }
+                }
                 Some(ended) = self.tasks.join_next_with_id() => {
                     if let Err(error) = self.handle_task_end(ended).await {
                         break Some(error.to_string());
@@ -104,7 +171,7 @@ impl Session {
                 self.health.set_stopping();
                 info!(jobs = self.tasks.len(), ?grace, "shutting down; no new image is started");
                 // A broker that does not answer sends no more messages either.
-                let _ = timeout_at(deadline, self.messages.stop()).await;
+                let _ = timeout_at(deadline, self.consumer.cancel()).await;
                 self.drain_until(sleep_until(deadline)).await;
                 SessionEnd::Stopped
             }

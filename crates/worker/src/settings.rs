@@ -295,7 +295,21 @@ impl Settings {
             log_filter: reader.log_filter("RUST_LOG")?,
             redacted_values: reader.redacted_values()?,
         };
+        settings.check_daily_budget()?;
         Ok(settings)
+    }
+
+    /// A budget below the price of one image would keep the account gate closed forever.
+    fn check_daily_budget(&self) -> Result<(), SettingError> {
+        let price = self.stability.cost_per_image_usd;
+        match self.jobs.daily_budget_usd {
+            Some(limit) if limit < price => Err(SettingError::invalid(
+                "WORKER_DAILY_BUDGET_USD",
+                &limit.to_string(),
+                format!("at least the price of one image, {price}"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the API key of Stability AI.

@@ -18,7 +18,7 @@ use crate::error_chain::error_chain;
 use crate::handler::CommandHandler;
 use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
 use crate::job::JobRunner;
-use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
+use crate::session::{CommandConsumer, HEARTBEAT_INTERVAL, Session, SessionEnd};
 use crate::settings::{SettingError, Settings};
 use crate::telemetry::{Metrics, Telemetry};
 
@@ -86,8 +86,13 @@ async fn open_and_supervise(
     let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
     health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
-    run_sessions_until_stopped(settings, &runner, health, stop).await;
-    Ok(())
+    health.set_gate(runner.gate().clone());
+    // The first session starts with the stored state.
+    runner.gate().refresh().await;
+    tokio::select! {
+        () = run_sessions_until_stopped(settings, &runner, health, stop) => Ok(()),
+        never = runner.gate().poll() => match never {},
+    }
 }
 
 /// Repeatedly connects to the broker and runs a session, until `stop` is cancelled.
@@ -139,18 +144,18 @@ async fn run_session(
     stop: &CancellationToken,
 ) -> Result<SessionEnd, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
-    let commands = broker.consume_commands(prefetch).await?;
+    let consumer = CommandConsumer::new(broker, prefetch);
     let publisher = broker.create_publisher().await?;
     let handler = CommandHandler::new(runner.clone(), publisher, bootstrap::rules(), &settings.jobs);
     health.set_broker_connected(true);
-    info!(prefetch, "consuming commands");
+    info!(prefetch, "connected to the broker; consuming commands while the account gate is open");
     // Boxed to keep this future, and those that contain it, small.
     let dead_lettered =
         Box::pin(handle_delivery_limit_queue(broker.consume_delivery_limit_queue().await?, handler.clone()));
     let queue_watch = Box::pin(update_queue_gauges(broker, health));
-    let session = Session::new(commands, handler, settings.shutdown_grace, stop, health).serve(stop, dead_lettered);
+    let session = Session::new(consumer, runner.gate(), handler, settings.shutdown_grace, stop, health);
     tokio::select! {
-        ended = session => Ok(ended),
+        ended = Box::pin(session.serve(stop, dead_lettered)) => Ok(ended),
         never = queue_watch => match never {},
     }
 }

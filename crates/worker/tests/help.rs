@@ -15,7 +15,19 @@ fn stdout_of(arguments: &[&str]) -> String {
 
 #[test]
 fn help_output_of_every_command_matches_snapshot() {
-    for command in ["run", "submit", "generate", "jobs", "dead-letters", "style", "inspect", "migrate", "doctor"] {
+    for command in [
+        "run",
+        "submit",
+        "generate",
+        "jobs",
+        "dead-letters",
+        "style",
+        "inspect",
+        "pause",
+        "resume",
+        "migrate",
+        "doctor",
+    ] {
         insta::assert_snapshot!(command, stdout_of(&[command, "--help"]));
     }
     insta::assert_snapshot!("asset-worker", stdout_of(&["--help"]));

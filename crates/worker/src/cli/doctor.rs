@@ -11,7 +11,9 @@ use store::Store;
 use super::exit::CliError;
 use super::screen::Screen;
 use crate::bootstrap;
+use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
+use crate::gate;
 use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
 use crate::telemetry;
@@ -104,7 +106,7 @@ fn format_finding(finding: &Finding) -> String {
 }
 
 async fn run_checks(settings: &Settings) -> Vec<Finding> {
-    let (broker, queues, database, storage, api, translation, telemetry) = tokio::join!(
+    let (broker, queues, database, storage, api, translation, telemetry, gate) = tokio::join!(
         with_timeout(check_broker(settings)),
         with_timeout(check_queues(settings)),
         with_timeout(check_database(settings)),
@@ -112,6 +114,7 @@ async fn run_checks(settings: &Settings) -> Vec<Finding> {
         with_timeout(check_api(settings)),
         with_timeout(check_translation(settings)),
         with_timeout(check_telemetry(settings)),
+        with_timeout(check_gate(settings)),
     );
     let settings_ok = CheckResult::ok(format!("{} settings are valid", settings.redacted_values.len()));
     let results = [
@@ -123,6 +126,7 @@ async fn run_checks(settings: &Settings) -> Vec<Finding> {
         ("api", api),
         ("translation", translation),
         ("telemetry", telemetry),
+        ("gate", gate),
     ];
     results.into_iter().map(|(name, state)| Finding { name, result: state }).collect()
 }
@@ -213,6 +217,25 @@ async fn check_database(settings: &Settings) -> CheckResult {
             "reachable; {pending} migrations are pending, `asset-worker migrate` or the next start applies them"
         )),
         Err(error) => CheckResult::failed(error_chain(&error), "start the database, or correct DATABASE_URL"),
+    }
+}
+
+/// Reports why the account gate is closed. An operator's pause is no failure.
+async fn check_gate(settings: &Settings) -> CheckResult {
+    let reasons = match Store::connect_existing(&settings.database_url).await {
+        Ok(Some(store)) if matches!(store.pending_migrations().await, Ok(0)) => {
+            gate::read_reasons(&store, CostPolicy::new(settings)).await
+        }
+        Ok(_) => return CheckResult::ok("open; the database has no gate yet"),
+        Err(error) => Err(error),
+    };
+    match reasons.as_deref() {
+        Ok([]) => CheckResult::ok("open"),
+        Ok(reasons) => {
+            let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+            CheckResult::ok(format!("closed: {}; `asset-worker resume` ends a pause", reasons.join("; ")))
+        }
+        Err(error) => CheckResult::failed(error_chain(error), "start the database, or correct DATABASE_URL"),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::worker::RunError;
 /// The contract's exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExitStatus {
-    Well = 0,
+    Success = 0,
     JobFailed = 1,
     /// `EX_USAGE` of sysexits.
     Usage = 64,

@@ -67,6 +67,15 @@ pub(super) async fn run(
             }
             JobOutcome::Preempted => {}
             JobOutcome::Interrupted => return Err(interrupted()),
+            JobOutcome::GateClosed => {
+                let reasons: Vec<String> = runner.gate().reasons().iter().map(ToString::to_string).collect();
+                return Err(CliError::JobFailed(format!(
+                    "the account gate is closed: {}; completed images are kept; repeat the command with the job id {} \
+                     to continue",
+                    reasons.join("; "),
+                    command.job_id
+                )));
+            }
             JobOutcome::Leased | JobOutcome::LeaseLost => {
                 if !lease_notice_shown {
                     screen.print_note(

@@ -5,6 +5,7 @@ use std::time::Duration;
 use broker::{Broker, EventWatcher, Topology, WatchedMessage};
 use domain::command::Command;
 use serde_json::json;
+use store::Store;
 use tokio::time::timeout;
 use tracing::{Instrument, info_span};
 
@@ -12,8 +13,13 @@ use super::command_args::CommandArgs;
 use super::exit::CliError;
 use super::screen::Screen;
 use super::tables::EventView;
+use crate::cost_policy::CostPolicy;
+use crate::gate;
 use crate::settings::Settings;
 use crate::telemetry::trace;
+
+/// Limit for reading the account gate, which `submit` only reports.
+const GATE_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -43,6 +49,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     };
     let span = info_span!("submit", job.id = %command.job_id, project.id = command.project_id);
     submitting.instrument(span).await?;
+    note_closed_gate(settings, screen).await;
     let outcome = match watch {
         None => {
             screen.print(&format_submitted(&command, options.json));
@@ -60,6 +67,19 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     };
     broker.close().await;
     outcome
+}
+
+/// Notes that the account gate is closed, if the database is known to say so: producers need no database.
+async fn note_closed_gate(settings: &Settings, screen: &Screen) {
+    let reading = async {
+        match Store::connect_existing(&settings.database_url).await {
+            Ok(Some(store)) => gate::read_reasons(&store, CostPolicy::new(settings)).await.unwrap_or_default(),
+            Ok(None) | Err(_) => Vec::new(),
+        }
+    };
+    for reason in timeout(GATE_TIMEOUT, reading).await.unwrap_or_default() {
+        screen.print_note(&format!("the account gate is closed: {reason}; the command waits on the queue"));
+    }
 }
 
 fn format_submitted(command: &Command, as_json: bool) -> String {

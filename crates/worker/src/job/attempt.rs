@@ -102,6 +102,8 @@ impl JobAttempt<'_> {
             Some(
                 CancelReason::Stopped
                 | CancelReason::Preempted
+                | CancelReason::GateClosed
+                | CancelReason::DailyBudget
                 | CancelReason::SuccessRateUnreachable
                 | CancelReason::LeaseLost
                 | CancelReason::Infrastructure,

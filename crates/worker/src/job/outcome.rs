@@ -20,6 +20,8 @@ pub enum JobOutcome {
     Interrupted,
     /// The time slice is over; another attempt will continue the job after the jobs that are waiting.
     Preempted,
+    /// The account gate is closed; the attempt does not count, and another one will continue the job.
+    GateClosed,
     /// Another worker holds the job's lease.
     Leased,
     /// Another worker claimed the job during this attempt, which had no further effect.
@@ -38,6 +40,7 @@ impl JobOutcome {
             Self::RetryAfter(_) => "retried",
             Self::Interrupted => "interrupted",
             Self::Preempted => "preempted",
+            Self::GateClosed => "gate_closed",
             Self::Leased => "leased",
             Self::LeaseLost => "lease_lost",
             Self::Conflict => "conflict",

@@ -26,7 +26,7 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    fn invalid(name: &str, value: &str, allowed: impl Display) -> Self {
+    pub(super) fn invalid(name: &str, value: &str, allowed: impl Display) -> Self {
         Self { name: name.to_owned(), problem: format!("{value:?} is not allowed"), expected: allowed.to_string() }
     }
 

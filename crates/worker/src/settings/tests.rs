@@ -56,6 +56,11 @@ fn invalid_value_error_names_variable_and_allowed_values() {
         "2s,,5s",
         "STABILITY_RETRY_DELAYS: \"2s,,5s\" is not allowed; 1 to 10 durations of at most one hour, separated by commas, such as 2s,5s,10s, or none",
     );
+    check(
+        "WORKER_DAILY_BUDGET_USD",
+        "0.01",
+        "WORKER_DAILY_BUDGET_USD: \"0.01\" is not allowed; at least the price of one image, 0.02",
+    );
     check("IMAGE_CFG_SCALE", "NaN", "IMAGE_CFG_SCALE: \"NaN\" is not allowed; a number from 0 to 35");
     check("HTTP_ADDR", "8080", "HTTP_ADDR: \"8080\" is not allowed; an address and a port, such as 0.0.0.0:8080");
     check("LOG_FORMAT", "xml", "LOG_FORMAT: \"xml\" is not allowed; text or json");

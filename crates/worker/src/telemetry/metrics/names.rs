@@ -47,7 +47,7 @@ const fn duration_histogram(name: &'static str, boundaries: &'static [f64], desc
 pub(crate) const JOBS: MetricSpec = counter(
     "asset_worker.jobs",
     "{delivery}",
-    "Deliveries of commands by outcome: completed, failed (with the failure code), already_ended (the job had ended before), retried, preempted (time slice over), \
+    "Deliveries of commands by outcome: completed, failed (with the failure code), already_ended (the job had ended before), retried, preempted (time slice over), gate_closed (the account gate is closed), \
      interrupted (shutdown), leased (another worker holds the lease), lease_lost, conflict (job_id_conflict), error (database or broker failed), panicked",
 );
 pub(crate) const JOB_DURATION: MetricSpec = duration_histogram(
@@ -160,6 +160,11 @@ pub(crate) const RECONNECTS: MetricSpec = counter(
 );
 pub(crate) const READY: MetricSpec =
     gauge("asset_worker.ready", "", "1 if /readyz answers 200, else 0; updated at least every five seconds");
+pub(crate) const GATE_CLOSED: MetricSpec = gauge(
+    "asset_worker.gate.closed",
+    "",
+    "1 if the account gate is closed for this reason (paused, daily_budget), else 0; no command is consumed while it is closed",
+);
 pub(crate) const HEARTBEAT_AGE: MetricSpec = gauge(
     "asset_worker.heartbeat.age",
     "s",

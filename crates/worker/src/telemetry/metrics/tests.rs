@@ -35,6 +35,7 @@ const METRICS: &[(MetricSpec, &[&str])] = &[
     (TERMINAL_EVENTS, &["outcome"]),
     (RECONNECTS, &[]),
     (READY, &[]),
+    (GATE_CLOSED, &["reason"]),
     (HEARTBEAT_AGE, &[]),
     (BUILD_INFO, &["version"]),
     (
