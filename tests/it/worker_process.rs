@@ -272,7 +272,8 @@ async fn probes_report_component_health() -> Result<()> {
     let env = TestEnv::new().await?;
     let worker = env.start_ready_worker().await?;
     assert_eq!(worker.probe("livez").await?, (200, json!({"status": "ok"})));
-    let well = json!({"status": "ok", "broker": "ok", "database": "ok", "storage": "ok", "api_key": "ok"});
-    assert_eq!(worker.probe("readyz").await?, (200, well));
+    let parts =
+        json!({"status": "ok", "broker": "ok", "database": "ok", "storage": "ok", "api_key": "ok", "gate_closed": []});
+    assert_eq!(worker.probe("readyz").await?, (200, parts));
     Ok(())
 }

@@ -9,6 +9,7 @@ use dev_services::wait::wait_until;
 use fastrand::Rng;
 use integration_tests::{BrokerClient, Database, Proxy, TestEnv, WAIT_TIMEOUT, Worker};
 use serde_json::Value;
+use tokio::time::sleep;
 
 use super::expected_jobs::{API_TIMEOUT, ExpectedJob, conflicting_command};
 use super::{Disturbance, Plan, Services};
@@ -148,6 +149,18 @@ impl Cluster {
             Disturbance::DisconnectDatabase => self.slots[slot].database_proxy.drop_connections(),
             Disturbance::RestartBroker => services.restart_broker(outage).await?,
             Disturbance::CrashDatabase => services.restart_database(outage).await?,
+            Disturbance::CloseGate => {
+                self.run_until_success(&["pause", "--reason", "chaos"]).await?;
+                sleep(short * 2).await;
+                self.run_until_success(&["resume"]).await?;
+            }
+            Disturbance::CloseGateAndKill => {
+                self.run_until_success(&["pause", "--reason", "chaos"]).await?;
+                sleep(short).await;
+                self.kill_worker(slot).await?;
+                sleep(short).await;
+                self.run_until_success(&["resume"]).await?;
+            }
             Disturbance::PublishDuplicate => self.connect_broker().await?.publish(&self.jobs[job_index].body).await?,
             Disturbance::PublishInvalid => {
                 let body = format!("no command, {}", rng.u32(..)).into_bytes();
@@ -168,6 +181,15 @@ impl Cluster {
         }
         *self.disturbance_counts.entry(disturbance).or_default() += 1;
         Ok(())
+    }
+
+    /// Runs an `asset-worker` command, with retries because the database may just have been restarted.
+    async fn run_until_success(&self, arguments: &[&str]) -> Result<()> {
+        wait_until(arguments[0], WAIT_TIMEOUT, async || {
+            self.env.run(arguments).await.ok().filter(|output| output.status.success())
+        })
+        .await
+        .map(drop)
     }
 
     /// Connects to the broker, with retries because it may just have been restarted.

@@ -23,6 +23,10 @@ pub enum Disturbance {
     RestartBroker,
     /// The database crashes and is started again.
     CrashDatabase,
+    /// The account gate is closed by `pause` for some seconds and opened by `resume`.
+    CloseGate,
+    /// As [`CloseGate`](Self::CloseGate), and a worker is killed meanwhile.
+    CloseGateAndKill,
     /// A command is published again.
     PublishDuplicate,
     /// A message that is not a command is published.
@@ -44,6 +48,8 @@ impl Disturbance {
             Self::DisconnectDatabase => "connections of a worker to the database closed",
             Self::RestartBroker => "broker restarted",
             Self::CrashDatabase => "database crashed and restarted",
+            Self::CloseGate => "account gate closed and opened (pause, resume)",
+            Self::CloseGateAndKill => "account gate closed, and a worker killed (SIGKILL) before it opens",
             Self::PublishDuplicate => "command published again",
             Self::PublishInvalid => "invalid message published",
             Self::PublishConflict => "different command published with the id of a known job",
@@ -62,6 +68,8 @@ pub(super) fn available(services: &Services) -> Vec<Disturbance> {
         Disturbance::FreezeAndDisconnect,
         Disturbance::DisconnectBroker,
         Disturbance::DisconnectDatabase,
+        Disturbance::CloseGate,
+        Disturbance::CloseGateAndKill,
         Disturbance::PublishDuplicate,
         Disturbance::PublishDuplicate,
         Disturbance::PublishInvalid,
