@@ -124,6 +124,33 @@ async fn job_that_needs_no_further_payment_ends_while_paused() -> Result<()> {
     Ok(())
 }
 
+/// A new consumer's prefetch count does not include the messages of the former one.
+#[tokio::test]
+async fn reopened_worker_runs_no_more_jobs_than_allowed() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
+    // Longer than it usually takes to notice the pause and its end.
+    env.sandbox.set_latency(Duration::from_secs(12));
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    for project in 1..=2 {
+        producer.publish(&command(project, &["A fox"], &json!({"cache": "never"}))).await?;
+    }
+    wait_for_requests(&env, 1).await?;
+    pause(&env, "test").await?;
+    worker.wait_for_log(CLOSED).await?;
+    resume(&env).await?;
+    worker.wait_for_log(OPENED).await?;
+    env.sandbox.set_latency(Duration::ZERO);
+    for _ in 1..=2 {
+        events.wait_for_data("completed").await?;
+    }
+    let ledger = env.sandbox.ledger();
+    assert_eq!((ledger.requests, ledger.max_in_flight), (2, 1));
+    Ok(())
+}
+
 /// The pause is set in the database while the workers have not read it yet, so their payments meet it.
 #[tokio::test]
 async fn no_payment_follows_a_pause() -> Result<()> {
@@ -177,6 +204,10 @@ async fn commands_report_a_pause() -> Result<()> {
     // No database file exists yet, and `submit` creates none.
     let submitted = env.run(&["submit", "A fox"]).await?;
     assert!(submitted.status.success() && !env.folder().join("data").exists(), "{}", text(&submitted.stderr));
+    let refused = env.run(&["pause"]).await?;
+    assert_eq!(refused.status.code(), Some(69), "a new database would be that of no worker");
+    assert!(text(&refused.stderr).contains("DATABASE_URL: there is no database"), "{}", text(&refused.stderr));
+    assert!(env.run(&["migrate"]).await?.status.success());
     let paused = env.run(&["pause", "--json"]).await?;
     assert_eq!(serde_json::from_slice::<Value>(&paused.stdout)?, json!({"paused": true, "reason": null}));
     pause(&env, "invoice overdue").await?;

@@ -13,41 +13,52 @@ use super::{BrokerError, with_timeout};
 #[error("broker: connection lost: {0}")]
 pub struct ConnectionLost(pub String);
 
-/// A stream of messages from one consumer.
+/// A stream of messages from one queue, over one channel.
 pub struct CommandStream {
     channel: Channel,
-    consumer: Consumer,
+    queue: &'static str,
+    /// `None` before the first [`start`](Self::start).
+    consumer: Option<Consumer>,
 }
 
 impl CommandStream {
-    pub(super) async fn start(channel: Channel, queue: &str, prefetch: u16) -> Result<Self, BrokerError> {
+    /// Creates a stream that has not started, with at most `prefetch` unsettled messages.
+    pub(super) async fn new(channel: Channel, queue: &'static str, prefetch: u16) -> Result<Self, BrokerError> {
         with_timeout("set the prefetch count", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let consumer =
-            channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = with_timeout("consume commands", consumer).await?;
-        Ok(Self { channel, consumer })
+        Ok(Self { channel, queue, consumer: None })
     }
 
-    /// Waits for the next message. Cancel safe.
+    /// Starts a consumer. May be called again after [`stop`](Self::stop).
     ///
     /// # Errors
     ///
-    /// [`ConnectionLost`] if the stream has ended.
+    /// [`BrokerError`] if the broker does not accept it.
+    pub async fn start(&mut self) -> Result<(), BrokerError> {
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consuming = self.channel.basic_consume(self.queue.into(), "".into(), options, arguments);
+        self.consumer = Some(with_timeout("consume commands", consuming).await?);
+        Ok(())
+    }
+
+    /// Waits for the next message; waits forever if the stream was never started. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionLost`] if the consumer has ended: it was stopped, the connection was lost, or the queue was deleted.
     pub async fn next(&mut self) -> Result<Message, ConnectionLost> {
-        match self.consumer.next().await {
+        let Some(consumer) = &mut self.consumer else { return std::future::pending().await };
+        match consumer.next().await {
             Some(Ok(delivery)) => Ok(Message::new(delivery)),
             Some(Err(error)) => Err(ConnectionLost(error.to_string())),
             None => Err(ConnectionLost("consumer cancelled".to_owned())),
         }
     }
 
-    /// Cancels the consumer. Messages that were already delivered can still be settled.
+    /// Cancels the consumer. Messages that the broker had sent before can still be received and settled.
     pub async fn stop(&self) {
+        let Some(consumer) = &self.consumer else { return };
         // An error is ignored: a lost connection delivers no further message either.
-        let _ = with_timeout(
-            "cancel the consumer",
-            self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()),
-        )
-        .await;
+        let cancelling = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        let _ = with_timeout("cancel the consumer", cancelling).await;
     }
 }

@@ -1,14 +1,21 @@
 //! The account gate: while it is closed, no worker pays for a request. One row, shared by all workers.
 
-use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Value};
 use time::OffsetDateTime;
 use tracing::Instrument;
 
 use super::dialect::Dialect;
 use super::{QueryExt, Store, StoreError};
 
-/// SQL condition: the stored gate is closed.
-pub(super) const CLOSED: &str = "EXISTS (SELECT 1 FROM account_gate WHERE paused_since_ms IS NOT NULL)";
+/// Whether the stored gate is closed. It does not close before the transaction has ended: PostgreSQL locks its row, and
+/// SQLite has one writer at a time.
+pub(super) async fn is_closed(transaction: &DatabaseTransaction) -> Result<bool, DbErr> {
+    let lock = if transaction.get_database_backend() == DbBackend::Postgres { " FOR SHARE" } else { "" };
+    let sql = format!("SELECT paused_since_ms FROM account_gate WHERE name = 'stability'{lock}");
+    let row = transaction.query_one_raw(Statement::from_string(transaction.get_database_backend(), sql)).await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("account gate".to_owned()))?;
+    Ok(row.try_get::<Option<i64>>("", "paused_since_ms")?.is_some())
+}
 
 /// A pause that an operator has set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +68,14 @@ impl Store {
             );
             let values = [Value::from(reason.map(str::to_owned))];
             let statement = Statement::from_sql_and_values(self.db.get_database_backend(), &sql, values);
-            self.db.execute_raw(statement).with_timeout("pause the workers").await.map(drop)
+            async {
+                match self.db.execute_raw(statement).await?.rows_affected() {
+                    0 => Err(DbErr::RecordNotUpdated),
+                    _ => Ok(()),
+                }
+            }
+            .with_timeout("pause the workers")
+            .await
         }
         .instrument(self.operation_span("pause", "account_gate"))
         .await

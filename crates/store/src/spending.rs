@@ -11,7 +11,7 @@ use sea_orm::{DatabaseTransaction, ExprTrait, Statement};
 use tracing::Instrument;
 
 use super::dialect::Dialect;
-use super::gate::CLOSED;
+use super::gate;
 use super::{Lease, QueryExt, Store, StoreError, asset, job};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
@@ -69,11 +69,14 @@ impl Store {
                 return Ok(CostReservation::OverBudget);
             }
             let transaction = self.begin_with_lease(image.lease, doing).await?;
+            if gate::is_closed(&transaction).with_timeout(doing).await? {
+                transaction.rollback().with_timeout(doing).await?;
+                return Ok(CostReservation::GateClosed);
+            }
             let Some(day) = add_within_daily_limit(&transaction, price, daily_limit).with_timeout(doing).await? else {
                 // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
-                let closed = is_gate_closed(&transaction).with_timeout(doing).await?;
                 transaction.rollback().with_timeout(doing).await?;
-                return Ok(if closed { CostReservation::GateClosed } else { CostReservation::OverBudget });
+                return Ok(CostReservation::OverBudget);
             };
             record_cost(&transaction, image, price, 1, 1).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await?;
@@ -141,8 +144,7 @@ async fn record_cost(
         .map(drop)
 }
 
-/// Adds a price to today's total and returns the day; `None` if the account gate is closed or the total would exceed
-/// the limit.
+/// Adds a price to today's total and returns the day; `None` if the total would exceed the limit.
 async fn add_within_daily_limit(
     db: &DatabaseTransaction,
     price: MicroUsd,
@@ -150,18 +152,13 @@ async fn add_within_daily_limit(
 ) -> Result<Option<String>, DbErr> {
     let backend = db.get_database_backend();
     let today = Dialect::for_backend(backend).today;
-    // One statement, so that two workers cannot both spend the remaining budget, and none pays after the gate has closed.
+    // One statement, so that two workers cannot both spend the remaining budget.
     let sql = format!(
-        "INSERT INTO spending (day, requests, micro_usd) SELECT {today}, 1, CAST($1 AS BIGINT) WHERE NOT {CLOSED} \
+        "INSERT INTO spending (day, requests, micro_usd) VALUES ({today}, 1, $1) \
          ON CONFLICT (day) DO UPDATE SET requests = spending.requests + 1, micro_usd = spending.micro_usd + excluded.micro_usd \
          WHERE spending.micro_usd + excluded.micro_usd <= $2 RETURNING day"
     );
     let limit = daily_limit.map_or(i64::MAX, |daily_limit| daily_limit.0);
     let statement = Statement::from_sql_and_values(backend, sql, [price.0.into(), limit.into()]);
     db.query_one_raw(statement).await?.map(|row| row.try_get("", "day")).transpose()
-}
-
-async fn is_gate_closed(db: &DatabaseTransaction) -> Result<bool, DbErr> {
-    let statement = Statement::from_string(db.get_database_backend(), format!("SELECT 1 AS closed WHERE {CLOSED}"));
-    Ok(db.query_one_raw(statement).await?.is_some())
 }

@@ -37,7 +37,7 @@ pub(crate) struct JobBudget {
     metrics: Metrics,
     cost_policy: CostPolicy,
     lease: Lease,
-    /// Cancelled with [`CancelReason::LeaseLost`] or [`CancelReason::GateClosed`] if a reservation finds this.
+    /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid for.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
     counts: watch::Sender<RequestCounts>,

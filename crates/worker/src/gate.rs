@@ -1,7 +1,7 @@
 //! The account gate: while it is closed, the worker takes no commands and pays for nothing, so that the backlog waits.
 //!
-//! The state is stored in the database and shared by all workers. The only place that decides what a closed gate means
-//! for this worker.
+//! A pause is stored in the database and shared by all workers. Whether the daily budget is used up follows from the
+//! day's spending and this worker's own limit. This module decides whether the gate is closed, and why.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -13,7 +13,7 @@ use domain::money::MicroUsd;
 use serde::{Serialize, Serializer};
 use store::{Pause, Store, StoreError};
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -86,6 +86,25 @@ pub(crate) async fn read_reasons(store: &Store, cost_policy: CostPolicy) -> Resu
     Ok(paused.into_iter().chain(spent_up).collect())
 }
 
+/// The stored state as last read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct GateState {
+    /// Why the gate is closed; empty if it is open.
+    reasons: Vec<GateReason>,
+    /// The daily budget is used up, but costs of requests in flight may still be refunded.
+    budget_may_be_refunded: bool,
+}
+
+impl GateState {
+    fn takes_commands(&self) -> bool {
+        self.reasons.is_empty() && !self.budget_may_be_refunded
+    }
+
+    fn is_paused(&self) -> bool {
+        self.reasons.iter().any(|reason| matches!(reason, GateReason::Paused(_)))
+    }
+}
+
 /// The gate as this worker knows it. Clones share the state.
 #[derive(Clone)]
 pub(crate) struct AccountGate {
@@ -93,13 +112,16 @@ pub(crate) struct AccountGate {
     cost_policy: CostPolicy,
     /// Reserved requests of this process whose costs may still be refunded.
     pending_payments: Arc<AtomicUsize>,
-    reasons: Arc<watch::Sender<Vec<GateReason>>>,
+    state: Arc<watch::Sender<GateState>>,
+    /// Held while the state is read, so that an older state never replaces a newer one.
+    reading: Arc<Mutex<()>>,
 }
 
 impl AccountGate {
     /// Creates a gate that is open until it is read.
     pub(crate) fn new(store: Store, cost_policy: CostPolicy) -> Self {
-        Self { store, cost_policy, pending_payments: Arc::default(), reasons: Arc::new(watch::Sender::default()) }
+        let (pending_payments, reading) = (Arc::default(), Arc::default());
+        Self { store, cost_policy, pending_payments, state: Arc::new(watch::Sender::default()), reading }
     }
 
     /// Counts a reserved request: while there is one, the daily budget does not close the gate.
@@ -118,28 +140,34 @@ impl AccountGate {
 
     /// Why the gate is closed, as last read; empty if it is open.
     pub(crate) fn reasons(&self) -> Vec<GateReason> {
-        self.reasons.borrow().clone()
+        self.state.borrow().reasons.clone()
     }
 
-    /// Reads the stored state and returns whether the gate is open. If it cannot be read, the last state is kept.
+    /// Reads the stored state and returns whether commands are taken. If it cannot be read, the last state is kept.
     pub(crate) async fn refresh(&self) -> bool {
+        let _reading = self.reading.lock().await;
+        let pending_before = self.pending_payments.load(Ordering::Relaxed);
         match read_reasons(&self.store, self.cost_policy).await {
-            Ok(mut read) => {
-                if self.pending_payments.load(Ordering::Relaxed) > 0 {
-                    read.retain(|reason| !matches!(reason, GateReason::DailyBudget { .. }));
+            Ok(mut reasons) => {
+                // A cost that was refunded during the read may still have been counted.
+                let pending = pending_before > 0 || self.pending_payments.load(Ordering::Relaxed) > 0;
+                let count = reasons.len();
+                if pending {
+                    reasons.retain(|reason| !matches!(reason, GateReason::DailyBudget { .. }));
                 }
-                self.reasons.send_if_modified(|reasons| {
-                    let changed = *reasons != read;
-                    if changed {
-                        log_change(reasons, &read);
-                        *reasons = read;
+                let read = GateState { budget_may_be_refunded: reasons.len() < count, reasons };
+                self.state.send_if_modified(|state| {
+                    let changed = *state != read;
+                    if state.reasons != read.reasons {
+                        log_change(&state.reasons, &read.reasons);
                     }
+                    *state = read;
                     changed
                 });
             }
             Err(error) => warn!(error = error_chain(&error), "account gate could not be read; its last state is kept"),
         }
-        self.reasons.borrow().is_empty()
+        self.state.borrow().takes_commands()
     }
 
     /// Reads the stored state periodically; never returns.
@@ -150,10 +178,15 @@ impl AccountGate {
         }
     }
 
-    /// Completes once the gate is open, or closed if `open` is false. Cancel safe.
-    pub(crate) async fn wait_until(&self, open: bool) {
+    /// Completes once commands are taken, or not taken if `taken` is false. Cancel safe.
+    pub(crate) async fn wait_until_commands(&self, taken: bool) {
         // The sender lives as long as `self`.
-        let _ = self.reasons.subscribe().wait_for(|reasons| reasons.is_empty() == open).await;
+        let _ = self.state.subscribe().wait_for(|state| state.takes_commands() == taken).await;
+    }
+
+    /// Completes once an operator has paused the workers. Cancel safe.
+    pub(crate) async fn wait_until_paused(&self) {
+        let _ = self.state.subscribe().wait_for(GateState::is_paused).await;
     }
 }
 

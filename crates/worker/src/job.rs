@@ -159,7 +159,7 @@ impl JobRunner {
                 }
                 () = shutdown.grace_expired.cancelled() => None,
                 never = preempt_after(self.settings.time_slice, &cancel) => match never {},
-                never = cancel_when_gate_closes(&self.gate, &cancel) => match never {},
+                never = cancel_when_paused(&self.gate, &cancel) => match never {},
             };
             // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
@@ -299,7 +299,7 @@ impl JobRunner {
         }
         if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::DailyBudget) {
             retry_store(|| self.store().release(lease, false)).await?;
-            // The gate stays open while requests of other jobs may still be refunded.
+            // Not taken while requests of other jobs may still be refunded: the job then waits on the queue.
             let is_open = self.gate.refresh().await;
             let delay = self.settings.retry_delays.iter().max().copied().unwrap_or_default();
             return Ok(if is_open { JobOutcome::RetryAfter(delay) } else { JobOutcome::GateClosed });
@@ -387,11 +387,12 @@ fn check_worker_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Opt
     })
 }
 
-/// Cancels an attempt when the account gate closes; never returns.
-async fn cancel_when_gate_closes(gate: &AccountGate, cancel: &CancelToken) -> Infallible {
-    gate.wait_until(false).await;
+/// Cancels an attempt when an operator pauses the workers; never returns. An attempt that exceeds the daily budget finds
+/// this when it reserves a cost.
+async fn cancel_when_paused(gate: &AccountGate, cancel: &CancelToken) -> Infallible {
+    gate.wait_until_paused().await;
     if cancel.cancel(CancelReason::GateClosed) {
-        info!("account gate closed; no new image is started");
+        info!("workers paused; no new image is started");
     }
     std::future::pending().await
 }

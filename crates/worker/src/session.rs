@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
-use broker::{AckHandle, Broker, BrokerError, CommandStream, ConnectionLost, Message, Settlement};
+use broker::{AckHandle, BrokerError, CommandStream, ConnectionLost, Message, Settlement};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -35,64 +35,57 @@ pub(crate) enum SessionEnd {
 }
 
 /// The consumer of commands, which is cancelled while the account gate is closed.
-pub(crate) struct CommandConsumer<'a> {
-    broker: &'a Broker,
-    prefetch: u16,
+pub(crate) struct CommandConsumer {
+    stream: CommandStream,
     state: ConsumerState,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum ConsumerState {
-    Stopped,
-    Consuming(CommandStream),
+    Consuming,
     /// Cancelled; messages that the broker had sent before are still delivered.
-    Cancelled(CommandStream),
+    Cancelled,
+    Stopped,
 }
 
-impl<'a> CommandConsumer<'a> {
-    /// Creates a stopped consumer with at most `prefetch` unsettled messages.
-    pub(crate) fn new(broker: &'a Broker, prefetch: u16) -> Self {
-        Self { broker, prefetch, state: ConsumerState::Stopped }
+impl CommandConsumer {
+    /// Creates a consumer from a stream that has not started.
+    pub(crate) fn new(stream: CommandStream) -> Self {
+        Self { stream, state: ConsumerState::Stopped }
     }
 
-    fn is_consuming(&self) -> bool {
-        matches!(self.state, ConsumerState::Consuming(_))
-    }
-
-    fn is_stopped(&self) -> bool {
-        matches!(self.state, ConsumerState::Stopped)
+    async fn cancel(&mut self) {
+        if self.state == ConsumerState::Consuming {
+            self.stream.stop().await;
+            self.state = ConsumerState::Cancelled;
+        }
     }
 
     async fn start(&mut self) -> Result<(), BrokerError> {
-        self.state = ConsumerState::Consuming(self.broker.consume_commands(self.prefetch).await?);
+        self.stream.start().await?;
+        self.state = ConsumerState::Consuming;
         Ok(())
     }
 
-    /// Cancels the consumer, if there is one.
-    async fn cancel(&mut self) {
-        if let ConsumerState::Consuming(stream) = std::mem::replace(&mut self.state, ConsumerState::Stopped) {
-            stream.stop().await;
-            self.state = ConsumerState::Cancelled(stream);
-        }
-    }
-
-    /// Waits for the next message. Cancel safe.
-    async fn next(&mut self) -> Result<Message, ConnectionLost> {
-        if let ConsumerState::Cancelled(stream) = &mut self.state {
-            match stream.next().await {
-                Ok(message) => return Ok(message),
-                // The end of the cancelled consumer. If the connection was lost, the next operation notices it.
-                Err(ConnectionLost(_)) => self.state = ConsumerState::Stopped,
+    /// Waits for the next message; `None` once a cancelled consumer has ended. Cancel safe.
+    async fn next(&mut self) -> Result<Option<Message>, ConnectionLost> {
+        match self.state {
+            ConsumerState::Stopped => std::future::pending().await,
+            ConsumerState::Consuming => self.stream.next().await.map(Some),
+            ConsumerState::Cancelled => {
+                // If the connection was lost, the next operation notices it.
+                let next = self.stream.next().await.ok();
+                if next.is_none() {
+                    self.state = ConsumerState::Stopped;
+                }
+                Ok(next)
             }
-        }
-        match &mut self.state {
-            ConsumerState::Consuming(stream) => stream.next().await,
-            ConsumerState::Stopped | ConsumerState::Cancelled(_) => std::future::pending().await,
         }
     }
 }
 
-pub(crate) struct Session<'a> {
-    consumer: CommandConsumer<'a>,
+pub(crate) struct Session {
+    consumer: CommandConsumer,
     gate: AccountGate,
     handler: CommandHandler,
     grace: Duration,
@@ -103,10 +96,10 @@ pub(crate) struct Session<'a> {
     health: Health,
 }
 
-impl<'a> Session<'a> {
+impl Session {
     /// Creates a session that ends when `stop` is cancelled; its jobs then have the grace period `grace` to finish.
     pub(crate) fn new(
-        consumer: CommandConsumer<'a>,
+        consumer: CommandConsumer,
         gate: &AccountGate,
         handler: CommandHandler,
         grace: Duration,
@@ -138,7 +131,8 @@ impl<'a> Session<'a> {
                 // The prefetch count limits unsettled messages to the number of slots. Polled even with all slots
                 // taken, to notice a lost broker.
                 next = self.consumer.next() => match next {
-                    Ok(message) => {
+                    Ok(None) => {}
+                    Ok(Some(message)) => {
                         // Urgent messages overtake others, so their age is no measure of the queue's delay.
                         if let Some(published) = message.published_at().filter(|_| !message.is_urgent()) {
                             self.health.with_queue(|queue| queue.record_taken(published));
@@ -149,10 +143,21 @@ impl<'a> Session<'a> {
                     }
                     Err(ConnectionLost(cause)) => break Some(cause),
                 },
-                () = self.gate.wait_until(false), if self.consumer.is_consuming() => self.consumer.cancel().await,
-                () = self.gate.wait_until(true), if self.consumer.is_stopped() => {
-                    if let Err(error) = self.consumer.start().await {
-                        break Some(error.to_string());
+                () = self.gate.wait_until_commands(false), if self.consumer.state == ConsumerState::Consuming => {
+                    tokio::select! {
+                        () = self.consumer.cancel() => {}
+                        () = stop.cancelled() => break None,
+                    }
+                }
+                // Only without jobs: the prefetch count of a new consumer does not include messages of the former one.
+                () = self.gate.wait_until_commands(true),
+                    if self.consumer.state == ConsumerState::Stopped && self.tasks.is_empty() =>
+                {
+                    tokio::select! {
+                        started = self.consumer.start() => if let Err(error) = started {
+                            break Some(error.to_string());
+                        },
+                        () = stop.cancelled() => break None,
                     }
                 }
                 Some(ended) = self.tasks.join_next_with_id() => {

@@ -144,7 +144,7 @@ async fn run_session(
     stop: &CancellationToken,
 ) -> Result<SessionEnd, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
-    let consumer = CommandConsumer::new(broker, prefetch);
+    let consumer = CommandConsumer::new(broker.open_command_stream(prefetch).await?);
     let publisher = broker.create_publisher().await?;
     let handler = CommandHandler::new(runner.clone(), publisher, bootstrap::rules(), &settings.jobs);
     health.set_broker_connected(true);

@@ -223,17 +223,21 @@ async fn check_database(settings: &Settings) -> CheckResult {
 /// Reports why the account gate is closed. An operator's pause is no failure.
 async fn check_gate(settings: &Settings) -> CheckResult {
     let reasons = match Store::connect_existing(&settings.database_url).await {
-        Ok(Some(store)) if matches!(store.pending_migrations().await, Ok(0)) => {
-            gate::read_reasons(&store, CostPolicy::new(settings)).await
+        Ok(Some(store)) => {
+            let read = gate::read_reasons(&store, CostPolicy::new(settings)).await;
+            if read.is_err() && matches!(store.pending_migrations().await, Ok(1..)) {
+                return CheckResult::ok("open; pending migrations add it to the database");
+            }
+            read
         }
-        Ok(_) => return CheckResult::ok("open; the database has no gate yet"),
+        Ok(None) => return CheckResult::ok("open; there is no database yet"),
         Err(error) => Err(error),
     };
     match reasons.as_deref() {
         Ok([]) => CheckResult::ok("open"),
         Ok(reasons) => {
             let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
-            CheckResult::ok(format!("closed: {}; `asset-worker resume` ends a pause", reasons.join("; ")))
+            CheckResult::ok(format!("closed: {}", reasons.join("; ")))
         }
         Err(error) => CheckResult::failed(error_chain(error), "start the database, or correct DATABASE_URL"),
     }

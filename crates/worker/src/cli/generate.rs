@@ -69,6 +69,10 @@ pub(super) async fn run(
             JobOutcome::Interrupted => return Err(interrupted()),
             JobOutcome::GateClosed => {
                 let reasons: Vec<String> = runner.gate().reasons().iter().map(ToString::to_string).collect();
+                if reasons.is_empty() {
+                    // It has opened again.
+                    continue;
+                }
                 return Err(CliError::JobFailed(format!(
                     "the account gate is closed: {}; completed images are kept; repeat the command with the job id {} \
                      to continue",

@@ -59,9 +59,12 @@ pub(super) async fn resume(options: &ResumeOptions, settings: &Settings, screen:
     Ok(())
 }
 
-/// The gate's table may not exist yet.
+/// Opens the workers' database. A new SQLite file would be the database of no worker.
 async fn open_store(settings: &Settings) -> Result<Store, CliError> {
-    let store = Store::connect(&settings.database_url).await?;
+    let store = Store::connect_existing(&settings.database_url).await?.ok_or_else(|| {
+        CliError::unreachable("DATABASE_URL: there is no database; set it to the URL that the workers use")
+    })?;
+    // An older version may not have the gate's table.
     store.migrate().await?;
     Ok(store)
 }
