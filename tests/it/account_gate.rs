@@ -5,10 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{BrokerClient, Database, TestEnv, WAIT_TIMEOUT, command};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, command};
 use serde_json::{Value, json};
 
-const QUEUE: &str = "assets.generate";
 const CLOSED: &str = "account gate closed; commands stay on the queue";
 const OPENED: &str = "account gate opened";
 
@@ -22,14 +21,6 @@ async fn resume(env: &TestEnv) -> Result<()> {
     let output = env.run(&["resume"]).await?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
-}
-
-/// Waits until this many commands wait on the queue and none is held by a worker.
-async fn wait_for_ready(producer: &BrokerClient, expected: u32) -> Result<()> {
-    wait::wait_until("commands on the queue", WAIT_TIMEOUT, async || {
-        (producer.ready_count(QUEUE).await.ok()? == expected).then_some(())
-    })
-    .await
 }
 
 async fn wait_for_requests(env: &TestEnv, expected: u32) -> Result<()> {
@@ -55,7 +46,7 @@ async fn paused_workers_leave_commands_on_the_queue_until_resumed() -> Result<()
     for project in 1..=3 {
         producer.publish(&command(project, &["A fox", "A bear"], &json!({"cache": "never"}))).await?;
     }
-    wait_for_ready(&producer, 3).await?;
+    producer.wait_for_waiting_commands(3).await?;
     assert_eq!(env.sandbox.ledger().requests, 0);
     resume(&env).await?;
     for _ in 1..=3 {
@@ -92,7 +83,7 @@ async fn pause_within_a_job_returns_it_uncounted(database: Database) -> Result<(
     producer.publish(&command(1, &descriptions, &json!({}))).await?;
     wait_for_requests(&env, 1).await?;
     pause(&env, "test").await?;
-    wait_for_ready(&producer, 1).await?;
+    producer.wait_for_waiting_commands(1).await?;
     let requests = env.sandbox.ledger().requests;
     assert!(requests < 12, "the job was not interrupted");
     let jobs = env.query_rows("SELECT status, attempts, lease_losses FROM jobs").await?;
@@ -168,7 +159,7 @@ async fn no_payment_follows_a_pause() -> Result<()> {
     pause(&env, "test").await?;
     // At most the requests whose payment came before the pause are still sent: one for each worker.
     let paid = env.query_rows("SELECT requests FROM spending").await?[0]["requests"].clone();
-    wait_for_ready(&producer, 4).await?;
+    producer.wait_for_waiting_commands(4).await?;
     assert_eq!(env.query_rows("SELECT requests FROM spending").await?[0]["requests"], paid);
     assert!(json!(env.sandbox.ledger().requests).as_i64() <= paid.as_i64());
     Ok(())
@@ -189,7 +180,7 @@ async fn job_of_a_worker_killed_while_paused_is_completed_after_resume() -> Resu
     killed.signal(Signal::KILL);
     killed.wait_for_exit().await?;
     let _other = env.start_ready_worker().await?;
-    wait_for_ready(&producer, 1).await?;
+    producer.wait_for_waiting_commands(1).await?;
     env.sandbox.set_latency(Duration::ZERO);
     resume(&env).await?;
     assert_eq!(events.wait_for_data("completed").await?["succeeded"], 3);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{BrokerClient, Database, TestEnv, WAIT_TIMEOUT, assert_files, command, failure_codes};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, assert_files, command, failure_codes};
 use serde_json::{Value, json};
 
 /// Number of requests and spending of all workers; the spending is in millionths of a dollar.
@@ -53,14 +53,6 @@ async fn max_cost_also_limits_retries() -> Result<()> {
     Ok(())
 }
 
-/// Waits until this many commands wait on the queue and none is held by a worker.
-async fn wait_for_ready(producer: &BrokerClient, expected: u32) -> Result<()> {
-    wait::wait_until("commands on the queue", WAIT_TIMEOUT, async || {
-        (producer.ready_count("assets.generate").await.ok()? == expected).then_some(())
-    })
-    .await
-}
-
 /// Begins the next day for the workers: what was spent today becomes the spending of a day in the past.
 async fn begin_next_day(env: &TestEnv, past_day: &str) -> Result<()> {
     let sql = format!("UPDATE spending SET day = '{past_day}' WHERE day > '2020' RETURNING day");
@@ -90,7 +82,7 @@ async fn jobs_wait_for_the_next_daily_budget(database: Database) -> Result<()> {
     worker.wait_for_log("account gate closed; commands stay on the queue").await?;
     // While the gate is closed, further commands wait too.
     producer.publish(&command(1, &["A lynx"], &json!({}))).await?;
-    wait_for_ready(&producer, 2).await?;
+    producer.wait_for_waiting_commands(2).await?;
     let (status, body) = worker.probe("readyz").await?;
     let reason = "the daily budget, WORKER_DAILY_BUDGET_USD=0.07, is used up until 00:00 UTC";
     assert_eq!((status, &body["gate_closed"]), (200, &json!([reason])));
@@ -166,7 +158,7 @@ async fn crash_loop_cannot_exceed_the_daily_budget() -> Result<()> {
     kill_during_request(&env, &mut worker, 2).await?;
     let worker = env.start_ready_worker().await?;
     worker.wait_for_log("account gate closed; commands stay on the queue").await?;
-    wait_for_ready(&producer, 1).await?;
+    producer.wait_for_waiting_commands(1).await?;
     assert_eq!(env.sandbox.ledger().requests, 2);
     assert_eq!(total_spending(&env).await?, (2, 40_000), "requests of the killed workers are included");
     Ok(())

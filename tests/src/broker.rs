@@ -197,6 +197,14 @@ impl BrokerClient {
         Ok(self.channel.queue_declare(queue.into(), options, FieldTable::default()).await?.message_count())
     }
 
+    /// Waits until this many commands wait on the command queue.
+    pub async fn wait_for_waiting_commands(&self, expected: u32) -> Result<()> {
+        dev_services::wait::wait_until("commands on the queue", WAIT_TIMEOUT, async || {
+            (self.ready_count("assets.generate").await.ok()? == expected).then_some(())
+        })
+        .await
+    }
+
     /// Waits for the next dead letter, takes it off its queue and acknowledges it.
     pub async fn take_dead_letter(&self) -> Result<Message> {
         dev_services::wait::wait_until("a dead letter", WAIT_TIMEOUT, async || {
