@@ -11,6 +11,15 @@ use sea_orm::ConnectionTrait;
 
 use super::*;
 
+fn one_image_command() -> Command {
+    Command {
+        job_id: uuid::Uuid::from_u128(7),
+        project_id: 42,
+        image_descriptions: vec!["A fox".into()],
+        config: JobConfig::default(),
+    }
+}
+
 /// Rows as version 0.1 wrote them after its first migration: one image completed, one failed.
 #[tokio::test]
 async fn job_started_by_an_older_version_continues() {
@@ -77,12 +86,7 @@ async fn former_lease_holder_cannot_write() {
     let url = format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display());
     let store = Store::connect(&SecretString::from(url)).await.expect("connect");
     store.migrate().await.expect("migrate");
-    let command = Command {
-        job_id: uuid::Uuid::from_u128(7),
-        project_id: 42,
-        image_descriptions: vec!["A fox".into()],
-        config: JobConfig::default(),
-    };
+    let command = one_image_command();
     let style = Style::default();
     let claim = async |lease| {
         let terms = ClaimOptions { lease_duration: lease, default_style: &style };
@@ -161,12 +165,7 @@ async fn no_cost_is_reserved_while_paused() {
     let url = SecretString::from(format!("sqlite://{}/gate.db?mode=rwc", folder.path().display()));
     let store = Store::connect(&url).await.expect("connect");
     store.migrate().await.expect("migrate");
-    let command = Command {
-        job_id: uuid::Uuid::from_u128(7),
-        project_id: 42,
-        image_descriptions: vec!["A fox".into()],
-        config: JobConfig::default(),
-    };
+    let command = one_image_command();
     let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &Style::default() };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("a new job was not acquired")
