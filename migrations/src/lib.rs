@@ -7,6 +7,7 @@ mod m20261124_000002_language_style_cache_money;
 mod m20261124_000003_leases;
 mod m20261124_000004_quota;
 mod m20261125_000005_account_gate;
+mod m20261126_000006_account_keys;
 
 use sea_orm_migration::prelude::*;
 
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000003_leases::Migration),
             Box::new(m20261124_000004_quota::Migration),
             Box::new(m20261125_000005_account_gate::Migration),
+            Box::new(m20261126_000006_account_keys::Migration),
         ]
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, command};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, backlog_size, command};
 use serde_json::{Value, json};
 
 const CLOSED: &str = "account gate closed; commands stay on the queue";
@@ -185,6 +185,40 @@ async fn job_of_a_worker_killed_while_paused_is_completed_after_resume() -> Resu
     resume(&env).await?;
     assert_eq!(events.wait_for_data("completed").await?["succeeded"], 3);
     assert!(env.sandbox.ledger().requests <= 4, "only the request in flight at the kill is repeated");
+    Ok(())
+}
+
+/// Operators pause and resume in the middle of many jobs.
+#[tokio::test]
+async fn backlog_waits_while_paused() -> Result<()> {
+    let jobs = backlog_size(12);
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.make_images_small();
+    env.sandbox.set_latency(Duration::from_millis(20));
+    let workers = [env.start_ready_worker().await?, env.start_ready_worker().await?];
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    for number in 1..=jobs {
+        let descriptions = [1, 2, 3].map(|image| format!("Animal {number}-{image}"));
+        let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
+        producer.publish(&command(i64::from(number % 7 + 1), &descriptions, &json!({"max_concurrent": 1}))).await?;
+    }
+    for quarter in 1..=3 {
+        wait_for_requests(&env, jobs * 3 * quarter / 4).await?;
+        pause(&env, "test").await?;
+        let times = usize::try_from(quarter)?;
+        let closed = async || workers.iter().all(|worker| worker.log().matches(CLOSED).count() == times).then_some(());
+        wait::wait_until("the gate to close", WAIT_TIMEOUT, closed).await?;
+        resume(&env).await?;
+    }
+    for _ in 0..jobs {
+        assert_eq!(events.wait_for_data("completed").await?["succeeded"], 3);
+    }
+    let ledger = env.sandbox.ledger();
+    assert_eq!(ledger.charged, 3 * jobs);
+    assert!(ledger.by_prompt.values().all(|counts| counts.requests == 1), "each image is paid for once");
+    assert_eq!(env.query_rows("SELECT id FROM jobs WHERE attempts > 0").await?.len(), 0);
+    assert_eq!(producer.ready_count("assets.generate.dead").await?, 0);
     Ok(())
 }
 

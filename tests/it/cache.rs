@@ -148,11 +148,11 @@ async fn cached_images_count_as_successes_and_are_counted_separately() -> Result
 }
 
 #[tokio::test]
-async fn job_completes_from_cache_without_credits() -> Result<()> {
+async fn job_completes_from_cache_without_its_engine() -> Result<()> {
     let env = TestEnv::new().await?;
     let descriptions = ["A fox", "A bear", "An owl", "A cat", "A wolf"];
     env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
-    env.sandbox.set_credits(0.0);
+    env.inject_fault("status=404", None)?;
     let before = env.sandbox.ledger().requests;
     let config = json!({"max_concurrent": 1});
     let data = env.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
@@ -171,7 +171,7 @@ async fn fatal_error_stops_other_requests_before_cache_is_used() -> Result<()> {
     env.sandbox.set_sketch(true);
     env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
     let before = env.sandbox.ledger().requests;
-    env.inject_fault("status=401", None)?;
+    env.inject_fault("status=404", None)?;
     let data = env.generate(&command(1, &descriptions, &json!({}))).await?.expect_data("completed")?;
     assert_eq!(data["from_cache"], 12);
     let sent = env.sandbox.ledger().requests - before;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, assert_files, command, failure_codes};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, assert_files, backlog_size, command, failure_codes};
 use serde_json::{Value, json};
 
 /// Number of requests and spending of all workers; the spending is in millionths of a dollar.
@@ -139,6 +139,48 @@ async fn concurrent_workers_share_the_daily_budget() -> Result<()> {
     }
     assert_eq!(env.sandbox.ledger().charged, 12);
     assert_eq!(total_spending(&env).await?, (12, 240_000));
+    Ok(())
+}
+
+/// Of many jobs, those that a budget does not cover wait: for the next day, and for workers with a higher limit.
+#[tokio::test]
+async fn backlog_waits_for_a_higher_daily_budget() -> Result<()> {
+    let jobs = backlog_size(24);
+    let paid = 50.min(jobs / 3);
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.make_images_small();
+    env.set("WORKER_DAILY_BUDGET_USD", format!("{:.2}", f64::from(paid) * 0.02));
+    let mut workers = [env.start_ready_worker().await?, env.start_ready_worker().await?];
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    for number in 1..=jobs {
+        let job = command(i64::from(number % 7 + 1), &[&format!("Animal {number}")], &json!({"cache": "never"}));
+        producer.publish(&job).await?;
+    }
+    for (day, charged) in [("2000-01-01", paid), ("2000-01-02", 2 * paid)] {
+        wait::wait_until("the daily budget to be used up", WAIT_TIMEOUT, async || {
+            (env.sandbox.ledger().charged >= charged).then_some(())
+        })
+        .await?;
+        producer.wait_for_waiting_commands(jobs - charged).await?;
+        assert_eq!(env.sandbox.ledger().charged, charged, "no request is paid beyond the limit");
+        begin_next_day(&env, day).await?;
+    }
+    env.set("WORKER_DAILY_BUDGET_USD", "1000");
+    for worker in &mut workers {
+        let next = env.start_ready_worker().await?;
+        worker.signal(Signal::TERM);
+        worker.wait_for_exit().await?;
+        *worker = next;
+    }
+    for _ in 0..jobs {
+        events.wait_for("completed").await?;
+    }
+    let ledger = env.sandbox.ledger();
+    assert_eq!(ledger.charged, jobs);
+    assert!(ledger.by_prompt.values().all(|counts| counts.charged == 1), "each image is paid for once");
+    let failed = env.query_rows("SELECT id FROM jobs WHERE status <> 'completed' OR attempts > 0").await?;
+    assert_eq!(failed.len(), 0);
     Ok(())
 }
 

@@ -119,18 +119,48 @@ fn scaled_object_uses_only_keda_fields() -> Result<()> {
     for (name, value) in scaled["spec"].as_object().context("the ScaledObject has no spec")? {
         match name.as_str() {
             "scaleTargetRef" => assert!(value["name"].is_string(), "{value}"),
-            "triggers" => assert!(value.as_array().is_some_and(|triggers| !triggers.is_empty()), "{value}"),
+            "triggers" => assert_eq!(value.as_array().map(Vec::len), Some(2), "{value}"),
+            "advanced" => {
+                let fields = value["scalingModifiers"].as_object().context("there are no scalingModifiers")?;
+                assert_eq!(fields.keys().collect::<Vec<_>>(), ["formula", "metricType", "target"]);
+            }
             name => assert!(numbers.contains(&name) && value.is_u64(), "{name}: {value}"),
         }
     }
-    let trigger = scaled["spec"]["triggers"][0].as_object().context("the ScaledObject has no trigger")?;
-    assert_eq!(trigger.keys().collect::<Vec<_>>(), ["metadata", "type"]);
-    let metadata = trigger["metadata"].as_object().context("the trigger has no metadata")?;
-    assert!(metadata.values().all(Value::is_string), "all values must be strings: {metadata:?}");
+    for trigger in scaled["spec"]["triggers"].as_array().into_iter().flatten() {
+        let fields = trigger.as_object().context("the trigger is no object")?;
+        assert_eq!(fields.keys().collect::<Vec<_>>(), ["metadata", "name", "type"]);
+        let metadata = trigger["metadata"].as_object().context("the trigger has no metadata")?;
+        assert!(metadata.values().all(Value::is_string), "all values must be strings: {metadata:?}");
+    }
+    let metadata = &scaled["spec"]["triggers"][0]["metadata"];
     let from = metadata["hostFromEnv"].as_str().context("hostFromEnv is missing")?;
     let container = manifest("Deployment")?["spec"]["template"]["spec"]["containers"][0].clone();
     let env = container["env"].as_array().context("the container has no env")?;
     assert!(env.iter().any(|variable| variable["name"] == from), "the pods have no variable {from}");
+    Ok(())
+}
+
+/// KEDA evaluates the formula with the values of the triggers by name.
+#[test]
+fn pods_are_not_added_while_the_gate_is_closed() -> Result<()> {
+    let spec = manifest("ScaledObject")?["spec"].clone();
+    assert!(spec["minReplicaCount"].as_u64() >= Some(1), "a pod must remain that probes the account");
+    let modifiers = &spec["advanced"]["scalingModifiers"];
+    assert_eq!(modifiers["formula"], "gate_closed > 0 ? 0 : commands");
+    assert_eq!(modifiers["target"], spec["triggers"][0]["metadata"]["value"]);
+    let named = |name: &str| {
+        let mut triggers = spec["triggers"].as_array().into_iter().flatten().cloned();
+        triggers.find(|trigger| trigger["name"] == name).context("no such trigger")
+    };
+    assert_eq!(named("commands")?["type"], "rabbitmq");
+    let gate = named("gate_closed")?;
+    assert_eq!(gate["type"], "prometheus");
+    // The alerts define a gate that is closed for all workers in the same way, and promtool tests them.
+    let query = gate["metadata"]["query"].as_str().context("the trigger has no query")?;
+    let alerts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/telemetry/alerts.yaml");
+    let alerts = std::fs::read_to_string(alerts)?;
+    assert!(alerts.contains(&format!("{query} > 0")), "{query}");
     Ok(())
 }
 

@@ -66,9 +66,11 @@ fn image_cases() -> Vec<Case> {
 
 fn job_cases() -> Vec<Case> {
     let none = &["not_attempted"];
+    // The account gate closes, so there is no second attempt before it opens.
+    let settings = &[("WORKER_JOB_MAX_ATTEMPTS", "1")];
     vec![
-        Case::new(&["A fox [fault:status=401]"], "unauthorized", none),
-        Case::new(&["A fox [fault:status=402]"], "insufficient_credits", none),
+        Case { settings, ..Case::new(&["A fox [fault:status=401]"], "unauthorized", none) },
+        Case { settings, ..Case::new(&["A fox [fault:status=402]"], "insufficient_credits", none) },
         Case::new(&["A fox [fault:status=404]"], "unknown_engine", none),
         Case { config: json!({"max_cost_usd": 0.01}), ..Case::new(&["A fox"], "budget_exceeded", none) },
     ]

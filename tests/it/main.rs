@@ -14,6 +14,7 @@ mod messages;
 mod metrics;
 mod quota;
 mod recovery;
+mod refused_account;
 mod repository;
 mod s3_storage;
 mod style;

@@ -25,8 +25,15 @@ pub use proxy::Proxy;
 pub use samples::{Samples, documented_metrics};
 pub use test_env::{Database, GenerateOutput, TestEnv, Worker};
 
+/// The API key that the sandbox accepts and the programs of an environment use.
+pub const API_KEY: &str = "sk-sandbox";
 /// Upper bound of every wait. A test reaches it only when it fails.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The number of jobs in a backlog: `BACKLOG_JOBS`, or `default` if it is not set.
+pub fn backlog_size(default: u32) -> u32 {
+    dev_services::env_var("BACKLOG_JOBS").map_or(default, |jobs| jobs.parse().expect("BACKLOG_JOBS is a number"))
+}
 
 /// Builds a command for these descriptions with a new job id.
 pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Value) -> serde_json::Value {

@@ -17,7 +17,7 @@ use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{BrokerClient, Bucket, Proxy, Samples, WAIT_TIMEOUT, bucket};
+use crate::{API_KEY, BrokerClient, Bucket, Proxy, Samples, WAIT_TIMEOUT, bucket};
 
 /// Database of a test environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,13 @@ impl TestEnv {
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
         self.env_vars.retain(|(given, _)| *given != name);
         self.env_vars.push((name, value.into()));
+    }
+
+    /// Makes programs that are started from now on make small images of simple shapes, which take little time.
+    pub fn make_images_small(&mut self) {
+        self.sandbox.set_sketch(true);
+        self.set("IMAGE_WIDTH", "320");
+        self.set("IMAGE_HEIGHT", "180");
     }
 
     /// Makes workers that are started from now on print no log tail when they are dropped.
@@ -180,7 +187,7 @@ impl TestEnv {
             .env_clear()
             .current_dir(self.folder.path())
             .env("AMQP_URL", &self.amqp_url)
-            .env("STABILITY_API_KEY", "sk-sandbox")
+            .env("STABILITY_API_KEY", API_KEY)
             .env("STABILITY_BASE_URL", self.sandbox.base_url())
             .env("STABILITY_RATE_LIMIT", "6000")
             .env("STABILITY_RETRY_DELAYS", "20ms,50ms,100ms")

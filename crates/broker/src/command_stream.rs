@@ -22,18 +22,18 @@ pub struct CommandStream {
 }
 
 impl CommandStream {
-    /// Creates a stream that has not started, with at most `prefetch` unsettled messages.
-    pub(super) async fn new(channel: Channel, queue: &'static str, prefetch: u16) -> Result<Self, BrokerError> {
-        with_timeout("set the prefetch count", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        Ok(Self { channel, queue, consumer: None })
+    /// Creates a stream that has not started.
+    pub(super) fn new(channel: Channel, queue: &'static str) -> Self {
+        Self { channel, queue, consumer: None }
     }
 
-    /// Starts a consumer. May be called again after [`stop`](Self::stop).
+    /// Starts a consumer with at most `prefetch` unsettled messages. May be called again after [`stop`](Self::stop).
     ///
     /// # Errors
     ///
     /// [`BrokerError`] if the broker does not accept it.
-    pub async fn start(&mut self) -> Result<(), BrokerError> {
+    pub async fn start(&mut self, prefetch: u16) -> Result<(), BrokerError> {
+        with_timeout("set the prefetch count", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consuming = self.channel.basic_consume(self.queue.into(), "".into(), options, arguments);
         self.consumer = Some(with_timeout("consume commands", consuming).await?);

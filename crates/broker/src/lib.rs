@@ -129,17 +129,17 @@ impl Broker {
         Publisher::open(self.create_channel().await?, self.create_channel().await?, self.server.clone()).await
     }
 
-    /// Opens the stream of commands, which has not started; at most `prefetch` of them are unacknowledged at any time.
-    pub async fn open_command_stream(&self, prefetch: u16) -> Result<CommandStream, BrokerError> {
-        CommandStream::new(self.create_channel().await?, GENERATE_QUEUE, prefetch).await
+    /// Opens the stream of commands, which has not started.
+    pub async fn open_command_stream(&self) -> Result<CommandStream, BrokerError> {
+        Ok(CommandStream::new(self.create_channel().await?, GENERATE_QUEUE))
     }
 
     /// Starts to consume copies of all dead-lettered messages, with a prefetch count of one.
     ///
     /// [`Message::exceeded_delivery_limit`] tells which of them the broker itself dead-lettered.
     pub async fn consume_delivery_limit_queue(&self) -> Result<CommandStream, BrokerError> {
-        let mut stream = CommandStream::new(self.create_channel().await?, topology::DELIVERY_LIMIT_QUEUE, 1).await?;
-        stream.start().await?;
+        let mut stream = CommandStream::new(self.create_channel().await?, topology::DELIVERY_LIMIT_QUEUE);
+        stream.start(1).await?;
         Ok(stream)
     }
 

@@ -1,4 +1,4 @@
-//! The states of jobs and images, and every transition between them.
+//! The states of jobs, images and API keys, and every transition between them.
 //!
 //! The store performs these transitions and no others: each of its updates takes its precondition and its result from
 //! here. `docs/state-machine.md` lists the transitions; a test compares it with this module.
@@ -92,6 +92,39 @@ pub mod asset {
     pub const COMPLETE: Transition<RowState> = Transition { from: &[Pending, Failed], to: Completed };
     /// The image failed.
     pub const FAIL: Transition<RowState> = Transition { from: &[Pending, Failed], to: Failed };
+}
+
+states! {
+    /// The state of an API key, shared by all workers that use it.
+    KeyState {
+        /// Requests may be paid for.
+        Accepted => "accepted",
+        /// The API refused a paid request: the key is rejected or the account lacks credits. Nothing may be paid for.
+        Refused => "refused",
+        /// A worker asks the API for the account's credits. If they suffice, one of its jobs may pay.
+        Probing => "probing",
+        /// One job may pay, to find out whether the API accepts paid requests again.
+        Admitting => "admitting",
+    }
+}
+
+/// The transitions of an API key.
+pub mod key {
+    use super::KeyState::{Accepted, Admitting, Probing, Refused};
+    use super::{KeyState, Transition};
+
+    /// The first payment with the key creates its row.
+    pub const CREATE: Transition<KeyState> = Transition { from: &[], to: Accepted };
+    /// The API refuses a paid request.
+    pub const REFUSE: Transition<KeyState> = Transition { from: &[Accepted], to: Refused };
+    /// A worker starts a probe.
+    pub const PROBE: Transition<KeyState> = Transition { from: &[Refused, Probing, Admitting], to: Probing };
+    /// The first payment after a successful probe.
+    pub const ADMIT: Transition<KeyState> = Transition { from: &[Probing], to: Admitting };
+    /// The API refuses a paid request of the admitted job.
+    pub const REFUSE_ADMITTED: Transition<KeyState> = Transition { from: &[Admitting], to: Refused };
+    /// A paid request of the admitted job succeeds.
+    pub const ACCEPT: Transition<KeyState> = Transition { from: &[Admitting], to: Accepted };
 }
 
 #[cfg(test)]

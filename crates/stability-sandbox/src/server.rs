@@ -41,6 +41,7 @@ struct Inner {
     request_log: Vec<RequestRecord>,
     faults: Faults,
     limiter: Limiter,
+    keys: Vec<String>,
     credits: f64,
     latency: Duration,
     sketch: bool,
@@ -54,6 +55,7 @@ impl Inner {
             request_log: Vec::new(),
             faults: Faults::default(),
             limiter: Limiter::new(settings.limit, settings.window, settings.lockout),
+            keys: settings.keys.clone(),
             credits: settings.credits,
             latency: settings.latency,
             sketch: settings.sketch,
@@ -132,6 +134,11 @@ impl Sandbox {
         self.shared.lock().balance_status = status;
     }
 
+    /// Sets the accepted API keys.
+    pub fn set_keys(&self, keys: &[&str]) {
+        self.shared.lock().keys = keys.iter().map(ToString::to_string).collect();
+    }
+
     /// Sets the account's credits.
     pub fn set_credits(&self, credits: f64) {
         self.shared.lock().credits = credits;
@@ -156,7 +163,7 @@ impl Shared {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "));
         match key {
-            Some(key) if self.settings.keys.iter().any(|known| known == key) => Ok(()),
+            Some(key) if self.lock().keys.iter().any(|known| known == key) => Ok(()),
             _ => Err(ApiError::from_status(401)),
         }
     }

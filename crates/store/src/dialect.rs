@@ -11,6 +11,12 @@ pub(super) struct Dialect {
     pub(super) today: &'static str,
     /// Name of the function that returns the greatest of its arguments.
     pub(super) greatest: &'static str,
+    /// Name of the function that returns the least of its arguments.
+    pub(super) least: &'static str,
+    /// Suffix of a query that lets others read its rows, but not change them, until the transaction ends.
+    for_share: &'static str,
+    /// Suffix of a query whose rows the transaction will change.
+    for_update: &'static str,
 }
 
 impl Dialect {
@@ -20,12 +26,24 @@ impl Dialect {
                 clock_us: "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS BIGINT) * 1000",
                 today: "date('now')",
                 greatest: "max",
+                least: "min",
+                // SQLite has one writer at a time.
+                for_share: "",
+                for_update: "",
             },
             _ => Self {
                 clock_us: "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
                 today: "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
                 greatest: "greatest",
+                least: "least",
+                for_share: " FOR SHARE",
+                for_update: " FOR UPDATE",
             },
         }
+    }
+
+    /// Suffix of a query that locks its rows until the transaction ends, against changes or for a change.
+    pub(super) fn row_lock(&self, for_update: bool) -> &'static str {
+        if for_update { self.for_update } else { self.for_share }
     }
 }

@@ -1,19 +1,20 @@
-//! Database access: jobs, leases, assets, cached images, translations, project styles, spending, quota and
-//! account gate.
+//! Database access: jobs, leases, assets, cached images, translations, project styles, spending, quota,
+//! pauses and API keys.
 //!
 //! The only crate that uses `sea-orm`; its public API contains no type of it. Each method runs one short transaction or
 //! statement, and none waits for anything but the database.
 
+mod account_key;
 mod asset;
 mod cache;
 mod claim;
 mod dialect;
 mod finish;
-mod gate;
 mod image;
 mod job;
 mod lease;
 mod migration;
+mod pause;
 mod quota;
 mod report;
 mod spending;
@@ -30,11 +31,12 @@ use tracing::field::Empty;
 use tracing::{Span, info_span};
 use url::Url;
 
+pub use account_key::{KeyHash, KeyStatus, Payer, Probe, Refusal};
 pub use cache::CachedImage;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
 pub use finish::{JobEnd, KnownJob};
-pub use gate::Pause;
 pub use lease::Lease;
+pub use pause::Pause;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
 pub use spending::{CostReservation, LeasedImage};

@@ -10,9 +10,9 @@ use sea_orm::{DatabaseTransaction, ExprTrait, Statement};
 
 use tracing::Instrument;
 
+use super::account_key::{self, Payer};
 use super::dialect::Dialect;
-use super::gate;
-use super::{Lease, QueryExt, Store, StoreError, asset, job};
+use super::{Lease, QueryExt, Store, StoreError, asset, job, pause};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "spending")]
@@ -35,7 +35,7 @@ pub enum CostReservation {
     Reserved(String),
     /// Not reserved: the cost would exceed the daily budget.
     OverBudget,
-    /// Not reserved: the account gate is closed.
+    /// Not reserved: the workers are paused, or the API refuses the key and this job is not admitted.
     GateClosed,
 }
 
@@ -60,6 +60,7 @@ impl Store {
     pub async fn reserve_cost(
         &self,
         image: LeasedImage,
+        payer: Payer<'_>,
         price: MicroUsd,
         daily_limit: Option<MicroUsd>,
     ) -> Result<CostReservation, StoreError> {
@@ -69,7 +70,9 @@ impl Store {
                 return Ok(CostReservation::OverBudget);
             }
             let transaction = self.begin_with_lease(image.lease, doing).await?;
-            if gate::is_closed(&transaction).with_timeout(doing).await? {
+            let is_closed = pause::is_paused(&transaction).with_timeout(doing).await?
+                || !account_key::may_pay(&transaction, payer, image.lease.job_id).with_timeout(doing).await?;
+            if is_closed {
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(CostReservation::GateClosed);
             }

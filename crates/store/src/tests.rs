@@ -1,8 +1,9 @@
-//! Tests: rows of an older version, writes by a former lease holder, a quota shared by two processes, a closed gate.
+//! Tests: rows of an older version, writes by a former lease holder, a quota shared by two processes, a pause, and a
+//! refused key.
 
 use domain::command::{Command, JobConfig};
 use domain::event::{Event, EventContext, Totals};
-use domain::failure::ImageFailureCode;
+use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::money::MicroUsd;
 use domain::outcome::{ImageFailure, ImageState};
 use domain::style::Style;
@@ -114,10 +115,11 @@ async fn former_lease_holder_cannot_write() {
     let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, None);
     let ending = JobEnd { lease: former.lease, images: &[], error: None, cost_usd: 0.0, event: &event };
     let paid = LeasedImage { lease: former.lease, asset_id: image };
+    let payer = Payer { key: &KeyHash::new(&"sk-key".into()), probe: None };
     let outcomes = [
         ("reserve_path", store.reserve_path(former.lease, image, "a.png").await.map(drop)),
         ("fail_image", store.fail_image(former.lease, image, &failure, None).await),
-        ("reserve_cost", store.reserve_cost(paid, MicroUsd(20_000), None).await.map(drop)),
+        ("reserve_cost", store.reserve_cost(paid, payer, MicroUsd(20_000), None).await.map(drop)),
         ("refund", store.refund(paid, MicroUsd(20_000), "2026-11-24").await),
         ("renew", store.renew(former.lease, Duration::from_mins(1)).await),
         ("release", store.release(former.lease, true).await),
@@ -172,6 +174,7 @@ async fn no_cost_is_reserved_while_paused() {
     };
     let image = LeasedImage { lease: claimed.lease, asset_id: claimed.images[0].id };
     let price = MicroUsd(20_000);
+    let payer = Payer { key: &KeyHash::new(&"sk-key".into()), probe: None };
     assert_eq!(store.read_pause().await.expect("read the gate"), None);
     store.pause(Some("first")).await.expect("pause");
     let first = store.read_pause().await.expect("read the gate").expect("the workers are paused");
@@ -179,12 +182,108 @@ async fn no_cost_is_reserved_while_paused() {
     let second = store.read_pause().await.expect("read the gate").expect("the workers are paused");
     assert_eq!((second.since, second.reason.as_deref()), (first.since, Some("second")));
     for limit in [None, Some(MicroUsd(1_000_000))] {
-        let reserved = store.reserve_cost(image, price, limit).await.expect("reserve the cost");
+        let reserved = store.reserve_cost(image, payer, price, limit).await.expect("reserve the cost");
         assert_eq!(reserved, CostReservation::GateClosed);
     }
     assert_eq!(store.read_spent_today().await.expect("read the spending"), MicroUsd(0));
     assert!(store.resume().await.expect("resume"));
     assert!(!store.resume().await.expect("resume"), "nothing to resume");
-    let reserved = store.reserve_cost(image, price, None).await.expect("reserve the cost");
+    let reserved = store.reserve_cost(image, payer, price, None).await.expect("reserve the cost");
     assert!(matches!(reserved, CostReservation::Reserved(_)), "{reserved:?}");
+}
+
+/// Two jobs with one image each, leased for a minute.
+async fn claim_two_jobs(store: &Store) -> [LeasedImage; 2] {
+    let style = Style::default();
+    let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style };
+    let claim = async |id| {
+        let command = Command { job_id: uuid::Uuid::from_u128(id), ..one_image_command() };
+        let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
+            panic!("a new job was not acquired")
+        };
+        LeasedImage { lease: claimed.lease, asset_id: claimed.images[0].id }
+    };
+    [claim(1).await, claim(2).await]
+}
+
+#[tokio::test]
+async fn refused_key_is_opened_by_one_admitted_job() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = SecretString::from(format!("sqlite://{}/keys.db?mode=rwc", folder.path().display()));
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    let [first, second] = claim_two_jobs(&store).await;
+    let (key, other_key) = (KeyHash::new(&"sk-key".into()), KeyHash::new(&"sk-other".into()));
+    let pays = async |image: LeasedImage, key: &KeyHash, probe| {
+        let reserved = store.reserve_cost(image, Payer { key, probe }, MicroUsd(20_000), None).await.expect("reserve");
+        matches!(reserved, CostReservation::Reserved(_))
+    };
+    let refuse = async |image: LeasedImage, code| {
+        store.refuse_key(&key, image.lease.job_id, code, "no").await.expect("refuse the key")
+    };
+    assert_eq!(store.read_key(&key).await.expect("read the key"), None);
+    assert!(pays(first, &key, None).await && pays(second, &key, None).await);
+    // Of two refusals, one closes the gate, for this key only.
+    assert!(refuse(first, JobFailureCode::Unauthorized).await);
+    assert!(!refuse(second, JobFailureCode::InsufficientCredits).await);
+    assert!(!pays(first, &key, None).await && !pays(second, &key, None).await && pays(first, &other_key, None).await);
+    let refusal = store.read_latest_refusal().await.expect("read the refusal").expect("a key is refused");
+    assert_eq!((refusal.code, refusal.detail.as_str()), (JobFailureCode::Unauthorized, "no"));
+    // The first probe is due after 30 s.
+    assert_eq!(store.begin_probe(&key, true).await.expect("probe"), None);
+    let outdated = store.begin_probe(&key, false).await.expect("probe").expect("a probe");
+    let probe = store.begin_probe(&key, false).await.expect("probe").expect("another worker's probe");
+    assert!(!pays(first, &key, Some(outdated)).await, "only the latest probe admits a job");
+    assert!(
+        pays(first, &key, Some(probe)).await && pays(first, &key, None).await && !pays(second, &key, Some(probe)).await
+    );
+    assert_eq!(store.begin_probe(&key, false).await.expect("probe"), None, "the admitted job has its lease");
+    // A refusal of the admitted job ends its admission.
+    assert!(!refuse(first, JobFailureCode::InsufficientCredits).await);
+    assert!(!pays(first, &key, Some(probe)).await);
+    let status = store.read_key(&key).await.expect("read the key").expect("a row");
+    assert_eq!(status.refusal.map(|refusal| refusal.code), Some(JobFailureCode::InsufficientCredits));
+    // The end of its lease frees the place of a job that neither succeeded nor was refused.
+    let probe = store.begin_probe(&key, false).await.expect("probe").expect("a probe");
+    assert!(pays(first, &key, Some(probe)).await);
+    store.release(first.lease, false).await.expect("release");
+    let probe = store.begin_probe(&key, false).await.expect("probe").expect("a probe");
+    assert!(!store.accept_key(&key, first.lease.job_id).await.expect("accept"), "it is no longer admitted");
+    assert!(pays(second, &key, Some(probe)).await);
+    assert!(store.accept_key(&key, second.lease.job_id).await.expect("accept"));
+    assert_eq!(store.read_key(&key).await.expect("read the key").and_then(|status| status.refusal), None);
+    assert!(pays(second, &key, None).await);
+}
+
+#[tokio::test]
+async fn probe_waits_double_from_30_seconds_to_5_minutes() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = SecretString::from(format!("sqlite://{}/keys.db?mode=rwc", folder.path().display()));
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    let [image, _] = claim_two_jobs(&store).await;
+    let key = KeyHash::new(&"sk-key".into());
+    let sql = "SELECT probe_due_ms - CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS BIGINT) AS wait_ms \
+               FROM account_keys";
+    let wait = async || {
+        let statement = sea_orm::Statement::from_string(store.db.get_database_backend(), sql);
+        let row = store.db.query_one_raw(statement).await.expect("read the due time").expect("a row");
+        // Rounded up to whole seconds, because some milliseconds have passed.
+        (row.try_get::<i64>("", "wait_ms").expect("a number") + 999) / 1000
+    };
+    store.reserve_cost(image, Payer { key: &key, probe: None }, MicroUsd(1), None).await.expect("reserve");
+    for _ in 0..2 {
+        assert!(store.refuse_key(&key, image.lease.job_id, JobFailureCode::Unauthorized, "no").await.expect("refuse"));
+        let mut waits = vec![wait().await];
+        let mut probe = None;
+        for _ in 0..5 {
+            probe = store.begin_probe(&key, false).await.expect("probe");
+            waits.push(wait().await);
+        }
+        assert_eq!(waits, [30, 60, 120, 240, 300, 300]);
+        // A success starts the waits over.
+        let payer = Payer { key: &key, probe };
+        store.reserve_cost(image, payer, MicroUsd(1), None).await.expect("reserve");
+        assert!(store.accept_key(&key, image.lease.job_id).await.expect("accept"));
+    }
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use domain::rules::Rules;
 use picture::QualityCheck;
-use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, Observer, RetryPolicy, STEPS, StylePreset};
-use store::{Store, StoreError};
+use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, RetryPolicy, STEPS, StylePreset};
+use store::{KeyHash, Store, StoreError};
 
+use crate::cost_policy::CostPolicy;
+use crate::gate::AccountGate;
 use crate::image::ImageResources;
 use crate::image_pool::ImagePool;
 use crate::job::JobRunner;
@@ -49,7 +51,7 @@ pub fn rules() -> Rules {
     }
 }
 
-/// Builds the [`JobRunner`]. `observer`, if given, is notified of each API request in addition to the metrics.
+/// Builds the [`JobRunner`].
 ///
 /// # Errors
 ///
@@ -59,19 +61,19 @@ pub fn build_job_runner(
     store: Store,
     storage: Storage,
     metrics: &Metrics,
-    observer: Option<Arc<dyn Observer>>,
 ) -> Result<JobRunner, SettingError> {
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
-    let builder = client_builder(settings)?.quota(Arc::new(quota)).observer(Arc::new(metrics.clone()));
-    let client = build_client(observer.into_iter().fold(builder, ClientBuilder::observer))?;
+    let client = build_client(client_builder(settings)?.quota(Arc::new(quota)).observer(Arc::new(metrics.clone())))?;
+    let key = KeyHash::new(settings.require_api_key()?);
+    let gate = AccountGate::new(store.clone(), client.clone(), key, CostPolicy::new(settings));
     let api = &settings.stability.base_url;
     metrics.set_api_address(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
     let pool = ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness });
     register_concurrency_gauges(metrics, &client, &pool, settings);
     let (metrics, lease_length) = (metrics.clone(), settings.jobs.lease);
     let resources = ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length };
-    Ok(JobRunner::new(settings, resources, translator))
+    Ok(JobRunner::new(settings, resources, gate, translator))
 }
 
 /// Registers gauges for the requests and images in flight, and for their limits.

@@ -5,19 +5,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
 use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
-use store::{CostReservation, Lease, LeasedImage, Store, StoreError};
+use store::{CostReservation, Lease, LeasedImage, Payer, Probe, Store, StoreError};
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
 
 use crate::cancel::{CancelReason, CancelToken};
-use crate::cost_policy::{CostPolicy, format_usd};
+use crate::cost_policy::{CostPolicy, credits_to_usd, format_usd};
 use crate::error_chain::error_chain;
 use crate::gate::AccountGate;
 use crate::telemetry::Metrics;
-
-/// Price of one account credit in US dollars. Source: Stability's pricing page.
-const USD_PER_CREDIT: f64 = 0.01;
 
 /// Requests of one job, by state.
 #[derive(Debug, Clone, Copy)]
@@ -40,11 +37,14 @@ pub(crate) struct JobBudget {
     /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid for.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
+    /// The successful probe that lets the job pay although the key is refused.
+    probe: Option<Probe>,
     counts: watch::Sender<RequestCounts>,
 }
 
 impl JobBudget {
     /// Creates the budget of an attempt; `charged` is the number of requests charged in earlier attempts.
+    #[expect(clippy::too_many_arguments, reason = "each is a different part of the attempt")]
     pub(crate) fn new(
         gate: AccountGate,
         metrics: Metrics,
@@ -52,10 +52,11 @@ impl JobBudget {
         lease: Lease,
         cancel: CancelToken,
         max_cost_usd: Option<f64>,
+        probe: Option<Probe>,
         charged: u32,
     ) -> Self {
         let counts = watch::Sender::new(RequestCounts { charged, pending: 0, ended: 0 });
-        Self { store: gate.store().clone(), gate, metrics, cost_policy, lease, cancel, max_cost_usd, counts }
+        Self { store: gate.store().clone(), gate, metrics, cost_policy, lease, cancel, max_cost_usd, probe, counts }
     }
 
     /// The budget of one image, whose requests are counted in the image's row.
@@ -83,9 +84,8 @@ impl JobBudget {
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
             Ok(Balance { credits, .. }) => {
-                let remaining = credits * USD_PER_CREDIT;
-                (remaining + 1e-9 < prices.cost_usd(images)).then(|| {
-                    let remaining = format_usd(remaining);
+                (!prices.is_covered_by(credits, images)).then(|| {
+                    let remaining = format_usd(credits_to_usd(credits));
                     let message = format!(
                         "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {remaining})"
                     );
@@ -159,7 +159,8 @@ impl ImageBudget {
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
-        let refusal = match store.reserve_cost(self.image, prices.image_price(), prices.daily_budget()).await {
+        let payer = Payer { key: self.job.gate.key(), probe: self.job.probe };
+        let refusal = match store.reserve_cost(self.image, payer, prices.image_price(), prices.daily_budget()).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
             Ok(CostReservation::GateClosed) => Refusal::GateClosed,
             Ok(CostReservation::OverBudget) => Refusal::DailyBudget,

@@ -1,9 +1,16 @@
 //! Cancellation of one attempt: a token whose first reason wins.
 
+use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use domain::failure::JobFailureCode;
+use store::Probe;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::gate::AccountGate;
 
 /// Why an attempt starts no further image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +73,28 @@ impl CancelToken {
     pub(crate) fn token(&self) -> &CancellationToken {
         &self.token
     }
+}
+
+/// Cancels an attempt when the account gate closes for it; never returns.
+pub(crate) async fn cancel_when_interrupted(
+    gate: &AccountGate,
+    probe: Option<Probe>,
+    cancel: &CancelToken,
+) -> Infallible {
+    gate.wait_until_interrupted(probe).await;
+    if cancel.cancel(CancelReason::GateClosed) {
+        info!("account gate closed; no new image is started");
+    }
+    std::future::pending().await
+}
+
+/// Cancels an attempt when its time slice is over; never returns.
+pub(crate) async fn preempt_after(slice: Duration, cancel: &CancelToken) -> Infallible {
+    sleep(slice).await;
+    if cancel.cancel(CancelReason::Preempted) {
+        info!(slice = ?slice, "the job's time slice is over; no new image is started");
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

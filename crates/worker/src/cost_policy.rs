@@ -4,6 +4,9 @@ use domain::money::MicroUsd;
 
 use crate::settings::Settings;
 
+/// Price of one account credit in US dollars. Source: Stability's pricing page.
+const USD_PER_CREDIT: f64 = 0.01;
+
 /// Prices and spending limits of this process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CostPolicy {
@@ -36,6 +39,11 @@ impl CostPolicy {
         self.image_price().total_usd(requests)
     }
 
+    /// Whether this many credits pay for this number of requests.
+    pub(crate) fn is_covered_by(&self, credits: f64, requests: u32) -> bool {
+        credits_to_usd(credits) + 1e-9 >= self.cost_usd(requests)
+    }
+
     /// Whether the account's credits are checked before a job starts.
     pub(crate) fn checks_balance(&self) -> bool {
         self.check_balance
@@ -45,6 +53,11 @@ impl CostPolicy {
     pub(crate) fn affordable_requests(&self, limit_usd: Option<f64>) -> Option<u32> {
         self.image_price().affordable_count(MicroUsd::from_usd(limit_usd?))
     }
+}
+
+/// What an amount of credits is worth, in US dollars.
+pub(crate) fn credits_to_usd(credits: f64) -> f64 {
+    credits * USD_PER_CREDIT
 }
 
 /// Formats an amount in US dollars with two decimals, or with up to six if it needs more.

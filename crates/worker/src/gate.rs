@@ -1,89 +1,53 @@
 //! The account gate: while it is closed, the worker takes no commands and pays for nothing, so that the backlog waits.
 //!
-//! A pause is stored in the database and shared by all workers. Whether the daily budget is used up follows from the
-//! day's spending and this worker's own limit. This module decides whether the gate is closed, and why.
+//! A pause and the refusal of an API key are stored in the database and shared by the workers that they concern. Whether
+//! the daily budget is used up follows from the day's spending and this worker's own limit. This module decides what a
+//! closed gate means for this worker:
+//!
+//! | reason | commands taken | attempts in hand |
+//! | --- | --- | --- |
+//! | none | all | continue |
+//! | `daily_budget`, while a cost may be refunded | none | continue |
+//! | `daily_budget` | none | continue until they need a payment |
+//! | `paused` | none | start no further image |
+//! | `unauthorized`, `insufficient_credits` | none | start no further image |
+//! | the same, after this worker's probe succeeded | one at a time, until one has paid | only the one that was taken continues |
+
+mod reason;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use domain::money::MicroUsd;
-use serde::{Serialize, Serializer};
-use store::{Pause, Store, StoreError};
-use time::format_description::well_known::Rfc3339;
+use domain::failure::JobFailureCode;
+use stability_client::Client;
+use store::{KeyHash, Probe, Store, StoreError};
 use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
+use uuid::Uuid;
 
-use crate::cost_policy::{CostPolicy, format_usd};
+use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
+use crate::failpoint;
+use crate::store_retry::retry_store;
+pub(crate) use reason::{GateReason, read_reasons};
 
 /// The interval at which the stored state is read: a change is noticed within five seconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(4);
 
-/// Why the gate is closed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum GateReason {
-    /// An operator has paused the workers.
-    Paused(Pause),
-    /// This worker's daily budget does not cover another image on this day (UTC).
-    DailyBudget {
-        /// `WORKER_DAILY_BUDGET_USD`.
-        limit: MicroUsd,
-    },
-}
-
-impl GateReason {
-    /// Values of the metric attribute `reason`.
-    pub(crate) const NAMES: [&str; 2] = ["paused", "daily_budget"];
-
-    /// The value of the metric attribute `reason`.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Paused(_) => "paused",
-            Self::DailyBudget { .. } => "daily_budget",
-        }
-    }
-}
-
-impl fmt::Display for GateReason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Paused(Pause { since, reason }) => {
-                let since = since.format(&Rfc3339).unwrap_or_default();
-                write!(formatter, "paused since {since}")?;
-                reason.iter().try_for_each(|reason| write!(formatter, ": {reason}"))
-            }
-            Self::DailyBudget { limit } => {
-                let limit = format_usd(limit.usd());
-                write!(formatter, "the daily budget, WORKER_DAILY_BUDGET_USD={limit}, is used up until 00:00 UTC")
-            }
-        }
-    }
-}
-
-impl Serialize for GateReason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// Reads why the gate is closed; empty if it is open.
-///
-/// # Errors
-///
-/// [`StoreError`] if the stored state cannot be read.
-pub(crate) async fn read_reasons(store: &Store, cost_policy: CostPolicy) -> Result<Vec<GateReason>, StoreError> {
-    let paused = store.read_pause().await?.map(GateReason::Paused);
-    let spent_up = match cost_policy.daily_budget() {
-        Some(limit) if store.read_spent_today().await?.0 + cost_policy.image_price().0 > limit.0 => {
-            Some(GateReason::DailyBudget { limit })
-        }
-        _ => None,
-    };
-    Ok(paused.into_iter().chain(spent_up).collect())
+/// Which commands are taken from the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intake {
+    /// As many as the worker can run.
+    All,
+    /// One at a time: after this successful probe, one job may pay although the API refused the key.
+    One(Probe),
+    /// None.
+    Closed,
 }
 
 /// The stored state as last read.
@@ -93,15 +57,34 @@ struct GateState {
     reasons: Vec<GateReason>,
     /// The daily budget is used up, but costs of requests in flight may still be refunded.
     budget_may_be_refunded: bool,
+    /// The latest probe of the key, by any worker.
+    latest_probe: Option<Probe>,
+    /// This worker's probe, if it succeeded, is the latest one, and no job has paid after it.
+    own_probe: Option<Probe>,
 }
 
 impl GateState {
-    fn takes_commands(&self) -> bool {
-        self.reasons.is_empty() && !self.budget_may_be_refunded
+    fn intake(&self) -> Intake {
+        match (self.reasons.as_slice(), self.own_probe) {
+            _ if self.budget_may_be_refunded => Intake::Closed,
+            ([], _) => Intake::All,
+            ([GateReason::Refused(_)], Some(probe)) => Intake::One(probe),
+            _ => Intake::Closed,
+        }
     }
 
-    fn is_paused(&self) -> bool {
-        self.reasons.iter().any(|reason| matches!(reason, GateReason::Paused(_)))
+    /// Whether an attempt that started after this probe, or while the gate was open, starts no further image.
+    fn interrupts(&self, probe: Option<Probe>) -> bool {
+        self.reasons.iter().any(|reason| match reason {
+            GateReason::Paused(_) => true,
+            GateReason::Refused(_) => probe.is_none() || probe != self.latest_probe,
+            // An attempt that exceeds the daily budget finds this when it reserves a cost.
+            GateReason::DailyBudget { .. } => false,
+        })
+    }
+
+    fn is_refused(&self) -> bool {
+        self.reasons.iter().any(|reason| matches!(reason, GateReason::Refused(_)))
     }
 }
 
@@ -109,19 +92,22 @@ impl GateState {
 #[derive(Clone)]
 pub(crate) struct AccountGate {
     store: Store,
+    client: Client,
+    key: KeyHash,
     cost_policy: CostPolicy,
     /// Reserved requests of this process whose costs may still be refunded.
     pending_payments: Arc<AtomicUsize>,
     state: Arc<watch::Sender<GateState>>,
-    /// Held while the state is read, so that an older state never replaces a newer one.
-    reading: Arc<Mutex<()>>,
+    /// This worker's last successful probe. Held while the state is read, so that an older state never replaces a
+    /// newer one.
+    own_probe: Arc<Mutex<Option<Probe>>>,
 }
 
 impl AccountGate {
-    /// Creates a gate that is open until it is read.
-    pub(crate) fn new(store: Store, cost_policy: CostPolicy) -> Self {
-        let (pending_payments, reading) = (Arc::default(), Arc::default());
-        Self { store, cost_policy, pending_payments, state: Arc::new(watch::Sender::default()), reading }
+    /// Creates the gate of the API key that `client` uses; it is open until it is read.
+    pub(crate) fn new(store: Store, client: Client, key: KeyHash, cost_policy: CostPolicy) -> Self {
+        let (pending_payments, own_probe) = (Arc::default(), Arc::default());
+        Self { store, client, key, cost_policy, pending_payments, state: Arc::new(watch::Sender::default()), own_probe }
     }
 
     /// Counts a reserved request: while there is one, the daily budget does not close the gate.
@@ -138,24 +124,22 @@ impl AccountGate {
         &self.store
     }
 
+    /// The hash of this worker's API key.
+    pub(crate) fn key(&self) -> &KeyHash {
+        &self.key
+    }
+
     /// Why the gate is closed, as last read; empty if it is open.
     pub(crate) fn reasons(&self) -> Vec<GateReason> {
         self.state.borrow().reasons.clone()
     }
 
-    /// Reads the stored state and returns whether commands are taken. If it cannot be read, the last state is kept.
-    pub(crate) async fn refresh(&self) -> bool {
-        let _reading = self.reading.lock().await;
+    /// Reads the stored state and returns which commands are taken. If it cannot be read, the last state is kept.
+    pub(crate) async fn refresh(&self) -> Intake {
+        let own_probe = self.own_probe.lock().await;
         let pending_before = self.pending_payments.load(Ordering::Relaxed);
-        match read_reasons(&self.store, self.cost_policy).await {
-            Ok(mut reasons) => {
-                // A cost that was refunded during the read may still have been counted.
-                let pending = pending_before > 0 || self.pending_payments.load(Ordering::Relaxed) > 0;
-                let count = reasons.len();
-                if pending {
-                    reasons.retain(|reason| !matches!(reason, GateReason::DailyBudget { .. }));
-                }
-                let read = GateState { budget_may_be_refunded: reasons.len() < count, reasons };
+        match self.read(*own_probe, pending_before > 0).await {
+            Ok(read) => {
                 self.state.send_if_modified(|state| {
                     let changed = *state != read;
                     if state.reasons != read.reasons {
@@ -167,26 +151,111 @@ impl AccountGate {
             }
             Err(error) => warn!(error = error_chain(&error), "account gate could not be read; its last state is kept"),
         }
-        self.state.borrow().takes_commands()
+        self.state.borrow().intake()
     }
 
-    /// Reads the stored state periodically; never returns.
+    async fn read(&self, own_probe: Option<Probe>, was_pending: bool) -> Result<GateState, StoreError> {
+        let key = self.store.read_key(&self.key).await?;
+        let (latest_probe, is_probing) = key.as_ref().map_or((None, false), |key| (Some(key.probe), key.is_probing));
+        let refusal = key.and_then(|key| key.refusal);
+        let mut reasons = reason::read_reasons_except_refusal(&self.store, self.cost_policy).await?;
+        // A cost that was refunded during the read may still have been counted.
+        let pending = was_pending || self.pending_payments.load(Ordering::Relaxed) > 0;
+        let count = reasons.len();
+        if pending {
+            reasons.retain(|reason| !matches!(reason, GateReason::DailyBudget { .. }));
+        }
+        let budget_may_be_refunded = reasons.len() < count;
+        reasons.extend(refusal.map(GateReason::Refused));
+        let own_probe = own_probe.filter(|own| is_probing && Some(*own) == latest_probe);
+        Ok(GateState { reasons, budget_may_be_refunded, latest_probe, own_probe })
+    }
+
+    /// Reads the stored state periodically and probes a refused account when a probe is due; never returns.
     pub(crate) async fn poll(&self) -> Infallible {
-        loop {
-            self.refresh().await;
-            sleep(POLL_INTERVAL).await;
+        // Separate, because a probe may take longer than the interval.
+        let reading = async {
+            loop {
+                self.refresh().await;
+                sleep(POLL_INTERVAL).await;
+            }
+        };
+        let probing = async {
+            loop {
+                sleep(POLL_INTERVAL).await;
+                self.probe(true).await;
+            }
+        };
+        tokio::select! {
+            never = reading => never,
+            never = probing => never,
         }
     }
 
-    /// Completes once commands are taken, or not taken if `taken` is false. Cancel safe.
-    pub(crate) async fn wait_until_commands(&self, taken: bool) {
-        // The sender lives as long as `self`.
-        let _ = self.state.subscribe().wait_for(|state| state.takes_commands() == taken).await;
+    /// Asks the API for the account's credits if only a refusal closes the gate. If they cover an image, one job of this
+    /// worker may pay. With `when_due`, only if the next probe is due.
+    pub(crate) async fn probe(&self, when_due: bool) {
+        let only_refused = matches!(self.state.borrow().reasons.as_slice(), [GateReason::Refused(_)]);
+        if !only_refused {
+            return;
+        }
+        // A request during a rate-limit pause might prolong it.
+        if !matches!(self.store.read_remaining_pause().await, Ok(Duration::ZERO)) {
+            return;
+        }
+        let probe = match self.store.begin_probe(&self.key, when_due).await {
+            Ok(Some(probe)) => probe,
+            Ok(None) => return,
+            Err(error) => return warn!(error = error_chain(&error), "account could not be probed"),
+        };
+        match self.client.balance().await {
+            Ok(balance) if self.cost_policy.is_covered_by(balance.credits, 1) => {
+                info!(credits = balance.credits, "account probe succeeded; one job may pay");
+                *self.own_probe.lock().await = Some(probe);
+                self.refresh().await;
+            }
+            Ok(balance) => info!(credits = balance.credits, "account probe: the credits do not cover an image"),
+            Err(error) => info!(error = error_chain(&error), "account probe failed"),
+        }
     }
 
-    /// Completes once an operator has paused the workers. Cancel safe.
-    pub(crate) async fn wait_until_paused(&self) {
-        let _ = self.state.subscribe().wait_for(GateState::is_paused).await;
+    /// Records that the API refused a paid request of a job because of the key or the credits. Returns whether this
+    /// refusal closed the gate.
+    pub(crate) async fn record_refusal(
+        &self,
+        job_id: Uuid,
+        code: JobFailureCode,
+        message: &str,
+    ) -> Result<bool, StoreError> {
+        failpoint::reach("before_gate_closes").await;
+        let closed = retry_store(|| self.store.refuse_key(&self.key, job_id, code, message)).await?;
+        self.refresh().await;
+        Ok(closed)
+    }
+
+    /// Records that a paid request of a job succeeded: the success of the admitted job opens the gate.
+    pub(crate) async fn record_success(&self, job_id: Uuid) {
+        if !self.state.borrow().is_refused() {
+            return;
+        }
+        if let Err(error) = self.store.accept_key(&self.key, job_id).await {
+            warn!(error = error_chain(&error), "account gate could not be opened; the next success opens it");
+        }
+        self.refresh().await;
+    }
+
+    /// Waits until other commands are taken than `current`; returns which. Cancel safe.
+    pub(crate) async fn wait_for_other_intake(&self, current: Intake) -> Intake {
+        // The sender lives as long as `self`.
+        let mut states = self.state.subscribe();
+        let changed = states.wait_for(|state| state.intake() != current).await;
+        changed.map_or(current, |state| state.intake())
+    }
+
+    /// Completes once an attempt that started after this probe, or while the gate was open, is to start no further
+    /// image. Cancel safe.
+    pub(crate) async fn wait_until_interrupted(&self, probe: Option<Probe>) {
+        let _ = self.state.subscribe().wait_for(|state| state.interrupts(probe)).await;
     }
 }
 

@@ -15,7 +15,6 @@ use std::time::Duration;
 use domain::money::MicroUsd;
 use opentelemetry::KeyValue;
 use serde::Serialize;
-use stability_client::{Observer, RequestOutcome};
 use tokio::time::Instant;
 
 use crate::gate::{AccountGate, GateReason};
@@ -87,8 +86,9 @@ struct Readiness {
     broker: String,
     database: String,
     storage: String,
+    /// `ok`, or why the last free request with the API key failed; for information only.
     api_key: String,
-    /// Why the account gate is closed, which does not make the worker unready: a rollout must be able to repair it.
+    /// Why the account gate is closed; for information only.
     gate_closed: Vec<GateReason>,
 }
 
@@ -131,13 +131,6 @@ impl Health {
         let _ = self.state.gate.set(gate);
     }
 
-    /// Records whether the API accepted the key of a request, so that no separate check is needed.
-    pub(crate) fn record_key_status(&self, accepted: bool) {
-        if let Some(looks) = self.state.checks.get() {
-            looks.record_key_status(accepted);
-        }
-    }
-
     /// Reads or updates the statistics of the command queue.
     pub(crate) fn with_queue<T>(&self, update: impl FnOnce(&mut QueueStats) -> T) -> T {
         update(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
@@ -152,7 +145,8 @@ impl Health {
         let broker =
             if self.state.broker_connected.load(Ordering::Relaxed) { Ok(()) } else { Err("not connected".to_owned()) };
         let stopping = self.state.stopping.load(Ordering::Relaxed);
-        let ready = !stopping && [&broker, &database, &storage, &key].iter().all(|part| part.is_ok());
+        // A refused key does not make the worker unready: a rollout must be able to repair it.
+        let ready = !stopping && [&broker, &database, &storage].iter().all(|part| part.is_ok());
         self.state.ready.store(ready, Ordering::Relaxed);
         let status = if ready {
             "ok"
@@ -179,7 +173,7 @@ impl Health {
             interval.tick().await;
             self.check_readiness().await;
             if let Some(looks) = self.state.checks.get() {
-                *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner) = looks.credits();
+                *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner) = looks.credits().await;
                 *self.state.spent_today.lock().unwrap_or_else(PoisonError::into_inner) = looks.read_spent_today().await;
             }
         }
@@ -247,17 +241,6 @@ impl Health {
 /// Converts a count; values above `u32::MAX` do not occur.
 fn count_to_f64(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
-}
-
-impl Observer for Health {
-    /// Records whether the request shows that the key is accepted or rejected.
-    fn on_request_end(&self, exchange: &RequestOutcome) {
-        match exchange.error_kind {
-            None => self.record_key_status(true),
-            Some("unauthorized") => self.record_key_status(false),
-            Some(_) => {}
-        }
-    }
 }
 
 #[cfg(test)]

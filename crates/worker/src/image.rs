@@ -24,6 +24,7 @@ use tracing::{Span, info, info_span, warn};
 use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::failpoint;
+use crate::gate::AccountGate;
 use crate::image_pool::ImagePool;
 use crate::storage::Storage;
 use crate::telemetry::metrics::{ErrorCode, Metrics, Stage};
@@ -54,6 +55,7 @@ pub(crate) struct ImageGenerator {
     client: Client,
     files: ImageFiles,
     metrics: Metrics,
+    gate: AccountGate,
     budget: Arc<JobBudget>,
     cancel: CancelToken,
     cache_mode: CacheMode,
@@ -69,6 +71,7 @@ impl ImageGenerator {
     /// Creates a generator for one attempt. An `urgent` job gets two request turns for each turn of another job.
     pub(crate) fn new(
         parts: &ImageResources,
+        gate: &AccountGate,
         command: &Command,
         urgent: bool,
         lease: Lease,
@@ -81,6 +84,7 @@ impl ImageGenerator {
             client,
             files: ImageFiles { store, storage, pool, key: command.key(), lease, lease_duration: lease_length },
             metrics,
+            gate: gate.clone(),
             budget,
             cancel,
             cache_mode: command.config.cache.unwrap_or_default(),
@@ -117,12 +121,16 @@ impl ImageGenerator {
         let budget = self.budget.for_image(task.id);
         let options = CallOptions { stop: self.cancel.token().clone(), budget: &budget, tenant: self.tenant };
         let accept = |generated| self.process_picture(task, generated);
-        let generating = self.client.generate_with(&task.request, &options, accept);
-        let (processed, seed, used) = generating.await.map_err(|GenerateError { error, usage: used }| {
-            *usage = used;
-            ImageError::from(error)
-        })?;
+        let generated = self.client.generate_with(&task.request, &options, accept).await;
+        let (processed, seed, used) = match generated {
+            Ok(generated) => generated,
+            Err(GenerateError { error, usage: used }) => {
+                *usage = used;
+                return Err(self.close_gate_if_refused(ImageError::from(error)).await);
+            }
+        };
         *usage = used;
+        self.gate.record_success(self.files.key.job_id).await;
         failpoint::reach("before_file").await;
         let ProcessedImage { bytes, format, sha256 } = processed;
         let size_bytes = bytes.len() as u64;
@@ -131,6 +139,20 @@ impl ImageGenerator {
         failpoint::reach("before_row").await;
         let origin = Origin::Generated;
         Ok(self.build_asset(task, StoredFile { file_path, format, size_bytes, sha256, seed, origin }))
+    }
+
+    /// Closes the account gate if the API refused the account. Returns the refusal for the job whose request closed the
+    /// gate; for another one, the image has not failed.
+    async fn close_gate_if_refused(&self, error: ImageError) -> ImageError {
+        let ImageError::Refused(code, message) = &error else { return error };
+        match self.gate.record_refusal(self.files.key.job_id, *code, message).await {
+            Ok(true) => error,
+            Ok(false) => {
+                self.cancel.cancel(CancelReason::GateClosed);
+                ImageError::Cancelled
+            }
+            Err(error) => ImageError::Store(error),
+        }
     }
 
     /// Decodes, resizes, encodes and verifies a generated image.

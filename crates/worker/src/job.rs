@@ -8,7 +8,6 @@ mod outcome;
 mod plan;
 mod progress;
 
-use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,19 +19,19 @@ use domain::outcome::{Decision, ImageState, Tally, decide};
 use domain::style::Style;
 use domain::trace::TraceContext;
 use stability_client::Client;
-use store::{Claim, ClaimOptions, ClaimedJob, JobEnd, Lease, Store, StoreError, TerminalEvent};
+use store::{Claim, ClaimOptions, ClaimedJob, JobEnd, Lease, Probe, Store, StoreError, TerminalEvent};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{Span, info, warn};
 
 use crate::budget::JobBudget;
-use crate::cancel::{CancelReason, CancelToken};
+use crate::cancel::{CancelReason, CancelToken, cancel_when_interrupted, preempt_after};
 use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
 use crate::failpoint;
-use crate::gate::AccountGate;
+use crate::gate::{AccountGate, Intake};
 use crate::image::{ImageGenerator, ImageResources};
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
@@ -79,10 +78,15 @@ pub struct JobRunner {
 }
 
 impl JobRunner {
-    pub(crate) fn new(settings: &Settings, resources: ImageResources, translator: Translator) -> Self {
+    pub(crate) fn new(
+        settings: &Settings,
+        resources: ImageResources,
+        gate: AccountGate,
+        translator: Translator,
+    ) -> Self {
         let style = Style { cfg_scale: Some(settings.cfg_scale), steps: Some(settings.steps), ..Style::default() };
         Self {
-            gate: AccountGate::new(resources.store.clone(), CostPolicy::new(settings)),
+            gate,
             resources,
             planner: Arc::new(Planner::new(settings)),
             settings: settings.jobs.clone(),
@@ -125,9 +129,11 @@ impl JobRunner {
         shutdown: &Shutdown,
     ) -> Result<JobOutcome, JobRunError> {
         // Read anew, so that nothing is translated for a job that cannot pay.
-        if !self.gate.refresh().await {
-            return Ok(JobOutcome::GateClosed);
-        }
+        let probe = match self.gate.refresh().await {
+            Intake::All => None,
+            Intake::One(probe) => Some(probe),
+            Intake::Closed => return Ok(JobOutcome::GateClosed),
+        };
         let claimed = match self.claim(command, options.lease_wait, shutdown).await? {
             None => return Ok(JobOutcome::Interrupted),
             Some(Claim::Leased) => return Ok(JobOutcome::Leased),
@@ -147,7 +153,7 @@ impl JobRunner {
             first = claimed.first_claim,
             "job attempt started"
         );
-        let mut attempt = self.build_attempt(command, options, sink, claimed, cancel.clone());
+        let mut attempt = self.build_attempt(command, options, sink, claimed, probe, cancel.clone());
         let outcome = if let Some(error) = exhausted_error {
             self.end_job(&mut attempt, created_at, Some(error)).await
         } else {
@@ -159,7 +165,7 @@ impl JobRunner {
                 }
                 () = shutdown.grace_expired.cancelled() => None,
                 never = preempt_after(self.settings.time_slice, &cancel) => match never {},
-                never = cancel_when_paused(&self.gate, &cancel) => match never {},
+                never = cancel_when_interrupted(&self.gate, probe, &cancel) => match never {},
             };
             // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
@@ -227,6 +233,7 @@ impl JobRunner {
         options: RunOptions<'a>,
         sink: &'a dyn EventSink,
         claimed: ClaimedJob,
+        probe: Option<Probe>,
         cancel: CancelToken,
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
@@ -242,10 +249,12 @@ impl JobRunner {
             lease,
             cancel.clone(),
             config.max_cost_usd,
+            probe,
             progress.charged_requests(),
         );
         let budget = Arc::new(budget);
-        let generator = ImageGenerator::new(resources, command, options.urgent, lease, budget.clone(), cancel.clone());
+        let generator =
+            ImageGenerator::new(resources, &self.gate, command, options.urgent, lease, budget.clone(), cancel.clone());
         let requested = config.max_concurrent.and_then(|requested| NonZeroUsize::new(requested.into()));
         JobAttempt {
             command,
@@ -300,7 +309,7 @@ impl JobRunner {
         if progress.was_cut_short() && cancel.reason() == Some(&CancelReason::DailyBudget) {
             retry_store(|| self.store().release(lease, false)).await?;
             // Not taken while requests of other jobs may still be refunded: the job then waits on the queue.
-            let is_open = self.gate.refresh().await;
+            let is_open = self.gate.refresh().await != Intake::Closed;
             let delay = self.settings.retry_delays.iter().max().copied().unwrap_or_default();
             return Ok(if is_open { JobOutcome::RetryAfter(delay) } else { JobOutcome::GateClosed });
         }
@@ -385,23 +394,4 @@ fn check_worker_losses(losses: u32, tally: &Tally, min_success_rate: f64) -> Opt
         code: JobFailureCode::AttemptsExhausted,
         message: format!("the job lost its worker {losses} times in a row without completing an image"),
     })
-}
-
-/// Cancels an attempt when an operator pauses the workers; never returns. An attempt that exceeds the daily budget finds
-/// this when it reserves a cost.
-async fn cancel_when_paused(gate: &AccountGate, cancel: &CancelToken) -> Infallible {
-    gate.wait_until_paused().await;
-    if cancel.cancel(CancelReason::GateClosed) {
-        info!("workers paused; no new image is started");
-    }
-    std::future::pending().await
-}
-
-/// Cancels an attempt when its time slice is over; never returns.
-async fn preempt_after(slice: Duration, cancel: &CancelToken) -> Infallible {
-    sleep(slice).await;
-    if cancel.cancel(CancelReason::Preempted) {
-        info!(slice = ?slice, "the job's time slice is over; no new image is started");
-    }
-    std::future::pending().await
 }

@@ -22,6 +22,7 @@ mod session;
 
 mod budget;
 mod cancel;
+mod consumer;
 mod cost_policy;
 mod image;
 pub mod image_pool;

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
-use broker::{AckHandle, BrokerError, CommandStream, ConnectionLost, Message, Settlement};
+use broker::{AckHandle, BrokerError, ConnectionLost, Settlement};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::gate::AccountGate;
+use crate::consumer::CommandConsumer;
+use crate::gate::{AccountGate, Intake};
 use crate::handler::CommandHandler;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
@@ -32,56 +33,6 @@ pub(crate) enum SessionEnd {
     Stopped,
     /// The broker was lost, for this reason.
     BrokerLost(String),
-}
-
-/// The consumer of commands, which is cancelled while the account gate is closed.
-pub(crate) struct CommandConsumer {
-    stream: CommandStream,
-    state: ConsumerState,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum ConsumerState {
-    Consuming,
-    /// Cancelled; messages that the broker had sent before are still delivered.
-    Cancelled,
-    Stopped,
-}
-
-impl CommandConsumer {
-    /// Creates a consumer from a stream that has not started.
-    pub(crate) fn new(stream: CommandStream) -> Self {
-        Self { stream, state: ConsumerState::Stopped }
-    }
-
-    async fn cancel(&mut self) {
-        if self.state == ConsumerState::Consuming {
-            self.stream.stop().await;
-            self.state = ConsumerState::Cancelled;
-        }
-    }
-
-    async fn start(&mut self) -> Result<(), BrokerError> {
-        self.stream.start().await?;
-        self.state = ConsumerState::Consuming;
-        Ok(())
-    }
-
-    /// Waits for the next message; `None` once a cancelled consumer has ended. Cancel safe.
-    async fn next(&mut self) -> Result<Option<Message>, ConnectionLost> {
-        match self.state {
-            ConsumerState::Stopped => std::future::pending().await,
-            ConsumerState::Consuming => self.stream.next().await.map(Some),
-            ConsumerState::Cancelled => {
-                // If the connection was lost, the next operation notices it.
-                let next = self.stream.next().await.ok();
-                if next.is_none() {
-                    self.state = ConsumerState::Stopped;
-                }
-                Ok(next)
-            }
-        }
-    }
 }
 
 pub(crate) struct Session {
@@ -125,6 +76,8 @@ impl Session {
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         let lost_cause = loop {
             self.health.set_jobs_in_flight(self.tasks.len());
+            let (intake, is_consuming) = (self.consumer.intake(), self.consumer.is_consuming());
+            let may_start = self.consumer.is_stopped() && self.tasks.is_empty();
             tokio::select! {
                 _ = heartbeat.tick() => self.report_liveness(),
                 () = stop.cancelled() => break None,
@@ -143,18 +96,16 @@ impl Session {
                     }
                     Err(ConnectionLost(cause)) => break Some(cause),
                 },
-                () = self.gate.wait_until_commands(false), if self.consumer.state == ConsumerState::Consuming => {
+                _ = self.gate.wait_for_other_intake(intake), if is_consuming => {
                     tokio::select! {
                         () = self.consumer.cancel() => {}
                         () = stop.cancelled() => break None,
                     }
                 }
                 // Only without jobs: the prefetch count of a new consumer does not include messages of the former one.
-                () = self.gate.wait_until_commands(true),
-                    if self.consumer.state == ConsumerState::Stopped && self.tasks.is_empty() =>
-                {
+                intake = self.gate.wait_for_other_intake(Intake::Closed), if may_start => {
                     tokio::select! {
-                        started = self.consumer.start() => if let Err(error) = started {
+                        started = self.consumer.start(intake) => if let Err(error) = started {
                             break Some(error.to_string());
                         },
                         () = stop.cancelled() => break None,

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -13,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::bootstrap::{self, BootstrapError};
+use crate::consumer::CommandConsumer;
 use crate::delivery_limit::handle_delivery_limit_queue;
 use crate::error_chain::error_chain;
 use crate::handler::CommandHandler;
 use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
 use crate::job::JobRunner;
-use crate::session::{CommandConsumer, HEARTBEAT_INTERVAL, Session, SessionEnd};
+use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
 use crate::settings::{SettingError, Settings};
 use crate::telemetry::{Metrics, Telemetry};
 
@@ -82,8 +82,7 @@ async fn open_and_supervise(
     let retryable = |error: &BootstrapError| matches!(error, BootstrapError::Store(_));
     let resources = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
     let Some((store, storage)) = resources else { return Ok(()) };
-    let observer = Arc::new(health.clone());
-    let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics, Some(observer))?;
+    let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics)?;
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
     health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
     health.set_gate(runner.gate().clone());
@@ -144,7 +143,7 @@ async fn run_session(
     stop: &CancellationToken,
 ) -> Result<SessionEnd, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
-    let consumer = CommandConsumer::new(broker.open_command_stream(prefetch).await?);
+    let consumer = CommandConsumer::new(broker.open_command_stream().await?, prefetch);
     let publisher = broker.create_publisher().await?;
     let handler = CommandHandler::new(runner.clone(), publisher, bootstrap::rules(), &settings.jobs);
     health.set_broker_connected(true);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait::wait_until;
 use fastrand::Rng;
-use integration_tests::{BrokerClient, Database, Proxy, TestEnv, WAIT_TIMEOUT, Worker};
+use integration_tests::{API_KEY, BrokerClient, Database, Proxy, TestEnv, WAIT_TIMEOUT, Worker};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -160,6 +160,18 @@ impl Cluster {
                 self.kill_worker(slot).await?;
                 sleep(short).await;
                 self.run_until_success(&["resume"]).await?;
+            }
+            Disturbance::RefuseKey | Disturbance::RefuseKeyAndKill => {
+                self.env.sandbox.set_keys(&[]);
+                sleep(short).await;
+                if disturbance == Disturbance::RefuseKeyAndKill {
+                    self.kill_worker(slot).await?;
+                    sleep(short).await;
+                }
+                self.env.sandbox.set_keys(&[API_KEY]);
+                // Otherwise the next probe would be due after half a minute or more.
+                let due = "UPDATE account_keys SET probe_due_ms = 0 WHERE status <> 'accepted' RETURNING key_hash";
+                self.query_rows(due).await?;
             }
             Disturbance::PublishDuplicate => self.connect_broker().await?.publish(&self.jobs[job_index].body).await?,
             Disturbance::PublishInvalid => {

@@ -27,6 +27,10 @@ pub enum Disturbance {
     CloseGate,
     /// As [`CloseGate`](Self::CloseGate), and a worker is killed meanwhile.
     CloseGateAndKill,
+    /// The API refuses the key for some seconds.
+    RefuseKey,
+    /// As [`RefuseKey`](Self::RefuseKey), and a worker is killed meanwhile.
+    RefuseKeyAndKill,
     /// A command is published again.
     PublishDuplicate,
     /// A message that is not a command is published.
@@ -50,6 +54,8 @@ impl Disturbance {
             Self::CrashDatabase => "database crashed and restarted",
             Self::CloseGate => "account gate closed and opened (pause, resume)",
             Self::CloseGateAndKill => "account gate closed, and a worker killed (SIGKILL) before it opens",
+            Self::RefuseKey => "API key refused for some seconds",
+            Self::RefuseKeyAndKill => "API key refused for some seconds, and a worker killed (SIGKILL) meanwhile",
             Self::PublishDuplicate => "command published again",
             Self::PublishInvalid => "invalid message published",
             Self::PublishConflict => "different command published with the id of a known job",
@@ -70,6 +76,8 @@ pub(super) fn available(services: &Services) -> Vec<Disturbance> {
         Disturbance::DisconnectDatabase,
         Disturbance::CloseGate,
         Disturbance::CloseGateAndKill,
+        Disturbance::RefuseKey,
+        Disturbance::RefuseKeyAndKill,
         Disturbance::PublishDuplicate,
         Disturbance::PublishDuplicate,
         Disturbance::PublishInvalid,

@@ -13,19 +13,17 @@ struct ExpectedFault {
     extra_requests: u32,
     /// Failure code of the image, if it cannot succeed.
     failure_code: Option<&'static str>,
-    /// Whether it ends the attempt of the job, because every request would fail with it.
-    fatal: bool,
 }
 
 const fn transient_fault(word: &'static str, repeats: u32) -> ExpectedFault {
-    ExpectedFault { directive: word, extra_requests: repeats, failure_code: None, fatal: false }
+    ExpectedFault { directive: word, extra_requests: repeats, failure_code: None }
 }
 
 /// Time that a worker waits for a response; a request that takes longer fails.
 pub(super) const API_TIMEOUT: &str = "8s";
 
-/// All faults of the sandbox.
-const FAULTS: [ExpectedFault; 23] = [
+/// All faults of the sandbox, except those that close the account gate.
+const FAULTS: [ExpectedFault; 21] = [
     transient_fault("status=500 x1", 1),
     transient_fault("status=502 x1", 1),
     transient_fault("status=503 x2", 2),
@@ -49,10 +47,8 @@ const FAULTS: [ExpectedFault; 23] = [
     // request.
     transient_fault("slow=6000", 0),
     transient_fault("slow=12000 x1", 1),
-    ExpectedFault { directive: "filtered", extra_requests: 0, failure_code: Some("content_policy"), fatal: false },
-    ExpectedFault { directive: "status=400", extra_requests: 0, failure_code: Some("rejected_request"), fatal: false },
-    ExpectedFault { directive: "status=401 x1", extra_requests: 1, failure_code: None, fatal: true },
-    ExpectedFault { directive: "status=402 x1", extra_requests: 1, failure_code: None, fatal: true },
+    ExpectedFault { directive: "filtered", extra_requests: 0, failure_code: Some("content_policy") },
+    ExpectedFault { directive: "status=400", extra_requests: 0, failure_code: Some("rejected_request") },
 ];
 
 /// An image of a job and its expected result.
@@ -95,14 +91,9 @@ impl ExpectedJob {
         !self.is_refused() && good * 5 >= self.images.len() * 4
     }
 
-    /// Failure codes that are allowed if the job fails.
-    pub(super) fn allowed_failure_codes(&self) -> Vec<&'static str> {
-        let fatal = self.images.iter().any(|image| image.fault.is_some_and(|fault| fault.fatal));
-        match self.is_refused() {
-            true => vec!["invalid_request"],
-            false if fatal => vec!["success_rate_too_low", "unauthorized", "insufficient_credits"],
-            false => vec!["success_rate_too_low"],
-        }
+    /// The failure code of the job, if it fails.
+    pub(super) fn failure_code(&self) -> &'static str {
+        if self.is_refused() { "invalid_request" } else { "success_rate_too_low" }
     }
 }
 

@@ -94,7 +94,7 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
         violated(format!("expected {ended}, but the event is {}, {}", event["type"], data["error"]));
     }
     let code = data["error"]["code"].as_str().unwrap_or_default();
-    if ended == "failed" && !order.allowed_failure_codes().contains(&code) {
+    if ended == "failed" && order.failure_code() != code {
         violated(format!("failed with the unexpected code {code:?}"));
     }
     let count = rows.jobs.get(&order.job_id).with_context(|| format!("job {number} has no row"))?;

@@ -28,6 +28,19 @@ const ASSET_TRANSITIONS: [DocumentedTransition<RowState>; 3] = [
     (asset::FAIL, "fail", "it failed, or its job ended before it was attempted; a retryable failure is retried"),
 ];
 
+const KEY_TRANSITIONS: [DocumentedTransition<KeyState>; 6] = [
+    (key::CREATE, "create", "a request is paid for with the key for the first time"),
+    (key::REFUSE, "refuse", "the API refuses a paid request because of the key or the credits"),
+    (
+        key::PROBE,
+        "probe",
+        "the next probe is due and the lease of the admitted job, if any, has ended; by one worker at a time",
+    ),
+    (key::ADMIT, "admit", "the first payment of a job after a successful probe, by the worker that made the probe"),
+    (key::REFUSE_ADMITTED, "refuse admitted", "the API refuses a paid request of the admitted job"),
+    (key::ACCEPT, "accept", "a paid request of the admitted job succeeds"),
+];
+
 fn markdown_table<S: Copy>(steps: &[DocumentedTransition<S>], name: impl Fn(S) -> &'static str) -> String {
     let row = |(step, step_name, when): &DocumentedTransition<S>| {
         let from: Vec<_> = step.from.iter().map(|state| name(*state)).collect();
@@ -44,11 +57,13 @@ fn documentation_lists_exactly_these_transitions() {
     let jobs = markdown_table(&JOB_TRANSITIONS, JobState::as_str);
     let images = markdown_table(&ASSET_TRANSITIONS, RowState::as_str);
     assert!(page.contains(&jobs), "docs/state-machine.md does not contain this table:\n{jobs}");
+    let keys = markdown_table(&KEY_TRANSITIONS, KeyState::as_str);
     assert!(page.contains(&images), "docs/state-machine.md does not contain this table:\n{images}");
+    assert!(page.contains(&keys), "docs/state-machine.md does not contain this table:\n{keys}");
     let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")).count();
     assert_eq!(
         rows,
-        JOB_TRANSITIONS.len() + ASSET_TRANSITIONS.len() + 2,
+        JOB_TRANSITIONS.len() + ASSET_TRANSITIONS.len() + KEY_TRANSITIONS.len() + 3,
         "docs/state-machine.md lists an unknown transition"
     );
 }
@@ -58,7 +73,7 @@ fn every_transition_in_code_is_documented() {
     let code = include_str!("../state.rs");
     assert_eq!(
         code.matches("pub const ").count() - code.matches("pub const ALL").count(),
-        JOB_TRANSITIONS.len() + ASSET_TRANSITIONS.len()
+        JOB_TRANSITIONS.len() + ASSET_TRANSITIONS.len() + KEY_TRANSITIONS.len()
     );
 }
 

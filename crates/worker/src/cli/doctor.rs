@@ -6,7 +6,7 @@ use broker::{Broker, QueueMatch, QueueState, Topology};
 use gemini_client::Gemini;
 use serde::Serialize;
 use stability_client::{AccountStatus, Client, Engine};
-use store::Store;
+use store::{KeyHash, Store};
 
 use super::exit::CliError;
 use super::screen::Screen;
@@ -224,7 +224,8 @@ async fn check_database(settings: &Settings) -> CheckResult {
 async fn check_gate(settings: &Settings) -> CheckResult {
     let reasons = match Store::connect_existing(&settings.database_url).await {
         Ok(Some(store)) => {
-            let read = gate::read_reasons(&store, CostPolicy::new(settings)).await;
+            let key = settings.stability.api_key.as_ref().map(KeyHash::new);
+            let read = gate::read_reasons(&store, CostPolicy::new(settings), key.as_ref()).await;
             if read.is_err() && matches!(store.pending_migrations().await, Ok(1..)) {
                 return CheckResult::ok("open; pending migrations add it to the database");
             }

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use broker::PublishOutcome;
+use domain::command::Command;
 use domain::event::Event;
 use tracing::Instrument;
 
@@ -12,7 +13,8 @@ use super::submit::show_terminal_event;
 use super::tables::EventView;
 use crate::bootstrap;
 use crate::event_sink::{EventSink, PublishError};
-use crate::job::{JobOutcome, RunOptions, record_outcome};
+use crate::gate::Intake;
+use crate::job::{JobOutcome, JobRunner, RunOptions, record_outcome};
 use crate::settings::Settings;
 use crate::shutdown::{Shutdown, Signals};
 use crate::telemetry::{Metrics, trace};
@@ -37,7 +39,7 @@ pub(super) async fn run(
     let signals = Signals::listen()
         .map_err(|error| CliError::unreachable(format!("signal handlers cannot be installed ({error})")))?;
     let (store, storage) = bootstrap::open(settings).await?;
-    let runner = bootstrap::build_job_runner(settings, store, storage, metrics, None)?;
+    let runner = bootstrap::build_job_runner(settings, store, storage, metrics)?;
     let progress = screen.start_progress(command.image_descriptions.len());
     let interrupted = || {
         CliError::JobFailed(format!(
@@ -45,6 +47,9 @@ pub(super) async fn run(
             command.job_id
         ))
     };
+    // No worker may be running that probes a refused account.
+    runner.gate().refresh().await;
+    runner.gate().probe(false).await;
     let mut lease_notice_shown = false;
     // `grace_expired` is never cancelled: a second signal ends the process.
     let shutdown = Shutdown { stop: signals.stop_token().clone(), ..Shutdown::default() };
@@ -58,6 +63,9 @@ pub(super) async fn run(
                 drop(progress);
                 return show_terminal_event(terminal.event.body.as_bytes(), options.json, screen);
             }
+            JobOutcome::RetryAfter(_) if runner.gate().refresh().await == Intake::Closed => {
+                return Err(gate_closed(&runner, &command));
+            }
             JobOutcome::RetryAfter(delay) => {
                 screen.print_note(&format!("missing images are tried again in {}", humantime::format_duration(delay)));
                 tokio::select! {
@@ -68,17 +76,11 @@ pub(super) async fn run(
             JobOutcome::Preempted => {}
             JobOutcome::Interrupted => return Err(interrupted()),
             JobOutcome::GateClosed => {
-                let reasons: Vec<String> = runner.gate().reasons().iter().map(ToString::to_string).collect();
-                if reasons.is_empty() {
+                if runner.gate().reasons().is_empty() {
                     // It has opened again.
                     continue;
                 }
-                return Err(CliError::JobFailed(format!(
-                    "the account gate is closed: {}; completed images are kept; repeat the command with the job id {} \
-                     to continue",
-                    reasons.join("; "),
-                    command.job_id
-                )));
+                return Err(gate_closed(&runner, &command));
             }
             JobOutcome::Leased | JobOutcome::LeaseLost => {
                 if !lease_notice_shown {
@@ -97,6 +99,15 @@ pub(super) async fn run(
             }
         }
     }
+}
+
+fn gate_closed(runner: &JobRunner, command: &Command) -> CliError {
+    let reasons: Vec<String> = runner.gate().reasons().iter().map(ToString::to_string).collect();
+    CliError::JobFailed(format!(
+        "the account gate is closed: {}; completed images are kept; repeat the command with the job id {} to continue",
+        reasons.join("; "),
+        command.job_id
+    ))
 }
 
 #[async_trait]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use broker::{Broker, EventWatcher, Topology, WatchedMessage};
 use domain::command::Command;
 use serde_json::json;
-use store::Store;
+use store::{KeyHash, Store};
 use tokio::time::timeout;
 use tracing::{Instrument, info_span};
 
@@ -73,7 +73,11 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
 async fn note_closed_gate(settings: &Settings, screen: &Screen) {
     let reading = async {
         match Store::connect_existing(&settings.database_url).await {
-            Ok(Some(store)) => gate::read_reasons(&store, CostPolicy::new(settings)).await.unwrap_or_default(),
+            Ok(Some(store)) => {
+                // Producers usually have no key.
+                let key = settings.stability.api_key.as_ref().map(KeyHash::new);
+                gate::read_reasons(&store, CostPolicy::new(settings), key.as_ref()).await.unwrap_or_default()
+            }
             Ok(None) | Err(_) => Vec::new(),
         }
     };

@@ -1,6 +1,5 @@
 //! Checks of database, storage and API key, each at most once per interval for all callers together.
 
-use std::sync::{Mutex as Plain, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::money::MicroUsd;
@@ -19,7 +18,7 @@ pub(super) const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longer than for the database, because the storage check writes a file.
 const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
-/// An accepted key counts as accepted until a request is rejected; this check mainly updates the account's credits.
+/// Interval at which the account's credits are read.
 const ACCEPTED_KEY_INTERVAL: Duration = Duration::from_mins(5);
 /// A rejected key is checked more often: it may have been fixed in the account.
 const REJECTED_KEY_INTERVAL: Duration = Duration::from_mins(1);
@@ -36,8 +35,7 @@ pub(super) struct HealthChecks {
     dependencies: HealthDependencies,
     database: Mutex<Option<CachedCheck>>,
     storage: Mutex<Option<CachedCheck>>,
-    account_checked_at: Mutex<Option<Instant>>,
-    account: Plain<AccountStatus>,
+    account: Mutex<AccountStatus>,
 }
 
 #[derive(Clone)]
@@ -46,20 +44,19 @@ struct CachedCheck {
     result: Result<(), String>,
 }
 
-/// What is known about the API key and the account.
+/// What the last balance request has shown.
+#[derive(Default)]
 struct AccountStatus {
+    checked_at: Option<Instant>,
     /// Why the key is rejected; `None` if it is accepted or if nothing is known about it.
     refusal: Option<String>,
-    /// When an image request was last accepted; takes precedence over a rejected balance request for five minutes.
-    accepted_at: Option<Instant>,
     credits: Option<f64>,
 }
 
 impl HealthChecks {
     pub(super) fn new(dependencies: HealthDependencies) -> Self {
-        let (database, storage, account_checked_at) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let account = Plain::new(AccountStatus { refusal: None, accepted_at: None, credits: None });
-        Self { dependencies, database, storage, account_checked_at, account }
+        let (database, storage, account) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { dependencies, database, storage, account }
     }
 
     pub(super) async fn check_database(&self) -> Result<(), String> {
@@ -72,49 +69,33 @@ impl HealthChecks {
 
     /// Whether the API accepts the key; a key about which nothing is known counts as accepted.
     pub(super) async fn check_key(&self) -> Result<(), String> {
-        let mut checked_at = self.account_checked_at.lock().await;
-        let interval =
-            if self.lock_account().refusal.is_none() { ACCEPTED_KEY_INTERVAL } else { REJECTED_KEY_INTERVAL };
-        if checked_at.is_none_or(|at| at.elapsed() >= interval) && self.check_account().await {
-            *checked_at = Some(Instant::now());
+        let mut account = self.account.lock().await;
+        let interval = if account.refusal.is_none() { ACCEPTED_KEY_INTERVAL } else { REJECTED_KEY_INTERVAL };
+        if account.checked_at.is_none_or(|at| at.elapsed() >= interval) {
+            self.check_account(&mut account).await;
         }
-        self.lock_account().refusal.clone().map_or(Ok(()), Err)
+        account.refusal.clone().map_or(Ok(()), Err)
     }
 
-    /// Requests the account's balance. Returns `false` if no request was sent: during a rate-limit pause, or if the
-    /// database cannot tell whether there is one.
-    async fn check_account(&self) -> bool {
+    /// Requests the account's balance, except during a rate-limit pause and if the database cannot tell whether there
+    /// is one.
+    async fn check_account(&self, account: &mut AccountStatus) {
         let paused = tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.store.read_remaining_pause()).await;
         if !matches!(paused, Ok(Ok(Duration::ZERO))) {
-            return false;
+            return;
         }
         let balance = tokio::time::timeout(CHECK_TIMEOUT, self.dependencies.client.balance()).await;
-        let mut known = self.lock_account();
+        account.checked_at = Some(Instant::now());
         match balance {
-            Ok(Ok(balance)) => (known.refusal, known.credits) = (None, Some(balance.credits)),
-            Ok(Err(error @ Error::Unauthorized(_)))
-                if known.accepted_at.is_none_or(|at| at.elapsed() >= ACCEPTED_KEY_INTERVAL) =>
-            {
-                known.refusal = Some(error_chain(&error));
-            }
+            Ok(Ok(balance)) => (account.refusal, account.credits) = (None, Some(balance.credits)),
+            Ok(Err(error @ Error::Unauthorized(_))) => account.refusal = Some(error_chain(&error)),
             // The result says nothing about the key.
             Ok(Err(_)) | Err(_) => {}
         }
-        true
     }
 
-    fn lock_account(&self) -> MutexGuard<'_, AccountStatus> {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn record_key_status(&self, accepted: bool) {
-        let mut known = self.lock_account();
-        known.refusal = (!accepted).then(|| "a request was rejected: the API does not accept the key".to_owned());
-        known.accepted_at = accepted.then(Instant::now);
-    }
-
-    pub(super) fn credits(&self) -> Option<f64> {
-        self.lock_account().credits
+    pub(super) async fn credits(&self) -> Option<f64> {
+        self.account.lock().await.credits
     }
 
     pub(super) async fn read_spent_today(&self) -> Option<MicroUsd> {

@@ -18,6 +18,9 @@ pub(crate) enum ImageError {
     /// Every image of the job would fail for this reason; this image has no result.
     #[error("{1}")]
     Fatal(JobFailureCode, String),
+    /// The API refused the account, because of the key or the credits; this image has no result.
+    #[error("{1}")]
+    Refused(JobFailureCode, String),
     /// The attempt was cancelled before the image had a result.
     #[error("cancelled")]
     Cancelled,
@@ -33,7 +36,7 @@ impl ErrorCode for ImageError {
     fn code(&self) -> &'static str {
         match self {
             Self::Failed(code, _) => code.as_str(),
-            Self::Fatal(code, _) => code.as_str(),
+            Self::Fatal(code, _) | Self::Refused(code, _) => code.as_str(),
             Self::Cancelled => "cancelled",
             Self::Store(error) => error.code(),
             Self::Budget(_) => "database",
@@ -52,6 +55,7 @@ impl From<Error> for ImageError {
     fn from(error: Error) -> Self {
         let failed = |code| Self::Failed(code, error.to_string());
         let fatal = |code| Self::Fatal(code, error.to_string());
+        let refused = |code| Self::Refused(code, error.to_string());
         match error {
             Error::ContentPolicy(_) | Error::Filtered => failed(ImageFailureCode::ContentPolicy),
             Error::RateLimited { .. } | Error::Quota(_) => failed(ImageFailureCode::RateLimited),
@@ -59,8 +63,8 @@ impl From<Error> for ImageError {
             Error::Unusable(unusable) => Self::Failed(ImageFailureCode::InvalidImage, unusable.reason),
             Error::Timeout => failed(ImageFailureCode::Timeout),
             Error::InvalidRequest(_) | Error::Rejected(_) => failed(ImageFailureCode::RejectedRequest),
-            Error::Unauthorized(_) => fatal(JobFailureCode::Unauthorized),
-            Error::InsufficientCredits(_) => fatal(JobFailureCode::InsufficientCredits),
+            Error::Unauthorized(_) => refused(JobFailureCode::Unauthorized),
+            Error::InsufficientCredits(_) => refused(JobFailureCode::InsufficientCredits),
             Error::UnknownEngine(_) => fatal(JobFailureCode::UnknownEngine),
             Error::Budget(BudgetError::Exceeded(_)) => fatal(JobFailureCode::BudgetExceeded),
             Error::Budget(BudgetError::Unavailable(source)) => Self::Budget(source),
@@ -79,6 +83,7 @@ impl ImageError {
     pub(super) fn cancel_reason(&self) -> Option<CancelReason> {
         match self {
             Self::Fatal(code, message) => Some(CancelReason::Fatal(*code, message.clone())),
+            Self::Refused(..) => Some(CancelReason::GateClosed),
             Self::Failed(ImageFailureCode::Storage, _) | Self::Store(StoreError::Database { .. }) | Self::Budget(_) => {
                 Some(CancelReason::Infrastructure)
             }
@@ -104,7 +109,8 @@ impl ImageError {
                 | ImageFailureCode::Storage
                 | ImageFailureCode::NotAttempted => false,
             },
-            Self::Cancelled | Self::Store(_) | Self::Budget(_) => false,
+            // The images of a refused account wait.
+            Self::Refused(..) | Self::Cancelled | Self::Store(_) | Self::Budget(_) => false,
         }
     }
 }

@@ -200,7 +200,7 @@ impl JobAttempt<'_> {
                     .instrument(span)
                     .await
             }
-            Err(ImageError::Fatal(code, message)) => {
+            Err(ImageError::Fatal(code, message) | ImageError::Refused(code, message)) => {
                 self.progress.set_fatal_cause(code, message);
                 self.progress.incomplete = true;
                 Ok(())

@@ -1,18 +1,20 @@
-//! The account gate: while it is closed, no worker pays for a request. One row, shared by all workers.
+//! An operator's pause: while it lasts, no worker pays for a request. One row, shared by all workers.
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Statement, Value};
 use time::OffsetDateTime;
 use tracing::Instrument;
 
+use super::account_key::time_from_ms;
 use super::dialect::Dialect;
 use super::{QueryExt, Store, StoreError};
 
-/// Whether the stored gate is closed. It does not close before the transaction has ended: PostgreSQL locks its row, and
-/// SQLite has one writer at a time.
-pub(super) async fn is_closed(transaction: &DatabaseTransaction) -> Result<bool, DbErr> {
-    let lock = if transaction.get_database_backend() == DbBackend::Postgres { " FOR SHARE" } else { "" };
+/// Whether an operator has paused the workers. No pause begins before the transaction has ended: PostgreSQL locks the
+/// row, and SQLite has one writer at a time.
+pub(super) async fn is_paused(transaction: &DatabaseTransaction) -> Result<bool, DbErr> {
+    let backend = transaction.get_database_backend();
+    let lock = Dialect::for_backend(backend).row_lock(false);
     let sql = format!("SELECT paused_since_ms FROM account_gate WHERE name = 'stability'{lock}");
-    let row = transaction.query_one_raw(Statement::from_string(transaction.get_database_backend(), sql)).await?;
+    let row = transaction.query_one_raw(Statement::from_string(backend, sql)).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound("account gate".to_owned()))?;
     Ok(row.try_get::<Option<i64>>("", "paused_since_ms")?.is_some())
 }
@@ -43,9 +45,7 @@ impl Store {
                     .await?
                     .ok_or_else(|| DbErr::RecordNotFound("account gate".to_owned()))?;
                 let Some(since_ms) = row.try_get::<Option<i64>>("", "paused_since_ms")? else { return Ok(None) };
-                let since = OffsetDateTime::from_unix_timestamp_nanos(i128::from(since_ms) * 1_000_000)
-                    .map_err(|error| DbErr::Custom(error.to_string()))?;
-                Ok(Some(Pause { since, reason: row.try_get("", "paused_reason")? }))
+                Ok(Some(Pause { since: time_from_ms(since_ms)?, reason: row.try_get("", "paused_reason")? }))
             }
             .with_timeout("read the account gate")
             .await
