@@ -207,9 +207,11 @@ async fn backlog_waits_while_paused() -> Result<()> {
         wait_for_requests(&env, jobs * 3 * quarter / 4).await?;
         pause(&env, "test").await?;
         let times = usize::try_from(quarter)?;
-        let closed = async || workers.iter().all(|worker| worker.log().matches(CLOSED).count() == times).then_some(());
-        wait::wait_until("the gate to close", WAIT_TIMEOUT, closed).await?;
+        let logged =
+            |text: &str| workers.iter().all(|worker| worker.log().matches(text).count() == times).then_some(());
+        wait::wait_until("the gate to close", WAIT_TIMEOUT, async || logged(CLOSED)).await?;
         resume(&env).await?;
+        wait::wait_until("the gate to open", WAIT_TIMEOUT, async || logged(OPENED)).await?;
     }
     for _ in 0..jobs {
         assert_eq!(events.wait_for_data("completed").await?["succeeded"], 3);

@@ -163,7 +163,7 @@ pub(crate) const READY: MetricSpec =
 pub(crate) const GATE_CLOSED: MetricSpec = gauge(
     "asset_worker.gate.closed",
     "",
-    "1 if the account gate is closed for this reason (paused, daily_budget), else 0; no command is consumed while it is closed",
+    "1 if the account gate is closed for this reason (paused, daily_budget, unauthorized, insufficient_credits), else 0; no command is consumed while it is closed",
 );
 pub(crate) const HEARTBEAT_AGE: MetricSpec = gauge(
     "asset_worker.heartbeat.age",
