@@ -194,6 +194,7 @@ async fn backlog_waits_while_paused() -> Result<()> {
     let jobs = backlog_size(12);
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.make_images_small();
+    env.sandbox.set_credits(100_000.0);
     env.sandbox.set_latency(Duration::from_millis(20));
     let workers = [env.start_ready_worker().await?, env.start_ready_worker().await?];
     let producer = env.connect_broker().await?;
@@ -203,8 +204,12 @@ async fn backlog_waits_while_paused() -> Result<()> {
         let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
         producer.publish(&command(i64::from(number % 7 + 1), &descriptions, &json!({"max_concurrent": 1}))).await?;
     }
+    let mut requests = 0;
     for quarter in 1..=3 {
-        wait_for_requests(&env, jobs * 3 * quarter / 4).await?;
+        while requests < jobs * 3 * quarter / 4 {
+            requests = (requests + 100).min(jobs * 3 * quarter / 4);
+            wait_for_requests(&env, requests).await?;
+        }
         pause(&env, "test").await?;
         let times = usize::try_from(quarter)?;
         let logged =

@@ -92,7 +92,7 @@ async fn backlog_waits_for_credits(database: Database) -> Result<()> {
     let requests = env.sandbox.ledger().requests;
     make_probe_due(&env).await?;
     wait_for_any_log(&workers, NO_CREDITS).await?;
-    env.sandbox.set_credits(1000.0);
+    env.sandbox.set_credits(100_000.0);
     make_probe_due(&env).await?;
     expect_all_completed(&env, &mut events, jobs).await?;
     for worker in &workers {
@@ -178,7 +178,7 @@ async fn place_of_a_killed_admitted_worker_is_freed() -> Result<()> {
     let mut events = producer.subscribe_to_events().await?;
     publish_jobs(&producer, 3).await?;
     expect_one_counted_attempt(&env, &producer, 3).await?;
-    env.sandbox.set_credits(1000.0);
+    env.sandbox.set_credits(100_000.0);
     env.sandbox.set_latency(Duration::from_mins(1));
     make_probe_due(&env).await?;
     let admitted = async || {
@@ -186,8 +186,12 @@ async fn place_of_a_killed_admitted_worker_is_freed() -> Result<()> {
         (keys.len() == 1).then_some(())
     };
     wait_until("an admitted job", WAIT_TIMEOUT, admitted).await?;
-    // Another worker can neither probe nor pay while the admitted job has its lease.
     let second = env.start_ready_worker().await?;
+    // While the admitted job has its lease, nothing else probes or pays. `generate` does not wait until a probe is due.
+    let keys = "SELECT probe_number, admitted_job FROM account_keys";
+    let admitted = env.query_rows(keys).await?;
+    assert_eq!(env.run(&["generate", "--project", "9", "A wolf"]).await?.status.code(), Some(1));
+    assert_eq!(env.query_rows(keys).await?, admitted);
     expect_gate_reason(&second, "insufficient_credits", "the account lacks credits").await?;
     first.signal(Signal::KILL);
     first.wait_for_exit().await?;
@@ -287,6 +291,54 @@ async fn shortfall_found_by_the_balance_check_concerns_one_job() -> Result<()> {
     Ok(())
 }
 
+/// Jobs that the credits do not cover wait too while the gate is closed, instead of failing one after the other.
+#[tokio::test]
+async fn probe_does_not_expose_the_backlog_to_the_balance_check() -> Result<()> {
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.set("STABILITY_CHECK_BALANCE", "true");
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    env.inject_fault("status=402", None)?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    assert_eq!(events.wait_for_data("failed").await?["error"]["code"], "insufficient_credits");
+    worker.wait_for_log(CLOSED).await?;
+    // Enough for the probe and for one of three images.
+    env.sandbox.set_credits(2.0);
+    for project in 2..=4 {
+        producer.publish(&command(project, &["A bear", "An owl", "A cat"], &json!({}))).await?;
+    }
+    make_probe_due(&env).await?;
+    let requests = async || (env.sandbox.ledger().requests == 2).then_some(());
+    wait_until("the request of the admitted job", WAIT_TIMEOUT, requests).await?;
+    producer.wait_for_waiting_commands(3).await?;
+    assert_eq!(env.query_rows("SELECT id FROM jobs WHERE status = 'failed'").await?.len(), 1);
+    env.sandbox.clear_faults();
+    env.sandbox.set_credits(100.0);
+    make_probe_due(&env).await?;
+    for _ in 2..=4 {
+        assert_eq!(events.wait_for_data("completed").await?["succeeded"], 3);
+    }
+    Ok(())
+}
+
+/// The API charges for an image that it withholds, so it accepts the account.
+#[tokio::test]
+async fn withheld_image_opens_the_gate() -> Result<()> {
+    let env = TestEnv::new().await?;
+    env.sandbox.set_credits(0.0);
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(1, &["A fox [fault:filtered]"], &json!({}))).await?;
+    worker.wait_for_log(CLOSED).await?;
+    env.sandbox.set_credits(100.0);
+    make_probe_due(&env).await?;
+    assert_eq!(events.wait_for_data("failed").await?["failures"][0]["code"], "content_policy");
+    worker.wait_for_log(OPENED).await
+}
+
 /// The images of a refused account wait: they are neither taken from the cache nor translated.
 #[tokio::test]
 async fn refused_account_uses_neither_cache_nor_translation() -> Result<()> {
@@ -305,7 +357,7 @@ async fn refused_account_uses_neither_cache_nor_translation() -> Result<()> {
     assert_eq!(gemini.ledger().requests, 0);
     let cached = env.query_rows("SELECT id FROM assets WHERE status = 'completed'").await?;
     assert_eq!(cached.len(), 2, "those of the first job");
-    env.sandbox.set_credits(1000.0);
+    env.sandbox.set_credits(100_000.0);
     make_probe_due(&env).await?;
     for _ in 0..2 {
         assert_eq!(events.wait_for_data("completed").await?["from_cache"], 0);
@@ -339,8 +391,9 @@ async fn commands_report_a_refused_account() -> Result<()> {
     let note = text(&env.run(&["submit", "--project", "1", "A bear"]).await?.stderr);
     assert!(!note.contains("closed"), "another key is not refused: {note}");
     env.set("STABILITY_API_KEY", API_KEY);
-    let doctor = text(&env.run(&["doctor"]).await?.stdout);
-    assert!(doctor.contains("closed: the account lacks credits since"), "{doctor}");
+    let checked = env.run(&["doctor"]).await?;
+    let doctor = text(&checked.stdout);
+    assert!(doctor.contains("closed: the account lacks credits since") && !checked.status.success(), "{doctor}");
     env.sandbox.set_credits(10.0);
     let completed = env.run(&generate).await?;
     assert!(completed.status.success(), "{}", text(&completed.stderr));
@@ -382,7 +435,7 @@ async fn flapping_gate_fails_no_job() -> Result<()> {
         };
         wait_until("the gate to close again", WAIT_TIMEOUT, refused).await?;
     }
-    env.sandbox.set_credits(1000.0);
+    env.sandbox.set_credits(100_000.0);
     make_probe_due(&env).await?;
     expect_all_completed(&env, &mut events, jobs).await?;
     assert_eq!(producer.ready_count("assets.generate.dead").await?, 0);

@@ -39,14 +39,7 @@ impl KeyHash {
 
 /// The number of a probe. Only the latest probe of a key can admit a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Probe(i64);
-
-impl Probe {
-    /// The probe with this number.
-    pub fn from_number(number: i64) -> Self {
-        Self(number)
-    }
-}
+pub struct Probe(pub i64);
 
 /// Why the API refuses paid requests with a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,8 +180,10 @@ impl Store {
         Ok(false)
     }
 
-    /// Starts a probe of a refused key, unless another worker's probe or admitted job is under way or, with `when_due`,
-    /// the next probe is not due yet. Each probe doubles the wait for the next one.
+    /// Starts a probe of a refused key, unless an admitted job has its lease or, with `when_due`, the next probe is not
+    /// due yet. It ends an earlier probe.
+    ///
+    /// Each probe that was due doubles the wait for the next one; the others do not change it.
     ///
     /// # Errors
     ///
@@ -197,12 +192,19 @@ impl Store {
         async {
             let Dialect { clock_us, least, .. } = Dialect::for_backend(self.db.get_database_backend());
             let wait = format!("{least}(probe_wait_ms * 2, {})", MAX_PROBE_WAIT.as_millis());
-            let due = if when_due { format!("AND probe_due_ms <= ({clock_us}) / 1000") } else { String::new() };
+            let (next, is_due) = if when_due {
+                (
+                    format!(", probe_wait_ms = {wait}, probe_due_ms = ({clock_us}) / 1000 + {wait}"),
+                    format!("AND probe_due_ms <= ({clock_us}) / 1000"),
+                )
+            } else {
+                (String::new(), String::new())
+            };
+            // Not `NOT EXISTS`: PostgreSQL would plan it as a join, and evaluate it before it waits for the row.
             let sql = format!(
-                "UPDATE account_keys SET status = '{}', admitted_job = NULL, probe_number = probe_number + 1, \
-                 probe_wait_ms = {wait}, probe_due_ms = ({clock_us}) / 1000 + {wait} \
-                 WHERE key_hash = $1 AND {} {due} AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = admitted_job \
-                 AND jobs.status = '{}' AND jobs.lease_until_ms > ({clock_us}) / 1000) RETURNING probe_number",
+                "UPDATE account_keys SET status = '{}', admitted_job = NULL, probe_number = probe_number + 1 {next} \
+                 WHERE key_hash = $1 AND {} {is_due} AND (SELECT count(*) FROM jobs WHERE jobs.id = admitted_job \
+                 AND jobs.status = '{}' AND jobs.lease_until_ms > ({clock_us}) / 1000) = 0 RETURNING probe_number",
                 step::PROBE.to.as_str(),
                 Precondition(step::PROBE),
                 JobState::Running.as_str()

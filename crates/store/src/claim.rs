@@ -7,7 +7,7 @@ use domain::command::{Command, JobKey};
 use domain::event::{Event, EventKind, event_id};
 use domain::failure::JobFailureCode;
 use domain::outcome::ImageState;
-use domain::state::{JobState, asset as image_step, job as step};
+use domain::state::{asset as image_step, job as step};
 use domain::style::Style;
 use domain::trace::TraceContext;
 use sea_orm::ActiveValue::Set;
@@ -211,12 +211,15 @@ async fn claim_in_transaction(
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Ended(terminal));
     }
-    let lease = if first {
-        Some(lease::create_lease(db, row.id, terms.lease_duration).await?)
+    let (lease, row) = if first {
+        (lease::create_lease(db, row.id, terms.lease_duration).await?, row)
     } else {
-        lease::acquire_lease(db, row.id, terms.lease_duration).await?
+        // The row as it is under the new lease: before, its last holder may have changed it.
+        let Some(row) = lease::acquire_lease(db, row.id, terms.lease_duration).await? else {
+            return Ok(Claim::Leased);
+        };
+        (Lease { job_id: row.id, token: row.lease_token }, row)
     };
-    let Some(lease) = lease else { return Ok(Claim::Leased) };
     let previous_trace = TraceContext::parse(row.trace_parent.as_deref(), None);
     if let Some(trace) = trace {
         job::Entity::update_many()
@@ -225,7 +228,6 @@ async fn claim_in_transaction(
             .exec(db)
             .await?;
     }
-    let losses = i32::from(!first && row.status == JobState::Running.as_str()) + row.lease_losses;
     let stored_style = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
     let rows = asset::Entity::find()
         .filter(asset::Column::JobId.eq(command.job_id))
@@ -235,7 +237,7 @@ async fn claim_in_transaction(
     let to_u32 = |value: i32| u32::try_from(value).unwrap_or_default();
     Ok(Claim::Acquired(ClaimedJob {
         lease,
-        lease_losses: to_u32(losses),
+        lease_losses: to_u32(row.lease_losses),
         first_claim: first,
         previous_trace,
         attempts: to_u32(row.attempts),

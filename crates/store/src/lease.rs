@@ -111,12 +111,12 @@ pub(super) fn precondition(step: Transition<JobState>) -> SimpleExpr {
     job::Column::Status.is_in(step.from.iter().map(|state| state.as_str()))
 }
 
-/// Acquires the lease of a job that is waiting or whose lease has expired; otherwise `None`.
+/// Acquires the lease of a job that is waiting or whose lease has expired, and returns the job's row; otherwise `None`.
 pub(super) async fn acquire_lease(
     db: &impl ConnectionTrait,
     job_id: Uuid,
     length: Duration,
-) -> Result<Option<Lease>, DbErr> {
+) -> Result<Option<job::Model>, DbErr> {
     let backend = db.get_database_backend();
     // A waiting job is claimed. A running job is taken over if its lease has expired, which counts as a lost lease.
     let expired = precondition(step::TAKE_OVER).and(Expr::col(job::Column::LeaseUntilMs).lt(now_ms(backend)));
@@ -134,8 +134,7 @@ pub(super) async fn acquire_lease(
     if updated.rows_affected == 0 {
         return Ok(None);
     }
-    let row = job::Entity::find_by_id(job_id).one(db).await?;
-    Ok(row.map(|row| Lease { job_id, token: row.lease_token }))
+    job::Entity::find_by_id(job_id).one(db).await
 }
 
 /// Creates the first lease of a job whose row this transaction has inserted.

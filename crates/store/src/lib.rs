@@ -36,6 +36,7 @@ pub use cache::CachedImage;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
 pub use finish::{JobEnd, KnownJob};
 pub use lease::Lease;
+pub use migration::SchemaState;
 pub use pause::Pause;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
-use migrations::{Migrator, MigratorTrait};
+use migrations::{Migrator, MigratorTraitSelf};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
 use tokio::task::spawn_blocking;
 
@@ -13,6 +13,15 @@ use super::{QueryExt, Store, StoreError};
 /// Key of the advisory lock in PostgreSQL: the ASCII codes of `assetwkr`.
 const LOCK_KEY: i64 = 0x6173_7365_7477_6b72;
 const OPERATION: &str = "apply migrations";
+
+/// The state of a database's schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaState {
+    /// The number of migrations of this program that are not applied yet.
+    pub pending: usize,
+    /// The names of applied migrations that this program does not know: a newer version has applied them.
+    pub newer: Vec<String>,
+}
 
 /// Prevents other processes from migrating the same database.
 enum MigrationLock {
@@ -25,7 +34,7 @@ enum MigrationLock {
 }
 
 impl Store {
-    /// Applies the pending migrations and returns their number.
+    /// Applies the pending migrations of this program and returns their number. Those of a newer version are ignored.
     ///
     /// If several processes start on the same database, one of them migrates and the others wait for it.
     ///
@@ -33,14 +42,15 @@ impl Store {
     ///
     /// [`StoreError`] if a migration fails; those before it stay applied.
     pub async fn migrate(&self) -> Result<usize, StoreError> {
-        if self.pending_migrations().await? == 0 {
+        if self.read_schema_state().await?.pending == 0 {
             return Ok(0);
         }
         let alone = self.lock_migrations().await.map_err(|error| StoreError::database(OPERATION, error))?;
-        let pending = self.pending_migrations().await?;
+        let pending = self.read_schema_state().await?.pending;
         if pending > 0 {
+            let migrator = Migrator::for_database(&self.db).with_timeout(OPERATION).await?;
             // No timeout: a migration of large tables may take long.
-            Migrator::up(&self.db, None).await.map_err(|error| StoreError::database(OPERATION, error))?;
+            migrator.up(&self.db, None).await.map_err(|error| StoreError::database(OPERATION, error))?;
         }
         if let MigrationLock::Postgres(transaction) = alone {
             transaction.commit().with_timeout(OPERATION).await?;
@@ -48,13 +58,15 @@ impl Store {
         Ok(pending)
     }
 
-    /// The number of migrations that are not applied yet.
+    /// Reads which migrations are applied. Writes nothing.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if the database cannot be read.
-    pub async fn pending_migrations(&self) -> Result<usize, StoreError> {
-        Ok(Migrator::get_pending_migrations_read_only(&self.db).with_timeout("list migrations").await?.len())
+    pub async fn read_schema_state(&self) -> Result<SchemaState, StoreError> {
+        let migrator = Migrator::for_database(&self.db).with_timeout("list migrations").await?;
+        let pending = migrator.get_pending_migrations_read_only(&self.db).with_timeout("list migrations").await?.len();
+        Ok(SchemaState { pending, newer: migrator.newer().to_vec() })
     }
 
     /// Waits, without a timeout, until no other process migrates this database.

@@ -7,7 +7,7 @@ use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::money::MicroUsd;
 use domain::outcome::{ImageFailure, ImageState};
 use domain::style::Style;
-use migrations::{Migrator, MigratorTrait};
+use migrations::{Migrator, MigratorTraitSelf};
 use sea_orm::ConnectionTrait;
 
 use super::*;
@@ -27,7 +27,7 @@ async fn job_started_by_an_older_version_continues() {
     let folder = tempfile::tempdir().expect("create a temporary directory");
     let url = format!("sqlite://{}/old.db?mode=rwc", folder.path().display());
     let store = Store::connect(&SecretString::from(url)).await.expect("connect");
-    Migrator::up(&store.db, Some(1)).await.expect("apply the first migration");
+    Migrator::default().up(&store.db, Some(1)).await.expect("apply the first migration");
     let command = Command {
         job_id: uuid::Uuid::from_u128(7),
         project_id: 42,
@@ -78,6 +78,27 @@ async fn job_started_by_an_older_version_continues() {
     assert_eq!((claimed.images[1].requests, claimed.images[1].charged), (4, 4));
     // A second claim finds the job leased.
     assert!(matches!(store.claim(&command, None, terms).await.expect("claim the job"), Claim::Leased));
+}
+
+/// A program runs on a database that a newer version has migrated, and applies the migrations that it still lacks.
+#[tokio::test]
+async fn migrations_of_a_newer_version_are_ignored() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = format!("sqlite://{}/newer.db?mode=rwc", folder.path().display());
+    let store = Store::connect(&SecretString::from(url)).await.expect("connect");
+    Migrator::default().up(&store.db, Some(5)).await.expect("apply five migrations");
+    let newer = "m20991231_000099_of_a_newer_version";
+    for sql in [
+        format!("INSERT INTO seaql_migrations (version, applied_at) VALUES ('{newer}', 0)"),
+        "ALTER TABLE jobs ADD COLUMN of_a_newer_version TEXT".to_owned(),
+    ] {
+        store.db.execute_unprepared(&sql).await.expect("migrate as a newer version");
+    }
+    let state = store.read_schema_state().await.expect("read the schema's state");
+    assert!(state.pending > 0 && state.newer == [newer], "{state:?}");
+    assert_eq!(store.migrate().await.expect("migrate"), state.pending);
+    assert_eq!(store.migrate().await.expect("migrate again"), 0);
+    let _ = claim_two_jobs(&store).await;
 }
 
 /// Every write with the lease of an older claim has no effect and returns `LeaseLost`.
@@ -277,7 +298,10 @@ async fn probe_waits_double_from_30_seconds_to_5_minutes() {
         let mut waits = vec![wait().await];
         let mut probe = None;
         for _ in 0..5 {
-            probe = store.begin_probe(&key, false).await.expect("probe");
+            // A probe that is not due does not change the wait.
+            store.begin_probe(&key, false).await.expect("probe").expect("a probe");
+            store.db.execute_unprepared("UPDATE account_keys SET probe_due_ms = 0").await.expect("make it due");
+            probe = store.begin_probe(&key, true).await.expect("probe");
             waits.push(wait().await);
         }
         assert_eq!(waits, [30, 60, 120, 240, 300, 300]);

@@ -79,7 +79,8 @@ impl JobBudget {
                 format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
             return Some((JobFailureCode::BudgetExceeded, message));
         }
-        if !prices.checks_balance() {
+        // An admitted job finds out whether paid requests are accepted; its shortfall must not count as an attempt.
+        if !prices.checks_balance() || self.probe.is_some() {
             return None;
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {

@@ -21,6 +21,8 @@ pub(crate) enum CancelReason {
     Preempted,
     /// The account gate is closed: nothing may be paid for.
     GateClosed,
+    /// The account gate has opened for all jobs; the worker that ran the admitted job can take others again.
+    GateOpened,
     /// The next request would exceed the daily budget.
     DailyBudget,
     /// Every further request would fail with this code; the text is the reason.
@@ -73,6 +75,24 @@ impl CancelToken {
     pub(crate) fn token(&self) -> &CancellationToken {
         &self.token
     }
+}
+
+/// Cancels the attempt of the admitted job when the account gate opens; never returns.
+///
+/// Until its jobs have ended, the worker cannot consume with its full prefetch count. The job itself continues at once:
+/// its command returns to the head of the queue.
+pub(crate) async fn interrupt_admitted_job(
+    gate: &AccountGate,
+    probe: Option<Probe>,
+    cancel: &CancelToken,
+) -> Infallible {
+    if probe.is_some() {
+        gate.wait_until_open().await;
+        if cancel.cancel(CancelReason::GateOpened) {
+            info!("account gate opened; returning the admitted job to the queue");
+        }
+    }
+    std::future::pending().await
 }
 
 /// Cancels an attempt when the account gate closes for it; never returns.

@@ -19,7 +19,7 @@ mod tests;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use domain::failure::JobFailureCode;
@@ -171,24 +171,21 @@ impl AccountGate {
         Ok(GateState { reasons, budget_may_be_refunded, latest_probe, own_probe })
     }
 
-    /// Reads the stored state periodically and probes a refused account when a probe is due; never returns.
+    /// Reads the stored state periodically; never returns.
     pub(crate) async fn poll(&self) -> Infallible {
-        // Separate, because a probe may take longer than the interval.
-        let reading = async {
-            loop {
-                self.refresh().await;
-                sleep(POLL_INTERVAL).await;
-            }
-        };
-        let probing = async {
-            loop {
-                sleep(POLL_INTERVAL).await;
+        loop {
+            self.refresh().await;
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Probes a refused account when a probe is due, while `can_take_commands` is true; never returns.
+    pub(crate) async fn poll_probes(&self, can_take_commands: &AtomicBool) -> Infallible {
+        loop {
+            sleep(POLL_INTERVAL).await;
+            if can_take_commands.load(Ordering::Relaxed) {
                 self.probe(true).await;
             }
-        };
-        tokio::select! {
-            never = reading => never,
-            never = probing => never,
         }
     }
 
@@ -242,6 +239,11 @@ impl AccountGate {
             warn!(error = error_chain(&error), "account gate could not be opened; the next success opens it");
         }
         self.refresh().await;
+    }
+
+    /// Completes once the gate is open. Cancel safe.
+    pub(crate) async fn wait_until_open(&self) {
+        let _ = self.state.subscribe().wait_for(|state| state.reasons.is_empty()).await;
     }
 
     /// Waits until other commands are taken than `current`; returns which. Cancel safe.

@@ -17,7 +17,9 @@ use domain::image_metadata::ImageMetadata;
 use domain::image_spec::ImageDefect;
 use domain::outcome::{Asset, Origin};
 use picture::{ProcessedImage, metadata};
-use stability_client::{CallOptions, Client, GenerateError, GeneratedImage, Generation, Tenant, UnusableImage, Usage};
+use stability_client::{
+    CallOptions, Client, Error, GenerateError, GeneratedImage, Generation, Tenant, UnusableImage, Usage,
+};
 use store::{Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
 
@@ -126,11 +128,13 @@ impl ImageGenerator {
             Ok(generated) => generated,
             Err(GenerateError { error, usage: used }) => {
                 *usage = used;
+                if matches!(error, Error::Filtered | Error::Damaged { .. }) {
+                    self.gate.record_success(self.files.key.job_id).await;
+                }
                 return Err(self.close_gate_if_refused(ImageError::from(error)).await);
             }
         };
         *usage = used;
-        self.gate.record_success(self.files.key.job_id).await;
         failpoint::reach("before_file").await;
         let ProcessedImage { bytes, format, sha256 } = processed;
         let size_bytes = bytes.len() as u64;
@@ -161,6 +165,8 @@ impl ImageGenerator {
         task: &ImageTask,
         generated: Generation,
     ) -> Result<(ProcessedImage, u32, Usage), UnusableImage> {
+        // Even if the image cannot be used, the API has accepted and charged the request.
+        self.gate.record_success(self.files.key.job_id).await;
         let usage = generated.usage;
         let GeneratedImage { bytes: image, seed } = generated.into_first();
         let metadata =

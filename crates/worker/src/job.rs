@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{Span, info, warn};
 
 use crate::budget::JobBudget;
-use crate::cancel::{CancelReason, CancelToken, cancel_when_interrupted, preempt_after};
+use crate::cancel::{CancelReason, CancelToken, cancel_when_interrupted, interrupt_admitted_job, preempt_after};
 use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
@@ -165,6 +165,7 @@ impl JobRunner {
                 }
                 () = shutdown.grace_expired.cancelled() => None,
                 never = preempt_after(self.settings.time_slice, &cancel) => match never {},
+                never = interrupt_admitted_job(&self.gate, probe, &cancel) => match never {},
                 never = cancel_when_interrupted(&self.gate, probe, &cancel) => match never {},
             };
             // No image task may run after the lease is released.
@@ -297,8 +298,9 @@ impl JobRunner {
     ) -> Result<JobOutcome, JobRunError> {
         let JobAttempt { lease, ref cancel, ref progress, .. } = attempt;
         let mut attempts_left = attempts + 1 < self.settings.max_attempts.get();
-        if progress.was_cut_short() && cancel.is_stopping() {
-            // The worker is stopping and interrupted the attempt: it has not failed and is not counted.
+        let must_return = cancel.is_stopping() || cancel.reason() == Some(&CancelReason::GateOpened);
+        if progress.was_cut_short() && must_return {
+            // The worker interrupted the attempt: it has not failed and is not counted.
             retry_store(|| self.store().release(lease, false)).await?;
             return Ok(JobOutcome::Interrupted);
         }

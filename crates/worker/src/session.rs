@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use broker::{AckHandle, BrokerError, ConnectionLost, Settlement};
@@ -73,11 +74,14 @@ impl Session {
         dead_lettered: impl Future<Output = ()>,
     ) -> SessionEnd {
         let mut dead_lettered = pin!(dead_lettered);
+        let (gate, can_take_commands) = (self.gate.clone(), AtomicBool::new(false));
+        let mut probing = pin!(gate.poll_probes(&can_take_commands));
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         let lost_cause = loop {
             self.health.set_jobs_in_flight(self.tasks.len());
             let (intake, is_consuming) = (self.consumer.intake(), self.consumer.is_consuming());
             let may_start = self.consumer.is_stopped() && self.tasks.is_empty();
+            can_take_commands.store(may_start, Ordering::Relaxed);
             tokio::select! {
                 _ = heartbeat.tick() => self.report_liveness(),
                 () = stop.cancelled() => break None,
@@ -116,6 +120,7 @@ impl Session {
                         break Some(error.to_string());
                     }
                 }
+                never = &mut probing => match never {},
                 () = &mut dead_lettered => break Some("the consumer of dead-lettered messages ended".to_owned()),
             }
         };

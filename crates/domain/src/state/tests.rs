@@ -34,7 +34,7 @@ const KEY_TRANSITIONS: [DocumentedTransition<KeyState>; 6] = [
     (
         key::PROBE,
         "probe",
-        "the next probe is due and the lease of the admitted job, if any, has ended; by one worker at a time",
+        "the next probe is due, or `generate` starts one; never while the admitted job has its lease",
     ),
     (key::ADMIT, "admit", "the first payment of a job after a successful probe, by the worker that made the probe"),
     (key::REFUSE_ADMITTED, "refuse admitted", "the API refuses a paid request of the admitted job"),

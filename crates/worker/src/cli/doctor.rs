@@ -6,14 +6,14 @@ use broker::{Broker, QueueMatch, QueueState, Topology};
 use gemini_client::Gemini;
 use serde::Serialize;
 use stability_client::{AccountStatus, Client, Engine};
-use store::{KeyHash, Store};
+use store::{KeyHash, SchemaState, Store};
 
 use super::exit::CliError;
 use super::screen::Screen;
 use crate::bootstrap;
 use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
-use crate::gate;
+use crate::gate::{self, GateReason};
 use crate::settings::{SettingError, Settings};
 use crate::storage::Storage;
 use crate::telemetry;
@@ -207,27 +207,33 @@ async fn check_telemetry(settings: &Settings) -> CheckResult {
 }
 
 async fn check_database(settings: &Settings) -> CheckResult {
-    let pending = match Store::connect(&settings.database_url).await {
-        Ok(store) => store.pending_migrations().await,
+    let schema = match Store::connect(&settings.database_url).await {
+        Ok(store) => store.read_schema_state().await,
         Err(error) => Err(error),
     };
-    match pending {
-        Ok(0) => CheckResult::ok("reachable; the schema is up to date"),
-        Ok(pending) => CheckResult::ok(format!(
+    match schema {
+        Ok(SchemaState { pending: 0, newer }) if newer.is_empty() => {
+            CheckResult::ok("reachable; the schema is up to date")
+        }
+        Ok(SchemaState { pending: 0, newer }) => CheckResult::ok(format!(
+            "reachable; a newer version of the worker has migrated it ({}), which this version ignores",
+            newer.join(", ")
+        )),
+        Ok(SchemaState { pending, .. }) => CheckResult::ok(format!(
             "reachable; {pending} migrations are pending, `asset-worker migrate` or the next start applies them"
         )),
         Err(error) => CheckResult::failed(error_chain(&error), "start the database, or correct DATABASE_URL"),
     }
 }
 
-/// Reports why the account gate is closed. An operator's pause is no failure.
+/// Reports why the account gate is closed. A pause and a daily budget that is used up are no failures.
 async fn check_gate(settings: &Settings) -> CheckResult {
     let reasons = match Store::connect_existing(&settings.database_url).await {
         Ok(Some(store)) => {
             let key = settings.stability.api_key.as_ref().map(KeyHash::new);
             let read = gate::read_reasons(&store, CostPolicy::new(settings), key.as_ref()).await;
-            if read.is_err() && matches!(store.pending_migrations().await, Ok(1..)) {
-                return CheckResult::ok("open; pending migrations add it to the database");
+            if read.is_err() && matches!(store.read_schema_state().await, Ok(SchemaState { pending: 1.., .. })) {
+                return CheckResult::ok("unknown until the pending migrations are applied");
             }
             read
         }
@@ -237,8 +243,17 @@ async fn check_gate(settings: &Settings) -> CheckResult {
     match reasons.as_deref() {
         Ok([]) => CheckResult::ok("open"),
         Ok(reasons) => {
+            let is_refused = reasons.iter().any(|reason| matches!(reason, GateReason::Refused(_)));
             let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
-            CheckResult::ok(format!("closed: {}", reasons.join("; ")))
+            let text = format!("closed: {}", reasons.join("; "));
+            if is_refused {
+                CheckResult::failed(
+                    text,
+                    "replace STABILITY_API_KEY or buy credits; the workers notice it by themselves",
+                )
+            } else {
+                CheckResult::ok(text)
+            }
         }
         Err(error) => CheckResult::failed(error_chain(error), "start the database, or correct DATABASE_URL"),
     }

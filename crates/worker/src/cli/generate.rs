@@ -47,7 +47,7 @@ pub(super) async fn run(
             command.job_id
         ))
     };
-    // No worker may be running that probes a refused account.
+    // Perhaps no worker is running, so this process probes a refused account itself.
     runner.gate().refresh().await;
     runner.gate().probe(false).await;
     let mut lease_notice_shown = false;
@@ -63,10 +63,14 @@ pub(super) async fn run(
                 drop(progress);
                 return show_terminal_event(terminal.event.body.as_bytes(), options.json, screen);
             }
-            JobOutcome::RetryAfter(_) if runner.gate().refresh().await == Intake::Closed => {
-                return Err(gate_closed(&runner, &command));
-            }
             JobOutcome::RetryAfter(delay) => {
+                // The gate may have been closed by this attempt, or by one that did not open it.
+                if runner.gate().refresh().await == Intake::Closed {
+                    runner.gate().probe(false).await;
+                }
+                if runner.gate().refresh().await == Intake::Closed {
+                    return Err(gate_closed(&runner, &command));
+                }
                 screen.print_note(&format!("missing images are tried again in {}", humantime::format_duration(delay)));
                 tokio::select! {
                     () = signals.stop_token().cancelled() => return Err(interrupted()),
@@ -74,6 +78,8 @@ pub(super) async fn run(
                 }
             }
             JobOutcome::Preempted => {}
+            // The account gate has opened.
+            JobOutcome::Interrupted if !signals.stop_token().is_cancelled() => {}
             JobOutcome::Interrupted => return Err(interrupted()),
             JobOutcome::GateClosed => {
                 if runner.gate().reasons().is_empty() {

@@ -114,7 +114,7 @@ async fn republish(
 /// Connects to the database. Fails if migrations are pending.
 pub(super) async fn open_store(settings: &Settings) -> Result<Store, CliError> {
     let store = Store::connect(&settings.database_url).await?;
-    let pending = store.pending_migrations().await?;
+    let pending = store.read_schema_state().await?.pending;
     if pending > 0 {
         return Err(CliError::unreachable(format!(
             "{pending} database migrations are pending; apply them with: asset-worker migrate"

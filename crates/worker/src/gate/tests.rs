@@ -19,13 +19,13 @@ fn budget_spent() -> GateReason {
 
 /// A state with these reasons, whose latest probe is number 2.
 fn state(reasons: &[GateReason]) -> GateState {
-    let (latest_probe, reasons) = (Some(Probe::from_number(2)), reasons.to_vec());
+    let (latest_probe, reasons) = (Some(Probe(2)), reasons.to_vec());
     GateState { reasons, latest_probe, ..GateState::default() }
 }
 
 #[test]
 fn each_reason_limits_intake_and_attempts() {
-    let (old, latest) = (Probe::from_number(1), Probe::from_number(2));
+    let (old, latest) = (Probe(1), Probe(2));
     let probed = |reasons: &[GateReason]| GateState { own_probe: Some(latest), ..state(reasons) };
     let unauthorized = || refused(JobFailureCode::Unauthorized);
     let no_credits = || refused(JobFailureCode::InsufficientCredits);

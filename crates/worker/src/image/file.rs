@@ -43,11 +43,10 @@ impl ImageFiles {
     pub(super) async fn reserve_path(&self, task: &ImageTask, format: ImageFormat) -> Result<String, ImageError> {
         let JobKey { job_id, project_id } = self.key;
         let plain = asset_path::default_path(project_id, task.index, format);
-        if task.reserved_path.as_deref() == Some(plain.as_str()) {
-            return Ok(plain);
-        }
-        let taken = self.storage.exists(&plain).await?;
-        if !taken && self.try_reserve(task, &plain).await? {
+        // A path of an earlier attempt is reserved again: it may have been freed and taken by another job since.
+        let may_be_own = task.reserved_path.as_deref() == Some(plain.as_str());
+        let free = may_be_own || !self.storage.exists(&plain).await?;
+        if free && self.try_reserve(task, &plain).await? {
             return Ok(plain);
         }
         let own = asset_path::path_with_job_id(project_id, task.index, job_id, format);
@@ -85,3 +84,6 @@ impl ImageFiles {
         Ok(self.storage.put(path, bytes).await?)
     }
 }
+
+#[cfg(test)]
+mod tests;

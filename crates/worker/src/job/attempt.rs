@@ -103,6 +103,7 @@ impl JobAttempt<'_> {
                 CancelReason::Stopped
                 | CancelReason::Preempted
                 | CancelReason::GateClosed
+                | CancelReason::GateOpened
                 | CancelReason::DailyBudget
                 | CancelReason::SuccessRateUnreachable
                 | CancelReason::LeaseLost

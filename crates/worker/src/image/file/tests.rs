@@ -1,0 +1,69 @@
+//! A path that was freed belongs to the job that has taken it since.
+
+use domain::command::{Command, JobConfig};
+use domain::generation_params::GenerationParams;
+use domain::image_spec::ImageSpec;
+use domain::outcome::ImageFailure;
+use domain::style::Style;
+use picture::QualityCheck;
+use secrecy::SecretString;
+use stability_client::{Engine, TextToImage};
+use store::{Claim, ClaimOptions, ClaimedJob};
+use uuid::Uuid;
+
+use super::*;
+use crate::settings::StorageRoot;
+
+const LEASE: Duration = Duration::from_mins(1);
+
+async fn claim(store: &Store, id: u128) -> (JobKey, ClaimedJob) {
+    let command = Command {
+        job_id: Uuid::from_u128(id),
+        project_id: 42,
+        image_descriptions: vec!["A fox".to_owned()],
+        config: JobConfig::default(),
+    };
+    let options = ClaimOptions { lease_duration: LEASE, default_style: &Style::default() };
+    match store.claim(&command, None, options).await.expect("claim the job") {
+        Claim::Acquired(claimed) => (command.key(), claimed),
+        claim => panic!("a new job was not acquired: {claim:?}"),
+    }
+}
+
+#[tokio::test]
+async fn freed_path_taken_by_another_job_is_not_used_again() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = SecretString::from(format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()));
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    let storage = Storage::open(&StorageRoot::Folder(folder.path().join("assets"))).expect("open the storage");
+    let pool = ImagePool::new(ImageSpec::default(), QualityCheck { min_sharpness: 0.0 });
+    let ((key, first), (_, second)) = (claim(&store, 1).await, claim(&store, 2).await);
+    let path = asset_path::default_path(42, 1, ImageFormat::Png);
+    let id = first.images[0].id;
+    let engine = Engine::default();
+    let task = ImageTask {
+        id,
+        index: 1,
+        description: "A fox".to_owned(),
+        reserved_path: Some(path.clone()),
+        params: GenerationParams::default(),
+        request: TextToImage::new(engine, engine.dimensions_for(1920, 1080), "A fox").expect("a valid request"),
+        fingerprint: Uuid::from_u128(3),
+    };
+    assert!(store.reserve_path(first.lease, id, &path).await.expect("reserve the path"));
+    let files = ImageFiles { store: store.clone(), storage, pool, key, lease: first.lease, lease_duration: LEASE };
+    assert_eq!(files.reserve_path(&task, ImageFormat::Png).await.expect("reserve again"), path);
+    let failure = ImageFailure {
+        index: 1,
+        description: "A fox".to_owned(),
+        code: ImageFailureCode::Timeout,
+        message: "late".to_owned(),
+        attempts: 1,
+        retryable: true,
+    };
+    store.fail_image(first.lease, id, &failure, None).await.expect("fail the image, which frees its path");
+    assert!(store.reserve_path(second.lease, second.images[0].id, &path).await.expect("reserve the freed path"));
+    let other = files.reserve_path(&task, ImageFormat::Png).await.expect("reserve another path");
+    assert_eq!(other, asset_path::path_with_job_id(42, 1, key.job_id, ImageFormat::Png));
+}
