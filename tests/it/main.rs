@@ -5,6 +5,7 @@ mod architecture;
 mod cache;
 mod command_line;
 mod cost_limits;
+mod database;
 mod deploy;
 mod fail_fast;
 mod failure_codes;

@@ -109,7 +109,8 @@ impl Client {
     /// - An image that is damaged, or that `accept` rejects, is generated once more without delay, which uses one
     ///   retry. An undamaged image with an explicit seed is not: the same seed would produce the same image.
     /// - A 429 response pauses all requests of this client, for the time in its `Retry-After` header or else for
-    ///   [`ClientBuilder::lockout`]. That wait uses no retry.
+    ///   [`ClientBuilder::lockout`]. A wait of at least that length uses no retry; a shorter one is a retry, after the
+    ///   longer of its delay and `Retry-After`.
     ///
     /// # Cancel safety
     ///
@@ -229,11 +230,11 @@ impl Client {
 
     /// Returns how long to wait before the next request; `None` ends the call.
     fn decide_retry(&self, call: &mut Call<'_>, error: &Error) -> Option<Duration> {
-        let pause = self.rate_limit_pause(error);
+        let lockout = self.lockout_wait(error);
         let wait = match error {
             // Quota and budget failures are not retried within a call.
             Error::Quota(_) | Error::Budget(_) => return None,
-            Error::RateLimited { .. } if pause.is_some() => pause?,
+            Error::RateLimited { .. } if lockout.is_some() => lockout?,
             Error::Unusable(UnusableImage { damaged: false, .. }) if call.request.explicit_seed().is_some() => {
                 return None;
             }
@@ -253,7 +254,7 @@ impl Client {
             return None;
         }
         let attempt = call.usage.requests;
-        if pause.is_some() {
+        if lockout.is_some() {
             warn!(attempt, pause = ?wait, "rate limit exceeded, retrying after the rate-limit pause");
             // No sleep here: `Quota::acquire` waits until the pause is over.
             return Some(Duration::ZERO);
@@ -273,6 +274,14 @@ impl Client {
 
     fn notify_observers(&self, notify: impl Fn(&dyn Observer)) {
         self.inner.observers.iter().for_each(|observer| notify(observer.as_ref()));
+    }
+
+    /// How long the account is locked out after this failure. Such a wait uses no retry.
+    ///
+    /// A 429 response with a shorter `Retry-After` is no lock-out, and with a lock-out of zero none is.
+    fn lockout_wait(&self, failure: &Error) -> Option<Duration> {
+        let lockout = self.inner.lockout;
+        self.rate_limit_pause(failure).filter(|pause| !lockout.is_zero() && *pause >= lockout)
     }
 
     /// How long all requests are paused after this failure.

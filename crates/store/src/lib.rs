@@ -8,6 +8,7 @@ mod account_key;
 mod asset;
 mod cache;
 mod claim;
+mod connect;
 mod dialect;
 mod finish;
 mod image;
@@ -21,12 +22,11 @@ mod spending;
 mod style;
 mod translation;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use sea_orm::sqlx::sqlite::SqliteJournalMode;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
-use secrecy::{ExposeSecret, SecretString};
+use sea_orm::{DatabaseConnection, DbBackend, DbErr};
+use secrecy::SecretString;
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 use url::Url;
@@ -34,6 +34,7 @@ use url::Url;
 pub use account_key::{KeyHash, KeyStatus, Payer, Probe, Refusal};
 pub use cache::CachedImage;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
+pub use connect::DEFAULT_MAX_CONNECTIONS;
 pub use finish::{JobEnd, KnownJob};
 pub use lease::Lease;
 pub use migration::SchemaState;
@@ -43,14 +44,10 @@ pub use report::{AssetReport, JobReport};
 pub use spending::{CostReservation, LeasedImage};
 pub use translation::Translation;
 
-/// Timeout for connecting and for getting a connection from the pool.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for each statement, which normally takes milliseconds.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum length of `otel.status_description`.
 const MAX_STATUS_CHARS: usize = 300;
-/// Size of the connection pool. A job holds no connection while it waits for anything else, so a few are enough.
-const MAX_CONNECTIONS: u32 = 8;
 
 /// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +103,7 @@ impl StoreError {
 #[derive(Clone)]
 pub struct Store {
     db: DatabaseConnection,
+    url: SecretString,
     /// For PostgreSQL: its address.
     server: Option<ServerAddress>,
     /// For SQLite: the path of its file.
@@ -113,46 +111,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects to `postgres://…` or `sqlite://…`; creates the directory of an SQLite file.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] if the database cannot be reached or opened.
-    pub async fn connect(url: &SecretString) -> Result<Self, StoreError> {
-        let url = url.expose_secret();
-        let file = sqlite_path(url);
-        if let Some(folder) = file.and_then(Path::parent) {
-            std::fs::create_dir_all(folder).map_err(|error| {
-                let error = format!("cannot create the directory {}: {error}", folder.display());
-                StoreError::database("open the database file", DbErr::Custom(error))
-            })?;
-        }
-        let mut options = ConnectOptions::new(url);
-        options
-            .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_timeout(ACQUIRE_TIMEOUT)
-            .sqlx_logging(false)
-            .map_sqlx_sqlite_opts(|options| {
-                // With WAL, readers do not wait for the writer; the busy timeout makes writers wait for each other.
-                options.journal_mode(SqliteJournalMode::Wal).busy_timeout(ACQUIRE_TIMEOUT).foreign_keys(true)
-            });
-        let db = Database::connect(options).with_timeout("connect").await?;
-        Ok(Self { db, server: ServerAddress::from_url(url), file: file.map(Path::to_owned) })
-    }
-
-    /// Like [`Store::connect`], but creates no SQLite file: `None` if the file does not exist.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::connect`].
-    pub async fn connect_existing(url: &SecretString) -> Result<Option<Self>, StoreError> {
-        match sqlite_path(url.expose_secret()) {
-            Some(file) if !file.exists() => Ok(None),
-            _ => Self::connect(url).await.map(Some),
-        }
-    }
-
     /// The span of one operation, by OpenTelemetry's semantic conventions for databases.
     fn operation_span(&self, operation: &'static str, table: &'static str) -> Span {
         let system = match self.db.get_database_backend() {
@@ -201,13 +159,6 @@ impl ServerAddress {
         let database = url.path().trim_start_matches('/').to_owned();
         Some(Self { host: url.host_str()?.to_owned(), port: url.port().unwrap_or(5432), database })
     }
-}
-
-/// The file path of an SQLite URL; `None` for an in-memory or another database.
-fn sqlite_path(url: &str) -> Option<&Path> {
-    let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
-    let path = rest.split('?').next().unwrap_or(rest);
-    (!path.is_empty() && path != ":memory:").then(|| Path::new(path))
 }
 
 #[cfg(test)]

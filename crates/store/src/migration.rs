@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use migrations::{Migrator, MigratorTraitSelf};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, TransactionTrait};
 use tokio::task::spawn_blocking;
 
 use super::{QueryExt, Store, StoreError};
@@ -45,15 +45,20 @@ impl Store {
         if self.read_schema_state().await?.pending == 0 {
             return Ok(0);
         }
-        let alone = self.lock_migrations().await.map_err(|error| StoreError::database(OPERATION, error))?;
+        let db = self.open_unlimited_connections().await?;
+        let alone = self.lock_migrations(&db).await.map_err(|error| StoreError::database(OPERATION, error))?;
         let pending = self.read_schema_state().await?.pending;
         if pending > 0 {
-            let migrator = Migrator::for_database(&self.db).with_timeout(OPERATION).await?;
+            let migrator = Migrator::for_database(&db).with_timeout(OPERATION).await?;
             // No timeout: a migration of large tables may take long.
-            migrator.up(&self.db, None).await.map_err(|error| StoreError::database(OPERATION, error))?;
+            migrator.up(&db, None).await.map_err(|error| StoreError::database(OPERATION, error))?;
         }
         if let MigrationLock::Postgres(transaction) = alone {
             transaction.commit().with_timeout(OPERATION).await?;
+        }
+        if db.get_database_backend() == DbBackend::Postgres {
+            // An error changes nothing any more.
+            let _ = db.close().await;
         }
         Ok(pending)
     }
@@ -70,7 +75,7 @@ impl Store {
     }
 
     /// Waits, without a timeout, until no other process migrates this database.
-    async fn lock_migrations(&self) -> Result<MigrationLock, DbErr> {
+    async fn lock_migrations(&self, db: &DatabaseConnection) -> Result<MigrationLock, DbErr> {
         match &self.file {
             Some(file) => {
                 let file = file.clone();
@@ -80,8 +85,8 @@ impl Store {
                     .map(|file| MigrationLock::File { _closed_last: file })
                     .map_err(|error| DbErr::Custom(format!("cannot lock the migration lock file: {error}")))
             }
-            None if self.db.get_database_backend() == sea_orm::DbBackend::Postgres => {
-                let transaction = self.db.begin().await?;
+            None if self.db.get_database_backend() == DbBackend::Postgres => {
+                let transaction = db.begin().await?;
                 transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({LOCK_KEY})")).await?;
                 Ok(MigrationLock::Postgres(transaction))
             }

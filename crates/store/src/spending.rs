@@ -76,12 +76,13 @@ impl Store {
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(CostReservation::GateClosed);
             }
+            record_cost(&transaction, image, price, 1, 1).with_timeout(doing).await?;
+            // The day's row comes last: the payments of all workers wait for each other from here to the commit.
             let Some(day) = add_within_daily_limit(&transaction, price, daily_limit).with_timeout(doing).await? else {
                 // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(CostReservation::OverBudget);
             };
-            record_cost(&transaction, image, price, 1, 1).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await?;
             Ok(CostReservation::Reserved(day))
         }
@@ -98,13 +99,13 @@ impl Store {
         async {
             let doing = "refund a request";
             let transaction = self.begin_with_lease(image.lease, doing).await?;
+            record_cost(&transaction, image, MicroUsd(-price.0), 0, -1).with_timeout(doing).await?;
             Entity::update_many()
                 .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
                 .filter(Column::Day.eq(day))
                 .exec(&transaction)
                 .with_timeout(doing)
                 .await?;
-            record_cost(&transaction, image, MicroUsd(-price.0), 0, -1).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await
         }
         .instrument(self.operation_span("refund", "spending"))

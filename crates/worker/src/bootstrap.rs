@@ -33,7 +33,7 @@ pub enum BootstrapError {
 /// Opens the storage and the database, and applies pending migrations.
 pub async fn open(settings: &Settings) -> Result<(Store, Storage), BootstrapError> {
     let storage = Storage::open(&settings.storage_root)?;
-    let store = Store::connect(&settings.database_url).await?;
+    let store = Store::connect_with(&settings.database_url, settings.database_max_connections).await?;
     let applied = store.migrate().await?;
     if applied > 0 {
         tracing::info!(applied, "database migrations applied");

@@ -49,6 +49,7 @@ const fn secret(name: &'static str, default: &'static str) -> Setting {
 pub const ALL: &[Setting] = &[
     secret("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"),
     secret("DATABASE_URL", "sqlite://data/asset-worker.db?mode=rwc"),
+    setting("DATABASE_MAX_CONNECTIONS", "8"),
     setting("ASSET_STORAGE_URL", ""),
     secret("STABILITY_API_KEY", ""),
     setting("STABILITY_BASE_URL", "https://api.stability.ai/"),
@@ -135,6 +136,8 @@ pub struct Settings {
     pub amqp_url: SecretString,
     /// URL of the database, PostgreSQL or SQLite.
     pub database_url: SecretString,
+    /// Maximum number of connections to the database.
+    pub database_max_connections: u32,
     /// Where image files are stored.
     pub storage_root: StorageRoot,
     /// Use of Stability's API.
@@ -253,6 +256,7 @@ impl Settings {
         let settings = Self {
             amqp_url: reader.secret_url("AMQP_URL", &["amqp", "amqps"])?,
             database_url: reader.secret_url("DATABASE_URL", &["postgres", "postgresql", "sqlite"])?,
+            database_max_connections: reader.number("DATABASE_MAX_CONNECTIONS", 1..=1_000)?,
             storage_root: reader.storage_root("ASSET_STORAGE_URL")?,
             stability: StabilitySettings {
                 api_key: reader.secret("STABILITY_API_KEY")?,

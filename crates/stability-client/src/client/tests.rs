@@ -135,10 +135,32 @@ async fn test_2_429s_are_retried_after_2_and_5_seconds() {
 #[tokio::test(start_paused = true)]
 async fn lockout_wait_uses_no_retry() {
     let server = || response(500, &json!({}));
-    let script = [rate_limited(None), server(), server(), rate_limited(Some(30)), server(), ok_response()];
+    let script = [rate_limited(None), server(), server(), rate_limited(Some(90)), server(), ok_response()];
     let (client, transport) = client(script, 60);
     client.generate(&request()).await.expect("three retries are enough");
-    assert_eq!(transport.sent_seconds(), [0.0, 60.0, 62.0, 67.0, 97.0, 107.0]);
+    assert_eq!(transport.sent_seconds(), [0.0, 60.0, 62.0, 67.0, 157.0, 167.0]);
+}
+
+/// `Retry-After` of 0, which is also that of a date in the past, and one that is shorter than the retry delay.
+#[tokio::test(start_paused = true)]
+async fn rate_limit_shorter_than_the_lockout_is_a_retry() {
+    for seconds in [0, 1] {
+        let script = [rate_limited(Some(seconds)), rate_limited(Some(seconds)), ok_response()];
+        let (client, transport) = client(script, 60);
+        client.generate(&request()).await.expect("two retries are enough");
+        assert_eq!(transport.sent_seconds(), [0.0, 2.0, 7.0], "{seconds}");
+    }
+    let (client, transport) = client([const { Some(30) }; 4].map(rate_limited), 60);
+    let error = client.generate(&request()).await.expect_err("three retries are used up");
+    assert_eq!((error.error.kind(), error.usage.retries), ("rate_limited", 3));
+    assert_eq!(transport.sent_seconds(), [0.0, 30.0, 60.0, 90.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_lockout_of_zero_each_rate_limit_is_a_retry() {
+    let (client, transport) = client([rate_limited(None), rate_limited(Some(20)), ok_response()], 0);
+    client.generate(&request()).await.expect("two retries are enough");
+    assert_eq!(transport.sent_seconds(), [0.0, 2.0, 22.0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -142,5 +142,5 @@ async fn observer_is_notified_of_every_retry_and_pause() {
     let client = builder(&sandbox, "sk-sandbox").observer(observed.clone()).build().expect("a client");
     client.generate(&request()).await.expect("the fourth request succeeds");
     let observed = observed.0.lock().expect("a lock").clone();
-    assert_eq!(observed, ["1 server 10ms", "paused 1s", "3 interrupted 10ms"]);
+    assert_eq!(observed, ["1 server 10ms", "paused 1s", "2 rate_limited 1s", "3 interrupted 10ms"]);
 }

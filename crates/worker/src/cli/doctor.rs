@@ -207,8 +207,9 @@ async fn check_telemetry(settings: &Settings) -> CheckResult {
 }
 
 async fn check_database(settings: &Settings) -> CheckResult {
-    let schema = match Store::connect(&settings.database_url).await {
-        Ok(store) => store.read_schema_state().await,
+    let schema = match Store::connect_existing(&settings.database_url).await {
+        Ok(Some(store)) => store.read_schema_state().await,
+        Ok(None) => return CheckResult::ok("there is no database file yet; the first start creates it"),
         Err(error) => Err(error),
     };
     match schema {

@@ -111,9 +111,9 @@ async fn republish(
     Ok(())
 }
 
-/// Connects to the database. Fails if migrations are pending.
+/// Connects to the workers' database. Fails if there is none, or if migrations are pending.
 pub(super) async fn open_store(settings: &Settings) -> Result<Store, CliError> {
-    let store = Store::connect(&settings.database_url).await?;
+    let store = open_existing_store(settings).await?;
     let pending = store.read_schema_state().await?.pending;
     if pending > 0 {
         return Err(CliError::unreachable(format!(
@@ -121,6 +121,13 @@ pub(super) async fn open_store(settings: &Settings) -> Result<Store, CliError> {
         )));
     }
     Ok(store)
+}
+
+/// Connects to the workers' database. A new SQLite file would be the database of no worker.
+pub(super) async fn open_existing_store(settings: &Settings) -> Result<Store, CliError> {
+    Store::connect_existing(&settings.database_url).await?.ok_or_else(|| {
+        CliError::unreachable("DATABASE_URL: there is no database; set it to the URL that the workers use")
+    })
 }
 
 pub(super) fn to_json(data: &impl Serialize) -> String {

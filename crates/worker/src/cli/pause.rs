@@ -4,6 +4,7 @@ use serde_json::json;
 use store::Store;
 
 use super::exit::CliError;
+use super::jobs::open_existing_store;
 use super::screen::Screen;
 use crate::settings::Settings;
 
@@ -59,11 +60,8 @@ pub(super) async fn resume(options: &ResumeOptions, settings: &Settings, screen:
     Ok(())
 }
 
-/// Opens the workers' database. A new SQLite file would be the database of no worker.
 async fn open_store(settings: &Settings) -> Result<Store, CliError> {
-    let store = Store::connect_existing(&settings.database_url).await?.ok_or_else(|| {
-        CliError::unreachable("DATABASE_URL: there is no database; set it to the URL that the workers use")
-    })?;
+    let store = open_existing_store(settings).await?;
     // An older version may not have the gate's table.
     store.migrate().await?;
     Ok(store)
