@@ -18,6 +18,7 @@ mod recovery;
 mod refused_account;
 mod repository;
 mod s3_storage;
+mod storage_outage;
 mod style;
 mod telemetry_config;
 mod traces;

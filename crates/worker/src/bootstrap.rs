@@ -12,6 +12,7 @@ use crate::gate::AccountGate;
 use crate::image::ImageResources;
 use crate::image_pool::ImagePool;
 use crate::job::JobRunner;
+use crate::outage::UnstoredImages;
 use crate::settings::{SettingError, Settings};
 use crate::shared_quota::SharedQuota;
 use crate::storage::{Storage, StorageError};
@@ -71,8 +72,8 @@ pub fn build_job_runner(
     metrics.set_api_address(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
     let pool = ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness });
     register_concurrency_gauges(metrics, &client, &pool, settings);
-    let (metrics, lease_length) = (metrics.clone(), settings.jobs.lease);
-    let resources = ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length };
+    let (metrics, unstored, lease_duration) = (metrics.clone(), UnstoredImages::default(), settings.jobs.lease);
+    let resources = ImageResources { client, pool, storage, store, metrics, unstored, lease_duration };
     Ok(JobRunner::new(settings, resources, gate, translator))
 }
 

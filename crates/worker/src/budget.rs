@@ -14,6 +14,8 @@ use crate::cancel::{CancelReason, CancelToken};
 use crate::cost_policy::{CostPolicy, credits_to_usd, format_usd};
 use crate::error_chain::error_chain;
 use crate::gate::AccountGate;
+use crate::image::ImageResources;
+use crate::outage::UnstoredImages;
 use crate::telemetry::Metrics;
 
 /// Requests of one job, by state.
@@ -32,6 +34,7 @@ pub(crate) struct JobBudget {
     store: Store,
     gate: AccountGate,
     metrics: Metrics,
+    unstored: UnstoredImages,
     cost_policy: CostPolicy,
     lease: Lease,
     /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid for.
@@ -46,8 +49,8 @@ impl JobBudget {
     /// Creates the budget of an attempt; `charged` is the number of requests charged in earlier attempts.
     #[expect(clippy::too_many_arguments, reason = "each is a different part of the attempt")]
     pub(crate) fn new(
+        resources: &ImageResources,
         gate: AccountGate,
-        metrics: Metrics,
         cost_policy: CostPolicy,
         lease: Lease,
         cancel: CancelToken,
@@ -56,7 +59,8 @@ impl JobBudget {
         charged: u32,
     ) -> Self {
         let counts = watch::Sender::new(RequestCounts { charged, pending: 0, ended: 0 });
-        Self { store: gate.store().clone(), gate, metrics, cost_policy, lease, cancel, max_cost_usd, probe, counts }
+        let ImageResources { store, metrics, unstored, .. } = resources.clone();
+        Self { store, gate, metrics, unstored, cost_policy, lease, cancel, max_cost_usd, probe, counts }
     }
 
     /// The budget of one image, whose requests are counted in the image's row.
@@ -197,8 +201,12 @@ impl ImageBudget {
 
 #[async_trait]
 impl Budget for ImageBudget {
-    /// If the budget is used up, waits for pending requests of the job to end: their reservations may be refunded.
+    /// Waits while too many paid images are not stored. If the budget is used up, waits for pending requests of the job to end: their reservations may be refunded.
     async fn reserve(&self) -> Result<Reservation, BudgetError> {
+        let JobBudget { unstored, cancel, .. } = &*self.job;
+        if cancel.token().run_until_cancelled(unstored.wait_for_room()).await.is_none() {
+            return Err(BudgetError::Unavailable("the attempt was cancelled".into()));
+        }
         loop {
             let mut changes = self.job.counts.subscribe();
             let ended = changes.borrow().ended;

@@ -33,7 +33,7 @@ use uuid::Uuid;
 use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
 use crate::failpoint;
-use crate::store_retry::retry_store;
+use crate::outage::retry_store;
 pub(crate) use reason::{GateReason, read_reasons};
 
 /// The interval at which the stored state is read: a change is noticed within five seconds.
@@ -118,10 +118,6 @@ impl AccountGate {
     /// Ends the count of this many reserved requests.
     pub(crate) fn end_payments(&self, count: u32) {
         self.pending_payments.fetch_sub(count as usize, Ordering::Relaxed);
-    }
-
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
     }
 
     /// The hash of this worker's API key.

@@ -28,6 +28,7 @@ use crate::cancel::{CancelReason, CancelToken};
 use crate::failpoint;
 use crate::gate::AccountGate;
 use crate::image_pool::ImagePool;
+use crate::outage::UnstoredImages;
 use crate::storage::Storage;
 use crate::telemetry::metrics::{ErrorCode, Metrics, Stage};
 use adopt::find_adoptable_file;
@@ -48,6 +49,7 @@ pub(crate) struct ImageResources {
     pub(crate) storage: Storage,
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
+    pub(crate) unstored: UnstoredImages,
     /// How long a lease lasts after each renewal.
     pub(crate) lease_duration: Duration,
 }
@@ -57,6 +59,7 @@ pub(crate) struct ImageGenerator {
     client: Client,
     files: ImageFiles,
     metrics: Metrics,
+    unstored: UnstoredImages,
     gate: AccountGate,
     budget: Arc<JobBudget>,
     cancel: CancelToken,
@@ -80,12 +83,13 @@ impl ImageGenerator {
         budget: Arc<JobBudget>,
         cancel: CancelToken,
     ) -> Self {
-        let ImageResources { client, pool, storage, store, metrics, lease_duration: lease_length } = parts.clone();
+        let ImageResources { client, pool, storage, store, metrics, unstored, lease_duration } = parts.clone();
         let weight = if urgent { URGENT_WEIGHT } else { NonZeroU32::MIN };
         Self {
             client,
-            files: ImageFiles { store, storage, pool, key: command.key(), lease, lease_duration: lease_length },
+            files: ImageFiles { store, storage, pool, key: command.key(), lease, lease_duration },
             metrics,
+            unstored,
             gate: gate.clone(),
             budget,
             cancel,
@@ -138,6 +142,7 @@ impl ImageGenerator {
         failpoint::reach("before_file").await;
         let ProcessedImage { bytes, format, sha256 } = processed;
         let size_bytes = bytes.len() as u64;
+        let _unstored = self.unstored.add(size_bytes);
         let file_path = self.files.reserve_path(task, format).await?;
         self.metrics.run_stage(Stage::Store, self.files.write(&file_path, bytes)).await?;
         failpoint::reach("before_row").await;

@@ -33,9 +33,9 @@ use crate::event_sink::EventSink;
 use crate::failpoint;
 use crate::gate::{AccountGate, Intake};
 use crate::image::{ImageGenerator, ImageResources};
+use crate::outage::retry_store;
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
-use crate::store_retry::retry_store;
 use crate::telemetry::metrics::{Metrics, Stage};
 use crate::telemetry::trace;
 use crate::translation::Translator;
@@ -244,8 +244,8 @@ impl JobRunner {
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
         let budget = JobBudget::new(
+            resources,
             self.gate.clone(),
-            resources.metrics.clone(),
             self.cost_policy,
             lease,
             cancel.clone(),

@@ -29,7 +29,8 @@ pub mod image_pool;
 pub mod job;
 
 pub mod bootstrap;
-pub mod phrase_book;
+pub mod outage;
+mod phrase_book;
 pub mod shared_quota;
 pub mod shutdown;
 pub mod storage;
@@ -38,5 +39,5 @@ pub mod translation;
 mod error_chain;
 mod failpoint;
 pub mod health;
-mod store_retry;
+
 pub mod telemetry;

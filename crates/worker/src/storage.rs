@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::Retryable;
 use bytes::Bytes;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
@@ -16,7 +15,6 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing::warn;
 use url::Url;
 
-use crate::error_chain::error_chain;
 use crate::settings::StorageRoot;
 
 /// A storage operation failed.
@@ -34,9 +32,6 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum number of temporary files that are removed for one path; killed writers leave fewer.
 const MAX_TEMPORARY_FILES: u32 = 100;
-/// Delays between attempts to store a file.
-const PUT_RETRY_DELAYS: [Duration; 3] =
-    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 /// Limits the duration of an operation, and adds its name and path to the error.
 async fn with_timeout<T>(
@@ -130,19 +125,6 @@ impl Storage {
             Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    /// Like [`Storage::put_new`], with three retries after 0.1, 0.5 and 2 seconds, because the file was paid for.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`] of the last attempt.
-    pub async fn put_new_with_retry(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
-        let delays = PUT_RETRY_DELAYS.into_iter();
-        (|| self.put_new(path, bytes.clone()))
-            .retry(delays)
-            .notify(|error, wait| warn!(error = error_chain(error), ?wait, "file not stored; retrying"))
-            .await
     }
 
     /// Whether a file exists at the path.

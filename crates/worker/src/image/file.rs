@@ -13,8 +13,8 @@ use store::{Lease, Store, StoreError};
 use super::error::ImageError;
 use super::task::ImageTask;
 use crate::image_pool::ImagePool;
+use crate::outage::{retry_storage, retry_store};
 use crate::storage::Storage;
-use crate::store_retry::retry_store;
 
 /// A stored image file.
 pub(super) struct StoredFile {
@@ -45,7 +45,8 @@ impl ImageFiles {
         let plain = asset_path::default_path(project_id, task.index, format);
         // A path of an earlier attempt is reserved again: it may have been freed and taken by another job since.
         let may_be_own = task.reserved_path.as_deref() == Some(plain.as_str());
-        let free = may_be_own || !self.storage.exists(&plain).await?;
+        // Retried, because the image was paid for.
+        let free = may_be_own || !retry_storage(|| self.storage.exists(&plain)).await?;
         if free && self.try_reserve(task, &plain).await? {
             return Ok(plain);
         }
@@ -60,9 +61,9 @@ impl ImageFiles {
         retry_store(|| self.store.reserve_path(self.lease, task.id, path)).await
     }
 
-    /// Stores a new file under a reserved path.
+    /// Stores a new file under a reserved path, with retries, because it was paid for.
     pub(super) async fn write(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
-        if !self.storage.put_new_with_retry(path, bytes.clone()).await? {
+        if !retry_storage(|| self.storage.put_new(path, bytes.clone())).await? {
             self.overwrite(path, bytes).await?;
         }
         Ok(())
@@ -81,7 +82,7 @@ impl ImageFiles {
     /// Renews the lease first: a worker that has lost it must not overwrite the file of the next worker.
     async fn overwrite(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
         retry_store(|| self.store.renew(self.lease, self.lease_duration)).await?;
-        Ok(self.storage.put(path, bytes).await?)
+        Ok(retry_storage(|| self.storage.put(path, bytes.clone())).await?)
     }
 }
 

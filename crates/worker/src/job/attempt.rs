@@ -24,7 +24,7 @@ use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::error_chain::error_chain;
 use crate::image::{ImageError, ImageGenerator, ImageReport, ImageResources, ImageTask, image_span};
-use crate::store_retry::retry_store;
+use crate::outage::retry_store;
 use crate::telemetry::metrics::Stage;
 use crate::telemetry::trace;
 use crate::translation::Translator;

@@ -1,0 +1,85 @@
+//! The storage fails after images were paid for: they are kept until it works again.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use dev_services::wait::wait_until;
+use integration_tests::{TestEnv, WAIT_TIMEOUT, assert_files, command};
+use serde_json::json;
+
+/// A file in the place of the folder of a project, so that nothing can be stored in it.
+struct Outage {
+    folder: PathBuf,
+}
+
+impl Outage {
+    fn begin(env: &TestEnv, project: u32) -> Result<Self> {
+        let folder = env.stored_path(&format!("projects/{project}"));
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        std::fs::write(&folder, "")?;
+        Ok(Self { folder })
+    }
+
+    fn end(self) -> Result<()> {
+        Ok(std::fs::remove_file(self.folder)?)
+    }
+}
+
+#[tokio::test]
+async fn paid_images_are_stored_after_an_outage_of_the_storage() -> Result<()> {
+    let env = TestEnv::new().await?;
+    env.sandbox.set_latency(std::time::Duration::from_millis(500));
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(1, &["A fox", "A bear", "An owl"], &json!({}))).await?;
+    // The check before the first request has passed.
+    let requested = async || (env.sandbox.ledger().requests >= 1).then_some(());
+    wait_until("a request", WAIT_TIMEOUT, requested).await?;
+    let outage = Outage::begin(&env, 1)?;
+    // Far more than the attempts of a few seconds.
+    let retried = async || (worker.log().matches("storage unavailable; retrying").count() >= 15).then_some(());
+    wait_until("retries", WAIT_TIMEOUT, retried).await?;
+    outage.end()?;
+    let data = events.wait_for_data("completed").await?;
+    assert_files(&env, &data, &[1, 2, 3])?;
+    let ledger = env.sandbox.ledger();
+    assert_eq!((ledger.requests, ledger.charged), (3, 3), "no image is paid for again");
+    Ok(())
+}
+
+/// 48 images of more than 1.5 MB exceed the 64 MiB that may wait for the storage.
+#[tokio::test]
+async fn nothing_is_paid_for_while_many_images_wait_for_the_storage() -> Result<()> {
+    const JOBS: u32 = 8;
+    let mut env = TestEnv::new().await?;
+    env.set("WORKER_MAX_IN_FLIGHT_JOBS", JOBS.to_string());
+    env.set("STABILITY_MAX_CONCURRENT", "6");
+    env.set("WORKER_LEASE", "1m");
+    // Folders in the place of the files: other files can be stored beside them.
+    let obstacle = |job, image| env.stored_path(&format!("projects/{job}/assets/image_{image:03}.png"));
+    for (job, image) in (1..=JOBS).flat_map(|job| (1..=6).map(move |image| (job, image))) {
+        std::fs::create_dir_all(obstacle(job, image))?;
+    }
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    for job in 1..=JOBS {
+        let descriptions = [1, 2, 3, 4, 5, 6].map(|image| format!("Harbour {job}-{image} at dusk"));
+        let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
+        producer.publish(&command(job.into(), &descriptions, &json!({"max_concurrent": 6, "cache": "never"}))).await?;
+    }
+    worker.wait_for_log("images wait for the storage; nothing is paid for until some are stored").await?;
+    let paid = env.query_rows("SELECT requests FROM spending").await?[0]["requests"].as_u64();
+    assert!(paid < Some(48), "{paid:?}");
+    for (job, image) in (1..=JOBS).flat_map(|job| (1..=6).map(move |image| (job, image))) {
+        std::fs::remove_dir(obstacle(job, image))?;
+    }
+    for _ in 0..JOBS {
+        assert_eq!(events.wait_for_data("completed").await?["succeeded"], 6);
+    }
+    assert_eq!(env.sandbox.ledger().requests, 48, "no image is paid for again");
+    Ok(())
+}
