@@ -4,7 +4,7 @@ use domain::event::{Event, JobError};
 use domain::outcome::ImageState;
 use domain::state::job as step;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -35,6 +35,20 @@ pub struct JobEnd<'a> {
 pub struct KnownJob {
     /// Its terminal event, if the job has ended.
     pub terminal_event: Option<TerminalEvent>,
+}
+
+/// Maximum number of events of one query; a terminal event can take a megabyte.
+const EVENTS_PAGE_SIZE: u64 = 100;
+
+/// A terminal event that no queue has received yet.
+#[derive(Debug)]
+pub struct UnpublishedEvent {
+    /// The job's id.
+    pub job_id: Uuid,
+    /// When the job ended.
+    pub finished_at: OffsetDateTime,
+    /// The event.
+    pub event: Event,
 }
 
 impl Store {
@@ -86,16 +100,32 @@ impl Store {
         .await
     }
 
-    /// Terminal events that no queue has received yet, the oldest first.
-    pub async fn list_unpublished_events(&self) -> Result<Vec<(Uuid, Event)>, StoreError> {
-        let rows = job::Entity::find()
+    /// Terminal events that no queue has received yet: the oldest ones that ended after the job `after`, at most 100.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be read.
+    pub async fn read_unpublished_events(
+        &self,
+        after: Option<&UnpublishedEvent>,
+    ) -> Result<Vec<UnpublishedEvent>, StoreError> {
+        let (finished_at, id) = (job::Column::FinishedAt, job::Column::Id);
+        let mut query = job::Entity::find()
             .filter(job::Column::TerminalEvent.is_not_null())
             .filter(job::Column::PublishedAt.is_null())
-            .order_by_asc(job::Column::FinishedAt)
-            .all(&self.db)
-            .with_timeout("find unpublished terminal events")
-            .await?;
-        Ok(rows.iter().filter_map(|row| Some((row.id, terminal_event(row)?.event))).collect())
+            .order_by_asc(finished_at)
+            .order_by_asc(id)
+            .limit(EVENTS_PAGE_SIZE);
+        if let Some(last) = after {
+            let same_time = finished_at.eq(last.finished_at).and(id.gt(last.job_id));
+            query = query.filter(finished_at.gt(last.finished_at).or(same_time));
+        }
+        let rows = query.all(&self.db).with_timeout("find unpublished terminal events").await?;
+        let event = |row: &job::Model| {
+            let (job_id, finished_at) = (row.id, row.finished_at?);
+            Some(UnpublishedEvent { job_id, finished_at, event: terminal_event(row)?.event })
+        };
+        Ok(rows.iter().filter_map(event).collect())
     }
 
     /// Records that a queue has received the job's terminal event.

@@ -35,7 +35,7 @@ pub use account_key::{KeyHash, KeyStatus, Payer, Probe, Refusal};
 pub use cache::CachedImage;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
 pub use connect::DEFAULT_MAX_CONNECTIONS;
-pub use finish::{JobEnd, KnownJob};
+pub use finish::{JobEnd, KnownJob, UnpublishedEvent};
 pub use lease::Lease;
 pub use migration::SchemaState;
 pub use pause::Pause;

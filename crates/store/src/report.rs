@@ -1,11 +1,14 @@
 //! Reports for `asset-worker jobs`.
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, DerivePartialModel, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{QueryExt, Store, StoreError, asset, job};
+
+/// Maximum number of rows of one query.
+pub(super) const PAGE_SIZE: u64 = 500;
 
 /// A job as shown by `asset-worker jobs`.
 #[derive(Debug, Serialize)]
@@ -60,8 +63,25 @@ pub struct AssetReport {
     pub metadata: serde_json::Value,
 }
 
-impl From<job::Model> for JobReport {
-    fn from(row: job::Model) -> Self {
+/// The columns of a job that a report shows; its command, style and terminal event are not loaded.
+#[derive(DerivePartialModel)]
+#[sea_orm(entity = "job::Entity")]
+struct JobRow {
+    id: Uuid,
+    project_id: i64,
+    status: String,
+    total: i32,
+    attempts: i32,
+    error_code: Option<String>,
+    error_message: Option<String>,
+    cost_usd: f64,
+    published_at: Option<OffsetDateTime>,
+    created_at: OffsetDateTime,
+    finished_at: Option<OffsetDateTime>,
+}
+
+impl From<JobRow> for JobReport {
+    fn from(row: JobRow) -> Self {
         Self {
             job_id: row.id,
             project_id: row.project_id,
@@ -80,20 +100,48 @@ impl From<job::Model> for JobReport {
 }
 
 impl Store {
-    /// The newest jobs, at most `limit`, newest first; all projects or one.
+    /// The newest jobs, at most `limit`, newest first; all projects or one. Read in pages of at most 500 jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if a page cannot be read.
     pub async fn list_jobs(&self, project_id: Option<i64>, limit: u64) -> Result<Vec<JobReport>, StoreError> {
-        let mut query = job::Entity::find().order_by_desc(job::Column::CreatedAt).limit(limit);
+        let mut jobs: Vec<JobReport> = Vec::new();
+        loop {
+            let wanted = std::cmp::min(PAGE_SIZE, limit.saturating_sub(jobs.len() as u64));
+            let page = self.read_jobs_page(project_id, jobs.last(), wanted).await?;
+            let is_last = (page.len() as u64) < PAGE_SIZE;
+            jobs.extend(page);
+            if is_last || jobs.len() as u64 >= limit {
+                return Ok(jobs);
+            }
+        }
+    }
+
+    /// The jobs that are older than `after`, or the newest ones.
+    async fn read_jobs_page(
+        &self,
+        project_id: Option<i64>,
+        after: Option<&JobReport>,
+        limit: u64,
+    ) -> Result<Vec<JobReport>, StoreError> {
+        let (created_at, id) = (job::Column::CreatedAt, job::Column::Id);
+        let mut query = job::Entity::find().order_by_desc(created_at).order_by_desc(id).limit(limit);
         if let Some(project_id) = project_id {
             query = query.filter(job::Column::ProjectId.eq(project_id));
         }
-        Ok(query.all(&self.db).with_timeout("list jobs").await?.into_iter().map(JobReport::from).collect())
+        if let Some(last) = after {
+            let same_time = created_at.eq(last.created_at).and(id.lt(last.job_id));
+            query = query.filter(created_at.lt(last.created_at).or(same_time));
+        }
+        let rows = query.into_partial_model::<JobRow>().all(&self.db).with_timeout("list jobs").await?;
+        Ok(rows.into_iter().map(JobReport::from).collect())
     }
 
     /// A job with its images; `None` if it is not known.
     pub async fn read_job_report(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
-        let Some(row) = job::Entity::find_by_id(job_id).one(&self.db).with_timeout("read a job").await? else {
-            return Ok(None);
-        };
+        let finding = job::Entity::find_by_id(job_id).into_partial_model::<JobRow>();
+        let Some(row) = finding.one(&self.db).with_timeout("read a job").await? else { return Ok(None) };
         let assets = asset::Entity::find()
             .filter(asset::Column::JobId.eq(job_id))
             .order_by_asc(asset::Column::Index)
@@ -113,6 +161,6 @@ impl Store {
                 metadata: row.metadata,
             })
             .collect();
-        Ok(Some(JobReport { assets, ..row.into() }))
+        Ok(Some(JobReport { assets, ..JobReport::from(row) }))
     }
 }

@@ -311,3 +311,61 @@ async fn probe_waits_double_from_30_seconds_to_5_minutes() {
         assert!(store.accept_key(&key, image.lease.job_id).await.expect("accept"));
     }
 }
+
+#[tokio::test]
+async fn lists_are_read_in_pages_by_index() {
+    const JOBS: u128 = 620;
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = SecretString::from(format!("sqlite://{}/many.db?mode=rwc", folder.path().display()));
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    for number in 1..=JOBS {
+        let key = domain::command::JobKey { job_id: uuid::Uuid::from_u128(number), project_id: 1 };
+        let context = EventContext { key, trace: None, time: time::OffsetDateTime::now_utc() };
+        let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, None);
+        let code = JobFailureCode::InvalidRequest;
+        store.fail_unclaimed_job(key, "digest".to_owned(), code, "no", &event).await.expect("record a job");
+    }
+    // The pages are complete also if several jobs have the same time.
+    store
+        .db
+        .execute_unprepared(
+            "UPDATE jobs SET created_at = (SELECT min(created_at) FROM jobs), \
+         finished_at = (SELECT min(created_at) FROM jobs)",
+        )
+        .await
+        .expect("update");
+    for limit in [0, 20, 500, 501, 1_000] {
+        let jobs = store.list_jobs(Some(1), limit).await.expect("list jobs");
+        let ids: std::collections::HashSet<_> = jobs.iter().map(|job| job.job_id).collect();
+        assert_eq!((jobs.len() as u64, ids.len()), (limit.min(620), jobs.len()));
+    }
+    let (mut last, mut ids) = (None, std::collections::HashSet::new());
+    loop {
+        let page = store.read_unpublished_events(last.as_ref()).await.expect("read events");
+        assert!(page.len() <= 100);
+        ids.extend(page.iter().map(|unpublished| unpublished.job_id));
+        last = page.into_iter().next_back();
+        if last.is_none() {
+            break;
+        }
+    }
+    assert_eq!(ids.len() as u128, JOBS);
+    for (query, index) in [
+        (
+            "SELECT id FROM assets WHERE fingerprint = X'00' AND status = 'completed' ORDER BY updated_at DESC",
+            "assets_cached",
+        ),
+        ("SELECT id FROM jobs WHERE project_id = 1 ORDER BY created_at DESC LIMIT 5", "jobs_project_id_created_at"),
+        (
+            "SELECT id FROM jobs WHERE terminal_event IS NOT NULL AND published_at IS NULL ORDER BY finished_at, id LIMIT 5",
+            "jobs_unpublished",
+        ),
+    ] {
+        let sql = format!("EXPLAIN QUERY PLAN {query}");
+        let statement = sea_orm::Statement::from_string(store.db.get_database_backend(), sql);
+        let plan = store.db.query_one_raw(statement).await.expect("explain").expect("a plan");
+        let detail: String = plan.try_get("", "detail").expect("text");
+        assert!(detail.contains(index), "{query}: {detail}");
+    }
+}

@@ -1,6 +1,7 @@
 //! `jobs`: lists and shows jobs, and publishes terminal events again.
 
-use broker::{Broker, PublishOutcome, Topology};
+use broker::{Broker, PublishOutcome, Publisher, Topology};
+use domain::event::Event;
 use serde::Serialize;
 use store::Store;
 use uuid::Uuid;
@@ -81,34 +82,64 @@ async fn republish(
     settings: &Settings,
     screen: &Screen,
 ) -> Result<(), CliError> {
-    let events = if all {
-        store.list_unpublished_events().await?
-    } else {
-        let mut events = Vec::new();
-        for id in job_ids {
-            let terminal = store.find_job(*id).await?.and_then(|job| job.terminal_event);
-            let terminal =
-                terminal.ok_or_else(|| CliError::Usage(format!("job {id} is not in the database or has not ended")))?;
-            events.push((*id, terminal.event));
-        }
-        events
-    };
+    let mut selected = Vec::new();
+    for id in job_ids {
+        let terminal = store.find_job(*id).await?.and_then(|job| job.terminal_event);
+        let terminal =
+            terminal.ok_or_else(|| CliError::Usage(format!("job {id} is not in the database or has not ended")))?;
+        selected.push((*id, terminal.event));
+    }
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.create_publisher().await?;
-    let mut unrouted = 0;
-    for (id, event) in &events {
-        let routed = EventSink::publish(&publisher, event).await;
-        match routed.map_err(|error| CliError::unreachable(error.to_string()))? {
-            PublishOutcome::Routed => store.mark_published(*id).await?,
-            PublishOutcome::Unrouted => unrouted += 1,
+    let mut republished = Republished::default();
+    for (id, event) in selected {
+        republished.publish(store, &publisher, id, &event).await?;
+    }
+    let mut last = None;
+    while all {
+        let page = store.read_unpublished_events(last.as_ref()).await?;
+        for unpublished in &page {
+            republished.publish(store, &publisher, unpublished.job_id, &unpublished.event).await?;
+        }
+        last = page.into_iter().next_back();
+        if last.is_none() {
+            break;
         }
     }
     broker.close().await;
-    screen.print(&format!("sent: {}", events.len() - unrouted));
+    let Republished { routed, unrouted } = republished;
+    screen.print(&format!("sent: {routed}"));
     if unrouted > 0 {
-        return Err(CliError::JobFailed(format!("no queue is bound for {unrouted} of {} events", events.len())));
+        return Err(CliError::JobFailed(format!("no queue is bound for {unrouted} of {} events", routed + unrouted)));
     }
     Ok(())
+}
+
+/// Numbers of events that were published again.
+#[derive(Default)]
+struct Republished {
+    routed: usize,
+    unrouted: usize,
+}
+
+impl Republished {
+    async fn publish(
+        &mut self,
+        store: &Store,
+        publisher: &Publisher,
+        job_id: Uuid,
+        event: &Event,
+    ) -> Result<(), CliError> {
+        let published = EventSink::publish(publisher, event).await;
+        match published.map_err(|error| CliError::unreachable(error.to_string()))? {
+            PublishOutcome::Routed => {
+                store.mark_published(job_id).await?;
+                self.routed += 1;
+            }
+            PublishOutcome::Unrouted => self.unrouted += 1,
+        }
+        Ok(())
+    }
 }
 
 /// Connects to the workers' database. Fails if there is none, or if migrations are pending.
