@@ -30,6 +30,8 @@ pub struct StorageError {
 /// Limit on any single operation. A file of 10 MiB normally takes less than a second.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The file that checks write and remove.
+const CHECK_FILE: &str = ".check";
 /// Maximum number of temporary files that are removed for one path; killed writers leave fewer.
 const MAX_TEMPORARY_FILES: u32 = 100;
 
@@ -195,9 +197,22 @@ impl Storage {
         }
     }
 
+    /// Checks that the storage responds, without writing: in a versioned bucket each write would remain.
+    pub async fn check_readable(&self) -> Result<(), StorageError> {
+        if let Some(root) = &self.local_root {
+            let found = tokio::fs::read_dir(root).await;
+            found.map(drop).map_err(|error| StorageError {
+                operation: "read",
+                path: root.display().to_string(),
+                source: object_store::Error::Generic { store: "file", source: Box::new(error) },
+            })?;
+        }
+        self.exists(CHECK_FILE).await.map(drop)
+    }
+
     /// Checks that files can currently be stored below the root: stores one and removes it.
     pub async fn check_writable(&self) -> Result<(), StorageError> {
-        self.write_and_remove(".check").await
+        self.write_and_remove(CHECK_FILE).await
     }
 
     /// Checks that a file can currently be stored at this path: stores one and removes it.
@@ -242,8 +257,11 @@ mod tests {
         let file = Url::parse(&storage.uri(path)).expect("a URL").to_file_path().expect("a file");
         assert_eq!(std::fs::read(&file).expect("a file"), b"other");
         storage.check_writable().await.expect("the storage is writable");
+        storage.check_readable().await.expect("the storage is readable");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("new")).expect("a folder").collect();
         assert_eq!(left.len(), 1, "only projects/ is left");
+        std::fs::remove_dir_all(folder.path().join("new")).expect("remove the storage");
+        storage.check_readable().await.expect_err("the storage is gone");
     }
 
     #[tokio::test]

@@ -5,6 +5,8 @@ use serde_json::Value;
 use url::Url;
 use uuid::Uuid;
 
+use super::RABBITMQ_API_URL_VAR;
+
 /// A virtual host that is not shared; dropping this deletes it.
 pub struct Vhost {
     /// AMQP URL of this virtual host.
@@ -50,7 +52,16 @@ impl Vhost {
 
 async fn put(url: &str, body: &'static str) -> Result<()> {
     let answer = crate::http_client()?.put(url).header("content-type", "application/json").body(body).send().await?;
-    ensure!(answer.status().is_success(), "the management API of RabbitMQ answered a PUT with {}", answer.status());
+    let status = answer.status();
+    let mut shown = Url::parse(url)?;
+    // Neither user nor password is shown.
+    let _ = (shown.set_username(""), shown.set_password(None));
+    ensure!(
+        !matches!(status.as_u16(), 401 | 403),
+        "the management API of RabbitMQ at {shown} refuses the user ({status}): set {RABBITMQ_API_URL_VAR} to \
+         http://USER:PASSWORD@HOST:PORT of a user with the tag administrator"
+    );
+    ensure!(status.is_success(), "the management API of RabbitMQ at {shown} answered {status}");
     Ok(())
 }
 

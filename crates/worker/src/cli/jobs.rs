@@ -95,16 +95,13 @@ async fn republish(
     for (id, event) in selected {
         republished.publish(store, &publisher, id, &event).await?;
     }
-    let mut last = None;
-    while all {
-        let page = store.read_unpublished_events(last.as_ref()).await?;
-        for unpublished in &page {
+    let mut page = if all { store.read_unpublished_events(None).await? } else { Vec::new() };
+    while let Some(last) = page.last() {
+        let next = store.read_unpublished_events(Some(last)).await?;
+        for unpublished in page {
             republished.publish(store, &publisher, unpublished.job_id, &unpublished.event).await?;
         }
-        last = page.into_iter().next_back();
-        if last.is_none() {
-            break;
-        }
+        page = next;
     }
     broker.close().await;
     let Republished { routed, unrouted } = republished;

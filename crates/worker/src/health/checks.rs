@@ -16,8 +16,11 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval at which the gauges are updated.
 pub(super) const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
-/// Longer than for the database, because the storage check writes a file.
-const STORAGE_INTERVAL: Duration = Duration::from_secs(5);
+const STORAGE_READ_INTERVAL: Duration = Duration::from_secs(5);
+/// Writes are rare: in a versioned bucket each one would remain.
+const STORAGE_WRITE_INTERVAL: Duration = Duration::from_mins(5);
+/// Interval of the writes while they fail.
+const FAILED_WRITE_INTERVAL: Duration = Duration::from_secs(30);
 /// Interval at which the account's credits are read.
 const ACCEPTED_KEY_INTERVAL: Duration = Duration::from_mins(5);
 /// A rejected key is checked more often: it may have been fixed in the account.
@@ -34,7 +37,8 @@ pub(crate) struct HealthDependencies {
 pub(super) struct HealthChecks {
     dependencies: HealthDependencies,
     database: Mutex<Option<CachedCheck>>,
-    storage: Mutex<Option<CachedCheck>>,
+    storage_read: Mutex<Option<CachedCheck>>,
+    storage_write: Mutex<Option<CachedCheck>>,
     account: Mutex<AccountStatus>,
 }
 
@@ -55,16 +59,22 @@ struct AccountStatus {
 
 impl HealthChecks {
     pub(super) fn new(dependencies: HealthDependencies) -> Self {
-        let (database, storage, account) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { dependencies, database, storage, account }
+        let (database, storage_read, storage_write) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { dependencies, database, storage_read, storage_write, account: Mutex::default() }
     }
 
     pub(super) async fn check_database(&self) -> Result<(), String> {
-        check_cached(&self.database, DATABASE_INTERVAL, with_timeout(self.dependencies.store.ping())).await
+        let check = with_timeout(self.dependencies.store.ping());
+        check_cached(&self.database, [DATABASE_INTERVAL; 2], check).await
     }
 
+    /// Whether the storage can be read now, and whether the last write succeeded.
     pub(super) async fn check_storage(&self) -> Result<(), String> {
-        check_cached(&self.storage, STORAGE_INTERVAL, with_timeout(self.dependencies.storage.check_writable())).await
+        let storage = &self.dependencies.storage;
+        let read = with_timeout(storage.check_readable());
+        check_cached(&self.storage_read, [STORAGE_READ_INTERVAL; 2], read).await?;
+        let write = with_timeout(storage.check_writable());
+        check_cached(&self.storage_write, [STORAGE_WRITE_INTERVAL, FAILED_WRITE_INTERVAL], write).await
     }
 
     /// Whether the API accepts the key; a key about which nothing is known counts as accepted.
@@ -106,15 +116,16 @@ impl HealthChecks {
     }
 }
 
-/// Returns the last result if it is younger than `interval`, else runs the check; concurrent callers share one run.
+/// Returns the last result if it is younger than the interval after a success or after a failure, else runs the check.
+/// Concurrent callers share one run.
 async fn check_cached(
     last: &Mutex<Option<CachedCheck>>,
-    interval: Duration,
+    [after_success, after_failure]: [Duration; 2],
     check: impl Future<Output = Result<(), String>>,
 ) -> Result<(), String> {
     let mut last = last.lock().await;
     if let Some(CachedCheck { checked_at: at, result: found }) = &*last
-        && at.elapsed() < interval
+        && at.elapsed() < if found.is_ok() { after_success } else { after_failure }
     {
         return found.clone();
     }
@@ -127,5 +138,35 @@ async fn with_timeout<T, E: std::error::Error>(check: impl Future<Output = Resul
     match tokio::time::timeout(CHECK_TIMEOUT, check).await {
         Ok(result) => result.map(drop).map_err(|error| error_chain(&error)),
         Err(_) => Err(format!("no answer within {CHECK_TIMEOUT:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn storage_is_written_every_five_minutes_and_sooner_after_a_failure() {
+        let (last, runs) = (Mutex::default(), AtomicU32::new(0));
+        let check = async |result: Result<(), String>| {
+            let run = async {
+                runs.fetch_add(1, Ordering::Relaxed);
+                result
+            };
+            let result = check_cached(&last, [STORAGE_WRITE_INTERVAL, FAILED_WRITE_INTERVAL], run).await;
+            (result.is_ok(), runs.load(Ordering::Relaxed))
+        };
+        let broken = || Err("read-only".to_owned());
+        assert_eq!(check(Ok(())).await, (true, 1));
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(check(broken()).await, (true, 1));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(check(broken()).await, (false, 2));
+        tokio::time::advance(Duration::from_secs(29)).await;
+        assert_eq!(check(Ok(())).await, (false, 2));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(check(Ok(())).await, (true, 3));
     }
 }
