@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use domain::trace::TraceContext;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::types::AMQPValue;
 use lapin::{Acker, BasicProperties};
 use time::OffsetDateTime;
@@ -141,8 +141,10 @@ pub(super) fn now_rfc3339() -> String {
 pub enum Settlement {
     /// Remove it: its terminal event is confirmed, or the message is confirmed on another queue.
     Acknowledge,
-    /// Return it to the head of its queue at once.
+    /// Return it to the head of its queue at once. Counts towards the delivery limit before RabbitMQ 4.3.
     Requeue,
+    /// As [`Requeue`](Self::Requeue), after a failure that may repeat: always counts towards the delivery limit.
+    RequeueAfterFailure,
 }
 
 /// Acknowledges or requeues one message.
@@ -165,6 +167,9 @@ impl AckHandle {
             Settlement::Requeue => {
                 let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
                 with_timeout(operation, self.0.nack(options)).await
+            }
+            Settlement::RequeueAfterFailure => {
+                with_timeout(operation, self.0.reject(BasicRejectOptions { requeue: true })).await
             }
         };
         result.map(drop)

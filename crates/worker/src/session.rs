@@ -138,6 +138,8 @@ impl Session {
             }
             Some(cause) => {
                 self.health.set_broker_connected(false);
+                // No further message is pushed, and counted as delivered, if the connection still works.
+                let _ = timeout_at(Instant::now() + SETTLE_TIMEOUT, self.consumer.cancel()).await;
                 warn!(jobs = self.tasks.len(), cause, "broker connection lost; images in flight are finished and kept");
                 // No time limit: the images are paid for, and each of their waits has its own bound. A stop of the
                 // worker starts the grace period.
@@ -205,7 +207,7 @@ impl Session {
         let elapsed = held.as_ref().map(|(since, _)| since.elapsed()).unwrap_or_default();
         self.handler.metrics().record_delivery("panicked", "panic", "panic", elapsed);
         if let Some((_, ack)) = held
-            && let Err(error) = ack.settle(Settlement::Requeue).await
+            && let Err(error) = ack.settle(Settlement::RequeueAfterFailure).await
         {
             warn!(%error, "message not settled; the broker will redeliver it");
         }
