@@ -240,6 +240,22 @@ async fn recording_one_image_does_not_block_the_others() -> Result<()> {
     Ok(())
 }
 
+/// A broker that vanishes closes no connection. With the heartbeat that it would propose, the worker would notice it only
+/// after two minutes.
+#[tokio::test]
+async fn vanished_broker_is_noticed_by_heartbeats() -> Result<()> {
+    let (env, proxy) = env_behind_broker_proxy().await?;
+    let worker = env.start_ready_worker().await?;
+    proxy.stall();
+    worker.wait_for_log("broker connection lost; images in flight").await?;
+    proxy.open();
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    events.wait_for("completed").await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn invalid_setting_exits_with_code_64_and_an_explanation() -> Result<()> {
     let check = async |name: &'static str, value: &str, expected: &str| -> Result<()> {

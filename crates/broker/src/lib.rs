@@ -28,6 +28,20 @@ pub use topology::{CONSUME_DESTINATION, GENERATE_KEY, QueueMatch, QueueState, To
 /// Timeout for connecting and for each response of the broker, which normally takes milliseconds.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Interval of the heartbeats, unless the URL sets one: a broker that has vanished is noticed after two of them. The
+/// broker would propose 60 seconds. Source: RabbitMQ's guide "Detecting Dead TCP Connections with Heartbeats".
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Adds the interval of the heartbeats to an AMQP URL that sets none.
+fn add_heartbeat(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else { return url.to_owned() };
+    if parsed.query_pairs().any(|(name, _)| name == "heartbeat") {
+        return url.to_owned();
+    }
+    parsed.query_pairs_mut().append_pair("heartbeat", &HEARTBEAT.as_secs().to_string());
+    parsed.into()
+}
+
 /// An operation on the broker failed or timed out.
 #[derive(Debug, thiserror::Error)]
 #[error("broker: cannot {operation}: {cause}")]
@@ -86,7 +100,8 @@ impl Broker {
     /// [`BrokerError`] if the broker cannot be reached.
     pub async fn connect_without_topology(url: &SecretString) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
-        let connection = with_timeout("connect", Connection::connect(url.expose_secret(), properties)).await?;
+        let with_heartbeat = add_heartbeat(url.expose_secret());
+        let connection = with_timeout("connect", Connection::connect(&with_heartbeat, properties)).await?;
         Ok(Self { connection, channels: Mutex::default(), server: ServerAddress::from_url(url.expose_secret()) })
     }
 
@@ -174,5 +189,17 @@ impl QueueMonitor {
             topology::queue_state(&self.0, GENERATE_QUEUE).await?,
             topology::queue_state(&self.0, DEAD_LETTER_QUEUE).await?,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heartbeat_is_added_unless_the_url_sets_one() {
+        assert_eq!(add_heartbeat("amqp://u:p@host:1/%2f"), "amqp://u:p@host:1/%2f?heartbeat=15");
+        assert_eq!(add_heartbeat("amqp://host/v?frame_max=64"), "amqp://host/v?frame_max=64&heartbeat=15");
+        assert_eq!(add_heartbeat("amqp://host/v?heartbeat=5"), "amqp://host/v?heartbeat=5");
     }
 }
