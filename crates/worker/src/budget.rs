@@ -14,7 +14,6 @@ use crate::cancel::{CancelReason, CancelToken};
 use crate::cost_policy::{CostPolicy, credits_to_usd, format_usd};
 use crate::error_chain::error_chain;
 use crate::gate::AccountGate;
-use crate::image::ImageResources;
 use crate::outage::UnstoredImages;
 use crate::telemetry::Metrics;
 
@@ -49,8 +48,9 @@ impl JobBudget {
     /// Creates the budget of an attempt; `charged` is the number of requests charged in earlier attempts.
     #[expect(clippy::too_many_arguments, reason = "each is a different part of the attempt")]
     pub(crate) fn new(
-        resources: &ImageResources,
         gate: AccountGate,
+        metrics: Metrics,
+        unstored: UnstoredImages,
         cost_policy: CostPolicy,
         lease: Lease,
         cancel: CancelToken,
@@ -59,8 +59,18 @@ impl JobBudget {
         charged: u32,
     ) -> Self {
         let counts = watch::Sender::new(RequestCounts { charged, pending: 0, ended: 0 });
-        let ImageResources { store, metrics, unstored, .. } = resources.clone();
-        Self { store, gate, metrics, unstored, cost_policy, lease, cancel, max_cost_usd, probe, counts }
+        Self {
+            store: gate.store().clone(),
+            gate,
+            metrics,
+            unstored,
+            cost_policy,
+            lease,
+            cancel,
+            max_cost_usd,
+            probe,
+            counts,
+        }
     }
 
     /// The budget of one image, whose requests are counted in the image's row.

@@ -120,6 +120,10 @@ impl AccountGate {
         self.pending_payments.fetch_sub(count as usize, Ordering::Relaxed);
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The hash of this worker's API key.
     pub(crate) fn key(&self) -> &KeyHash {
         &self.key

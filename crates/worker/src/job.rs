@@ -244,8 +244,9 @@ impl JobRunner {
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
         let budget = JobBudget::new(
-            resources,
             self.gate.clone(),
+            resources.metrics.clone(),
+            resources.unstored.clone(),
             self.cost_policy,
             lease,
             cancel.clone(),
