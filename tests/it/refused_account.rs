@@ -206,7 +206,7 @@ async fn place_of_a_killed_admitted_worker_is_freed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn worker_killed_before_it_closes_the_gate_loses_nothing() -> Result<()> {
+async fn backlog_survives_a_worker_killed_before_it_closes_the_gate() -> Result<()> {
     let jobs = backlog_size(6);
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.make_images_small();
@@ -230,7 +230,7 @@ async fn worker_killed_before_it_closes_the_gate_loses_nothing() -> Result<()> {
 
 /// Workers with the old key stay closed while those with the new one work.
 #[tokio::test]
-async fn rolling_restart_replaces_a_refused_key() -> Result<()> {
+async fn backlog_survives_a_rolling_restart_with_another_key() -> Result<()> {
     let jobs = backlog_size(10);
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.make_images_small();
@@ -404,7 +404,7 @@ async fn commands_report_a_refused_account() -> Result<()> {
 
 /// The credits run out and come back several times, while operators pause and resume.
 #[tokio::test]
-async fn flapping_gate_fails_no_job() -> Result<()> {
+async fn backlog_survives_a_flapping_gate() -> Result<()> {
     let jobs = backlog_size(30);
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.make_images_small();
@@ -438,6 +438,9 @@ async fn flapping_gate_fails_no_job() -> Result<()> {
     env.sandbox.set_credits(100_000.0);
     make_probe_due(&env).await?;
     expect_all_completed(&env, &mut events, jobs).await?;
+    let attempts = env.query_rows("SELECT attempts FROM jobs").await?;
+    let counted: i64 = attempts.iter().filter_map(|job| job["attempts"].as_i64()).sum();
+    assert_eq!(counted, 4, "one for each time that the gate was closed");
     assert_eq!(producer.ready_count("assets.generate.dead").await?, 0);
     Ok(())
 }

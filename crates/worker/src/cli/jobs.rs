@@ -154,7 +154,7 @@ pub(super) async fn open_store(settings: &Settings) -> Result<Store, CliError> {
 /// Connects to the workers' database. A new SQLite file would be the database of no worker.
 pub(super) async fn open_existing_store(settings: &Settings) -> Result<Store, CliError> {
     Store::connect_existing(&settings.database_url).await?.ok_or_else(|| {
-        CliError::unreachable("DATABASE_URL: there is no database; set it to the URL that the workers use")
+        CliError::unreachable("DATABASE_URL: there is no database; set it to the URL that the workers use, or create it with: asset-worker migrate")
     })
 }
 
