@@ -3,7 +3,8 @@
 CARGO ?= cargo
 # Cargo's target directory as configured for this workspace; evaluated only when a recipe uses it.
 TARGET = $(shell $(CARGO) metadata --no-deps --locked --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
-# Tools that are not part of the toolchain are installed here, not in ~/.cargo/bin.
+# Tools that are not part of the toolchain are installed here, not in ~/.cargo/bin. Those that run for seconds are built
+# without optimization, which is faster.
 TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION := 0.20.2
 CARGO_TARPAULIN_VERSION := 0.37.5
@@ -87,7 +88,7 @@ lint: prose ## Check formatting, lints and prose, and that only their own crates
 
 # In Markdown, tables, code blocks and the targets of links may be longer than 100 columns.
 prose: ## Check spelling, the words of word-list.txt, and the line width of Markdown
-	@test -x "$(TOOLS)/bin/typos" || $(CARGO) install typos-cli --locked --version $(TYPOS_VERSION) --root "$(TOOLS)"
+	@test -x "$(TOOLS)/bin/typos" || $(CARGO) install --debug typos-cli --locked --version $(TYPOS_VERSION) --root "$(TOOLS)"
 	"$(TOOLS)/bin/typos"
 	@if grep -vE '^(#|$$)' word-list.txt | git grep -IniwE -f - -- ':!word-list.txt' ':!fuzz/corpus'; then \
 	  echo "lint: word-list.txt refuses these words; CONTRIBUTING.md says how to write instead"; exit 1; \
@@ -104,7 +105,7 @@ docs: ## Build the API documentation; warnings are errors
 
 audit: ## Check dependencies for licences, sources, bans and known vulnerabilities
 	@test -x "$(TOOLS)/bin/cargo-deny" || \
-	  $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root "$(TOOLS)"
+	  $(CARGO) install --debug cargo-deny --locked --version $(CARGO_DENY_VERSION) --root "$(TOOLS)"
 	"$(TOOLS)/bin/cargo-deny" --locked --log-level error check bans licenses sources
 	@if "$(TOOLS)/bin/cargo-deny" --locked --log-level error fetch db >/dev/null 2>&1; then \
 	  "$(TOOLS)/bin/cargo-deny" --locked --log-level error check advisories; \
