@@ -240,6 +240,32 @@ async fn recording_one_image_does_not_block_the_others() -> Result<()> {
     Ok(())
 }
 
+/// The session ends because a command cannot be published to its retry queue, which is missing. While the session waits
+/// for its other job, the broker pushes no messages to it: they would count as delivered.
+#[tokio::test]
+async fn failed_session_takes_no_further_messages() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.set("STABILITY_RETRY_DELAYS", "none");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    let cache = json!({"cache": "never"});
+    producer.publish(&command(1, &["A fox [fault:slow=20000]"], &cache)).await?;
+    let requested = async || (env.sandbox.ledger().requests == 1).then_some(());
+    wait_until("a request", WAIT_TIMEOUT, requested).await?;
+    producer.delete_queue("assets.generate.retry.200ms").await?;
+    producer.publish(&command(2, &["A bear [fault:status=503 x1]"], &cache)).await?;
+    worker.wait_for_log("broker connection lost; images in flight").await?;
+    producer.publish(&command(3, &["An owl"], &cache)).await?;
+    // Both are ready until the slow job has ended and the worker has connected again.
+    producer.wait_for_waiting_commands(2).await?;
+    assert!(!worker.log().contains("\"image completed\""), "the slow job is still running");
+    for _ in 1..=3 {
+        events.wait_for_data("completed").await?;
+    }
+    Ok(())
+}
+
 /// A broker that vanishes closes no connection. With the heartbeat that it would propose, the worker would notice it only
 /// after two minutes.
 #[tokio::test]

@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
@@ -141,6 +141,12 @@ impl BrokerClient {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         self.channel.queue_declare(name.into(), options, arguments).await?;
+        Ok(())
+    }
+
+    /// Deletes a queue with its messages.
+    pub async fn delete_queue(&self, name: &str) -> Result<()> {
+        self.channel.queue_delete(name.into(), QueueDeleteOptions::default()).await?;
         Ok(())
     }
 

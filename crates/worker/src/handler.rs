@@ -82,7 +82,8 @@ impl CommandHandler {
     ///
     /// # Errors
     ///
-    /// [`BrokerError`] if the retry queue did not accept the command; the message is requeued instead.
+    /// [`BrokerError`] if the retry queue did not accept the command. The message is not settled then: the caller
+    /// requeues it.
     pub fn handle(self, message: Message, shutdown: Shutdown) -> impl Future<Output = Result<(), BrokerError>> + Send {
         let span = self.consumer_span("process", "consumer", &message);
         trace::set_parent(&span, message.trace().as_ref());
@@ -117,42 +118,38 @@ impl CommandHandler {
                     (Span::current(), self.reject(&message, invalid).await)
                 }
             };
-            let (settlement, result) = match handled {
+            let settlement = match handled {
                 Ok((settlement, (outcome, job_error))) => {
                     self.metrics().record_delivery(outcome, job_error, "", started_at.elapsed());
-                    (settlement, Ok(()))
+                    settlement
                 }
                 Err(error) => {
-                    let requeued = self.retry_later_or_requeue(&message, &error).instrument(span).await;
+                    let published = self.retry_later(&message, &error).instrument(span).await;
                     trace::set_error(error.code(), "command failed; it will be delivered again");
                     self.metrics().record_delivery(OUTCOME_ERROR, error.code(), error.code(), started_at.elapsed());
-                    requeued
+                    published?
                 }
             };
             if let Err(error) = message.ack.settle(settlement).await {
                 warn!(%error, ?settlement, "message not settled; the broker will redeliver it");
             }
-            result
+            Ok(())
         };
         handling.instrument(span)
     }
 
-    /// Publishes a failed command to a retry queue; requeues the message if that fails.
-    async fn retry_later_or_requeue(
-        &self,
-        message: &Message,
-        error: &HandleError,
-    ) -> (Settlement, Result<(), BrokerError>) {
+    /// Publishes a failed command to a retry queue.
+    async fn retry_later(&self, message: &Message, error: &HandleError) -> Result<Settlement, BrokerError> {
         trace::set_error(error.code(), &error.to_string());
         let error = error_chain(error);
         match self.publisher.retry_later(message, self.failure_delay).await {
             Ok(()) => {
                 warn!(error, delay = ?self.failure_delay, "command failed; requeued with delay");
-                (Settlement::Acknowledge, Ok(()))
+                Ok(Settlement::Acknowledge)
             }
             Err(unpublished) => {
-                warn!(error, %unpublished, "command failed; returned to its queue without delay");
-                (Settlement::Requeue, Err(unpublished))
+                warn!(error, %unpublished, "command failed; returning it to its queue without delay");
+                Err(unpublished)
             }
         }
     }

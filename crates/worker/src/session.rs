@@ -139,7 +139,7 @@ impl Session {
             Some(cause) => {
                 self.health.set_broker_connected(false);
                 // No further message is pushed, and counted as delivered, if the connection still works.
-                let _ = timeout_at(Instant::now() + SETTLE_TIMEOUT, self.consumer.cancel()).await;
+                self.cancel_consumer().await;
                 warn!(jobs = self.tasks.len(), cause, "broker connection lost; images in flight are finished and kept");
                 // No time limit: the images are paid for, and each of their waits has its own bound. A stop of the
                 // worker starts the grace period.
@@ -151,6 +151,11 @@ impl Session {
                 SessionEnd::BrokerLost(cause)
             }
         }
+    }
+
+    /// Cancels the consumer. A broker that does not answer sends no more messages either.
+    async fn cancel_consumer(&mut self) {
+        let _ = timeout_at(Instant::now() + SETTLE_TIMEOUT, self.consumer.cancel()).await;
     }
 
     /// Waits for the jobs to end. When `deadline_passed` completes, drops the others and requeues their messages.
@@ -197,7 +202,14 @@ impl Session {
     ) -> Result<(), BrokerError> {
         let join_error = match ended {
             Ok((id, result)) => {
-                self.in_flight.remove(&id);
+                let held = self.in_flight.remove(&id);
+                if result.is_err()
+                    && let Some((_, ack)) = held
+                {
+                    // First, so that the broker does not push the message to this session again.
+                    self.cancel_consumer().await;
+                    let _ = ack.settle(Settlement::Requeue).await;
+                }
                 return result;
             }
             Err(join_error) => join_error,
