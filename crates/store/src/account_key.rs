@@ -32,7 +32,7 @@ impl KeyHash {
         Self(digest::sha256(key.expose_secret()).chars().take(16).collect())
     }
 
-    pub(super) fn to_value(&self) -> Value {
+    fn to_value(&self) -> Value {
         Value::from(self.0.clone())
     }
 }
@@ -64,10 +64,10 @@ pub struct KeyStatus {
 }
 
 /// The columns that [`KeyStatus::from_row`] reads.
-pub(super) const KEY_COLUMNS: &str = "status, refused_code, refused_detail, refused_since_ms, probe_number";
+const KEY_COLUMNS: &str = "status, refused_code, refused_detail, refused_since_ms, probe_number";
 
 impl KeyStatus {
-    pub(super) fn from_row(row: &QueryResult) -> Result<Self, DbErr> {
+    fn from_row(row: &QueryResult) -> Result<Self, DbErr> {
         let status: String = row.try_get("", "status")?;
         let refusal = if status == KeyState::Accepted.as_str() {
             None

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{QueryExt, Store, StoreError, asset, job};
 
 /// Maximum number of rows of one query.
-pub(super) const PAGE_SIZE: u64 = 500;
+const PAGE_SIZE: u64 = 500;
 
 /// A job as shown by `asset-worker jobs`.
 #[derive(Debug, Serialize)]
