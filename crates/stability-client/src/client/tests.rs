@@ -4,14 +4,14 @@ mod call_options;
 mod responses;
 mod unusable_images;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, Once, OnceLock};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
 use crate::engine::Engine;
@@ -61,6 +61,7 @@ fn rate_limited(retry_after: Option<u64>) -> Result<HttpResponse, Error> {
 }
 
 fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<ScriptedTransport>) {
+    ThreadLog::install();
     let transport = Arc::new(ScriptedTransport { script: Mutex::new(script.into()), ..ScriptedTransport::default() });
     let inner = Inner {
         transport: Box::new(transport.clone()),
@@ -84,24 +85,31 @@ fn request() -> TextToImage {
     TextToImage::new(Engine::Sdxl10, frame, "A city street").expect("a valid request")
 }
 
-/// Captures log output.
-#[derive(Clone, Default)]
-struct LogBuffer(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What the running test logged: each test has one thread and a current-thread runtime.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
-impl LogBuffer {
-    fn capture(&self) -> tracing::subscriber::DefaultGuard {
-        let subscriber = tracing_subscriber::fmt().with_writer(self.clone()).with_ansi(false).finish();
-        tracing::subscriber::set_default(subscriber)
+/// Writes log output to [`LOG`].
+struct ThreadLog;
+
+impl ThreadLog {
+    /// Installs one subscriber for all tests, before the first event. A subscriber for each thread would miss events
+    /// now and then: tracing caches for all threads whether an event is of interest to the thread that meets it first.
+    fn install() {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| tracing_subscriber::fmt().with_writer(|| ThreadLog).with_ansi(false).init());
+        LOG.take();
     }
 
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).expect("log output is UTF-8")
+    fn text() -> String {
+        String::from_utf8(LOG.with_borrow(Clone::clone)).expect("log output is UTF-8")
     }
 }
 
-impl Write for LogBuffer {
+impl Write for ThreadLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        LOG.with_borrow_mut(|log| log.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -109,27 +117,15 @@ impl Write for LogBuffer {
     }
 }
 
-impl<'a> MakeWriter<'a> for LogBuffer {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
 /// Test 2, with the default rate-limit pause set to zero.
 #[tokio::test(start_paused = true)]
 async fn test_2_429s_are_retried_after_2_and_5_seconds() {
     let (client, transport) = client([rate_limited(None), rate_limited(None), ok_response()], 0);
-    let log = LogBuffer::default();
-    let generated = {
-        let _guard = log.capture();
-        client.generate(&request()).await.expect("the third request succeeds")
-    };
+    let generated = client.generate(&request()).await.expect("the third request succeeds");
     assert_eq!(request_counts(&generated.usage), (3, 1));
     assert_eq!(generated.into_first().bytes.len(), 20);
     assert_eq!(transport.sent_seconds(), [0.0, 2.0, 7.0]);
-    assert_eq!(log.text().matches("rate limit exceeded, retrying").count(), 2, "{}", log.text());
+    assert_eq!(ThreadLog::text().matches("rate limit exceeded, retrying").count(), 2, "{}", ThreadLog::text());
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,27 +229,19 @@ async fn unfinished_or_undecodable_response_is_retried_and_counted_as_charged() 
 #[tokio::test(start_paused = true)]
 async fn test_3_content_policy_refusal_is_logged_and_not_retried() {
     let (client, transport) = client([response(400, &json!({"message": "Content policy violation"}))], 60);
-    let log = LogBuffer::default();
-    let error = {
-        let _guard = log.capture();
-        client.generate(&request()).await.expect_err("the prompt is refused")
-    };
+    let error = client.generate(&request()).await.expect_err("the prompt is refused");
     assert!(matches!(error.error, Error::ContentPolicy(_)), "{error:?}");
     assert!(error.error.to_string().contains("Content policy violation"), "{}", error.error);
     assert_eq!(transport.sent_seconds(), [0.0]);
-    assert_eq!(log.text().matches("A city street").count(), 1, "{}", log.text());
+    assert_eq!(ThreadLog::text().matches("A city street").count(), 1, "{}", ThreadLog::text());
 }
 
 #[tokio::test(start_paused = true)]
 async fn filtered_image_is_an_error() {
     let body = json!({"artifacts": [{"base64": "iVBORw0KGgoAAAAASUVORK5CYII=", "seed": 7, "finishReason": "CONTENT_FILTERED"}]});
     let (client, transport) = client([response(200, &body)], 60);
-    let log = LogBuffer::default();
-    let error = {
-        let _guard = log.capture();
-        client.generate(&request()).await.expect_err("the image is filtered")
-    };
-    assert_eq!(log.text().matches("A city street").count(), 1, "{}", log.text());
+    let error = client.generate(&request()).await.expect_err("the image is filtered");
+    assert_eq!(ThreadLog::text().matches("A city street").count(), 1, "{}", ThreadLog::text());
     assert!(matches!(error.error, Error::Filtered), "{error:?}");
     assert_eq!(request_counts(&error.usage), (1, 1));
     assert_eq!(transport.sent_seconds(), [0.0]);
@@ -262,11 +250,7 @@ async fn filtered_image_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn prompt_is_logged_only_if_refused() {
     let (client, _) = client([response(500, &json!({})), ok_response()], 60);
-    let log = LogBuffer::default();
-    {
-        let _guard = log.capture();
-        client.generate(&request()).await.expect("the second request succeeds");
-    }
-    assert!(log.text().contains("request failed, retrying"), "{}", log.text());
-    assert!(!log.text().contains("A city street"), "{}", log.text());
+    client.generate(&request()).await.expect("the second request succeeds");
+    assert!(ThreadLog::text().contains("request failed, retrying"), "{}", ThreadLog::text());
+    assert!(!ThreadLog::text().contains("A city street"), "{}", ThreadLog::text());
 }

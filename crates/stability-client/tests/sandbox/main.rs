@@ -6,8 +6,9 @@ mod http;
 mod lockout;
 mod secrets;
 
+use std::io::Write;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use stability_client::{
@@ -18,7 +19,34 @@ use stability_sandbox::{Sandbox, Settings};
 
 const PROMPT: &str = "A serene mountain landscape at sunset, cinematic lighting, 4k quality";
 
+/// The log of all tests. One subscriber for all threads: tracing caches for all of them whether an event is of interest
+/// to the thread that meets it first.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Writes log output to [`LOG`].
+struct SharedLog;
+
+impl Write for SharedLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().expect("a lock").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What all tests have logged so far, with every detail.
+fn logged() -> String {
+    String::from_utf8_lossy(&LOG.lock().expect("a lock")).into_owned()
+}
+
 async fn sandbox() -> Sandbox {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let log = tracing_subscriber::fmt().with_writer(|| SharedLog).with_ansi(false);
+        log.with_max_level(tracing::Level::TRACE).init();
+    });
     Sandbox::start(Settings::default()).await.expect("a free port")
 }
 

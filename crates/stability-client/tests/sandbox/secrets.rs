@@ -1,43 +1,16 @@
 //! The API key appears in no error, no debug output and no log line.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use stability_client::{ApiKey, Client};
 use stability_sandbox::faults::FaultSpec;
-use tracing_subscriber::fmt::MakeWriter;
 
-use super::{builder, no_retries, request, sandbox};
+use super::{builder, logged, no_retries, request, sandbox};
 
 const KEY: &str = "sk-hunter2";
 
-#[derive(Clone, Default)]
-struct LogBuffer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for LogBuffer {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("a lock").write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for LogBuffer {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
 #[tokio::test]
 async fn errors_and_logs_never_contain_the_key() {
-    let log = LogBuffer::default();
-    let lines = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
-    let _guard = tracing::subscriber::set_default(lines.with_max_level(tracing::Level::TRACE).finish());
     let mut printed = format!("{:?}", ApiKey::from(KEY));
 
     // A key that the API rejects.
@@ -92,7 +65,7 @@ async fn errors_and_logs_never_contain_the_key() {
     let failure = proxied.generate(&request()).await.expect_err("no proxy is listening");
     printed += &format!("{failure} {failure:?} {} ", failure.error);
 
-    let logged = String::from_utf8(log.0.lock().expect("a lock").clone()).expect("text");
+    let logged = logged();
     assert!(printed.len() > 2_000 && logged.contains("prompt refused by content policy"), "{printed}\n{logged}");
     for text in [printed, logged] {
         assert!(!text.contains("hunter2"), "{text}");
