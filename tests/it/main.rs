@@ -2,6 +2,7 @@
 
 mod account_gate;
 mod architecture;
+mod broker_faults;
 mod cache;
 mod command_line;
 mod cost_limits;

@@ -172,6 +172,14 @@ impl BrokerClient {
         Ok(self.channel.queue_bind(name.into(), "assets.events".into(), "#".into(), bind, no_arguments).await?)
     }
 
+    /// Binds a durable classic queue of this name to events of this type.
+    pub async fn bind_classic_queue(&self, name: &str, kind: &str) -> Result<()> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(name.into(), options, FieldTable::default()).await?;
+        let (bind, no_arguments) = (QueueBindOptions::default(), FieldTable::default());
+        Ok(self.channel.queue_bind(name.into(), "assets.events".into(), kind.into(), bind, no_arguments).await?)
+    }
+
     /// Binds a queue with room for one message to events of this type, and fills it. Further messages are nacked.
     pub async fn bind_full_queue(&self, name: &str, kind: &str) -> Result<()> {
         let mut bounded = FieldTable::default();

@@ -3,6 +3,7 @@
 //! The only crate that uses `lapin`; its public API contains no lapin type.
 
 mod command_stream;
+mod confirms;
 mod dead_letters;
 mod event_watcher;
 mod message;
@@ -12,17 +13,21 @@ mod topology;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::OnceCell;
 use url::Url;
 
+use confirms::Confirms;
 use topology::{DEAD_LETTER_QUEUE, GENERATE_QUEUE};
 
 pub use command_stream::{CommandStream, ConnectionLost};
+pub use confirms::{PublishOutcome, PublisherState};
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use event_watcher::{EventWatcher, WatchedMessage};
 pub use message::{AckHandle, Message, Settlement};
-pub use publisher::{PublishOutcome, Publisher};
+pub use publisher::Publisher;
 pub use topology::{CONSUME_DESTINATION, GENERATE_KEY, QueueMatch, QueueState, Topology};
 
 /// Timeout for connecting and for each response of the broker, which normally takes milliseconds.
@@ -42,6 +47,13 @@ fn add_heartbeat(url: &str) -> String {
     parsed.into()
 }
 
+/// Connects; `name` is shown in the broker's list of connections.
+async fn open_connection(url: &SecretString, name: &str) -> Result<Connection, BrokerError> {
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let with_heartbeat = add_heartbeat(url.expose_secret());
+    with_timeout("connect", Connection::connect(&with_heartbeat, properties)).await
+}
+
 /// An operation on the broker failed or timed out.
 #[derive(Debug, thiserror::Error)]
 #[error("broker: cannot {operation}: {cause}")]
@@ -58,10 +70,17 @@ async fn with_timeout<T>(doing: &'static str, wait: impl Future<Output = lapin::
     }
 }
 
-/// A connection to RabbitMQ.
+/// Access to RabbitMQ, over two connections: one that consumes, and one that publishes.
+///
+/// The broker blocks a connection that publishes while it is low on memory or disk space. Acknowledgements and heartbeats
+/// of the other one go on. Source: RabbitMQ's guide "Memory and Disk Alarms".
 pub struct Broker {
+    /// Consumes, acknowledges, declares and inspects.
     connection: Connection,
-    /// Kept until the connection is closed: lapin logs an error if a channel is dropped at the same moment.
+    /// Opened for the first publisher.
+    publish_connection: OnceCell<Connection>,
+    url: SecretString,
+    /// Kept until the connections are closed: lapin logs an error if a channel is dropped at the same moment.
     channels: Mutex<Vec<Channel>>,
     server: ServerAddress,
 }
@@ -99,10 +118,13 @@ impl Broker {
     ///
     /// [`BrokerError`] if the broker cannot be reached.
     pub async fn connect_without_topology(url: &SecretString) -> Result<Self, BrokerError> {
-        let properties = ConnectionProperties::default().with_connection_name("asset-worker".into());
-        let with_heartbeat = add_heartbeat(url.expose_secret());
-        let connection = with_timeout("connect", Connection::connect(&with_heartbeat, properties)).await?;
-        Ok(Self { connection, channels: Mutex::default(), server: ServerAddress::from_url(url.expose_secret()) })
+        Ok(Self {
+            connection: open_connection(url, "asset-worker").await?,
+            publish_connection: OnceCell::new(),
+            url: url.clone(),
+            channels: Mutex::default(),
+            server: ServerAddress::from_url(url.expose_secret()),
+        })
     }
 
     /// The state of the command queue. Does not declare it.
@@ -133,15 +155,30 @@ impl Broker {
         Ok(QueueMonitor(self.create_channel().await?))
     }
 
+    /// Opens a channel on the connection that consumes.
     async fn create_channel(&self) -> Result<Channel, BrokerError> {
-        let channel = with_timeout("open a channel", self.connection.create_channel()).await?;
+        self.open_channel(&self.connection).await
+    }
+
+    async fn open_channel(&self, connection: &Connection) -> Result<Channel, BrokerError> {
+        let channel = with_timeout("open a channel", connection.create_channel()).await?;
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
         Ok(channel)
     }
 
-    /// Creates a publisher with channels of its own.
-    pub async fn create_publisher(&self) -> Result<Publisher, BrokerError> {
-        Publisher::open(self.create_channel().await?, self.create_channel().await?, self.server.clone()).await
+    /// Creates a publisher with channels of its own, on the connection that publishes. A message waits for at most
+    /// `blocked_limit` while the broker blocks that connection.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] if the broker cannot be reached.
+    pub async fn create_publisher(&self, blocked_limit: Duration) -> Result<Publisher, BrokerError> {
+        let open = || open_connection(&self.url, "asset-worker publishing");
+        let connection = self.publish_connection.get_or_try_init(open).await?;
+        let open_channel = || self.open_channel(connection);
+        let channels = [open_channel().await?, open_channel().await?, open_channel().await?];
+        let confirms = Confirms::new(connection.status().clone(), blocked_limit);
+        Publisher::open(channels, confirms, self.server.clone()).await
     }
 
     /// Opens the stream of commands, which has not started.
@@ -160,7 +197,7 @@ impl Broker {
 
     /// Fetches the dead letters and holds them unacknowledged, see [`DeadLetters`].
     pub async fn hold_dead_letters(&self) -> Result<DeadLetters, BrokerError> {
-        DeadLetters::hold(self.create_channel().await?, self.create_publisher().await?).await
+        DeadLetters::hold(self.create_channel().await?, self.create_publisher(Duration::ZERO).await?).await
     }
 
     /// Starts to watch the events of all jobs and the dead-lettered commands.
@@ -168,10 +205,12 @@ impl Broker {
         EventWatcher::start(self.create_channel().await?).await
     }
 
-    /// Closes the connection, waiting at most 2 s for the broker.
+    /// Closes the connections, waiting at most 2 s for the broker.
     pub async fn close(self) {
-        // The result is ignored: the connection ends either way.
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
+        let closing = [Some(&self.connection), self.publish_connection.get()].into_iter().flatten();
+        let closing = closing.map(|connection| connection.close(200, "done".into()));
+        // The result is ignored: the connections end either way.
+        let _ = tokio::time::timeout(Duration::from_secs(2), join_all(closing)).await;
     }
 }
 

@@ -6,51 +6,59 @@ use std::time::{Duration, SystemTime};
 
 use domain::event::{CONTENT_TYPE, Event, EventKind};
 use domain::trace::TraceContext;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation};
-
+use lapin::{BasicProperties, Channel};
 use tokio::sync::Mutex;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
+use super::confirms::{Confirms, OutgoingMessage, PublishOutcome, PublisherState};
 use super::message::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_header, now_rfc3339};
 use super::topology::{COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name};
 use super::{BrokerError, ServerAddress, with_timeout};
 
 /// Maximum length of `otel.status_description`.
 const MAX_DESCRIPTION_CHARS: usize = 300;
-/// Delivery mode of messages that survive a restart of the broker.
-const PERSISTENT: u8 = 2;
 /// Maximum length of a rejection reason: one that lists every violation of a large command would be unreadable.
 const MAX_REASON_CHARS: usize = 2_000;
 
-/// Whether a published message was routed to a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PublishOutcome {
-    /// At least one queue received it.
-    Routed,
-    /// No queue is bound for its routing key.
-    Unrouted,
-}
-
-/// Publishes on channels of its own. Clones share them.
+/// Publishes on a connection of its own, which the broker may block. Clones share it.
 #[derive(Clone)]
 pub struct Publisher {
-    /// For messages that must reach a queue. lapin attaches a returned message to the next confirm of the channel, even
-    /// if that confirms another message, so only one message at a time is published on this channel.
-    mandatory_channel: Arc<Mutex<Channel>>,
+    /// For commands and dead letters.
+    commands: Arc<MandatoryChannel>,
+    /// For terminal events. A queue bound to them that confirms slowly does not hold up commands.
+    terminal_events: Arc<MandatoryChannel>,
     /// For `started` and `progress` events, which may be lost.
-    progress_channel: Channel,
+    progress_events: Channel,
+    confirms: Confirms,
     server: ServerAddress,
 }
 
+/// A channel for messages that must reach a queue. lapin attaches a returned message to the next confirm of the channel,
+/// even if that confirms another message, so only one message at a time is published.
+struct MandatoryChannel(Mutex<Channel>);
+
 impl Publisher {
-    pub(super) async fn open(certain: Channel, watching: Channel, server: ServerAddress) -> Result<Self, BrokerError> {
-        for channel in [&certain, &watching] {
+    /// Enables publisher confirms on the channels: for commands, terminal events and progress events.
+    pub(super) async fn open(
+        channels: [Channel; 3],
+        confirms: Confirms,
+        server: ServerAddress,
+    ) -> Result<Self, BrokerError> {
+        for channel in &channels {
             with_timeout("enable publisher confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         }
-        Ok(Self { mandatory_channel: Arc::new(Mutex::new(certain)), progress_channel: watching, server })
+        let [commands, terminal_events, progress_events] = channels;
+        let mandatory = |channel| Arc::new(MandatoryChannel(Mutex::new(channel)));
+        let (commands, terminal_events) = (mandatory(commands), mandatory(terminal_events));
+        Ok(Self { commands, terminal_events, progress_events, confirms, server })
+    }
+
+    /// Whether messages can be published.
+    pub fn state(&self) -> PublisherState {
+        self.confirms.state()
     }
 
     /// Host and port of the broker, for spans.
@@ -82,14 +90,28 @@ impl Publisher {
     /// Publishes a message as mandatory and reports whether a queue received it.
     async fn publish(
         &self,
+        channel: &MandatoryChannel,
         exchange: &str,
         key: &str,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<PublishOutcome, BrokerError> {
-        let channel = self.mandatory_channel.lock().await;
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        publish_confirmed(&channel, exchange, key, options, body, properties).await
+        let turn = self.confirms.within_limits(channel.0.lock()).await;
+        let channel = turn.map_err(|cause| BrokerError { operation: "publish a message", cause })?;
+        self.confirms.publish(&channel, OutgoingMessage { exchange, key, mandatory: true, body, properties }).await
+    }
+
+    /// Publishes a message that must reach a queue, in a span.
+    async fn publish_to_queue(
+        &self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+        span: Span,
+    ) -> Result<(), BrokerError> {
+        let publishing = self.publish(&self.commands, exchange, key, body, properties);
+        publish_in_span(async { require_routed(publishing.await?) }, span).await
     }
 
     /// Publishes a command. `trace` is called in the producer span; its result goes into the command's headers.
@@ -103,7 +125,7 @@ impl Publisher {
             BasicProperties::default().with_content_type("application/json".into()).with_timestamp(now.as_secs());
         let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
         let properties = properties.with_headers(trace_headers(span.in_scope(trace).as_ref()));
-        publish_in_span(self.enqueue(body, properties), span).await
+        self.publish_to_queue(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties, span).await
     }
 
     /// Publishes a command with the given properties.
@@ -117,11 +139,7 @@ impl Publisher {
         properties: BasicProperties,
     ) -> Result<(), BrokerError> {
         let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
-        publish_in_span(self.enqueue(body, properties), span).await
-    }
-
-    async fn enqueue(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
-        require_routed(self.publish(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties).await?)
+        self.publish_to_queue(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties, span).await
     }
 
     /// Publishes a command unchanged to the retry queue with this delay.
@@ -133,8 +151,7 @@ impl Publisher {
         let properties = forwarded_properties(&message.properties);
         let queue = retry_queue_name(delay);
         let span = self.publish_span("", &queue, "send");
-        publish_in_span(async { require_routed(self.publish("", &queue, &message.body, properties).await?) }, span)
-            .await
+        self.publish_to_queue("", &queue, &message.body, properties, span).await
     }
 
     /// Publishes a command unchanged to the end of its queue.
@@ -159,18 +176,13 @@ impl Publisher {
         headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now_rfc3339().into()));
         let properties = forwarded.with_headers(headers);
         let span = self.publish_span(DEAD_LETTER_EXCHANGE, GENERATE_KEY, "send");
-        publish_in_span(
-            async {
-                require_routed(self.publish(DEAD_LETTER_EXCHANGE, GENERATE_KEY, &message.body, properties).await?)
-            },
-            span,
-        )
-        .await
+        self.publish_to_queue(DEAD_LETTER_EXCHANGE, GENERATE_KEY, &message.body, properties, span).await
     }
 
     /// Publishes an event and reports whether a queue received it.
     ///
-    /// For `started` and `progress` events this is not known: the result is always [`PublishOutcome::Routed`].
+    /// For `started` and `progress` events this is not known: the result is always [`PublishOutcome::Routed`]. They are
+    /// dropped while the broker blocks the connection.
     ///
     /// # Errors
     ///
@@ -187,17 +199,17 @@ impl Publisher {
         let published = async {
             match event.kind {
                 EventKind::Started | EventKind::Progress => {
-                    publish_confirmed(
-                        &self.progress_channel,
-                        EVENTS_EXCHANGE,
-                        key,
-                        BasicPublishOptions::default(),
-                        body,
-                        properties,
-                    )
-                    .await
+                    let message =
+                        OutgoingMessage { exchange: EVENTS_EXCHANGE, key, mandatory: false, body, properties };
+                    tokio::select! {
+                        biased;
+                        () = self.confirms.until_blocked() => Ok(PublishOutcome::Routed),
+                        published = self.confirms.publish(&self.progress_events, message) => published,
+                    }
                 }
-                EventKind::Completed | EventKind::Failed => self.publish(EVENTS_EXCHANGE, key, body, properties).await,
+                EventKind::Completed | EventKind::Failed => {
+                    self.publish(&self.terminal_events, EVENTS_EXCHANGE, key, body, properties).await
+                }
             }
         };
         publish_in_span(published, span).await
@@ -233,28 +245,6 @@ fn trace_headers(trace: Option<&TraceContext>) -> FieldTable {
         }
     }
     headers
-}
-
-async fn publish_confirmed(
-    channel: &Channel,
-    exchange: &str,
-    key: &str,
-    options: BasicPublishOptions,
-    body: &[u8],
-    properties: BasicProperties,
-) -> Result<PublishOutcome, BrokerError> {
-    let operation = "publish a message";
-    let properties = properties.with_delivery_mode(PERSISTENT);
-    let confirmation = with_timeout(operation, async {
-        channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await
-    })
-    .await?;
-    match confirmation {
-        Confirmation::Ack(None) => Ok(PublishOutcome::Routed),
-        Confirmation::Ack(Some(_)) => Ok(PublishOutcome::Unrouted),
-        Confirmation::Nack(_) => Err(BrokerError { operation, cause: "nacked by the broker".to_owned() }),
-        Confirmation::NotRequested => Err(BrokerError { operation, cause: "publisher confirms are off".to_owned() }),
-    }
 }
 
 /// The producer's properties that are kept when a command is published to another queue.

@@ -198,11 +198,18 @@ impl ServiceProvider {
     ///
     /// If it is unavailable; the message says how to provide it.
     pub async fn rabbitmq(&self) -> Result<RabbitMq> {
-        if !self.containers_only
-            && let Some(given) = rabbitmq_from_env()?
-        {
-            return Ok(given);
+        match rabbitmq_from_env()? {
+            Some(given) if !self.containers_only => Ok(given),
+            _ => self.own_rabbitmq().await,
         }
+    }
+
+    /// Starts a RabbitMQ that nothing else uses, even if the environment names one.
+    ///
+    /// # Errors
+    ///
+    /// As [`rabbitmq`](Self::rabbitmq).
+    pub async fn own_rabbitmq(&self) -> Result<RabbitMq> {
         let no_container = match docker::rabbitmq().await {
             Ok(container) => return Ok(container),
             Err(why) => self.check_fallback_allowed(why)?,
@@ -242,7 +249,7 @@ impl ServiceProvider {
     fn check_fallback_allowed(&self, container_error: anyhow::Error) -> Result<anyhow::Error> {
         if self.containers_only {
             return Err(container_error
-                .context("a Docker engine that can provide rabbitmq:3-management and postgres:15 is needed"));
+                .context("a Docker engine that can provide rabbitmq:4-management and postgres:17 is needed"));
         }
         Ok(container_error)
     }
@@ -275,6 +282,20 @@ impl RabbitMq {
     /// Stops the service; has no effect if it was given by its URL.
     pub async fn stop(self) {
         self.handle.stop().await;
+    }
+
+    /// Runs `rabbitmqctl` with these arguments and returns its output.
+    ///
+    /// # Errors
+    ///
+    /// If the service was given by its URL or the command fails.
+    pub async fn control(&self, arguments: &[&str]) -> Result<String> {
+        match &self.handle {
+            ServiceHandle::RabbitMq(server) => server.control(arguments).await,
+            #[cfg(feature = "containers")]
+            ServiceHandle::Container(container) => container.execute(&[&["rabbitmqctl"], arguments].concat()).await,
+            ServiceHandle::Nothing | ServiceHandle::Postgres(_) => bail!("rabbitmqctl needs a broker of this program"),
+        }
     }
 
     /// Stops the broker gracefully and starts it again after `away`; its data is kept.

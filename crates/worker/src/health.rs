@@ -31,6 +31,9 @@ pub(crate) use server::ProbeServer;
 /// Longer than every wait of the loop: 15 s for a response of the broker, a minute between attempts to connect to it.
 const STUCK_AFTER: Duration = Duration::from_mins(2);
 
+/// What a worker needs to be ready.
+const DEPENDENCIES: [&str; 3] = ["broker", "database", "storage"];
+
 /// The health of the worker. Clones share its state.
 #[derive(Clone)]
 pub struct Health {
@@ -42,6 +45,11 @@ struct HealthState {
     /// Milliseconds from `started` to the last heartbeat.
     last_heartbeat_ms: AtomicU64,
     broker_connected: AtomicBool,
+    publishing_blocked: AtomicBool,
+    /// For each of [`DEPENDENCIES`] whether the last check found it available.
+    available: Mutex<[Option<bool>; DEPENDENCIES.len()]>,
+    /// Number of applied migrations that this version does not know.
+    unknown_migrations: OnceLock<usize>,
     stopping: AtomicBool,
     ready: AtomicBool,
     jobs_in_flight: AtomicUsize,
@@ -66,6 +74,9 @@ impl Default for Health {
             started: Instant::now(),
             last_heartbeat_ms: AtomicU64::new(0),
             broker_connected: AtomicBool::new(false),
+            publishing_blocked: AtomicBool::new(false),
+            available: Mutex::default(),
+            unknown_migrations: OnceLock::new(),
             stopping: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             jobs_in_flight: AtomicUsize::new(0),
@@ -96,6 +107,12 @@ impl Health {
     /// Sets whether commands can be received from the broker.
     pub fn set_broker_connected(&self, connected: bool) {
         self.state.broker_connected.store(connected, Ordering::Relaxed);
+        self.set_publishing_blocked(false);
+    }
+
+    /// Sets whether the broker blocks publishing because it is low on memory or disk space.
+    pub(crate) fn set_publishing_blocked(&self, blocked: bool) {
+        self.state.publishing_blocked.store(blocked, Ordering::Relaxed);
     }
 
     /// Marks the worker as shutting down: `/readyz` answers 503 from now on.
@@ -131,6 +148,12 @@ impl Health {
         let _ = self.state.gate.set(gate);
     }
 
+    /// Sets the number of applied migrations that this version does not know: a newer version has applied them.
+    pub(crate) fn set_unknown_migrations(&self, count: usize) {
+        // Called once, when the worker has opened the database.
+        let _ = self.state.unknown_migrations.set(count);
+    }
+
     /// Reads or updates the statistics of the command queue.
     pub(crate) fn with_queue<T>(&self, update: impl FnOnce(&mut QueueStats) -> T) -> T {
         update(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
@@ -142,11 +165,20 @@ impl Health {
             Some(looks) => tokio::join!(looks.check_database(), looks.check_storage(), looks.check_key()),
             None => (missing(), missing(), Ok(())),
         };
-        let broker =
-            if self.state.broker_connected.load(Ordering::Relaxed) { Ok(()) } else { Err("not connected".to_owned()) };
+        let broker = if !self.state.broker_connected.load(Ordering::Relaxed) {
+            Err("not connected".to_owned())
+        } else if self.state.publishing_blocked.load(Ordering::Relaxed) {
+            Err("publishing is blocked: the broker is low on memory or disk space".to_owned())
+        } else {
+            Ok(())
+        };
         let stopping = self.state.stopping.load(Ordering::Relaxed);
         // A refused key does not make the worker unready: a rollout must be able to repair it.
-        let ready = !stopping && [&broker, &database, &storage].iter().all(|part| part.is_ok());
+        let available = [&broker, &database, &storage].map(Result::is_ok);
+        if self.state.checks.get().is_some() {
+            *self.state.available.lock().unwrap_or_else(PoisonError::into_inner) = available.map(Some);
+        }
+        let ready = !stopping && available == [true; DEPENDENCIES.len()];
         self.state.ready.store(ready, Ordering::Relaxed);
         let status = if ready {
             "ok"
@@ -190,6 +222,27 @@ impl Health {
             &names::READY,
             &[],
             state(|state| Some(f64::from(u8::from(state.ready.load(Ordering::Relaxed))))),
+        );
+        for (position, dependency) in DEPENDENCIES.into_iter().enumerate() {
+            let state = self.state.clone();
+            metrics.register_gauge(
+                &names::DEPENDENCY_AVAILABLE,
+                &[KeyValue::new("dependency", dependency)],
+                move || {
+                    let available = state.available.lock().unwrap_or_else(PoisonError::into_inner);
+                    Some(f64::from(u8::from(available[position]?)))
+                },
+            );
+        }
+        metrics.register_gauge(
+            &names::UNKNOWN_MIGRATIONS,
+            &[],
+            state(|state| state.unknown_migrations.get().copied().map(count_to_f64)),
+        );
+        metrics.register_gauge(
+            &names::PUBLISHING_BLOCKED,
+            &[],
+            state(|state| Some(f64::from(u8::from(state.publishing_blocked.load(Ordering::Relaxed))))),
         );
         metrics.register_gauge(
             &names::JOBS_IN_FLIGHT,

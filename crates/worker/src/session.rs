@@ -67,13 +67,9 @@ impl Session {
 
     /// Handles messages until `stop` is cancelled or the broker is lost.
     ///
-    /// `dead_lettered` consumes dead-lettered messages; the broker counts as lost when it completes.
-    pub(crate) async fn serve(
-        mut self,
-        stop: &CancellationToken,
-        dead_lettered: impl Future<Output = ()>,
-    ) -> SessionEnd {
-        let mut dead_lettered = pin!(dead_lettered);
+    /// The broker counts as lost for the given cause when `lost` completes.
+    pub(crate) async fn serve(mut self, stop: &CancellationToken, lost: impl Future<Output = String>) -> SessionEnd {
+        let mut lost = pin!(lost);
         let (gate, can_take_commands) = (self.gate.clone(), AtomicBool::new(false));
         let mut probing = pin!(gate.poll_probes(&can_take_commands));
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
@@ -121,7 +117,7 @@ impl Session {
                     }
                 }
                 never = &mut probing => match never {},
-                () = &mut dead_lettered => break Some("the consumer of dead-lettered messages ended".to_owned()),
+                cause = &mut lost => break Some(cause),
             }
         };
         self.shutdown.stop.cancel();

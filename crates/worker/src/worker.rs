@@ -5,7 +5,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use broker::{Broker, BrokerError, QueueState, Topology};
+use broker::{Broker, BrokerError, Publisher, PublisherState, QueueState, Topology};
+use store::{SchemaState, Store};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,12 @@ use crate::telemetry::{Metrics, Telemetry};
 
 /// A session that lasts longer than this resets the reconnect backoff.
 const MIN_HEALTHY_SESSION: Duration = Duration::from_secs(30);
+
+/// How long a message waits for the broker to unblock publishing. Then the session ends: a delivery must not be held until
+/// the broker takes it back, after 30 minutes.
+const MAX_PUBLISH_BLOCKED: Duration = Duration::from_mins(10);
+/// Interval at which the state of the publisher is read.
+const PUBLISHER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the worker could not run.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +89,7 @@ async fn open_and_supervise(
     let retryable = |error: &BootstrapError| matches!(error, BootstrapError::Store(_));
     let resources = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
     let Some((store, storage)) = resources else { return Ok(()) };
+    report_unknown_migrations(&store, health).await;
     let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics)?;
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
     health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
@@ -91,6 +99,16 @@ async fn open_and_supervise(
     tokio::select! {
         () = run_sessions_until_stopped(settings, &runner, health, stop) => Ok(()),
         never = runner.gate().poll() => match never {},
+    }
+}
+
+/// Reports that a newer version has migrated the database, as after a roll-back.
+async fn report_unknown_migrations(store: &Store, health: &Health) {
+    // An error is ignored: the next operation on the database meets it too.
+    let Ok(SchemaState { newer, .. }) = store.read_schema_state().await else { return };
+    health.set_unknown_migrations(newer.len());
+    if !newer.is_empty() {
+        warn!(?newer, "a newer version has migrated the database; its migrations are ignored");
     }
 }
 
@@ -144,18 +162,45 @@ async fn run_session(
 ) -> Result<SessionEnd, BrokerError> {
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
     let consumer = CommandConsumer::new(broker.open_command_stream().await?, prefetch);
-    let publisher = broker.create_publisher().await?;
-    let handler = CommandHandler::new(runner.clone(), publisher, bootstrap::rules(), &settings.jobs);
+    let publisher = broker.create_publisher(MAX_PUBLISH_BLOCKED).await?;
+    let handler = CommandHandler::new(runner.clone(), publisher.clone(), bootstrap::rules(), &settings.jobs);
     health.set_broker_connected(true);
     info!(prefetch, "connected to the broker; consuming commands while the account gate is open");
     // Boxed to keep this future, and those that contain it, small.
     let dead_lettered =
         Box::pin(handle_delivery_limit_queue(broker.consume_delivery_limit_queue().await?, handler.clone()));
+    let lost = async {
+        tokio::select! {
+            () = dead_lettered => "the consumer of dead-lettered messages ended".to_owned(),
+            cause = watch_publisher(&publisher, health) => cause,
+        }
+    };
     let queue_watch = Box::pin(update_queue_gauges(broker, health));
     let session = Session::new(consumer, runner.gate(), handler, settings.shutdown_grace, stop, health);
     tokio::select! {
-        ended = Box::pin(session.serve(stop, dead_lettered)) => Ok(ended),
+        ended = Box::pin(session.serve(stop, lost)) => Ok(ended),
         never = queue_watch => match never {},
+    }
+}
+
+/// Reports whether the broker blocks publishing. Returns the cause when the publisher cannot be used any more.
+async fn watch_publisher(publisher: &Publisher, health: &Health) -> String {
+    let mut ticks = tokio::time::interval(PUBLISHER_INTERVAL);
+    let mut was_blocked = false;
+    loop {
+        ticks.tick().await;
+        let is_blocked = match publisher.state() {
+            PublisherState::Failed(cause) => return cause,
+            PublisherState::Blocked => true,
+            PublisherState::Ready => false,
+        };
+        health.set_publishing_blocked(is_blocked);
+        match (was_blocked, is_blocked) {
+            (false, true) => warn!("the broker blocks publishing: it is low on memory or disk space; messages wait"),
+            (true, false) => info!("the broker does not block publishing any more"),
+            (true, true) | (false, false) => {}
+        }
+        was_blocked = is_blocked;
     }
 }
 

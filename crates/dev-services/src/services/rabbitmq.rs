@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
 use super::{RabbitMq, ServiceHandle};
 use crate::process::{self, Process, Signal, command_with_death_signal, log_tail};
@@ -72,11 +73,26 @@ pub(super) async fn start(program: &Path, folder: &Path) -> Result<RabbitMq> {
 impl PrivateServer {
     /// Starts the broker with the data in its folder and returns when it answers.
     pub(super) async fn launch(&mut self) -> Result<()> {
+        self.epmd_process = start_epmd(self.epmd_address, &self.folder).await?;
+        let log = self.folder.join("rabbitmq.log");
+        let command = self.command(&self.program);
+        let process = self.process.insert(Process::start_logged("rabbitmq-server", command, &log)?);
+        let started = wait_until_ready(process, &self.api_url).await;
+        started.with_context(|| format!("RabbitMQ did not start; end of its log:\n{}", log_tail(&log)))
+    }
+
+    /// Runs `rabbitmqctl` on this node and returns its output.
+    pub(super) async fn control(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.command(&self.program.with_file_name("rabbitmqctl")).args(arguments).output().await?;
+        let printed = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        ensure!(output.status.success(), "rabbitmqctl {arguments:?}: {printed:?}");
+        Ok(printed.concat())
+    }
+
+    /// A command with the environment of this node. The environment and the files of the user's own broker do not apply.
+    fn command(&self, program: &Path) -> Command {
         let folder = &self.folder;
-        self.epmd_process = start_epmd(self.epmd_address, folder).await?;
-        let log = folder.join("rabbitmq.log");
-        let mut command = command_with_death_signal(&self.program, "TERM");
-        // The environment and the files of the user's own broker must not apply.
+        let mut command = command_with_death_signal(program, "TERM");
         command
             .env_clear()
             .current_dir(folder)
@@ -96,9 +112,7 @@ impl PrivateServer {
             .env("RABBITMQ_LOG_BASE", folder.join("log"))
             .env("RABBITMQ_PID_FILE", folder.join("pid"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join(PLUGINS_FILE));
-        let process = self.process.insert(Process::start_logged("rabbitmq-server", command, &log)?);
-        let started = wait_until_ready(process, &self.api_url).await;
-        started.with_context(|| format!("RabbitMQ did not start; end of its log:\n{}", log_tail(&log)))
+        command
     }
 
     /// Stops the broker, then its port mapper.

@@ -1,5 +1,7 @@
 //! `jobs`: lists and shows jobs, and publishes terminal events again.
 
+use std::time::Duration;
+
 use broker::{Broker, PublishOutcome, Publisher, Topology};
 use domain::event::Event;
 use serde::Serialize;
@@ -90,7 +92,7 @@ async fn republish(
         selected.push((*id, terminal.event));
     }
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
-    let publisher = broker.create_publisher().await?;
+    let publisher = broker.create_publisher(Duration::ZERO).await?;
     let mut republished = Republished::default();
     for (id, event) in selected {
         republished.publish(store, &publisher, id, &event).await?;

@@ -44,7 +44,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     let watch = if options.wait { Some(broker.watch_events().await?) } else { None };
     let body = serde_json::to_vec(&command).expect("a command serialises");
     let submitting = async {
-        let publisher = broker.create_publisher().await?;
+        let publisher = broker.create_publisher(Duration::ZERO).await?;
         publisher.submit(&body, trace::current_context).await
     };
     let span = info_span!("submit", job.id = %command.job_id, project.id = command.project_id);

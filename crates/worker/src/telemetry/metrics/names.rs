@@ -158,8 +158,23 @@ pub(crate) const RECONNECTS: MetricSpec = counter(
     "{connection}",
     "Connections to the broker that replaced a lost connection",
 );
+pub(crate) const PUBLISHING_BLOCKED: MetricSpec = gauge(
+    "asset_worker.broker.publishing_blocked",
+    "",
+    "1 while RabbitMQ blocks publishing because it is low on memory or disk space, else 0; noticed at the first message that is published meanwhile",
+);
 pub(crate) const READY: MetricSpec =
     gauge("asset_worker.ready", "", "1 if /readyz answers 200, else 0; updated at least every five seconds");
+pub(crate) const DEPENDENCY_AVAILABLE: MetricSpec = gauge(
+    "asset_worker.dependency.available",
+    "",
+    "1 if /readyz finds this dependency available (broker, database, storage), else 0; absent before database and storage are opened",
+);
+pub(crate) const UNKNOWN_MIGRATIONS: MetricSpec = gauge(
+    "asset_worker.database.unknown_migrations",
+    "",
+    "Migrations in the database that this version does not know, because a newer version applied them; read at start",
+);
 pub(crate) const GATE_CLOSED: MetricSpec = gauge(
     "asset_worker.gate.closed",
     "",
