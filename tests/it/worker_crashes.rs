@@ -120,36 +120,44 @@ async fn worker_killed_before_acknowledgement_repeats_identical_terminal_event()
     Ok(())
 }
 
-/// A job whose worker was killed or stopped with SIGTERM continues before jobs that were queued later.
-async fn check_job_resumes_first(signal: Signal) -> Result<()> {
+/// A job whose workers are killed or stopped one after the other continues before jobs that were queued later.
+async fn check_job_resumes_first(signals: &[Signal]) -> Result<()> {
     let mut env = TestEnv::new().await?;
     env.sandbox.set_sketch(true);
     env.set("WORKER_MAX_IN_FLIGHT_JOBS", "1");
     let mut worker = env.start_ready_worker().await?;
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
-    let first = command(7, &["A fox", "A bear [fault:slow=1000]", "An owl"], &json!({"max_concurrent": 1}));
+    let slow = ["A bear [fault:slow=1000]", "An owl [fault:slow=1000]", "A cow [fault:slow=1000]"];
+    let descriptions = [&["A fox"], &slow[..], &["A hen"]].concat();
+    let first = command(7, &descriptions, &json!({"max_concurrent": 1}));
     producer.publish(&first).await?;
     for _ in 0..5 {
         producer.publish(&command(7, &["A cat"], &json!({}))).await?;
     }
-    events.wait_for("progress").await?;
-    worker.signal(signal);
-    worker.wait_for_exit().await?;
-    let _next = env.start_ready_worker().await?;
+    for signal in signals {
+        events.wait_for("progress").await?;
+        worker.signal(*signal);
+        worker.wait_for_exit().await?;
+        worker = env.start_ready_worker().await?;
+    }
     let data = events.wait_for_data("completed").await?;
     assert_eq!(data["job_id"], first["job_id"]);
+    worker.signal(Signal::TERM);
+    worker.wait_for_exit().await?;
+    assert_eq!(producer.ready_count("assets.generate.dead").await?, 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn job_of_killed_worker_resumes_before_later_jobs() -> Result<()> {
-    check_job_resumes_first(Signal::KILL).await
+    check_job_resumes_first(&[Signal::KILL]).await
 }
 
+/// As in a rolling update that reaches the job's next worker too.
 #[tokio::test]
-async fn job_of_stopped_worker_resumes_before_later_jobs() -> Result<()> {
-    check_job_resumes_first(Signal::TERM).await
+async fn job_of_two_stopped_workers_resumes_before_later_jobs() -> Result<()> {
+    check_job_resumes_first(&[Signal::TERM, Signal::TERM]).await
 }
 
 /// A job that crashes its workers is not retried forever.
@@ -191,14 +199,12 @@ async fn crashing_command_is_dead_lettered_and_its_job_fails() -> Result<()> {
 #[tokio::test]
 async fn known_job_continues_after_delivery_limit_is_exceeded() -> Result<()> {
     let mut env = TestEnv::new().await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "after_claim");
     let mut worker = env.start_ready_worker().await?;
     let producer = env.connect_broker().await?;
-    let order = command(7, &["A fox [fault:slow=800]", "A bear [fault:status=503 x4]"], &json!({"max_concurrent": 1}));
+    let order = command(7, &["A fox", "A bear [fault:status=503 x4]"], &json!({"max_concurrent": 1}));
     producer.publish(&order).await?;
-    let asked = async || (env.sandbox.ledger().requests == 1).then_some(());
-    dev_services::wait::wait_until("the first request", integration_tests::WAIT_TIMEOUT, asked).await?;
-    worker.signal(Signal::TERM);
-    worker.wait_for_exit().await?;
+    kill_at_failpoint(&mut worker, "after_claim").await?;
     env.set("ASSET_WORKER_PAUSE_AT", "before_parse");
     for _ in 0..2 {
         kill_at_failpoint(&mut env.start_ready_worker().await?, "before_parse").await?;

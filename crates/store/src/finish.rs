@@ -2,7 +2,7 @@
 
 use domain::event::{Event, JobError};
 use domain::outcome::ImageState;
-use domain::state::job as step;
+use domain::state::{JobState, job as step};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use time::OffsetDateTime;
@@ -35,6 +35,8 @@ pub struct JobEnd<'a> {
 pub struct KnownJob {
     /// Its terminal event, if the job has ended.
     pub terminal_event: Option<TerminalEvent>,
+    /// Whether a worker has claimed it and neither ended nor released it. That worker is running it or was lost.
+    pub is_running: bool,
 }
 
 /// Maximum number of events of one query; a terminal event can take a megabyte.
@@ -94,7 +96,8 @@ impl Store {
     pub async fn find_job(&self, job_id: Uuid) -> Result<Option<KnownJob>, StoreError> {
         async {
             let row = job::Entity::find_by_id(job_id).one(&self.db).with_timeout("find a job").await?;
-            Ok(row.map(|row| KnownJob { terminal_event: terminal_event(&row) }))
+            let is_running = |row: &job::Model| row.status == JobState::Running.as_str();
+            Ok(row.map(|row| KnownJob { terminal_event: terminal_event(&row), is_running: is_running(&row) }))
         }
         .instrument(self.operation_span("find", "jobs"))
         .await

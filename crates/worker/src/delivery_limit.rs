@@ -75,12 +75,12 @@ async fn fail_or_resume_job(handler: &CommandHandler, message: &Message) -> Resu
     let span = info_span!("job", job.id = %job_id, project.id = project_id);
     let ending = async {
         match handler.store().find_job(job_id).await? {
-            Some(KnownJob { terminal_event: None }) => {
+            Some(KnownJob { terminal_event: None, .. }) => {
                 handler.publisher.requeue_at_end(message).await?;
                 warn!("delivery limit exceeded; the command of the unfinished job is requeued");
                 return Ok(());
             }
-            Some(KnownJob { terminal_event: Some(terminal) }) => {
+            Some(KnownJob { terminal_event: Some(terminal), .. }) => {
                 handler.publish_terminal_event(job_id, &terminal).await?;
             }
             None => {

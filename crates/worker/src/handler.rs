@@ -100,9 +100,9 @@ impl CommandHandler {
                     let lease_wait = if message.was_redelivered() { self.lease_wait } else { Duration::ZERO };
                     let options = RunOptions { trace: trace.as_ref(), urgent: message.is_urgent(), lease_wait };
                     let running = async {
-                        if message.is_last_delivery() && self.is_job_unfinished(command.job_id).await? {
-                            // Republished: otherwise, losing one more worker would exceed the delivery limit. The row
-                            // of a known job counts its lost workers.
+                        if message.is_last_delivery() && self.may_have_lost_worker(command.job_id).await? {
+                            // Republished: losing one more worker would exceed the delivery limit. The row of a known
+                            // job counts its lost workers. A job that its workers released goes on.
                             return self
                                 .apply_outcome(&message, &command, JobOutcome::RetryAfter(self.leased_delay))
                                 .await;
@@ -198,9 +198,9 @@ impl CommandHandler {
         Err(InvalidCommand { violations, key })
     }
 
-    /// Whether the job is known and has not ended.
-    async fn is_job_unfinished(&self, job_id: Uuid) -> Result<bool, StoreError> {
-        Ok(self.store().find_job(job_id).await?.is_some_and(|job| job.terminal_event.is_none()))
+    /// Whether the last worker that claimed the job has not released it.
+    async fn may_have_lost_worker(&self, job_id: Uuid) -> Result<bool, StoreError> {
+        Ok(self.store().find_job(job_id).await?.is_some_and(|job| job.is_running))
     }
 
     /// Applies the outcome of a job: publishes its terminal event, or retries, requeues or dead-letters its command.
@@ -230,9 +230,9 @@ impl CommandHandler {
                 self.publisher.retry_later(message, self.leased_delay).await?;
                 Settlement::Acknowledge
             }
-            JobOutcome::Interrupted if !message.was_redelivered() => {
+            // A requeue counts towards the delivery limit, before RabbitMQ 4.3.
+            JobOutcome::Interrupted if !message.is_last_delivery() => {
                 info!("job interrupted; command returned to the head of the queue");
-                // Only once: each requeue counts towards the delivery limit.
                 Settlement::Requeue
             }
             JobOutcome::Interrupted | JobOutcome::Preempted => {
