@@ -65,12 +65,24 @@ fn manifest_variables_are_documented_and_secrets_are_references() -> Result<()> 
         .cloned();
     let by_reference = env.iter().filter_map(|variable| variable["name"].as_str().map(str::to_owned));
     for name in plain.clone().chain(by_reference).chain(composed) {
-        assert!(CONFIGURATION.contains(&format!("`{name}`")), "{name} is not in docs/configuration.md");
+        let setting = name.strip_suffix("_FILE").unwrap_or(&name);
+        assert!(CONFIGURATION.contains(&format!("`{setting}`")), "{name} is not in docs/configuration.md");
     }
     for name in plain {
         assert!(!name.contains("KEY") && name != "AMQP_URL" && name != "DATABASE_URL", "{name} may hold a secret");
     }
-    assert!(env.iter().all(|variable| variable["valueFrom"]["secretKeyRef"]["name"] == "asset-worker"));
+    let pod = manifest("Deployment")?["spec"]["template"]["spec"].clone();
+    let (volume, mount) = (&pod["volumes"][0], &container["volumeMounts"][0]);
+    assert_eq!((&volume["secret"]["secretName"], &volume["name"]), (&json!("asset-worker"), &mount["name"]));
+    let file = format!(
+        "{}/{}",
+        mount["mountPath"].as_str().unwrap_or_default(),
+        volume["secret"]["items"][0]["path"].as_str().unwrap_or_default()
+    );
+    for variable in env {
+        let is_file = variable["name"] == "STABILITY_API_KEY_FILE" && variable["value"] == file.as_str();
+        assert!(is_file || variable["valueFrom"]["secretKeyRef"]["name"] == "asset-worker", "{variable}");
+    }
     Ok(())
 }
 

@@ -445,3 +445,54 @@ async fn backlog_survives_a_flapping_gate() -> Result<()> {
     assert_eq!(producer.ready_count("assets.generate.dead").await?, 0);
     Ok(())
 }
+
+/// Creates an environment whose programs read the API key from a file; returns the file.
+async fn env_with_key_file() -> Result<(TestEnv, std::path::PathBuf)> {
+    let mut env = TestEnv::new().await?;
+    let file = env.folder().join("stability-api-key");
+    std::fs::write(&file, format!("{API_KEY}\n"))?;
+    env.set("STABILITY_API_KEY", "");
+    env.set("STABILITY_API_KEY_FILE", file.display().to_string());
+    Ok((env, file))
+}
+
+/// A worker notices that its key was replaced in its file, without a restart.
+#[tokio::test]
+async fn key_replaced_in_its_file_opens_the_gate() -> Result<()> {
+    let (env, file) = env_with_key_file().await?;
+    env.sandbox.set_keys(&["sk-new"]);
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    worker.wait_for_log(CLOSED).await?;
+    // A file that cannot be used changes nothing.
+    std::fs::write(&file, "")?;
+    worker.wait_for_log("the former key stays in use").await?;
+    std::fs::write(&file, "sk-new")?;
+    let data = events.wait_for_data("completed").await?;
+    assert_eq!(data["cost_usd"], json!(0.02));
+    worker.wait_for_log("API key replaced by the one in its file").await?;
+    assert!(!worker.log().contains("sk-"), "{}", worker.log());
+    Ok(())
+}
+
+/// The key is replaced and revoked during a job: neither an attempt nor an image is lost, and the gate stays open.
+#[tokio::test]
+async fn key_replaced_during_a_job_costs_no_attempt() -> Result<()> {
+    let (mut env, file) = env_with_key_file().await?;
+    env.set("WORKER_JOB_MAX_ATTEMPTS", "1");
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    let descriptions = ["A fox [fault:slow=1000]", "A bear", "An owl"];
+    producer.publish(&command(1, &descriptions, &json!({"max_concurrent": 1}))).await?;
+    wait_until("a request", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests == 1).then_some(())).await?;
+    std::fs::write(&file, "sk-new")?;
+    env.sandbox.set_keys(&["sk-new"]);
+    assert_eq!(events.wait_for_data("completed").await?["succeeded"], 3);
+    assert_eq!(env.sandbox.ledger().charged, 3);
+    assert!(!worker.log().contains(CLOSED), "{}", worker.log());
+    assert_eq!(env.query_rows("SELECT attempts FROM jobs").await?, [json!({"attempts": 0})]);
+    Ok(())
+}

@@ -156,6 +156,25 @@ async fn refused_gemini_key_fails_without_retries_and_never_leaks() -> Result<()
 }
 
 #[tokio::test]
+async fn gemini_key_replaced_in_its_file_is_used_by_the_next_job() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    let _gemini = env.start_gemini().await?;
+    let file = env.folder().join("gemini-api-key");
+    std::fs::write(&file, "gm-wrong")?;
+    env.set("GEMINI_API_KEY", "");
+    env.set("GEMINI_API_KEY_FILE", file.display().to_string());
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(1, &["一隻狐狸"], &json!({}))).await?;
+    assert_eq!(failure_codes(&events.wait_for_data("failed").await?), ["translation_unavailable"]);
+    std::fs::write(&file, "gm-sandbox")?;
+    producer.publish(&command(1, &["一隻狐狸"], &json!({}))).await?;
+    events.wait_for_data("completed").await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn invalid_phrase_book_prevents_the_start() -> Result<()> {
     let mut env = TestEnv::new().await?;
     env.write_phrase_book(&json!({"一隻狐狸": "狐狸"}))?;

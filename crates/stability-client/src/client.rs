@@ -13,6 +13,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::account::{Balance, EngineListing};
+use crate::api_key::ApiKey;
 use crate::call_options::CallOptions;
 use crate::error::{ApiFailure, Error, UnusableImage};
 use crate::fair_scheduler::{FairScheduler, Turn};
@@ -314,6 +315,16 @@ impl Client {
             otel.status_code = Empty,
             otel.status_description = Empty,
         )
+    }
+
+    /// Uses another API key for the requests that are sent from now on, also those of clones and of calls that are
+    /// running. Requests in flight keep their key.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] if the key contains characters that are not allowed in a header; the former key stays.
+    pub fn replace_api_key(&self, key: impl Into<ApiKey>) -> Result<(), BuildError> {
+        self.inner.transport.replace_api_key(key.into()).map_err(BuildError::new)
     }
 
     /// Returns the number of calls that hold a turn: those that wait for the quota or have a request in flight.

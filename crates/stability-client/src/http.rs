@@ -1,5 +1,6 @@
 //! HTTP transport: the only module that uses `reqwest`.
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -27,6 +28,15 @@ pub(crate) trait Transport: Send + Sync {
     /// [`MAX_BODY_BYTES`].
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error>;
 
+    /// Uses another key for the requests that are sent from now on.
+    ///
+    /// # Errors
+    ///
+    /// Why the key cannot be used; the former one stays.
+    fn replace_api_key(&self, _key: ApiKey) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Host and port of the server, if known.
     fn server_address(&self) -> Option<(String, u16)> {
         None
@@ -49,18 +59,36 @@ pub(crate) struct HttpSettings {
 pub(crate) struct Http {
     client: reqwest::Client,
     base_url: Url,
+    /// The key of requests that are sent from now on. A request in flight keeps its own.
+    credentials: RwLock<Arc<Credentials>>,
+}
+
+/// An API key and the header that carries it.
+struct Credentials {
     api_key: ApiKey,
+    authorization: HeaderValue,
+}
+
+impl Credentials {
+    fn new(api_key: ApiKey) -> Result<Self, String> {
+        let mut authorization = HeaderValue::from_str(&api_key.bearer())
+            .map_err(|_| "the API key contains characters that are not allowed in a header".to_owned())?;
+        authorization.set_sensitive(true);
+        Ok(Self { api_key, authorization })
+    }
+
+    /// Redacts the API key in the body of an error response, because parts of the body appear in error texts.
+    fn redact(&self, body: &[u8]) -> Vec<u8> {
+        self.api_key.redact(&String::from_utf8_lossy(body)).into_bytes()
+    }
 }
 
 impl Http {
     pub(crate) fn new(settings: HttpSettings) -> Result<Self, String> {
         // Fails only if the process has already installed a crypto provider, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut key = HeaderValue::from_str(&settings.api_key.bearer())
-            .map_err(|_| "the API key contains characters that are not allowed in a header".to_owned())?;
-        key.set_sensitive(true);
+        let credentials = RwLock::new(Arc::new(Credentials::new(settings.api_key)?));
         let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, key);
         let value = |name: &str, text: &str| {
             HeaderValue::from_str(text)
                 .map_err(|_| format!("{name}: {text:?} contains characters that are not allowed in a header"))
@@ -96,12 +124,7 @@ impl Http {
         if !base_url.path().ends_with('/') {
             base_url.set_path(&format!("{}/", base_url.path()));
         }
-        Ok(Self { client, base_url, api_key: settings.api_key })
-    }
-
-    /// Redacts the API key in the body of an error response, because parts of the body appear in error texts.
-    fn redact_key(&self, body: &[u8]) -> Vec<u8> {
-        self.api_key.redact(&String::from_utf8_lossy(body)).into_bytes()
+        Ok(Self { client, base_url, credentials })
     }
 }
 
@@ -110,9 +133,10 @@ impl Transport for Http {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error> {
         let url = self.base_url.join(&request.path).map_err(|error| Error::Connect(error.to_string()))?;
         let span = request_span(&request, &url);
-        let sending = self.build_request(request, url).send().instrument(span.clone());
+        let credentials = self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let sending = self.build_request(request, url, &credentials).send().instrument(span.clone());
         let result = match sending.await {
-            Ok(response) => self.read_response(response).instrument(span.clone()).await,
+            Ok(response) => read_response(response, &credentials).instrument(span.clone()).await,
             Err(error) => Err(convert_error(error)),
         };
         match &result {
@@ -130,6 +154,12 @@ impl Transport for Http {
             }
         }
         result
+    }
+
+    fn replace_api_key(&self, key: ApiKey) -> Result<(), String> {
+        let credentials = Arc::new(Credentials::new(key)?);
+        *self.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+        Ok(())
     }
 
     fn server_address(&self) -> Option<(String, u16)> {
@@ -160,7 +190,7 @@ fn request_span(request: &HttpRequest, url: &Url) -> Span {
 }
 
 impl Http {
-    fn build_request(&self, request: HttpRequest, url: Url) -> RequestBuilder {
+    fn build_request(&self, request: HttpRequest, url: Url, credentials: &Credentials) -> RequestBuilder {
         let builder = match request.body {
             HttpBody::None => self.client.get(url),
             HttpBody::Json(body) => self.client.post(url).json(&body),
@@ -169,21 +199,21 @@ impl Http {
                 self.client.post(url).multipart(form)
             }
         };
-        builder.header(ACCEPT, request.accept)
+        builder.header(ACCEPT, request.accept).header(AUTHORIZATION, credentials.authorization.clone())
     }
+}
 
-    async fn read_response(&self, mut response: Response) -> Result<HttpResponse, Error> {
-        let mut read = parse_head(response.status().as_u16(), response.headers());
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(convert_error)? {
-            if body.len() + chunk.len() > MAX_BODY_BYTES {
-                return Err(Error::Undecodable(format!("the body is longer than {MAX_BODY_BYTES} bytes")));
-            }
-            body.extend_from_slice(&chunk);
+async fn read_response(mut response: Response, credentials: &Credentials) -> Result<HttpResponse, Error> {
+    let mut read = parse_head(response.status().as_u16(), response.headers());
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(convert_error)? {
+        if body.len() + chunk.len() > MAX_BODY_BYTES {
+            return Err(Error::Undecodable(format!("the body is longer than {MAX_BODY_BYTES} bytes")));
         }
-        read.body = if read.status == 200 { body.freeze() } else { self.redact_key(&body).into() };
-        Ok(read)
+        body.extend_from_slice(&chunk);
     }
+    read.body = if read.status == 200 { body.freeze() } else { credentials.redact(&body).into() };
+    Ok(read)
 }
 
 /// Parses status and headers; the body is left empty.

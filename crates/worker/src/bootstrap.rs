@@ -5,8 +5,9 @@ use std::sync::Arc;
 use domain::rules::Rules;
 use picture::QualityCheck;
 use stability_client::{CFG_SCALE, Client, ClientBuilder, Engine, RetryPolicy, STEPS, StylePreset};
-use store::{KeyHash, Store, StoreError};
+use store::{Store, StoreError};
 
+use crate::api_key::StabilityKey;
 use crate::cost_policy::CostPolicy;
 use crate::gate::AccountGate;
 use crate::image::ImageResources;
@@ -66,7 +67,8 @@ pub fn build_job_runner(
     let translator = Translator::new(&settings.translation, store.clone())?;
     let quota = SharedQuota::new(store.clone(), settings.stability.rate_limit);
     let client = build_client(client_builder(settings)?.quota(Arc::new(quota)).observer(Arc::new(metrics.clone())))?;
-    let key = KeyHash::new(settings.require_api_key()?);
+    let key_file = settings.stability.api_key_file.as_ref();
+    let key = StabilityKey::new(client.clone(), settings.require_api_key()?, key_file);
     let gate = AccountGate::new(store.clone(), client.clone(), key, CostPolicy::new(settings));
     let api = &settings.stability.base_url;
     metrics.set_api_address(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());

@@ -174,7 +174,8 @@ impl ImageBudget {
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
-        let payer = Payer { key: self.job.gate.key(), probe: self.job.probe };
+        let key = self.job.gate.key();
+        let payer = Payer { key: &key, probe: self.job.probe };
         let refusal = match store.reserve_cost(self.image, payer, prices.image_price(), prices.daily_budget()).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
             Ok(CostReservation::GateClosed) => Refusal::GateClosed,

@@ -23,6 +23,8 @@ pub(crate) enum CancelReason {
     GateClosed,
     /// The account gate has opened for all jobs; the worker that ran the admitted job can take others again.
     GateOpened,
+    /// The API refused a key that has been replaced; the job continues with the new one.
+    KeyReplaced,
     /// The next request would exceed the daily budget.
     DailyBudget,
     /// Every further request would fail with this code; the text is the reason.

@@ -30,6 +30,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::api_key::StabilityKey;
 use crate::cost_policy::CostPolicy;
 use crate::error_chain::error_chain;
 use crate::failpoint;
@@ -93,19 +94,19 @@ impl GateState {
 pub(crate) struct AccountGate {
     store: Store,
     client: Client,
-    key: KeyHash,
+    key: StabilityKey,
     cost_policy: CostPolicy,
     /// Reserved requests of this process whose costs may still be refunded.
     pending_payments: Arc<AtomicUsize>,
     state: Arc<watch::Sender<GateState>>,
-    /// This worker's last successful probe. Held while the state is read, so that an older state never replaces a
-    /// newer one.
-    own_probe: Arc<Mutex<Option<Probe>>>,
+    /// This worker's last successful probe, and the key that it probed. Held while the state is read, so that an older
+    /// state never replaces a newer one.
+    own_probe: Arc<Mutex<Option<(KeyHash, Probe)>>>,
 }
 
 impl AccountGate {
     /// Creates the gate of the API key that `client` uses; it is open until it is read.
-    pub(crate) fn new(store: Store, client: Client, key: KeyHash, cost_policy: CostPolicy) -> Self {
+    pub(crate) fn new(store: Store, client: Client, key: StabilityKey, cost_policy: CostPolicy) -> Self {
         let (pending_payments, own_probe) = (Arc::default(), Arc::default());
         Self { store, client, key, cost_policy, pending_payments, state: Arc::new(watch::Sender::default()), own_probe }
     }
@@ -124,9 +125,15 @@ impl AccountGate {
         &self.store
     }
 
-    /// The hash of this worker's API key.
-    pub(crate) fn key(&self) -> &KeyHash {
-        &self.key
+    /// The hash of the API key in use.
+    pub(crate) fn key(&self) -> KeyHash {
+        self.key.hash()
+    }
+
+    /// Whether another API key than this one is in use, or has been put into the key's file.
+    pub(crate) async fn is_replaced(&self, key: &KeyHash) -> bool {
+        self.key.reload().await;
+        self.key.hash() != *key
     }
 
     /// Why the gate is closed, as last read; empty if it is open.
@@ -137,8 +144,9 @@ impl AccountGate {
     /// Reads the stored state and returns which commands are taken. If it cannot be read, the last state is kept.
     pub(crate) async fn refresh(&self) -> Intake {
         let own_probe = self.own_probe.lock().await;
+        self.key.reload().await;
         let pending_before = self.pending_payments.load(Ordering::Relaxed);
-        match self.read(*own_probe, pending_before > 0).await {
+        match self.read(own_probe.as_ref(), pending_before > 0).await {
             Ok(read) => {
                 self.state.send_if_modified(|state| {
                     let changed = *state != read;
@@ -154,10 +162,13 @@ impl AccountGate {
         self.state.borrow().intake()
     }
 
-    async fn read(&self, own_probe: Option<Probe>, was_pending: bool) -> Result<GateState, StoreError> {
-        let key = self.store.read_key(&self.key).await?;
-        let (latest_probe, is_probing) = key.as_ref().map_or((None, false), |key| (Some(key.probe), key.is_probing));
-        let refusal = key.and_then(|key| key.refusal);
+    async fn read(&self, own_probe: Option<&(KeyHash, Probe)>, was_pending: bool) -> Result<GateState, StoreError> {
+        let key = self.key.hash();
+        let own_probe = own_probe.filter(|(probed, _)| *probed == key).map(|(_, probe)| *probe);
+        let status = self.store.read_key(&key).await?;
+        let (latest_probe, is_probing) =
+            status.as_ref().map_or((None, false), |status| (Some(status.probe), status.is_probing));
+        let refusal = status.and_then(|status| status.refusal);
         let mut reasons = reason::read_reasons_except_refusal(&self.store, self.cost_policy).await?;
         // A cost that was refunded during the read may still have been counted.
         let pending = was_pending || self.pending_payments.load(Ordering::Relaxed) > 0;
@@ -200,7 +211,8 @@ impl AccountGate {
         if !matches!(self.store.read_remaining_pause().await, Ok(Duration::ZERO)) {
             return;
         }
-        let probe = match self.store.begin_probe(&self.key, when_due).await {
+        let key = self.key.hash();
+        let probe = match self.store.begin_probe(&key, when_due).await {
             Ok(Some(probe)) => probe,
             Ok(None) => return,
             Err(error) => return warn!(error = error_chain(&error), "account could not be probed"),
@@ -208,7 +220,7 @@ impl AccountGate {
         match self.client.balance().await {
             Ok(balance) if self.cost_policy.is_covered_by(balance.credits, 1) => {
                 info!(credits = balance.credits, "account probe succeeded; one job may pay");
-                *self.own_probe.lock().await = Some(probe);
+                *self.own_probe.lock().await = Some((key, probe));
                 self.refresh().await;
             }
             Ok(balance) => info!(credits = balance.credits, "account probe: the credits do not cover an image"),
@@ -216,16 +228,17 @@ impl AccountGate {
         }
     }
 
-    /// Records that the API refused a paid request of a job because of the key or the credits. Returns whether this
+    /// Records that the API refused a paid request of a job because of this key or the credits. Returns whether this
     /// refusal closed the gate.
     pub(crate) async fn record_refusal(
         &self,
+        key: &KeyHash,
         job_id: Uuid,
         code: JobFailureCode,
         message: &str,
     ) -> Result<bool, StoreError> {
         failpoint::reach("before_gate_closes").await;
-        let closed = retry_store(|| self.store.refuse_key(&self.key, job_id, code, message)).await?;
+        let closed = retry_store(|| self.store.refuse_key(key, job_id, code, message)).await?;
         self.refresh().await;
         Ok(closed)
     }
@@ -235,7 +248,7 @@ impl AccountGate {
         if !self.state.borrow().is_refused() {
             return;
         }
-        if let Err(error) = self.store.accept_key(&self.key, job_id).await {
+        if let Err(error) = self.store.accept_key(&self.key.hash(), job_id).await {
             warn!(error = error_chain(&error), "account gate could not be opened; the next success opens it");
         }
         self.refresh().await;

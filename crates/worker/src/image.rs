@@ -20,7 +20,7 @@ use picture::{ProcessedImage, metadata};
 use stability_client::{
     CallOptions, Client, Error, GenerateError, GeneratedImage, Generation, Tenant, UnusableImage, Usage,
 };
-use store::{Lease, Store, StoreError};
+use store::{KeyHash, Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
 
 use crate::budget::JobBudget;
@@ -127,6 +127,7 @@ impl ImageGenerator {
         let budget = self.budget.for_image(task.id);
         let options = CallOptions { stop: self.cancel.token().clone(), budget: &budget, tenant: self.tenant };
         let accept = |generated| self.process_picture(task, generated);
+        let key = self.gate.key();
         let generated = self.client.generate_with(&task.request, &options, accept).await;
         let (processed, seed, used) = match generated {
             Ok(generated) => generated,
@@ -135,7 +136,7 @@ impl ImageGenerator {
                 if matches!(error, Error::Filtered | Error::Damaged { .. }) {
                     self.gate.record_success(self.files.key.job_id).await;
                 }
-                return Err(self.close_gate_if_refused(ImageError::from(error)).await);
+                return Err(self.close_gate_if_refused(&key, ImageError::from(error)).await);
             }
         };
         *usage = used;
@@ -152,9 +153,14 @@ impl ImageGenerator {
 
     /// Closes the account gate if the API refused the account. Returns the refusal for the job whose request closed the
     /// gate; for another one, the image has not failed.
-    async fn close_gate_if_refused(&self, error: ImageError) -> ImageError {
+    async fn close_gate_if_refused(&self, key: &KeyHash, error: ImageError) -> ImageError {
         let ImageError::Refused(code, message) = &error else { return error };
-        match self.gate.record_refusal(self.files.key.job_id, *code, message).await {
+        if self.gate.is_replaced(key).await {
+            info!(code = error.code(), "the API refused a replaced key; the job continues with the new one");
+            self.cancel.cancel(CancelReason::KeyReplaced);
+            return ImageError::Cancelled;
+        }
+        match self.gate.record_refusal(key, self.files.key.job_id, *code, message).await {
             Ok(true) => error,
             Ok(false) => {
                 self.cancel.cancel(CancelReason::GateClosed);

@@ -299,7 +299,8 @@ impl JobRunner {
     ) -> Result<JobOutcome, JobRunError> {
         let JobAttempt { lease, ref cancel, ref progress, .. } = attempt;
         let mut attempts_left = attempts + 1 < self.settings.max_attempts.get();
-        let must_return = cancel.is_stopping() || cancel.reason() == Some(&CancelReason::GateOpened);
+        let must_return = cancel.is_stopping()
+            || matches!(cancel.reason(), Some(CancelReason::GateOpened | CancelReason::KeyReplaced));
         if progress.was_cut_short() && must_return {
             // The worker interrupted the attempt: it has not failed and is not counted.
             retry_store(|| self.store().release(lease, false)).await?;

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod settings;
 pub mod worker;
 
+mod api_key;
 mod delivery_limit;
 pub mod event_sink;
 mod gate;

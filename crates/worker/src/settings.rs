@@ -20,7 +20,7 @@ use url::Url;
 
 use crate::phrase_book::PhraseBook;
 use reader::Reader;
-pub use reader::SettingError;
+pub use reader::{SecretFile, SettingError};
 pub use telemetry::{OtlpProtocol, TelemetrySettings};
 
 /// The `User-Agent` of requests to the Gemini API.
@@ -173,6 +173,8 @@ pub struct Settings {
 pub struct StabilitySettings {
     /// API key; required only to generate images.
     pub api_key: Option<SecretString>,
+    /// The file that the key was read from.
+    pub api_key_file: Option<SecretFile>,
     /// Base URL of the API or of the sandbox.
     pub base_url: Url,
     /// Maximum number of requests in flight in this process.
@@ -198,6 +200,8 @@ pub struct TranslationSettings {
     pub phrase_book: PhraseBook,
     /// Gemini, which translates texts that the phrase book does not hold; `None` without an API key.
     pub gemini: Option<GeminiSettings>,
+    /// The file that Gemini's API key was read from.
+    pub gemini_key_file: Option<SecretFile>,
 }
 
 /// How jobs are run.
@@ -260,6 +264,7 @@ impl Settings {
             storage_root: reader.storage_root("ASSET_STORAGE_URL")?,
             stability: StabilitySettings {
                 api_key: reader.secret("STABILITY_API_KEY")?,
+                api_key_file: reader.secret_file("STABILITY_API_KEY"),
                 base_url: reader.http_url("STABILITY_BASE_URL")?,
                 max_concurrent: reader.number("STABILITY_MAX_CONCURRENT", 1..=64)?,
                 rate_limit: reader.number("STABILITY_RATE_LIMIT", 1..=100_000)?,
@@ -278,6 +283,7 @@ impl Settings {
             translation: TranslationSettings {
                 phrase_book: reader.phrase_book("TRANSLATION_PHRASE_BOOK")?,
                 gemini: read_gemini(&reader)?,
+                gemini_key_file: reader.secret_file("GEMINI_API_KEY"),
             },
             cfg_scale: reader.float("IMAGE_CFG_SCALE", stability_client::CFG_SCALE)?,
             steps: reader.number("IMAGE_STEPS", 10..=50)?,

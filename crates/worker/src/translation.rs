@@ -7,11 +7,12 @@
 use std::collections::{HashMap, HashSet};
 
 use domain::prompt::needs_translation;
-use gemini_client::{Gemini, TranslationError};
+use gemini_client::TranslationError;
 use store::{Store, StoreError, Translation};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::api_key::GeminiAccess;
 use crate::phrase_book::PhraseBook;
 use crate::settings::{SettingError, TranslationSettings};
 
@@ -39,7 +40,7 @@ impl Translations {
 pub struct Translator {
     phrase_book: PhraseBook,
     store: Store,
-    gemini: Option<Gemini>,
+    gemini: Option<GeminiAccess>,
 }
 
 impl Translator {
@@ -49,8 +50,8 @@ impl Translator {
     ///
     /// [`SettingError`] if Gemini's API key is not a valid HTTP header value.
     pub fn new(settings: &TranslationSettings, store: Store) -> Result<Self, SettingError> {
-        let gemini = settings.gemini.as_ref().map(Gemini::new).transpose();
-        let gemini = gemini.map_err(|error| SettingError::unusable("GEMINI_API_KEY", &error))?;
+        let key_file = settings.gemini_key_file.as_ref();
+        let gemini = settings.gemini.as_ref().map(|gemini| GeminiAccess::new(gemini, key_file)).transpose()?;
         Ok(Self { phrase_book: settings.phrase_book.clone(), store, gemini })
     }
 
@@ -101,6 +102,7 @@ impl Translator {
             let reason = "the text is not English, the phrase book has no translation, and GEMINI_API_KEY is not set";
             return Ok(vec![Err(TranslationError::Failed(reason.to_owned())); texts.len()]);
         };
+        let gemini = gemini.client().await;
         let mut translated = gemini.translate(texts, stop).await;
         let new_translations: Vec<_> = texts
             .iter()

@@ -33,6 +33,12 @@ pub struct ClientBuilder {
 #[error("cannot build the client: {0}")]
 pub struct BuildError(String);
 
+impl BuildError {
+    pub(super) fn new(cause: String) -> Self {
+        Self(cause)
+    }
+}
+
 impl Client {
     /// Returns a builder of a client that uses this API key.
     pub fn builder(api_key: impl Into<ApiKey>) -> ClientBuilder {

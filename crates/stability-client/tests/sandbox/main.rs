@@ -131,6 +131,20 @@ async fn account_status_reports_credits_and_listed_engine() {
 }
 
 #[tokio::test]
+async fn replaced_key_is_used_from_then_on() {
+    let sandbox = sandbox().await;
+    let client = client(&sandbox, "sk-revoked");
+    let clone = client.clone();
+    let failure = client.generate(&request()).await.expect_err("a wrong key");
+    assert!(matches!(failure.error, Error::Unauthorized(_)), "{failure:?}");
+    clone.replace_api_key("sk-sandbox").expect("a valid key");
+    client.generate(&request()).await.expect("an image");
+    let error = client.replace_api_key("sk-line\nbreak").expect_err("an invalid key").to_string();
+    assert!(error.contains("not allowed in a header") && !error.contains("sk-"), "{error}");
+    client.generate(&request()).await.expect("the former key stays");
+}
+
+#[tokio::test]
 async fn requests_in_flight_stay_within_the_bound() {
     let sandbox = sandbox().await;
     sandbox.set_latency(Duration::from_millis(300));

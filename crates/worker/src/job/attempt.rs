@@ -104,6 +104,7 @@ impl JobAttempt<'_> {
                 | CancelReason::Preempted
                 | CancelReason::GateClosed
                 | CancelReason::GateOpened
+                | CancelReason::KeyReplaced
                 | CancelReason::DailyBudget
                 | CancelReason::SuccessRateUnreachable
                 | CancelReason::LeaseLost

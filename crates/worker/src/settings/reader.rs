@@ -140,11 +140,13 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn secret(&self, name: &str) -> Result<Option<SecretString>, SettingError> {
-        let Some(text) = self.get_or_default(name)? else { return Ok(None) };
-        if text.chars().any(|c| !c.is_ascii_graphic()) {
-            return Err(SettingError::invalid_secret(name, "printable ASCII characters without spaces"));
-        }
-        Ok(Some(SecretString::from(text)))
+        self.get_or_default(name)?.map(|text| parse_secret(name, text)).transpose()
+    }
+
+    /// The file that `NAME_FILE` names, to read the secret again later.
+    pub(super) fn secret_file(&self, name: &str) -> Option<SecretFile> {
+        let path = self.get(&format!("{name}_FILE"))?;
+        Some(SecretFile { name: name.to_owned(), path })
     }
 
     pub(super) fn secret_url(&self, name: &str, schemes: &[&str]) -> Result<SecretString, SettingError> {
@@ -308,6 +310,37 @@ fn redact_url(secret: &str) -> String {
     }
     url.set_query(None);
     url.into()
+}
+
+fn parse_secret(name: &str, text: String) -> Result<SecretString, SettingError> {
+    if text.chars().any(|c| !c.is_ascii_graphic()) {
+        return Err(SettingError::invalid_secret(name, "printable ASCII characters without spaces"));
+    }
+    Ok(SecretString::from(text))
+}
+
+/// A file with a secret, which may be replaced while the program runs.
+#[derive(Debug, Clone)]
+pub struct SecretFile {
+    name: String,
+    path: String,
+}
+
+impl SecretFile {
+    /// The variable of the secret, such as `STABILITY_API_KEY`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads the secret again. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingError`] names the variable and says what is wrong with the file.
+    pub fn read(&self) -> Result<SecretString, SettingError> {
+        let name = format!("{}_FILE", self.name);
+        read_secret_file(&name, &self.path).and_then(|text| parse_secret(&name, text))
+    }
 }
 
 fn read_secret_file(name: &str, file: &str) -> Result<String, SettingError> {
