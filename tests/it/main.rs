@@ -19,6 +19,7 @@ mod recovery;
 mod refused_account;
 mod repository;
 mod s3_storage;
+mod services;
 mod storage_outage;
 mod style;
 mod telemetry_config;

@@ -13,6 +13,8 @@ use super::{QueryExt, ServerAddress, Store, StoreError};
 
 /// Timeout for connecting and for getting a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a command of the command line, whose user waits.
+const COMMAND_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit of the check of a connection that is returned to the pool. Without it, connections to a server that has
 /// vanished would occupy the pool until TCP gives up.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,20 +51,25 @@ impl Store {
     ///
     /// As [`Store::connect`].
     pub async fn connect_with(url: &SecretString, max_connections: u32) -> Result<Self, StoreError> {
-        let text = url.expose_secret();
-        let file = sqlite_path(text);
-        if let Some(folder) = file.and_then(Path::parent) {
+        if let Some(folder) = sqlite_path(url.expose_secret()).and_then(Path::parent) {
             std::fs::create_dir_all(folder).map_err(|error| {
                 let error = format!("cannot create the directory {}: {error}", folder.display());
                 StoreError::database("open the database file", DbErr::Custom(error))
             })?;
         }
-        let db = open_pool(url, max_connections, true).await?;
+        Self::open(url, Pool { max_connections, acquire_timeout: ACQUIRE_TIMEOUT, with_limits: true }).await
+    }
+
+    async fn open(url: &SecretString, pool: Pool) -> Result<Self, StoreError> {
+        let text = url.expose_secret();
+        let file = sqlite_path(text);
+        let db = open_pool(url, pool).await?;
         let (server, file) = (ServerAddress::from_url(text), file.map(Path::to_owned));
         Ok(Self { db, url: url.clone(), server, file })
     }
 
-    /// Like [`Store::connect`], but creates no SQLite file: `None` if the file does not exist.
+    /// Connects for one command: creates no SQLite file, and waits for the database for 3 s at most. `None` if the file
+    /// does not exist.
     ///
     /// # Errors
     ///
@@ -70,7 +77,10 @@ impl Store {
     pub async fn connect_existing(url: &SecretString) -> Result<Option<Self>, StoreError> {
         match sqlite_path(url.expose_secret()) {
             Some(file) if !file.exists() => Ok(None),
-            _ => Self::connect(url).await.map(Some),
+            _ => {
+                let (max_connections, acquire_timeout) = (DEFAULT_MAX_CONNECTIONS, COMMAND_ACQUIRE_TIMEOUT);
+                Self::open(url, Pool { max_connections, acquire_timeout, with_limits: true }).await.map(Some)
+            }
         }
     }
 
@@ -78,22 +88,31 @@ impl Store {
     pub(super) async fn open_unlimited_connections(&self) -> Result<DatabaseConnection, StoreError> {
         match self.db.get_database_backend() {
             // One holds the lock, one migrates.
-            DbBackend::Postgres => open_pool(&self.url, 2, false).await,
+            DbBackend::Postgres => {
+                let pool = Pool { max_connections: 2, acquire_timeout: ACQUIRE_TIMEOUT, with_limits: false };
+                open_pool(&self.url, pool).await
+            }
             _ => Ok(self.db.clone()),
         }
     }
 }
 
-async fn open_pool(
-    url: &SecretString,
+/// Options of a connection pool.
+struct Pool {
     max_connections: u32,
+    /// Timeout for connecting and for getting a connection.
+    acquire_timeout: Duration,
+    /// Whether the connections have [`SERVER_LIMITS`].
     with_limits: bool,
-) -> Result<DatabaseConnection, StoreError> {
+}
+
+async fn open_pool(url: &SecretString, pool: Pool) -> Result<DatabaseConnection, StoreError> {
+    let Pool { max_connections, acquire_timeout, with_limits } = pool;
     let mut options = ConnectOptions::new(url.expose_secret());
     options
         .max_connections(max_connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_timeout(ACQUIRE_TIMEOUT)
+        .acquire_timeout(acquire_timeout)
+        .connect_timeout(acquire_timeout)
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(|options| {
             // With WAL, readers do not wait for the writer; the busy timeout makes writers wait for each other.

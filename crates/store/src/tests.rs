@@ -369,3 +369,12 @@ async fn lists_are_read_in_pages_by_index() {
         assert!(detail.contains(index), "{query}: {detail}");
     }
 }
+
+/// In paused time, so that the test does not wait for the retries.
+#[tokio::test(start_paused = true)]
+async fn command_waits_for_the_database_for_seconds_only() {
+    let url = SecretString::from("postgres://user:password@127.0.0.1:1/database");
+    let started = tokio::time::Instant::now();
+    let error = Store::connect_existing(&url).await.err().expect("nothing listens on port 1");
+    assert!(started.elapsed() <= Duration::from_secs(4), "{error}: {:?}", started.elapsed());
+}

@@ -106,7 +106,7 @@ async fn readyz(State(ProbeServer { health, .. }): State<ProbeServer>) -> impl I
 }
 
 async fn metrics(State(ProbeServer { prometheus: scrape, .. }): State<ProbeServer>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], scrape.render())
+    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], scrape.render().await.to_string())
 }
 
 #[cfg(test)]
