@@ -40,7 +40,7 @@ pub struct Plan {
     pub requests_between_disturbances: (u32, u32),
     /// Lease of the workers: a job can be taken over if its lease was not renewed for this long.
     pub lease: Duration,
-    /// Duration of the first outage of broker and database. Later outages last less than five seconds.
+    /// Duration of the first outage of broker, database and storage. Later outages last less than five seconds.
     pub first_outage: Duration,
 }
 
@@ -73,6 +73,14 @@ impl Services {
             Self::Shared(_) => Ok(()),
             Self::Owned(services) => services.0.restart_after(away).await,
         }
+    }
+
+    /// Raises a memory alarm for this long.
+    async fn block_publishing(&self, duration: Duration) -> Result<()> {
+        let Self::Owned(services) = self else { return Ok(()) };
+        services.0.control(&["set_vm_memory_high_watermark", "0"]).await?;
+        tokio::time::sleep(duration).await;
+        services.0.control(&["set_vm_memory_high_watermark", "0.6"]).await.map(drop)
     }
 
     async fn restart_database(&mut self, away: Duration) -> Result<()> {

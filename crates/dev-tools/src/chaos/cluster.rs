@@ -1,6 +1,7 @@
 //! The workers with their broker and database, and the disturbances applied to them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -37,6 +38,28 @@ struct WorkerSlot {
     database_proxy: Proxy,
     database_url: String,
     worker: Worker,
+}
+
+/// A file in the place of the storage's folder, which is kept elsewhere meanwhile.
+struct StorageOutage {
+    folder: PathBuf,
+    kept: PathBuf,
+}
+
+impl StorageOutage {
+    fn begin(env: &TestEnv) -> Result<Self> {
+        let (folder, kept) = (env.folder().join("data/assets"), env.folder().join("data/kept"));
+        // Absent before the first image.
+        std::fs::create_dir_all(&folder)?;
+        std::fs::rename(&folder, &kept)?;
+        std::fs::write(&folder, "")?;
+        Ok(Self { folder, kept })
+    }
+
+    fn end(self) -> Result<()> {
+        std::fs::remove_file(&self.folder)?;
+        Ok(std::fs::rename(self.kept, self.folder)?)
+    }
 }
 
 pub(super) struct Cluster {
@@ -149,6 +172,19 @@ impl Cluster {
             Disturbance::DisconnectDatabase => self.slots[slot].database_proxy.drop_connections(),
             Disturbance::RestartBroker => services.restart_broker(outage).await?,
             Disturbance::CrashDatabase => services.restart_database(outage).await?,
+            Disturbance::BlockPublishing => services.block_publishing(short * 2).await?,
+            Disturbance::StorageOutage => {
+                let storage = StorageOutage::begin(&self.env)?;
+                sleep(outage).await;
+                storage.end()?;
+            }
+            Disturbance::StorageOutageAndKill => {
+                let storage = StorageOutage::begin(&self.env)?;
+                sleep(short).await;
+                self.kill_worker(slot).await?;
+                sleep(short).await;
+                storage.end()?;
+            }
             Disturbance::CloseGate => {
                 self.run_until_success(&["pause", "--reason", "chaos"]).await?;
                 sleep(short * 2).await;

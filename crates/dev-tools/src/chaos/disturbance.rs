@@ -23,6 +23,12 @@ pub enum Disturbance {
     RestartBroker,
     /// The database crashes and is started again.
     CrashDatabase,
+    /// The broker raises a memory alarm for some seconds: it blocks the connections that publish.
+    BlockPublishing,
+    /// The storage fails for some time: it can be neither read nor written.
+    StorageOutage,
+    /// As [`StorageOutage`](Self::StorageOutage), and a worker is killed meanwhile.
+    StorageOutageAndKill,
     /// The account gate is closed by `pause` for some seconds and opened by `resume`.
     CloseGate,
     /// As [`CloseGate`](Self::CloseGate), and a worker is killed meanwhile.
@@ -52,6 +58,9 @@ impl Disturbance {
             Self::DisconnectDatabase => "connections of a worker to the database closed",
             Self::RestartBroker => "broker restarted",
             Self::CrashDatabase => "database crashed and restarted",
+            Self::BlockPublishing => "memory alarm of the broker, which blocks publishing",
+            Self::StorageOutage => "storage unavailable",
+            Self::StorageOutageAndKill => "storage unavailable, and a worker killed (SIGKILL) meanwhile",
             Self::CloseGate => "account gate closed and opened (pause, resume)",
             Self::CloseGateAndKill => "account gate closed, and a worker killed (SIGKILL) before it opens",
             Self::RefuseKey => "API key refused for some seconds",
@@ -74,6 +83,8 @@ pub(super) fn available(services: &Services) -> Vec<Disturbance> {
         Disturbance::FreezeAndDisconnect,
         Disturbance::DisconnectBroker,
         Disturbance::DisconnectDatabase,
+        Disturbance::StorageOutage,
+        Disturbance::StorageOutageAndKill,
         Disturbance::CloseGate,
         Disturbance::CloseGateAndKill,
         Disturbance::RefuseKey,
@@ -84,7 +95,7 @@ pub(super) fn available(services: &Services) -> Vec<Disturbance> {
         Disturbance::PublishConflict,
     ];
     if matches!(services, Services::Owned(_)) {
-        all.extend([Disturbance::RestartBroker, Disturbance::CrashDatabase]);
+        all.extend([Disturbance::RestartBroker, Disturbance::BlockPublishing, Disturbance::CrashDatabase]);
     }
     all
 }
