@@ -28,6 +28,21 @@ impl Outage {
 }
 
 #[tokio::test]
+async fn worker_waits_for_the_storage_at_start() -> Result<()> {
+    let env = TestEnv::new().await?;
+    let folder = env.folder().join("data/assets");
+    std::fs::create_dir_all(env.folder().join("data"))?;
+    std::fs::write(&folder, "")?;
+    let mut worker = env.start_worker()?;
+    worker.wait_for_log("cannot reach the storage; retrying").await?;
+    assert_eq!(worker.probe("livez").await?.0, 200);
+    let (status, body) = worker.probe("readyz").await?;
+    assert_eq!((status, &body["storage"]), (503, &json!("not opened yet")));
+    std::fs::remove_file(&folder)?;
+    worker.wait_until_ready().await
+}
+
+#[tokio::test]
 async fn paid_images_are_stored_after_an_outage_of_the_storage() -> Result<()> {
     let env = TestEnv::new().await?;
     env.sandbox.set_latency(std::time::Duration::from_millis(500));

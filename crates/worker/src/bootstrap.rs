@@ -27,7 +27,7 @@ pub enum BootstrapError {
     /// The database cannot be reached or migrated; a later attempt may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The storage cannot be used. The worker does not retry.
+    /// The storage cannot be opened; a later attempt may succeed.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -35,12 +35,17 @@ pub enum BootstrapError {
 /// Opens the storage and the database, and applies pending migrations.
 pub async fn open(settings: &Settings) -> Result<(Store, Storage), BootstrapError> {
     let storage = Storage::open(&settings.storage_root)?;
+    Ok((open_database(settings).await?, storage))
+}
+
+/// Opens the database and applies pending migrations.
+pub(crate) async fn open_database(settings: &Settings) -> Result<Store, StoreError> {
     let store = Store::connect_with(&settings.database_url, settings.database_max_connections).await?;
     let applied = store.migrate().await?;
     if applied > 0 {
         tracing::info!(applied, "database migrations applied");
     }
-    Ok((store, storage))
+    Ok(store)
 }
 
 /// Returns the validation limits of commands: the values that the Stability API accepts.

@@ -1,6 +1,7 @@
 //! `run`: connects to the broker and supervises consecutive sessions. A lost broker ends a session, not the worker.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::bootstrap::{self, BootstrapError};
+use crate::bootstrap;
 use crate::consumer::CommandConsumer;
 use crate::delivery_limit::handle_delivery_limit_queue;
 use crate::error_chain::error_chain;
@@ -21,6 +22,7 @@ use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
 use crate::job::JobRunner;
 use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
 use crate::settings::{SettingError, Settings};
+use crate::storage::Storage;
 use crate::telemetry::{Metrics, Telemetry};
 
 /// A session that lasts longer than this resets the reconnect backoff.
@@ -38,9 +40,6 @@ pub enum RunError {
     /// A setting is missing or invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// Database or storage could not be opened.
-    #[error(transparent)]
-    Bootstrap(#[from] BootstrapError),
     /// The probes could not be served.
     #[error("HTTP_ADDR: cannot listen on {address} ({source})")]
     Probes {
@@ -86,9 +85,10 @@ async fn open_and_supervise(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    let retryable = |error: &BootstrapError| matches!(error, BootstrapError::Store(_));
-    let resources = retry_until_stopped(stop, "database", health, retryable, || bootstrap::open(settings)).await?;
-    let Some((store, storage)) = resources else { return Ok(()) };
+    let open_storage = || ready(Storage::open(&settings.storage_root));
+    let Some(storage) = retry_until_stopped(stop, "storage", health, open_storage).await else { return Ok(()) };
+    let open_database = || bootstrap::open_database(settings);
+    let Some(store) = retry_until_stopped(stop, "database", health, open_database).await else { return Ok(()) };
     report_unknown_migrations(&store, health).await;
     let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics)?;
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
@@ -125,8 +125,7 @@ async fn run_sessions_until_stopped(
     while !stop.is_cancelled() {
         let started_at = Instant::now();
         let connect = || Broker::connect(&settings.amqp_url, &topology);
-        let connected = retry_until_stopped(stop, "broker", health, |_| true, connect).await;
-        let Ok(Some(broker)) = connected else { return };
+        let Some(broker) = retry_until_stopped(stop, "broker", health, connect).await else { return };
         if connected_before {
             runner.metrics().record_reconnect();
         }
@@ -234,34 +233,28 @@ fn backoff() -> ExponentialBackoff {
 /// Repeats an operation until it succeeds, at growing intervals of up to one minute.
 ///
 /// Returns `None` if `stop` is cancelled first.
-///
-/// # Errors
-///
-/// The first error that is not `retryable`.
 async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     service: &'static str,
     health: &Health,
-    retryable: impl Fn(&E) -> bool,
     operation: impl Fn() -> F,
-) -> Result<Option<T>, E> {
+) -> Option<T> {
     for delay in backoff() {
         let result = tokio::select! {
-            () = stop.cancelled() => return Ok(None),
+            () = stop.cancelled() => return None,
             // No time limit: a migration may take long.
             result = with_heartbeat(health, operation()) => result,
         };
         match result {
-            Ok(value) => return Ok(Some(value)),
-            Err(error) if !retryable(&error) => return Err(error),
+            Ok(value) => return Some(value),
             Err(error) => warn!(error = error_chain(&error), ?delay, "cannot reach the {service}; retrying"),
         }
         tokio::select! {
-            () = stop.cancelled() => return Ok(None),
+            () = stop.cancelled() => return None,
             () = with_heartbeat(health, tokio::time::sleep(delay)) => {}
         }
     }
-    Ok(None)
+    None
 }
 
 /// Reports liveness while waiting, so that an expected wait is not mistaken for a stuck loop.

@@ -82,7 +82,6 @@ impl From<RunError> for CliError {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Setting(error) => error.into(),
-            RunError::Bootstrap(error) => error.into(),
             RunError::Probes { .. } => Self::Usage(error.to_string()),
         }
     }
