@@ -40,7 +40,7 @@ pub struct Plan {
     pub requests_between_disturbances: (u32, u32),
     /// Lease of the workers: a job can be taken over if its lease was not renewed for this long.
     pub lease: Duration,
-    /// Duration of the first outage of broker, database and storage. Later outages last less than five seconds.
+    /// Duration of the first outage of broker and database. Later outages last less than five seconds.
     pub first_outage: Duration,
 }
 

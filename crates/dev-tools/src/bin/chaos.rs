@@ -21,7 +21,7 @@ struct Cli {
     /// Number of workers
     #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=20))]
     workers: usize,
-    /// Seconds of the first outage of broker, database and storage; later outages last less than five seconds
+    /// Seconds of the first outage of broker and database; later outages last less than five seconds
     #[arg(long, default_value_t = 60)]
     first_outage: u64,
 }

@@ -88,7 +88,8 @@ impl Cluster {
         env.sandbox.set_sketch(true);
         env.sandbox.set_latency(Duration::from_millis(200));
         env.set("WORKER_LEASE", format!("{}s", plan.lease.as_secs()));
-        env.set("WORKER_JOB_MAX_ATTEMPTS", "20");
+        // An attempt during an outage of the storage takes half a second and counts.
+        env.set("WORKER_JOB_MAX_ATTEMPTS", "100");
         env.set("WORKER_SHUTDOWN_GRACE", format!("{}s", SHUTDOWN_GRACE.as_secs()));
         env.set("STABILITY_TIMEOUT", API_TIMEOUT);
         let mut seats = Vec::new();
@@ -175,7 +176,7 @@ impl Cluster {
             Disturbance::BlockPublishing => services.block_publishing(short * 2).await?,
             Disturbance::StorageOutage => {
                 let storage = StorageOutage::begin(&self.env)?;
-                sleep(outage).await;
+                sleep(short * 2).await;
                 storage.end()?;
             }
             Disturbance::StorageOutageAndKill => {

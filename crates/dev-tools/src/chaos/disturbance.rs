@@ -25,7 +25,7 @@ pub enum Disturbance {
     CrashDatabase,
     /// The broker raises a memory alarm for some seconds: it blocks the connections that publish.
     BlockPublishing,
-    /// The storage fails for some time: it can be neither read nor written.
+    /// The storage fails for some seconds: it can be neither read nor written.
     StorageOutage,
     /// As [`StorageOutage`](Self::StorageOutage), and a worker is killed meanwhile.
     StorageOutageAndKill,
@@ -59,8 +59,8 @@ impl Disturbance {
             Self::RestartBroker => "broker restarted",
             Self::CrashDatabase => "database crashed and restarted",
             Self::BlockPublishing => "memory alarm of the broker, which blocks publishing",
-            Self::StorageOutage => "storage unavailable",
-            Self::StorageOutageAndKill => "storage unavailable, and a worker killed (SIGKILL) meanwhile",
+            Self::StorageOutage => "storage unavailable for some seconds",
+            Self::StorageOutageAndKill => "storage unavailable for some seconds, and a worker killed (SIGKILL) meanwhile",
             Self::CloseGate => "account gate closed and opened (pause, resume)",
             Self::CloseGateAndKill => "account gate closed, and a worker killed (SIGKILL) before it opens",
             Self::RefuseKey => "API key refused for some seconds",
