@@ -62,10 +62,10 @@ SANCOV := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing
 HOST = $(shell $(CARGO) -vV | sed -n 's/^host: //p')
 
-fuzz: ## Fuzz the decoding of commands, API responses and images; RUNS=1000000 per target
+fuzz: ## Fuzz the decoding of commands, API responses and images, and the PNG encoder; RUNS=1000000 per target
 	RUSTFLAGS="$(SANCOV)" $(CARGO) build -p fuzz --bins --features libfuzzer --profile fuzz --locked \
 	  --target "$(HOST)" --target-dir "$(TARGET)/fuzz"
-	@set -e; for target in command answer picture; do \
+	@set -e; for target in command answer picture encoder; do \
 	  mkdir -p "$(TARGET)/fuzz/corpus/$$target" "$(TARGET)/fuzz/found"; echo "fuzz: $$target"; \
 	  "$(TARGET)/fuzz/$(HOST)/fuzz/$$target" -runs=$(RUNS) -max_len=4096 -timeout=20 -print_final_stats=1 -verbosity=0 \
 	    -artifact_prefix="$(TARGET)/fuzz/found/$$target-" "$(TARGET)/fuzz/corpus/$$target" "fuzz/corpus/$$target"; \

@@ -3,4 +3,4 @@
 #![no_main]
 #![expect(unsafe_code, reason = "libFuzzer calls an entry point with an unmangled name")]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::answer(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::check_answer(bytes));

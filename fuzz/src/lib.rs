@@ -5,10 +5,12 @@
 
 mod answer;
 mod command;
+mod encoder;
 mod picture;
 
 pub use answer::check_answer;
 pub use command::check_command;
+pub use encoder::check_encoder;
 pub use picture::check_picture;
 
 /// The longest message, in characters: it is written into a header, a row and an event.

@@ -4,7 +4,7 @@ use domain::command::JobKey;
 use domain::generation_params::GenerationParams;
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::ImageSpec;
-use picture::{QualityCheck, metadata, process, verify};
+use picture::{Buffers, QualityCheck, metadata, process, verify};
 use uuid::Uuid;
 
 use crate::assert_valid_message;
@@ -23,7 +23,7 @@ pub fn check_picture(bytes: &[u8]) {
     };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
     let metadata = ImageMetadata::new(key, 3, "黃昏的狐狸", &params, 787_078_103, metadata::SOFTWARE);
-    match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &metadata) {
+    match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &metadata, &mut Buffers::default()) {
         Ok(finished) => {
             assert_eq!(verify(&finished.bytes, &spec), Ok(()));
             let read = metadata::read(&finished.bytes).expect("a processed image is readable");

@@ -26,6 +26,11 @@ fn no_answer_of_the_corpus_breaks_the_client() {
 }
 
 #[test]
+fn no_picture_of_the_corpus_breaks_the_encoder() {
+    replay("encoder", fuzz::check_encoder);
+}
+
+#[test]
 fn no_picture_of_the_corpus_breaks_the_pipeline() {
     replay("picture", fuzz::check_picture);
 }

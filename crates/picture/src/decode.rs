@@ -3,16 +3,26 @@
 use std::io::Cursor;
 
 use domain::image_spec::ImageDefect;
-use image::{ImageFormat, ImageReader, Limits, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 /// The longest side that is decoded, in pixels. The API's images have at most 1536.
 const MAX_SIDE_PIXELS: u32 = 8_192;
 /// The most memory that decoding may allocate, in bytes: 8192x8192 in RGBA.
 const MAX_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Decodes a PNG or JPEG to RGB and drops the alpha channel.
-pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, ImageDefect> {
-    Ok(open_reader(bytes)?.decode().map_err(|error| ImageDefect::from_codec_error(&error))?.into_rgb8())
+/// Decodes a PNG or JPEG to RGB and drops the alpha channel. Uses `buffer` for the pixels if the file has no alpha
+/// channel.
+pub(super) fn decode(bytes: &[u8], buffer: Vec<u8>) -> Result<RgbImage, ImageDefect> {
+    let defect = |error| ImageDefect::from_codec_error(&error);
+    let decoder = open_reader(bytes)?.into_decoder().map_err(defect)?;
+    if decoder.color_type() != ColorType::Rgb8 {
+        return Ok(DynamicImage::from_decoder(decoder).map_err(defect)?.into_rgb8());
+    }
+    let (width, height) = decoder.dimensions();
+    let mut pixels = buffer;
+    pixels.resize(usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX), 0);
+    decoder.read_image(&mut pixels).map_err(defect)?;
+    Ok(RgbImage::from_raw(width, height, pixels).expect("the buffer has the size of the image"))
 }
 
 /// Opens a reader with the detected format and the limits set.

@@ -2,6 +2,7 @@
 
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
+use fast_png::Picture;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
@@ -16,8 +17,7 @@ pub(super) fn encode(
     spec: &ImageSpec,
     metadata: &ImageMetadata,
 ) -> Result<(Vec<u8>, ImageFormat), ImageDefect> {
-    let png = encode_png(picture, metadata)
-        .map_err(|error| ImageDefect::from_codec_error(&format_args!("cannot be encoded: {error}")))?;
+    let png = encode_png(picture, metadata)?;
     let fits = |bytes: &[u8]| (bytes.len() as u64) < spec.max_bytes;
     if fits(&png) {
         return Ok((png, ImageFormat::Png));
@@ -35,24 +35,16 @@ pub(super) fn encode(
     Err(ImageDefect::TooLarge { size_bytes, max_bytes: spec.max_bytes })
 }
 
-fn encode_png(picture: &RgbImage, metadata: &ImageMetadata) -> Result<Vec<u8>, png::EncodingError> {
-    let mut file = Vec::with_capacity(picture.as_raw().len() / 2);
-    let mut encoder = png::Encoder::new(&mut file, picture.width(), picture.height());
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    encoder.set_compression(png::Compression::Fast);
-    for (keyword, text) in metadata::to_texts(metadata) {
-        // Latin-1 text goes into a tEXt chunk, which readers without support for iTXt can read too.
-        if text.chars().all(|c| u32::from(c) <= 0xFF) {
-            encoder.add_text_chunk(keyword.to_owned(), text)?;
-        } else {
-            encoder.add_itxt_chunk(keyword.to_owned(), text)?;
-        }
-    }
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture.as_raw())?;
-    writer.finish()?;
-    Ok(file)
+fn encode_png(picture: &RgbImage, metadata: &ImageMetadata) -> Result<Vec<u8>, ImageDefect> {
+    let texts = metadata::to_texts(metadata);
+    let texts = texts.iter().map(|(keyword, text)| (*keyword, text.as_str()));
+    Ok(fast_png::encode(&fast_png_view(picture)?, texts))
+}
+
+/// The pixels of a picture for the PNG encoder.
+pub(super) fn fast_png_view(picture: &RgbImage) -> Result<Picture<'_>, ImageDefect> {
+    let view = Picture::new(picture.width(), picture.height(), picture.as_raw());
+    view.ok_or_else(|| ImageDefect::from_codec_error(&"cannot be encoded: it has no pixels"))
 }
 
 fn encode_jpeg(picture: &RgbImage, quality: u8, metadata: &ImageMetadata) -> Result<Vec<u8>, image::ImageError> {

@@ -16,6 +16,8 @@ use bytes::Bytes;
 use domain::digest;
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
+use fast_image_resize::Resizer;
+use image::RgbImage;
 
 pub use quality_check::QualityCheck;
 pub use verify::verify;
@@ -31,6 +33,14 @@ pub struct ProcessedImage {
     pub sha256: String,
 }
 
+/// Buffers that are used again for the next image, so that the system does not have to provide their memory anew.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    decoded: Vec<u8>,
+    resized: Vec<u8>,
+    resizer: Resizer,
+}
+
 /// Converts an image from the API into a file that conforms to `spec` and contains the metadata.
 ///
 /// # Errors
@@ -42,12 +52,27 @@ pub fn process(
     spec: &ImageSpec,
     quality_check: QualityCheck,
     metadata: &ImageMetadata,
+    buffers: &mut Buffers,
 ) -> Result<ProcessedImage, ImageDefect> {
-    let decoded = decode::decode(original)?;
+    let decoded = decode::decode(original, std::mem::take(&mut buffers.decoded))?;
     quality_check.check(&decoded)?;
-    let resized = resize::resize_to_cover(decoded, spec)?;
-    let (bytes, format) = encode::encode(&resized, spec, metadata)?;
-    verify(&bytes, spec)?;
+    let finished = if decoded.dimensions() == (spec.width, spec.height) {
+        finish(&decoded, spec, metadata)?
+    } else {
+        let buffer = std::mem::take(&mut buffers.resized);
+        let resized = resize::resize_to_cover(&decoded, spec, &mut buffers.resizer, buffer)?;
+        let finished = finish(&resized, spec, metadata)?;
+        buffers.resized = resized.into_raw();
+        finished
+    };
+    buffers.decoded = decoded.into_raw();
+    Ok(finished)
+}
+
+/// Encodes an image of the final size, and verifies the file.
+fn finish(picture: &RgbImage, spec: &ImageSpec, metadata: &ImageMetadata) -> Result<ProcessedImage, ImageDefect> {
+    let (bytes, format) = encode::encode(picture, spec, metadata)?;
+    verify::verify_encoded(&bytes, format, picture, spec)?;
     let sha256 = digest::sha256(&bytes);
     Ok(ProcessedImage { bytes: bytes.into(), format, sha256 })
 }

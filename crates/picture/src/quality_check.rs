@@ -28,7 +28,7 @@ impl QualityCheck {
     ///
     /// [`ImageDefect`] if it cannot be decoded, has a single colour, or is too blurred.
     pub fn check_file(self, bytes: &[u8]) -> Result<(), ImageDefect> {
-        self.check(&decode::decode(bytes)?)
+        self.check(&decode::decode(bytes, Vec::new())?)
     }
 
     /// Checks a decoded image.

@@ -6,7 +6,7 @@ use domain::generation_params::GenerationParams;
 use image::{DynamicImage, Rgb, RgbImage};
 use uuid::Uuid;
 
-use super::{ProcessedImage, QualityCheck, metadata, verify};
+use super::{Buffers, ProcessedImage, QualityCheck, metadata, verify};
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
 
@@ -43,7 +43,7 @@ fn metadata() -> ImageMetadata {
 }
 
 fn process(sent: &[u8], spec: &ImageSpec) -> Result<ProcessedImage, ImageDefect> {
-    super::process(sent, spec, QualityCheck::default(), &metadata())
+    super::process(sent, spec, QualityCheck::default(), &metadata(), &mut Buffers::default())
 }
 
 fn decode(bytes: &[u8]) -> RgbImage {
@@ -164,7 +164,7 @@ fn exif_over_the_jpeg_limit_drops_the_longest_text() {
     assert!(exif.len() <= 65_000);
     let noise = encode(&gradient(64, 64), image::ImageFormat::Png);
     let spec = ImageSpec { width: 64, height: 64, max_bytes: 3_000 };
-    let finished = super::process(&noise, &spec, QualityCheck::default(), &long);
+    let finished = super::process(&noise, &spec, QualityCheck::default(), &long, &mut Buffers::default());
     let finished = finished.expect("the PNG with the metadata is too large, the JPEG without it is not");
     let metadata::ImageInfo { format, texts: texts_read, .. } =
         metadata::read(&finished.bytes).expect("the file is read");
@@ -193,4 +193,21 @@ fn processing_rejects_a_single_colour_image() {
     // Test 6 accepts a stored file of a single colour: the quality check applies to images from the API, not to files.
     let file = encode(&RgbImage::from_pixel(1920, 1080, Rgb([0, 0, 255])), image::ImageFormat::Png);
     assert_eq!(verify(&file, &ImageSpec::default()), Ok(()));
+}
+
+/// The buffers of one image serve an image of another size, and one that fails in between.
+#[test]
+fn buffers_are_used_again() {
+    let mut buffers = Buffers::default();
+    let mut process = |sent: &[u8], width, height| {
+        let spec = ImageSpec { width, height, ..ImageSpec::default() };
+        super::process(sent, &spec, QualityCheck::default(), &metadata(), &mut buffers)
+    };
+    for (width, height) in [(640, 360), (64, 64), (320, 180)] {
+        let first = process(&gradient_png(400, 300), width, height).expect("the image is processed");
+        assert!(process(b"broken", width, height).is_err());
+        let second = process(&gradient_png(400, 300), width, height).expect("the image is processed");
+        assert_eq!(first.sha256, second.sha256);
+        assert_eq!(decode(&first.bytes).dimensions(), (width, height));
+    }
 }

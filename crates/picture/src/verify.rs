@@ -1,8 +1,27 @@
-//! Verifies stored files: format, size in pixels, size in bytes.
+//! Verifies files: format, size in pixels, size in bytes, and that they decode completely.
 
 use domain::image_spec::{ImageDefect, ImageFormat, ImageProperties, ImageSpec};
 
-use super::decode;
+use image::RgbImage;
+
+use super::{decode, encode};
+
+/// Verifies a file that has just been encoded from these pixels.
+///
+/// A PNG is compared with the pixels, which costs less than decoding it and proves more. A JPEG is decoded.
+pub(super) fn verify_encoded(
+    file: &[u8],
+    format: ImageFormat,
+    picture: &RgbImage,
+    spec: &ImageSpec,
+) -> Result<(), ImageDefect> {
+    if format == ImageFormat::Jpeg {
+        return verify(file, spec);
+    }
+    fast_png::check(file, &encode::fast_png_view(picture)?).map_err(|error| ImageDefect::from_codec_error(&error))?;
+    let (width, height) = picture.dimensions();
+    spec.check(&ImageProperties { width, height, format: Some(format), size_bytes: file.len() as u64 })
+}
 
 /// Verifies size in pixels, format and size in bytes of a file, and that it decodes completely.
 ///

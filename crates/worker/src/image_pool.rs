@@ -1,14 +1,14 @@
 //! Decodes, resizes, encodes and verifies images on a bounded pool of blocking threads.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use domain::digest;
 use domain::failure::ImageFailureCode;
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use picture::{ProcessedImage, QualityCheck, metadata};
+use picture::{Buffers, ProcessedImage, QualityCheck, metadata};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -38,13 +38,16 @@ pub struct ImagePool {
     quality_check: QualityCheck,
     capacity: usize,
     permits: Arc<Semaphore>,
+    /// Buffers that no thread uses now; at most one for each processor.
+    buffers: Arc<Mutex<Vec<Buffers>>>,
 }
 
 impl ImagePool {
     /// Creates a pool whose images follow `spec`; images that fail the quality check are rejected.
     pub fn new(spec: ImageSpec, quality_check: QualityCheck) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { spec, quality_check, capacity: processors, permits: Arc::new(Semaphore::new(processors)) }
+        let permits = Arc::new(Semaphore::new(processors));
+        Self { spec, quality_check, capacity: processors, permits, buffers: Arc::default() }
     }
 
     /// Maximum number of images that are processed at once.
@@ -101,7 +104,14 @@ impl ImagePool {
     /// As [`picture::process`]; also if the codec panics.
     pub async fn process(&self, bytes: Bytes, metadata: ImageMetadata) -> Result<ProcessedImage, ImageDefect> {
         let (spec, quality_check) = (self.spec, self.quality_check);
-        let work = self.run_blocking(move || picture::process(&bytes, &spec, quality_check, &metadata));
+        let unused = self.buffers.clone();
+        let lock = |unused: &Mutex<Vec<Buffers>>| unused.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = self.run_blocking(move || {
+            let mut buffers = lock(&unused).pop().unwrap_or_default();
+            let processed = picture::process(&bytes, &spec, quality_check, &metadata, &mut buffers);
+            lock(&unused).push(buffers);
+            processed
+        });
         work.await
             .unwrap_or_else(|error| Err(ImageDefect::from_codec_error(&format_args!("the codec failed ({error})"))))
     }
@@ -137,8 +147,8 @@ mod tests {
             image::Rgb([u8::try_from(x * 3).unwrap_or(0), u8::try_from(y * 3).unwrap_or(0), 9])
         });
         gradient.write_to(&mut sent, image::ImageFormat::Png).expect("the image is encoded");
-        let finished =
-            process(sent.get_ref(), &spec, QualityCheck::default(), &embedded).expect("the image is processed");
+        let finished = process(sent.get_ref(), &spec, QualityCheck::default(), &embedded, &mut Buffers::default())
+            .expect("the image is processed");
         let good = pool.verify_stored(finished.bytes.clone(), finished.sha256.clone()).await;
         assert_eq!(good, Ok(()));
         let other = pool.verify_stored(finished.bytes.clone(), digest::sha256("another")).await;

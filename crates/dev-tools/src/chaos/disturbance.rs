@@ -60,7 +60,9 @@ impl Disturbance {
             Self::CrashDatabase => "database crashed and restarted",
             Self::BlockPublishing => "memory alarm of the broker, which blocks publishing",
             Self::StorageOutage => "storage unavailable for some seconds",
-            Self::StorageOutageAndKill => "storage unavailable for some seconds, and a worker killed (SIGKILL) meanwhile",
+            Self::StorageOutageAndKill => {
+                "storage unavailable for some seconds, and a worker killed (SIGKILL) meanwhile"
+            }
             Self::CloseGate => "account gate closed and opened (pause, resume)",
             Self::CloseGateAndKill => "account gate closed, and a worker killed (SIGKILL) before it opens",
             Self::RefuseKey => "API key refused for some seconds",

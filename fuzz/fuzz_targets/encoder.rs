@@ -1,0 +1,6 @@
+//! Searches for a picture that makes `fuzz::check_encoder` panic.
+
+#![no_main]
+#![expect(unsafe_code, reason = "libFuzzer calls an entry point with an unmangled name")]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::check_encoder(bytes));
