@@ -105,11 +105,11 @@ impl ImagePool {
     pub async fn process(&self, bytes: Bytes, metadata: ImageMetadata) -> Result<ProcessedImage, ImageDefect> {
         let (spec, quality_check) = (self.spec, self.quality_check);
         let unused = self.buffers.clone();
-        let lock = |unused: &Mutex<Vec<Buffers>>| unused.lock().unwrap_or_else(PoisonError::into_inner);
         let work = self.run_blocking(move || {
-            let mut buffers = lock(&unused).pop().unwrap_or_default();
+            let lock = || unused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut buffers = lock().pop().unwrap_or_default();
             let processed = picture::process(&bytes, &spec, quality_check, &metadata, &mut buffers);
-            lock(&unused).push(buffers);
+            lock().push(buffers);
             processed
         });
         work.await

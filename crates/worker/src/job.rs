@@ -239,7 +239,7 @@ impl JobRunner {
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
-        let ClaimedJob { lease, first_claim: first, style, images, .. } = claimed;
+        let ClaimedJob { lease, first_claim: first, style, images, attempts: claimed_attempts, .. } = claimed;
         let config = &command.config;
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
@@ -273,6 +273,7 @@ impl JobRunner {
             progress,
             events: JobEvents { sink, key: command.key(), trace: options.trace, publishing_failed: false },
             tasks: JoinSet::new(),
+            is_last_attempt: !self.has_attempts_left(claimed_attempts),
             database_unavailable: false,
         }
     }
@@ -298,7 +299,7 @@ impl JobRunner {
         created_at: OffsetDateTime,
     ) -> Result<JobOutcome, JobRunError> {
         let JobAttempt { lease, ref cancel, ref progress, .. } = attempt;
-        let mut attempts_left = attempts + 1 < self.settings.max_attempts.get();
+        let mut attempts_left = self.has_attempts_left(attempts);
         let must_return = cancel.is_stopping()
             || matches!(cancel.reason(), Some(CancelReason::GateOpened | CancelReason::KeyReplaced));
         if progress.was_cut_short() && must_return {
@@ -326,6 +327,9 @@ impl JobRunner {
             }
             attempts_left = false;
         }
+        if progress.storage_unavailable {
+            return self.retry_job(&attempt, attempts).await;
+        }
         let (tally, rate, fatal) = (progress.tally(), progress.min_success_rate, progress.fatal_cause.as_ref());
         match decide(&tally, rate, fatal.map(|(code, _)| *code), attempts_left) {
             Decision::Complete => self.end_job(&mut attempt, created_at, None).await,
@@ -338,14 +342,23 @@ impl JobRunner {
                 };
                 self.end_job(&mut attempt, created_at, Some(JobError { code, message })).await
             }
-            Decision::Retry => {
-                retry_store(|| self.store().release(lease, true)).await?;
-                let delay = self.settings.job_retry_delay(attempts + 1);
-                let missing = tally.total - tally.completed;
-                warn!(completed = tally.completed, missing, ?delay, "job will be retried after a delay");
-                Ok(JobOutcome::RetryAfter(delay))
-            }
+            Decision::Retry => self.retry_job(&attempt, attempts).await,
         }
+    }
+
+    /// Whether a job with this number of ended attempts has another attempt after the current one.
+    fn has_attempts_left(&self, ended: u32) -> bool {
+        ended + 1 < self.settings.max_attempts.get()
+    }
+
+    /// Counts the attempt, and releases the job for its next one.
+    async fn retry_job(&self, attempt: &JobAttempt<'_>, ended: u32) -> Result<JobOutcome, JobRunError> {
+        let (lease, tally) = (attempt.lease, attempt.progress.tally());
+        retry_store(|| self.store().release(lease, true)).await?;
+        let delay = self.settings.job_retry_delay(ended + 1);
+        let missing = tally.total - tally.completed;
+        warn!(completed = tally.completed, missing, ?delay, "job will be retried after a delay");
+        Ok(JobOutcome::RetryAfter(delay))
     }
 
     /// Ends a job: stores its outcome and its terminal event together.

@@ -47,6 +47,8 @@ pub(super) struct JobAttempt<'a> {
     pub(super) progress: JobProgress,
     pub(super) events: JobEvents<'a>,
     pub(super) tasks: JoinSet<ImageReport>,
+    /// Whether the job ends after this attempt.
+    pub(super) is_last_attempt: bool,
     /// A result could not be written, even with retries: the database is unavailable.
     pub(super) database_unavailable: bool,
 }
@@ -178,11 +180,17 @@ impl JobAttempt<'_> {
         Ok(remaining)
     }
 
-    /// Checks that files can be stored, before any request may be charged. If they cannot, fails all tasks.
+    /// Checks that files can be stored, before any request may be charged. If they cannot, starts no task; in the last
+    /// attempt, fails all of them.
     async fn check_storage(&mut self, tasks: Vec<ImageTask>) -> Result<Vec<ImageTask>, JobRunError> {
         // Named after the job, so that its next attempt removes a file that a killed process left behind.
         let path = format!("{}/.check-{}", asset_path::project_dir(self.command.project_id), self.command.job_id);
         let Err(error) = self.resources.storage.check_writable_at(&path).await else { return Ok(tasks) };
+        if !self.is_last_attempt {
+            warn!(error = error_chain(&error), "storage unavailable; no image is started in this attempt");
+            self.progress.storage_unavailable = true;
+            return Ok(Vec::new());
+        }
         for task in tasks {
             let (code, message) = (ImageFailureCode::Storage, error_chain(&error));
             let failing = self.fail_image(task.index, code, message, code.is_retryable(), Some(&task.params));

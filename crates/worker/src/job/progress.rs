@@ -15,6 +15,8 @@ pub(super) struct JobProgress {
     previously_ended: u32,
     /// At least one planned image has no result because the attempt was cancelled.
     pub(super) incomplete: bool,
+    /// Files could not be stored, so no image was started: the job's next attempt tries again.
+    pub(super) storage_unavailable: bool,
     /// Code and message of the first cause that every request would fail with.
     pub(super) fatal_cause: Option<(JobFailureCode, String)>,
 }
@@ -39,7 +41,14 @@ impl JobProgress {
                 ImageProgress { row, announced }
             })
             .collect();
-        let mut progress = Self { min_success_rate, images, previously_ended: 0, incomplete: false, fatal_cause: None };
+        let mut progress = Self {
+            min_success_rate,
+            images,
+            previously_ended: 0,
+            incomplete: false,
+            storage_unavailable: false,
+            fatal_cause: None,
+        };
         progress.previously_ended = progress.ended_images();
         progress
     }
