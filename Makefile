@@ -71,7 +71,9 @@ fuzz: ## Fuzz the decoding of commands, API responses and images, and the PNG en
 	    -artifact_prefix="$(TARGET)/fuzz/found/$$target-" "$(TARGET)/fuzz/corpus/$$target" "fuzz/corpus/$$target"; \
 	done
 
-bench: ## Benchmark the two response formats of the Stability client
+bench: ## Measure the CPU time of a worker for an image, in release builds; ARGS='--profile --baseline PROGRAM'
+	$(CARGO) build --release --locked --package asset-worker --package dev-services --package dev-tools --bins
+	@"$(TARGET)/release/dev-services" run "$(TARGET)/release/cpu" $(ARGS)
 	$(CARGO) bench -p stability-client --bench response_format --locked
 
 check: lint docs test audit ## Run all checks that a commit must pass: lint, docs, test and audit
@@ -148,8 +150,9 @@ dist: ## Build the release archive of the worker with its checksum in target/dis
 	  rm -rf "$(TARGET)/dist"; mkdir -p "$(TARGET)/dist/$$name"; \
 	  cp "$(TARGET)/release/asset-worker" LICENSE README.md CHANGELOG.md deploy/asset-worker.service deploy/phrase-book.json \
 	    "$(TARGET)/dist/$$name/"; \
-	  strip "$(TARGET)/dist/$$name/asset-worker"; \
-	  cd "$(TARGET)/dist"; tar czf "$$name.tar.gz" "$$name"; rm -r "$$name"; sha256sum "$$name.tar.gz" | tee "$$name.tar.gz.sha256"
+	  cd "$(TARGET)/dist"; program="$$name/asset-worker"; objcopy --only-keep-debug "$$program" "$$program.debug"; \
+	  strip "$$program"; objcopy --add-gnu-debuglink="$$program.debug" "$$program"; \
+	  tar czf "$$name.tar.gz" "$$name"; rm -r "$$name"; sha256sum "$$name.tar.gz" | tee "$$name.tar.gz.sha256"
 
 # Repository of the container images, for example REGISTRY/asset-worker; the sandbox's has the suffix -sandbox.
 IMAGE := asset-worker

@@ -197,3 +197,20 @@ fn release_check_names_what_is_missing() -> Result<()> {
     checkout.commit()?;
     checkout.assert_refused("Cargo.lock is not up to date")
 }
+
+/// The codecs are optimised in development builds too, and never lose their single codegen unit in release builds.
+#[test]
+fn codecs_are_optimised_in_every_profile() -> Result<()> {
+    let manifest = read("Cargo.toml")?;
+    let packages = |profile: &str| -> BTreeSet<String> {
+        let header = format!("[profile.{profile}.package.");
+        manifest.lines().filter_map(|line| line.strip_prefix(&header)?.strip_suffix(']')).map(str::to_owned).collect()
+    };
+    let (release, development) = (packages("release"), packages("dev"));
+    assert!(release.contains("asset-fast-png") && release.is_subset(&development), "{release:?} {development:?}");
+    let sections = manifest.split("[profile.release.package.").skip(1);
+    for section in sections {
+        assert!(section.contains("]\ncodegen-units = 1\nopt-level = 3\n"), "{section}");
+    }
+    Ok(())
+}

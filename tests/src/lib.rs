@@ -23,7 +23,7 @@ pub use files::assert_files;
 pub use prometheus::{Prometheus, promtool, telemetry_folder};
 pub use proxy::Proxy;
 pub use samples::{Samples, documented_metrics};
-pub use test_env::{Database, GenerateOutput, TestEnv, Worker};
+pub use test_env::{Database, GenerateOutput, TestEnv, Usage, Worker};
 
 /// The API key that the sandbox accepts and the programs of an environment use.
 pub const API_KEY: &str = "sk-sandbox";

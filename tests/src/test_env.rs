@@ -38,6 +38,7 @@ pub struct TestEnv {
     /// Sandbox of Stability's API.
     pub sandbox: Sandbox,
     env_vars: Vec<(&'static str, String)>,
+    program: Option<PathBuf>,
     quiet: bool,
     vhost: Vhost,
     _database: Option<PostgresDatabase>,
@@ -71,6 +72,7 @@ impl TestEnv {
             folder,
             sandbox,
             env_vars: given,
+            program: None,
             quiet: false,
             vhost,
             _database: postgres,
@@ -81,6 +83,11 @@ impl TestEnv {
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
         self.env_vars.retain(|(given, _)| *given != name);
         self.env_vars.push((name, value.into()));
+    }
+
+    /// Uses another build of `asset-worker` from now on; `None` is the one of this build.
+    pub fn use_program(&mut self, program: Option<PathBuf>) {
+        self.program = program;
     }
 
     /// Makes programs that are started from now on make small images of simple shapes, which take little time.
@@ -181,7 +188,8 @@ impl TestEnv {
 
     /// Builds an `asset-worker` command with the settings of this environment; short delays make retries immediate.
     pub fn asset_worker_command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = command_with_death_signal(&programs::find("asset-worker")?, "TERM");
+        let program = self.program.clone().map_or_else(|| programs::find("asset-worker"), Ok)?;
+        let mut command = command_with_death_signal(&program, "TERM");
         command
             .args(arguments)
             .env_clear()
@@ -279,6 +287,17 @@ impl GenerateOutput {
     }
 }
 
+/// What a process has used since its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    /// CPU time in user and kernel mode.
+    pub cpu: Duration,
+    /// Page faults that were served without a disk.
+    pub page_faults: u64,
+    /// The largest resident memory, in KiB.
+    pub peak_memory_kib: u32,
+}
+
 /// A running `asset-worker run`; dropping it stops the process.
 pub struct Worker {
     process: Process,
@@ -327,14 +346,26 @@ impl Worker {
         tokio::time::timeout(WAIT_TIMEOUT, self.process.wait()).await.context("the worker did not exit in time")?
     }
 
-    /// Returns the CPU time used so far; `None` if the system does not report it.
-    pub fn cpu_time(&self) -> Option<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()?)).ok()?;
-        // Fields after the process name, which may contain anything. User and system time are fields 14 and 15 of the
-        // line, in hundredths of a second.
+    /// Process id; `None` after it has exited.
+    pub fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// Returns what the process has used so far; `None` if the system does not report it.
+    pub fn usage(&self) -> Option<Usage> {
+        let folder = format!("/proc/{}", self.process.id()?);
+        let stat = std::fs::read_to_string(format!("{folder}/stat")).ok()?;
+        // Fields after the process name, which may contain anything. Minor page faults are field 10 of the line, user and
+        // system time are fields 14 and 15, in hundredths of a second.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-        Some(Duration::from_millis(ticks * 10))
+        let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
+        let status = std::fs::read_to_string(format!("{folder}/status")).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(Usage {
+            cpu: Duration::from_millis((number(11)? + number(12)?) * 10),
+            page_faults: number(7)?,
+            peak_memory_kib: peak.trim().strip_suffix(" kB")?.parse().ok()?,
+        })
     }
 
     /// Returns whether the process is still running.

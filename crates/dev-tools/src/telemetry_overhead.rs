@@ -113,12 +113,12 @@ async fn run(sent: &TelemetryExport, latency: Duration) -> Result<Run> {
     let worker = env.start_ready_worker().await?;
     publish_jobs(&env, WARM_UP_JOBS, IMAGES_PER_JOB).await?;
     wait_for_jobs(&env, WARM_UP_JOBS).await?;
-    let (begun, cpu) = (Instant::now(), worker.cpu_time().context("cannot read the worker's CPU time")?);
+    let (begun, cpu) = (Instant::now(), worker.usage().context("cannot read the worker's CPU time")?.cpu);
     publish_jobs(&env, JOBS, IMAGES_PER_JOB).await?;
     wait_for_jobs(&env, WARM_UP_JOBS + JOBS).await?;
     let took = begun.elapsed();
     ensure!(took < MEASUREMENT_TIMEOUT, "the run took {took:?}");
     let images = (JOBS * IMAGES_PER_JOB) as f64;
-    let used: Duration = worker.cpu_time().context("cannot read the worker's CPU time")?.saturating_sub(cpu);
+    let used: Duration = worker.usage().context("cannot read the worker's CPU time")?.cpu.saturating_sub(cpu);
     Ok(Run { images_per_s: images / took.as_secs_f64(), cpu_ms_per_image: used.as_secs_f64() * 1e3 / images })
 }

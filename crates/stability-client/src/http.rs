@@ -205,7 +205,9 @@ impl Http {
 
 async fn read_response(mut response: Response, credentials: &Credentials) -> Result<HttpResponse, Error> {
     let mut read = parse_head(response.status().as_u16(), response.headers());
-    let mut body = BytesMut::new();
+    // With its length known, the body is copied once and never moved.
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let mut body = BytesMut::with_capacity(announced.min(MAX_BODY_BYTES));
     while let Some(chunk) = response.chunk().await.map_err(convert_error)? {
         if body.len() + chunk.len() > MAX_BODY_BYTES {
             return Err(Error::Undecodable(format!("the body is longer than {MAX_BODY_BYTES} bytes")));

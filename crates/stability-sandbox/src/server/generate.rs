@@ -185,12 +185,12 @@ impl GeneratedImages {
 
 /// Charges for the request and renders its images, unless a status fault rejects it.
 async fn generate_images(shared: &Arc<Shared>, request: ImageRequest) -> Result<GeneratedImages, ApiError> {
-    let (fault, latency, sketch) = {
+    let (fault, latency, sketch, prepared) = {
         let mut state = shared.lock();
         state.ledger.by_prompt.entry(request.prompt.clone()).or_default().requests += 1;
         let fault =
             state.faults.next_fault(&request.prompt).map_err(|message| ApiError::new(400, "bad_request", message))?;
-        (fault, state.latency, state.sketch)
+        (fault, state.latency, state.sketch, state.prepared_images.clone())
     };
     if let Some(Fault::Status(status, retry_after_s)) = fault {
         return Err(ApiError { retry_after_s, ..ApiError::from_status(status) });
@@ -200,6 +200,13 @@ async fn generate_images(shared: &Arc<Shared>, request: ImageRequest) -> Result<
     let first =
         if request.seed == 0 { shared.next_seed.fetch_add(7_919, Ordering::Relaxed).max(1) } else { request.seed };
     let media_type = request.format.media_type();
+    if !prepared.is_empty() && fault.is_none() {
+        let images = (0..request.samples).map(|sample| {
+            let seed = first.wrapping_add(sample);
+            (seed, prepared[seed as usize % prepared.len()].to_vec())
+        });
+        return Ok(GeneratedImages { images: images.collect(), media_type, fault });
+    }
     let painting = spawn_blocking(move || {
         let seeds = (0..request.samples).map(|sample| first.wrapping_add(sample));
         seeds.map(|seed| (seed, output::render_image(&request, seed, fault, sketch))).collect()
