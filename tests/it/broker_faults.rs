@@ -63,16 +63,19 @@ impl OwnBroker {
 
 #[tokio::test]
 async fn memory_alarm_blocks_only_the_publishing_connection() -> Result<()> {
-    let broker = OwnBroker::start().await?;
+    let mut broker = OwnBroker::start().await?;
+    let released = broker.env.folder().join("released");
+    broker.env.set("ASSET_WORKER_PAUSE_AT", "before_event");
+    broker.env.set("ASSET_WORKER_PAUSE_UNTIL", released.display().to_string());
     let worker = broker.env.start_ready_worker().await?;
     let producer = broker.env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
-    producer.publish(&command(1, &["A fox [fault:slow=5000]"], &json!({}))).await?;
-    let requested = async || (broker.env.sandbox.ledger().requests == 1).then_some(());
-    wait_until("a request", WAIT_TIMEOUT, requested).await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    worker.wait_for_log("\"point\":\"before_event\"").await?;
     assert_eq!(worker.metrics().await?.value("asset_worker_broker_publishing_blocked", &[]), Some(0.0));
 
     broker.raise_alarm().await?;
+    std::fs::write(&released, "")?;
     let blocked = json!("publishing is blocked: the broker is low on memory or disk space");
     wait_until("the blocked connection", WAIT_TIMEOUT, async || {
         worker.probe("readyz").await.ok().filter(|(status, body)| *status == 503 && body["broker"] == blocked)
@@ -91,6 +94,28 @@ async fn memory_alarm_blocks_only_the_publishing_connection() -> Result<()> {
     })
     .await?;
     assert!(!worker.log().contains("broker connection lost"), "{}", worker.log());
+    drop(worker);
+    broker.stop().await;
+    Ok(())
+}
+
+/// Events that may be lost are not confirmed: the job goes on, and the session too.
+#[tokio::test]
+async fn unresponsive_progress_queue_does_not_end_the_session() -> Result<()> {
+    let broker = OwnBroker::start().await?;
+    let worker = broker.env.start_ready_worker().await?;
+    let producer = broker.env.connect_broker().await?;
+    producer.bind_classic_queue("dashboard", "assets.generation.progress").await?;
+    producer.bind_classic_queue("renderer", "assets.generation.completed").await?;
+    broker.control_queue_process("suspend", "dashboard").await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    wait_until("the terminal event", WAIT_TIMEOUT, async || {
+        (producer.ready_count("renderer").await.ok()? == 1).then_some(())
+    })
+    .await?;
+    assert!(worker.log().contains("event not published"), "{}", worker.log());
+    assert!(!worker.log().contains("broker connection lost"), "{}", worker.log());
+    broker.control_queue_process("resume", "dashboard").await?;
     drop(worker);
     broker.stop().await;
     Ok(())

@@ -53,7 +53,8 @@ async fn attempt_during_an_outage_gives_up_no_image() -> Result<()> {
     let mut events = producer.subscribe_to_events().await?;
     let config = json!({"min_success_rate": 0.6, "max_concurrent": 1});
     producer.publish(&command(1, &["A fox", "A bear [fault:slow=1000]", "An owl"], &config)).await?;
-    events.wait_for("progress").await?;
+    let second_requested = async || (env.sandbox.ledger().requests == 2).then_some(());
+    wait_until("the second request", WAIT_TIMEOUT, second_requested).await?;
     worker.signal(Signal::TERM);
     worker.wait_for_exit().await?;
     assert_eq!(env.query_rows("SELECT id FROM assets WHERE status = 'completed'").await?.len(), 2);

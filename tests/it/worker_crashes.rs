@@ -135,8 +135,10 @@ async fn check_job_resumes_first(signals: &[Signal]) -> Result<()> {
     for _ in 0..5 {
         producer.publish(&command(7, &["A cat"], &json!({}))).await?;
     }
-    for signal in signals {
-        events.wait_for("progress").await?;
+    for (requests, signal) in (2..).zip(signals) {
+        // Each worker is interrupted during a slow image.
+        let requested = async || (env.sandbox.ledger().requests >= requests).then_some(());
+        dev_services::wait::wait_until("a slow image", integration_tests::WAIT_TIMEOUT, requested).await?;
         worker.signal(*signal);
         worker.wait_for_exit().await?;
         worker = env.start_ready_worker().await?;

@@ -71,11 +71,13 @@ impl Confirms {
     /// Which limit was exceeded.
     pub(super) async fn within_limits<T>(&self, step: impl Future<Output = T>) -> Result<T, String> {
         let is_blocked = || self.connection.blocked();
-        within_limits(is_blocked, self.blocked_limit, step).await
+        // A message that follows a failed one does not wait for the alarm again.
+        let blocked_limit = if self.failure.get().is_some() { Duration::ZERO } else { self.blocked_limit };
+        within_limits(is_blocked, blocked_limit, step).await
     }
 
-    /// Publishes a message and waits for its confirm. A channel whose confirm does not come in time is closed: a later
-    /// confirm could be taken for that of another message.
+    /// Publishes a message and waits for its confirm. If that of a mandatory message does not come in time, its channel is
+    /// closed: when the message is returned later, it would be taken for another one.
     pub(super) async fn publish(
         &self,
         channel: &Channel,
@@ -97,6 +99,7 @@ impl Confirms {
                 }
                 return Err(failed(error.to_string()));
             }
+            Err(cause) if !mandatory => return Err(failed(cause)),
             Err(cause) => {
                 let _ = self.failure.set(format!("a message was not confirmed: {cause}"));
                 // The result is ignored: lapin refuses further messages on this channel from the call on.

@@ -5,7 +5,9 @@ use simd_adler32::Adler32;
 use crate::Picture;
 use crate::bits::{BitReader, Bits};
 use crate::chunk::{self, Chunk, SIGNATURE};
-use crate::deflate::{DISTANCE, END_OF_BLOCK, FIRST_LENGTH, HEADER, LENGTH_CODE_BITS, LENGTHS, MAX_CODE_BITS, SYMBOLS};
+use crate::deflate::{
+    DISTANCE, END_OF_BLOCK, FIRST_LENGTH, HEADER, LENGTH_CODE_BITS, LENGTHS, MAX_CODE_BITS, MAX_RUN, SYMBOLS,
+};
 use crate::encode::ZLIB_HEADER;
 use crate::filter::Filter;
 use crate::huffman::{self, PairTable};
@@ -26,8 +28,8 @@ pub enum CheckError {
 
 /// Proves that a file of [`encode`](crate::encode) decodes to these pixels.
 ///
-/// Every byte of the file is checked: the signature, the structure and checksum of each chunk, the header, and the
-/// compressed stream. For each block, the code in its header must be complete, so that no code word begins another one.
+/// The signature, the structure and checksum of each chunk, the header and the compressed stream are checked. Of texts only
+/// the checksum is. For each block, the code in its header must be complete, so that no code word begins another one.
 /// Then code words that equal those of the expected bytes can only be decoded to these bytes.
 ///
 /// # Errors
@@ -164,5 +166,8 @@ fn read_run(reader: &mut BitReader<'_>, words: &[Bits]) -> Option<usize> {
     let mut used = LENGTHS.iter().zip(&words[FIRST_LENGTH..]).filter(|(_, word)| word.count > 0);
     let (base, extra_bits) = used.find(|(_, word)| reader.skip(**word))?.0;
     let extra = usize::try_from(reader.read(*extra_bits)?).ok()?;
-    reader.skip(DISTANCE).then_some(base + extra)
+    let length = base + extra;
+    // The longest run has a symbol of its own. The other one that could express it is not defined for it.
+    let is_defined = length < MAX_RUN || *extra_bits == 0;
+    (is_defined && reader.skip(DISTANCE)).then_some(length)
 }

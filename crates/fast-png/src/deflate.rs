@@ -219,3 +219,31 @@ impl BlockCode {
 fn code_length(length: impl Into<u32>) -> Bits {
     Bits::new(u64::from(length.into().reverse_bits() >> (32 - LENGTH_CODE_BITS)), LENGTH_CODE_BITS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_a_row_expand_to_the_row() {
+        for zeros in 0..1_100 {
+            let row = [&[5, 0, 7][..], &vec![0; zeros], &[9, 0, 0]].concat();
+            let mut expanded = Vec::new();
+            for_each_token(&row, |token| match token {
+                Token::Literal(byte) => expanded.push(byte),
+                Token::Run(length) => {
+                    assert!((MIN_RUN..=MAX_RUN).contains(&length));
+                    let (symbol, extra) = length_symbol(length);
+                    let (base, extra_bits) = LENGTHS[symbol - FIRST_LENGTH];
+                    assert_eq!(
+                        (base + usize::try_from(extra.value).expect("few bits"), extra_bits),
+                        (length, extra.count)
+                    );
+                    let byte = *expanded.last().expect("a run follows a literal");
+                    expanded.extend(vec![byte; length]);
+                }
+            });
+            assert_eq!(expanded, row, "{zeros} zeros");
+        }
+    }
+}

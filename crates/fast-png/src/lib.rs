@@ -20,6 +20,8 @@ mod huffman;
 pub use check::{CheckError, check};
 pub use encode::encode;
 
+/// The most bytes of a picture's pixels.
+const MAX_PIXEL_BYTES: usize = 1 << 30;
 /// Bytes of a pixel: red, green and blue.
 const PIXEL_BYTES: usize = 3;
 
@@ -33,11 +35,14 @@ pub struct Picture<'a> {
 
 impl<'a> Picture<'a> {
     /// Describes the pixels of an image, row by row from the top. `None` unless both sides are from 1 to 65,535 and
-    /// `pixels` has three bytes for each pixel.
+    /// `pixels` has three bytes for each pixel, at most 1 GiB: a chunk of PNG is shorter than 2 GiB.
     pub fn new(width: u32, height: u32, pixels: &'a [u8]) -> Option<Self> {
         let sides = 1..=u32::from(u16::MAX);
         let expected = (width as usize).checked_mul(height as usize)?.checked_mul(PIXEL_BYTES)?;
-        let is_valid = sides.contains(&width) && sides.contains(&height) && pixels.len() == expected;
+        let is_valid = sides.contains(&width)
+            && sides.contains(&height)
+            && pixels.len() == expected
+            && expected <= MAX_PIXEL_BYTES;
         is_valid.then_some(Self { width, height, pixels })
     }
 

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 
 /// Decodes with `png`, whose decompressor is `fdeflate`.
 fn decode_with_png(file: &[u8]) -> Vec<u8> {
-    let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().expect("a header");
+    let mut decoder = png::Decoder::new(std::io::Cursor::new(file));
+    // Checks the CRC of each chunk and the Adler-32 of the stream.
+    decoder.ignore_checksums(false);
+    let mut reader = decoder.read_info().expect("a header");
     let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];
     let frame = reader.next_frame(&mut pixels).expect("pixels");
     reader.finish().expect("the end of the file");
@@ -15,7 +18,9 @@ fn decode_with_png(file: &[u8]) -> Vec<u8> {
 
 /// Decodes with `zune-png`, whose decompressor is `zune-inflate`.
 fn decode_with_zune(file: &[u8]) -> Vec<u8> {
-    let options = zune_png::zune_core::options::DecoderOptions::new_safe().png_set_confirm_crc(true);
+    let options = zune_png::zune_core::options::DecoderOptions::new_safe()
+        .png_set_confirm_crc(true)
+        .inflate_set_confirm_adler(true);
     let reader = zune_png::zune_core::bytestream::ZCursor::new(file);
     zune_png::PngDecoder::new_with_options(reader, options).decode_raw().expect("a correct file")
 }
@@ -61,10 +66,36 @@ fn paint(kind: u8, width: u32, height: u32, seed: u64) -> Vec<u8> {
     pixels
 }
 
+/// Sets the CRC of the chunk with the pixels to the right value.
+fn repair_crc(file: &mut [u8]) {
+    let kind = file.windows(4).position(|kind| kind == b"IDAT").expect("a chunk with pixels");
+    let length: [u8; 4] = file[kind - 4..kind].try_into().expect("four bytes");
+    let end = kind + 4 + u32::from_be_bytes(length) as usize;
+    let crc = crc32fast::hash(&file[kind..end]);
+    file[end..end + 4].copy_from_slice(&crc.to_be_bytes());
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     #[test]
-    fn every_picture_survives(kind in 0_u8..4, width in 1_u32..70, height in 1_u32..300, seed: u64) {
+    fn every_picture_survives(kind in 0_u8..4, width in 1_u32..320, height in 1_u32..500, seed: u64) {
         check_round_trip(width, height, &paint(kind, width, height, seed));
+    }
+}
+
+proptest! {
+    /// The CRC is right: only the check of the stream can find the change.
+    #[test]
+    fn change_with_a_right_crc_is_found(kind in 0_u8..4, seed: u64, place: prop::sample::Index, change in 1_u8..) {
+        let pixels = paint(kind, 40, 240, seed);
+        let picture = Picture::new(40, 240, &pixels).expect("a picture");
+        let mut file = encode(&picture, []);
+        // After the signature, the header, and the length and kind of the chunk; before its CRC and the last chunk.
+        let place = 41 + place.index(file.len() - 41 - 16);
+        file[place] ^= change;
+        repair_crc(&mut file);
+        prop_assert!(check(&file, &picture).is_err(), "byte {place} of {}", file.len());
     }
 
     #[test]

@@ -15,11 +15,19 @@ const MAX_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
 pub(super) fn decode(bytes: &[u8], buffer: Vec<u8>) -> Result<RgbImage, ImageDefect> {
     let defect = |error| ImageDefect::from_codec_error(&error);
     let decoder = open_reader(bytes)?.into_decoder().map_err(defect)?;
+    // The decoders themselves limit only what they allocate besides the pixels.
+    if decoder.total_bytes() > MAX_ALLOC_BYTES {
+        let error =
+            format_args!("its pixels take {} bytes, at most {MAX_ALLOC_BYTES} are allowed", decoder.total_bytes());
+        return Err(ImageDefect::from_codec_error(&error));
+    }
     if decoder.color_type() != ColorType::Rgb8 {
         return Ok(DynamicImage::from_decoder(decoder).map_err(defect)?.into_rgb8());
     }
     let (width, height) = decoder.dimensions();
     let mut pixels = buffer;
+    // Zeros: a damaged JPEG may leave pixels out, which must not show those of the image before.
+    pixels.clear();
     pixels.resize(usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX), 0);
     decoder.read_image(&mut pixels).map_err(defect)?;
     Ok(RgbImage::from_raw(width, height, pixels).expect("the buffer has the size of the image"))

@@ -33,12 +33,27 @@ pub struct ProcessedImage {
     pub sha256: String,
 }
 
+/// The largest buffer that is kept for the next image, in bytes: enough for 4K. A rare large image does not occupy its
+/// memory for ever.
+const MAX_KEPT_BYTES: usize = 32 * 1024 * 1024;
+
 /// Buffers that are used again for the next image, so that the system does not have to provide their memory anew.
 #[derive(Debug, Default)]
 pub struct Buffers {
     decoded: Vec<u8>,
     resized: Vec<u8>,
     resizer: Resizer,
+}
+
+impl Buffers {
+    /// Keeps buffers for the next image, except large ones.
+    fn keep(&mut self, decoded: RgbImage, resized: RgbImage) {
+        let small = |buffer: Vec<u8>| if buffer.capacity() <= MAX_KEPT_BYTES { buffer } else { Vec::new() };
+        (self.decoded, self.resized) = (small(decoded.into_raw()), small(resized.into_raw()));
+        if self.resizer.size_of_internal_buffers() > MAX_KEPT_BYTES {
+            self.resizer.reset_internal_buffers();
+        }
+    }
 }
 
 /// Converts an image from the API into a file that conforms to `spec` and contains the metadata.
@@ -56,16 +71,15 @@ pub fn process(
 ) -> Result<ProcessedImage, ImageDefect> {
     let decoded = decode::decode(original, std::mem::take(&mut buffers.decoded))?;
     quality_check.check(&decoded)?;
-    let finished = if decoded.dimensions() == (spec.width, spec.height) {
-        finish(&decoded, spec, metadata)?
-    } else {
+    let is_resized = decoded.dimensions() != (spec.width, spec.height);
+    let resized = if is_resized {
         let buffer = std::mem::take(&mut buffers.resized);
-        let resized = resize::resize_to_cover(&decoded, spec, &mut buffers.resizer, buffer)?;
-        let finished = finish(&resized, spec, metadata)?;
-        buffers.resized = resized.into_raw();
-        finished
+        resize::resize_to_cover(&decoded, spec, &mut buffers.resizer, buffer)?
+    } else {
+        RgbImage::default()
     };
-    buffers.decoded = decoded.into_raw();
+    let finished = finish(if is_resized { &resized } else { &decoded }, spec, metadata)?;
+    buffers.keep(decoded, resized);
     Ok(finished)
 }
 

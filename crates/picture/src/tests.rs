@@ -203,11 +203,40 @@ fn buffers_are_used_again() {
         let spec = ImageSpec { width, height, ..ImageSpec::default() };
         super::process(sent, &spec, QualityCheck::default(), &metadata(), &mut buffers)
     };
-    for (width, height) in [(640, 360), (64, 64), (320, 180)] {
-        let first = process(&gradient_png(400, 300), width, height).expect("the image is processed");
+    for (width, height) in [(640, 360), (64, 64), (320, 180), (400, 300)] {
+        let sent = gradient_png(400, 300);
+        let first = process(&sent, width, height).expect("the image is processed");
         assert!(process(b"broken", width, height).is_err());
-        let second = process(&gradient_png(400, 300), width, height).expect("the image is processed");
-        assert_eq!(first.sha256, second.sha256);
+        process(&encode(&gradient(30, 500), image::ImageFormat::Jpeg), width, height).expect("the image is processed");
+        let again = process(&sent, width, height).expect("the image is processed");
+        assert_eq!(first.sha256, again.sha256);
         assert_eq!(decode(&first.bytes).dimensions(), (width, height));
     }
+}
+
+/// The decoder accepts a JPEG whose scan ends early, and leaves the rest of the pixels as they are.
+#[test]
+fn pixels_that_a_damaged_jpeg_leaves_out_are_black() {
+    let mut damaged = encode(&gradient(256, 256), image::ImageFormat::Jpeg);
+    let scan = damaged.windows(2).rposition(|marker| marker == [0xFF, 0xDA]).expect("a scan");
+    let middle = scan + (damaged.len() - scan) / 2;
+    // A comment, and the end of the image.
+    damaged.splice(middle.., [0xFF, 0xFE, 0x00, 0x02, 0xFF, 0xD9]);
+    let length = 256 * 256 * 3;
+    let decode = |buffer| super::decode::decode(&damaged, buffer).map(RgbImage::into_raw);
+    assert_eq!(decode(vec![255; length]), decode(vec![0; length]));
+}
+
+/// A small file whose sides are allowed, but not the memory of its pixels.
+#[test]
+fn image_with_too_much_memory_is_refused_before_it_is_allocated() {
+    let mut file = Vec::new();
+    let mut encoder = ::png::Encoder::new(&mut file, 8_192, 8_192);
+    encoder.set_color(::png::ColorType::Rgba);
+    encoder.set_depth(::png::BitDepth::Sixteen);
+    let mut writer = encoder.write_header().expect("the header is written");
+    writer.write_chunk(::png::chunk::IDAT, &[0x78, 0x01]).expect("the first bytes of the pixels are written");
+    drop(writer);
+    let refused = process(&file, &ImageSpec::default()).expect_err("the image is too large").to_string();
+    assert!(refused.contains("its pixels take 536870912 bytes, at most 268435456 are allowed"), "{refused}");
 }

@@ -107,7 +107,17 @@ impl Health {
     /// Sets whether commands can be received from the broker.
     pub fn set_broker_connected(&self, connected: bool) {
         self.state.broker_connected.store(connected, Ordering::Relaxed);
-        self.set_publishing_blocked(false);
+        if connected {
+            // A new connection is blocked only when it publishes.
+            self.set_publishing_blocked(false);
+        }
+    }
+
+    /// Reports that a dependency could not be opened at start, or not be reached again.
+    pub(crate) fn set_unavailable(&self, dependency: &'static str) {
+        if let Some(position) = DEPENDENCIES.iter().position(|known| *known == dependency) {
+            self.state.available.lock().unwrap_or_else(PoisonError::into_inner)[position] = Some(false);
+        }
     }
 
     /// Sets whether the broker blocks publishing because it is low on memory or disk space.

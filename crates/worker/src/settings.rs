@@ -292,8 +292,9 @@ impl Settings {
                 max_attempts: reader.number("WORKER_JOB_MAX_ATTEMPTS", 1..=100)?,
                 retry_delays: reader.durations("WORKER_JOB_RETRY_DELAYS", 1..=10)?,
                 // RabbitMQ takes a delivery back after 30 minutes. A delivery is held at most for one wait for a lease,
-                // one time slice, one last request and twice the longest wait for the database; with the upper limits
-                // of these settings the sum stays below 30 minutes.
+                // one time slice, one last request, twice the longest wait for the database, one for the storage and
+                // one for a broker that blocks publishing; with the upper limits of these settings the sum stays below
+                // 30 minutes.
                 time_slice: reader.duration("WORKER_JOB_SLICE", 1..=720)?,
                 lease: reader.duration("WORKER_LEASE", 1..=120)?,
                 daily_budget_usd: reader.optional_float("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,

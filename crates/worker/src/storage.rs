@@ -182,7 +182,7 @@ impl Storage {
         }
     }
 
-    /// Removes temporary files that a killed writer left next to a path. No other process may be writing to the path.
+    /// Removes temporary files that a killed or failed writer left next to a path. No other process may be writing to the path.
     pub async fn remove_temporary_files(&self, path: &str) {
         let Some(folder) = &self.local_root else { return };
         let file = folder.join(path).into_os_string();
@@ -193,7 +193,7 @@ impl Storage {
             if tokio::fs::remove_file(&temporary_file).await.is_err() {
                 return;
             }
-            warn!(path, "temporary file of a killed writer removed");
+            warn!(path, "temporary file of a killed or failed writer removed");
         }
     }
 

@@ -21,8 +21,8 @@ use crate::handler::CommandHandler;
 use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
 use crate::job::JobRunner;
 use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
-use crate::settings::{SettingError, Settings};
-use crate::storage::Storage;
+use crate::settings::{SettingError, Settings, StorageRoot};
+use crate::storage::{Storage, StorageError};
 use crate::telemetry::{Metrics, Telemetry};
 
 /// A session that lasts longer than this resets the reconnect backoff.
@@ -30,7 +30,7 @@ const MIN_HEALTHY_SESSION: Duration = Duration::from_secs(30);
 
 /// How long a message waits for the broker to unblock publishing. Then the session ends: a delivery must not be held until
 /// the broker takes it back, after 30 minutes.
-const MAX_PUBLISH_BLOCKED: Duration = Duration::from_mins(10);
+const MAX_PUBLISH_BLOCKED: Duration = Duration::from_mins(1);
 /// Interval at which the state of the publisher is read.
 const PUBLISHER_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -86,7 +86,15 @@ async fn open_and_supervise(
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
     let open_storage = || ready(Storage::open(&settings.storage_root));
-    let Some(storage) = retry_until_stopped(stop, "storage", health, open_storage).await else { return Ok(()) };
+    let storage = match &settings.storage_root {
+        StorageRoot::Folder(_) => retry_until_stopped(stop, "storage", health, open_storage).await,
+        // Opening a bucket sends no request, so an error is one of the settings.
+        StorageRoot::Bucket { .. } => {
+            let unusable = |error: StorageError| SettingError::unusable("ASSET_STORAGE_URL", &error);
+            Some(open_storage().await.map_err(unusable)?)
+        }
+    };
+    let Some(storage) = storage else { return Ok(()) };
     let open_database = || bootstrap::open_database(settings);
     let Some(store) = retry_until_stopped(stop, "database", health, open_database).await else { return Ok(()) };
     report_unknown_migrations(&store, health).await;
@@ -247,7 +255,10 @@ async fn retry_until_stopped<T, E: std::error::Error, F: Future<Output = Result<
         };
         match result {
             Ok(value) => return Some(value),
-            Err(error) => warn!(error = error_chain(&error), ?delay, "cannot reach the {service}; retrying"),
+            Err(error) => {
+                health.set_unavailable(service);
+                warn!(error = error_chain(&error), ?delay, "cannot reach the {service}; retrying");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return None,

@@ -48,7 +48,10 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         publisher.submit(&body, trace::current_context).await
     };
     let span = info_span!("submit", job.id = %command.job_id, project.id = command.project_id);
-    submitting.instrument(span).await?;
+    submitting.instrument(span).await.map_err(|error| {
+        let job_id = command.job_id;
+        CliError::unreachable(format!("{error}; if the command was sent, it may run: repeat it with --job-id {job_id}"))
+    })?;
     note_closed_gate(settings, screen).await;
     let outcome = match watch {
         None => {

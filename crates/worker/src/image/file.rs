@@ -66,6 +66,8 @@ impl ImageFiles {
         if !retry_storage(|| self.storage.put_new(path, bytes.clone())).await? {
             self.overwrite(path, bytes).await?;
         }
+        // An attempt that fails while the storage is unavailable cannot remove its temporary file.
+        self.storage.remove_temporary_files(path).await;
         Ok(())
     }
 

@@ -30,14 +30,33 @@ async fn claim(store: &Store, id: u128) -> (JobKey, ClaimedJob) {
     }
 }
 
+async fn open(folder: &std::path::Path) -> (Store, Storage, ImagePool) {
+    let url = SecretString::from(format!("sqlite://{}/jobs.db?mode=rwc", folder.display()));
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    let storage = Storage::open(&StorageRoot::Folder(folder.join("assets"))).expect("open the storage");
+    (store, storage, ImagePool::new(ImageSpec::default(), QualityCheck { min_sharpness: 0.0 }))
+}
+
+/// An attempt that failed between writing and renaming its temporary file could not remove it.
+#[tokio::test]
+async fn temporary_file_of_a_failed_attempt_is_removed() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let (store, storage, pool) = open(folder.path()).await;
+    let (key, claimed) = claim(&store, 1).await;
+    let files = ImageFiles { store, storage, pool, key, lease: claimed.lease, lease_duration: LEASE };
+    std::fs::create_dir_all(folder.path().join("assets/a")).expect("a folder");
+    std::fs::write(folder.path().join("assets/a/one.png#1"), "half").expect("a temporary file");
+    files.write("a/one.png", Bytes::from_static(b"whole")).await.expect("store the file");
+    let names = std::fs::read_dir(folder.path().join("assets/a")).expect("the folder");
+    let names: Vec<_> = names.map(|file| file.expect("a file").file_name()).collect();
+    assert_eq!(names, ["one.png"]);
+}
+
 #[tokio::test]
 async fn freed_path_taken_by_another_job_is_not_used_again() {
     let folder = tempfile::tempdir().expect("create a temporary directory");
-    let url = SecretString::from(format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()));
-    let store = Store::connect(&url).await.expect("connect");
-    store.migrate().await.expect("migrate");
-    let storage = Storage::open(&StorageRoot::Folder(folder.path().join("assets"))).expect("open the storage");
-    let pool = ImagePool::new(ImageSpec::default(), QualityCheck { min_sharpness: 0.0 });
+    let (store, storage, pool) = open(folder.path()).await;
     let ((key, first), (_, second)) = (claim(&store, 1).await, claim(&store, 2).await);
     let path = asset_path::default_path(42, 1, ImageFormat::Png);
     let id = first.images[0].id;

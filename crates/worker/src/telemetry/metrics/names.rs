@@ -168,7 +168,7 @@ pub(crate) const READY: MetricSpec =
 pub(crate) const DEPENDENCY_AVAILABLE: MetricSpec = gauge(
     "asset_worker.dependency.available",
     "",
-    "1 if /readyz finds this dependency available (broker, database, storage), else 0; absent before database and storage are opened",
+    "1 if /readyz finds this dependency available (broker, database, storage), else 0; absent until it is opened or found unavailable for the first time",
 );
 pub(crate) const UNKNOWN_MIGRATIONS: MetricSpec = gauge(
     "asset_worker.database.unknown_migrations",
