@@ -7,8 +7,8 @@ use crate::bits::{BitReader, Bits};
 use crate::chunk::{self, Chunk, SIGNATURE};
 use crate::deflate::{
     DISTANCE, END_OF_BLOCK, FIRST_LENGTH, HEADER, LENGTH_CODE_BITS, LENGTHS, MAX_CODE_BITS, MAX_RUN, SYMBOLS,
+    ZLIB_HEADER,
 };
-use crate::encode::ZLIB_HEADER;
 use crate::filter::Filter;
 use crate::huffman::{self, PairTable};
 

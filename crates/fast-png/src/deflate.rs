@@ -4,6 +4,8 @@
 use crate::bits::Bits;
 use crate::huffman::{self, PairTable};
 
+/// The header of a zlib stream: DEFLATE with a window of 32 KiB, fastest level. Source: RFC 1950, 2.2.
+pub(crate) const ZLIB_HEADER: [u8; 2] = [0x78, 0x01];
 /// The longest code word. Two of them, and the pending bits of a writer, fit into one look-up and one store.
 pub(crate) const MAX_CODE_BITS: u8 = 12;
 /// The symbol that ends a block.

@@ -5,7 +5,7 @@ use simd_adler32::Adler32;
 use crate::Picture;
 use crate::bits::BitWriter;
 use crate::chunk::{self, SIGNATURE};
-use crate::deflate::{self, BlockCode, END_OF_BLOCK, MAX_CODE_BITS, Sample};
+use crate::deflate::{self, BlockCode, END_OF_BLOCK, MAX_CODE_BITS, Sample, ZLIB_HEADER};
 use crate::filter::Filter;
 use crate::huffman::PairTable;
 
@@ -13,8 +13,6 @@ use crate::huffman::PairTable;
 const BLOCK_ROWS: usize = 216;
 /// Every n-th row of a block is sampled. A prime: rows that were scaled up repeat a pattern.
 const SAMPLE_STEP: usize = 23;
-/// Header of the zlib stream: DEFLATE with a window of 32 KiB, fastest level. Source: RFC 1950, 2.2.
-pub(crate) const ZLIB_HEADER: [u8; 2] = [0x78, 0x01];
 
 /// Encodes a picture, with these texts before the pixels: keyword (1 to 79 characters of Latin-1) and text.
 ///
