@@ -43,7 +43,9 @@ async fn worker_runs_on_a_database_of_a_newer_version(database: Database) -> Res
     ] {
         env.query_rows(&sql).await?;
     }
-    let _worker = env.start_ready_worker().await?;
+    let worker = env.start_ready_worker().await?;
+    let unknown = worker.metrics().await?.value("asset_worker_database_unknown_migrations", &[]);
+    assert_eq!(unknown, Some(1.0));
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox"], &json!({}))).await?;

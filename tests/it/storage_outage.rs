@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use dev_services::process::Signal;
 use dev_services::wait::wait_until;
-use integration_tests::{TestEnv, WAIT_TIMEOUT, assert_files, command};
+use integration_tests::{TestEnv, WAIT_TIMEOUT, Worker, assert_files, command};
 use serde_json::json;
 
 /// A file in the place of the folder of a project, so that nothing can be stored in it.
@@ -39,8 +39,15 @@ async fn worker_waits_for_the_storage_at_start() -> Result<()> {
     assert_eq!(worker.probe("livez").await?.0, 200);
     let (status, body) = worker.probe("readyz").await?;
     assert_eq!((status, &body["storage"]), (503, &json!("not opened yet")));
+    let available = async |worker: &Worker| {
+        let metrics = worker.metrics().await?;
+        anyhow::Ok(metrics.value("asset_worker_dependency_available", &[("dependency", "storage")]))
+    };
+    assert_eq!(available(&worker).await?, Some(0.0));
     std::fs::remove_file(&folder)?;
-    worker.wait_until_ready().await
+    worker.wait_until_ready().await?;
+    assert_eq!(available(&worker).await?, Some(1.0));
+    Ok(())
 }
 
 /// A stopped worker has made enough images; the missing one is not given up in an attempt during an outage.

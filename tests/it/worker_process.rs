@@ -266,6 +266,24 @@ async fn failed_session_takes_no_further_messages() -> Result<()> {
     Ok(())
 }
 
+/// The broker cancels a consumer when its queue is deleted, and since RabbitMQ 4.3 also when a delivery is held too long.
+#[tokio::test]
+async fn worker_whose_consumer_is_cancelled_connects_again() -> Result<()> {
+    let env = TestEnv::new().await?;
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.delete_queue("assets.generate").await?;
+    worker.wait_for_log("\"cause\":\"consumer cancelled\"").await?;
+    wait_until("the declared queue", WAIT_TIMEOUT, async || {
+        env.queue_names().await.ok()?.iter().any(|name| name == "assets.generate").then_some(())
+    })
+    .await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    events.wait_for("completed").await?;
+    Ok(())
+}
+
 /// A broker that vanishes closes no connection. With the heartbeat that it would propose, the worker would notice it only
 /// after two minutes.
 #[tokio::test]
