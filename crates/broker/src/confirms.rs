@@ -26,7 +26,7 @@ pub enum PublishOutcome {
     Unrouted,
 }
 
-/// Whether a [`Publisher`] can publish.
+/// Whether a [`Publisher`](super::Publisher) can publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublisherState {
     /// It can.
