@@ -75,3 +75,15 @@ async fn bucket_error_is_reported_before_spending_and_without_secrets() -> Resul
     assert!(output.contains("correct ASSET_STORAGE_URL") && !output.contains("hunter2"), "{output}");
     Ok(())
 }
+
+#[tokio::test]
+async fn unusable_bucket_settings_end_the_start_with_their_cause() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.set("ASSET_STORAGE_URL", "s3://renders/final");
+    env.set("AWS_ACCESS_KEY_ID", "AKIA");
+    let output = env.run(&["run"]).await?;
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(64), "{printed}");
+    assert!(printed.contains("ASSET_STORAGE_URL: ") && printed.contains("Missing SecretAccessKey"), "{printed}");
+    Ok(())
+}

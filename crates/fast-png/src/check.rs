@@ -171,3 +171,31 @@ fn read_run(reader: &mut BitReader<'_>, words: &[Bits]) -> Option<usize> {
     let is_defined = length < MAX_RUN || *extra_bits == 0;
     (is_defined && reader.skip(DISTANCE)).then_some(length)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::BitWriter;
+
+    /// A block with codes of these lengths.
+    fn header(lengths: impl Fn(usize) -> u32, distance_length: u32) -> Vec<u8> {
+        let mut writer = BitWriter::new(Vec::new());
+        let all = (0..SYMBOLS).map(lengths).chain([distance_length]);
+        // The highest bit of a length comes first.
+        let words = all.map(|length| Bits::new(u64::from(length.reverse_bits() >> 28), LENGTH_CODE_BITS));
+        [Bits::new(1, 1)].into_iter().chain(HEADER).chain(words).for_each(|bits| writer.write(bits));
+        writer.finish()
+    }
+
+    /// A symbol without a code word would match everything.
+    #[test]
+    fn header_must_have_a_code_word_for_each_literal() {
+        let is_accepted = |file: Vec<u8>| read_header(&mut BitReader::new(&file)).is_ok();
+        // 226 words of 8 bits and 60 of 9 bits are a complete code.
+        let all = |symbol| if symbol < 226 { 8 } else { 9 };
+        assert!(is_accepted(header(all, 1)));
+        assert!(!is_accepted(header(all, 2)), "another distance code");
+        assert!(!is_accepted(header(|symbol| u32::from(symbol == 0 || symbol == END_OF_BLOCK), 1)));
+        assert!(!is_accepted(header(|_| 9, 1)), "an incomplete code");
+    }
+}

@@ -91,8 +91,8 @@ proptest! {
         let pixels = paint(kind, 40, 240, seed);
         let picture = Picture::new(40, 240, &pixels).expect("a picture");
         let mut file = encode(&picture, []);
-        // After the signature, the header, and the length and kind of the chunk; before its CRC and the last chunk.
-        let place = 41 + place.index(file.len() - 41 - 16);
+        let data = pixel_data(&file);
+        let place = data.start + place.index(data.len());
         file[place] ^= change;
         repair_crc(&mut file);
         prop_assert!(check(&file, &picture).is_err(), "byte {place} of {}", file.len());
@@ -131,6 +131,39 @@ proptest! {
         let picture = Picture::new(2, 2, &pixels).expect("a picture");
         prop_assert!(check(&file, &picture).is_err());
     }
+}
+
+/// Where the data of the chunk with the pixels begins and ends in a file without texts.
+fn pixel_data(file: &[u8]) -> std::ops::Range<usize> {
+    41..file.len() - 16
+}
+
+#[test]
+fn wrong_checksum_of_the_stream_is_found() {
+    let pixels = paint(1, 64, 64, 1);
+    let picture = Picture::new(64, 64, &pixels).expect("a picture");
+    for byte in 1..=4 {
+        let mut file = encode(&picture, []);
+        let place = pixel_data(&file).end - byte;
+        file[place] ^= 0x10;
+        repair_crc(&mut file);
+        let error = check(&file, &picture).expect_err("a wrong checksum").to_string();
+        assert_eq!(error, "the compressed pixels are damaged: wrong checksum");
+    }
+}
+
+#[test]
+fn data_after_the_last_block_is_found() {
+    let pixels = paint(1, 64, 64, 1);
+    let picture = Picture::new(64, 64, &pixels).expect("a picture");
+    let mut file = encode(&picture, []);
+    let checksum = pixel_data(&file).end - 4;
+    file.insert(checksum, 0);
+    let length = u32::try_from(pixel_data(&file).len()).expect("a short file");
+    file[33..37].copy_from_slice(&length.to_be_bytes());
+    repair_crc(&mut file);
+    let error = check(&file, &picture).expect_err("one byte too many").to_string();
+    assert_eq!(error, "the compressed pixels are damaged: data after its end");
 }
 
 /// The checksums of chunk and stream are correct: only the comparison with the pixels finds the difference.

@@ -90,7 +90,7 @@ async fn open_and_supervise(
         StorageRoot::Folder(_) => retry_until_stopped(stop, "storage", health, open_storage).await,
         // Opening a bucket sends no request, so an error is one of the settings.
         StorageRoot::Bucket { .. } => {
-            let unusable = |error: StorageError| SettingError::unusable("ASSET_STORAGE_URL", &error);
+            let unusable = |error: StorageError| SettingError::unusable("ASSET_STORAGE_URL", error_chain(&error));
             Some(open_storage().await.map_err(unusable)?)
         }
     };
