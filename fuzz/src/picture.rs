@@ -23,7 +23,8 @@ pub fn check_picture(bytes: &[u8]) {
     };
     let key = JobKey { job_id: Uuid::from_u128(7), project_id: 42 };
     let metadata = ImageMetadata::new(key, 3, "黃昏的狐狸", &params, 787_078_103, metadata::SOFTWARE);
-    match process(bytes, &spec, QualityCheck { min_sharpness: 1.0 }, &metadata, &mut Buffers::default()) {
+    match process(bytes.to_vec().into(), &spec, QualityCheck { min_sharpness: 1.0 }, &metadata, &mut Buffers::default())
+    {
         Ok(finished) => {
             assert_eq!(verify(&finished.bytes, &spec), Ok(()));
             let read = metadata::read(&finished.bytes).expect("a processed image is readable");

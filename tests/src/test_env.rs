@@ -294,8 +294,33 @@ pub struct Usage {
     pub cpu: Duration,
     /// Page faults that were served without a disk.
     pub page_faults: u64,
+    /// The resident memory now, in KiB.
+    pub memory_kib: u32,
     /// The largest resident memory, in KiB.
     pub peak_memory_kib: u32,
+}
+
+impl Usage {
+    /// Reads what a process has used so far; `None` if there is no such process, or the system does not report it.
+    pub fn of_process(pid: u32) -> Option<Self> {
+        let folder = format!("/proc/{pid}");
+        let stat = std::fs::read_to_string(format!("{folder}/stat")).ok()?;
+        // Fields after the process name, which may contain anything. Minor page faults are field 10 of the line, user and
+        // system time are fields 14 and 15, in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
+        let status = std::fs::read_to_string(format!("{folder}/status")).ok()?;
+        let kib = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+            value.trim().strip_suffix(" kB")?.parse().ok()
+        };
+        Some(Self {
+            cpu: Duration::from_millis((number(11)? + number(12)?) * 10),
+            page_faults: number(7)?,
+            memory_kib: kib("VmRSS:")?,
+            peak_memory_kib: kib("VmHWM:")?,
+        })
+    }
 }
 
 /// A running `asset-worker run`; dropping it stops the process.
@@ -353,19 +378,7 @@ impl Worker {
 
     /// Returns what the process has used so far; `None` if the system does not report it.
     pub fn usage(&self) -> Option<Usage> {
-        let folder = format!("/proc/{}", self.process.id()?);
-        let stat = std::fs::read_to_string(format!("{folder}/stat")).ok()?;
-        // Fields after the process name, which may contain anything. Minor page faults are field 10 of the line, user and
-        // system time are fields 14 and 15, in hundredths of a second.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
-        let status = std::fs::read_to_string(format!("{folder}/status")).ok()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        Some(Usage {
-            cpu: Duration::from_millis((number(11)? + number(12)?) * 10),
-            page_faults: number(7)?,
-            peak_memory_kib: peak.trim().strip_suffix(" kB")?.parse().ok()?,
-        })
+        Usage::of_process(self.process.id()?)
     }
 
     /// Returns whether the process is still running.

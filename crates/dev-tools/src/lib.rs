@@ -1,9 +1,10 @@
-//! Developer tools: fault injection ([`chaos`]), measurements with several workers ([`scale`]), CPU time ([`cpu`]), and a rendering of the
-//! dashboard ([`dashboard`]). They run the built programs from the outside, as the black-box tests do.
+//! Developer tools: fault injection ([`chaos`]), measurements with several workers ([`scale`]), CPU time ([`cpu`]), and
+//! a rendering of the dashboard ([`dashboard`]). They run the built programs from the outside, as the black-box tests do.
 
 pub mod chaos;
 pub mod cpu;
 pub mod dashboard;
 mod measurement_result;
+pub mod photos;
 pub mod scale;
 mod telemetry_overhead;

@@ -12,7 +12,11 @@ const MAX_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Decodes a PNG or JPEG to RGB and drops the alpha channel. Uses `buffer` for the pixels if the file has no alpha
 /// channel.
-pub(super) fn decode(bytes: &[u8], buffer: Vec<u8>) -> Result<RgbImage, ImageDefect> {
+///
+/// # Errors
+///
+/// [`ImageDefect`] if the file is neither, exceeds the limits on sides and memory, or is damaged.
+pub fn decode(bytes: &[u8], buffer: Vec<u8>) -> Result<RgbImage, ImageDefect> {
     let defect = |error| ImageDefect::from_codec_error(&error);
     let decoder = open_reader(bytes)?.into_decoder().map_err(defect)?;
     // The decoders themselves limit only what they allocate besides the pixels.

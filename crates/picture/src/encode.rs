@@ -12,7 +12,11 @@ use super::metadata;
 const JPEG_QUALITIES: [u8; 4] = [95, 90, 80, 60];
 
 /// Encodes an image and its metadata into a file smaller than `spec.max_bytes`.
-pub(super) fn encode(
+///
+/// # Errors
+///
+/// [`ImageDefect::TooLarge`] if no JPEG quality is low enough.
+pub fn encode(
     picture: &RgbImage,
     spec: &ImageSpec,
     metadata: &ImageMetadata,

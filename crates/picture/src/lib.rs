@@ -19,8 +19,11 @@ use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
 use fast_image_resize::Resizer;
 use image::RgbImage;
 
+pub use decode::decode;
+pub use encode::encode;
 pub use quality_check::QualityCheck;
-pub use verify::verify;
+pub use resize::resize_to_cover;
+pub use verify::{verify, verify_encoded};
 
 /// An encoded image that conforms to the specification.
 #[derive(Debug, Clone)]
@@ -56,25 +59,27 @@ impl Buffers {
     }
 }
 
-/// Converts an image from the API into a file that conforms to `spec` and contains the metadata.
+/// Converts an image from the API into a file that conforms to `spec` and contains the metadata. The original is
+/// released when it is decoded.
 ///
 /// # Errors
 ///
 /// [`ImageDefect`] if the image cannot be decoded within the limits, fails the quality check, or cannot be converted to
 /// the specification.
 pub fn process(
-    original: &[u8],
+    original: Bytes,
     spec: &ImageSpec,
     quality_check: QualityCheck,
     metadata: &ImageMetadata,
     buffers: &mut Buffers,
 ) -> Result<ProcessedImage, ImageDefect> {
-    let decoded = decode::decode(original, std::mem::take(&mut buffers.decoded))?;
+    let decoded = decode(&original, std::mem::take(&mut buffers.decoded))?;
+    drop(original);
     quality_check.check(&decoded)?;
     let is_resized = decoded.dimensions() != (spec.width, spec.height);
     let resized = if is_resized {
         let buffer = std::mem::take(&mut buffers.resized);
-        resize::resize_to_cover(&decoded, spec, &mut buffers.resizer, buffer)?
+        resize_to_cover(&decoded, spec, &mut buffers.resizer, buffer)?
     } else {
         RgbImage::default()
     };
@@ -85,8 +90,8 @@ pub fn process(
 
 /// Encodes an image of the final size, and verifies the file.
 fn finish(picture: &RgbImage, spec: &ImageSpec, metadata: &ImageMetadata) -> Result<ProcessedImage, ImageDefect> {
-    let (bytes, format) = encode::encode(picture, spec, metadata)?;
-    verify::verify_encoded(&bytes, format, picture, spec)?;
+    let (bytes, format) = encode(picture, spec, metadata)?;
+    verify_encoded(&bytes, format, picture, spec)?;
     let sha256 = digest::sha256(&bytes);
     Ok(ProcessedImage { bytes: bytes.into(), format, sha256 })
 }

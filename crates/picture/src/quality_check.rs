@@ -28,7 +28,7 @@ impl QualityCheck {
     ///
     /// [`ImageDefect`] if it cannot be decoded, has a single colour, or is too blurred.
     pub fn check_file(self, bytes: &[u8]) -> Result<(), ImageDefect> {
-        self.check(&decode::decode(bytes, Vec::new())?)
+        self.check(&decode(bytes, Vec::new())?)
     }
 
     /// Checks a decoded image.
@@ -36,7 +36,7 @@ impl QualityCheck {
     /// # Errors
     ///
     /// [`ImageDefect::OneColour`] or [`ImageDefect::Blurred`].
-    pub(super) fn check(self, picture: &RgbImage) -> Result<(), ImageDefect> {
+    pub fn check(self, picture: &RgbImage) -> Result<(), ImageDefect> {
         let contrast = contrast(picture);
         if contrast < MIN_CONTRAST {
             return Err(ImageDefect::OneColour { contrast, min_contrast: MIN_CONTRAST });

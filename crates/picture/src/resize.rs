@@ -8,7 +8,11 @@ use image::RgbImage;
 
 /// Resizes an image to the specification with SIMD Lanczos3; `buffer` is used for the pixels. The image must have
 /// another size.
-pub(super) fn resize_to_cover(
+///
+/// # Errors
+///
+/// [`ImageDefect`] if the image has no pixels.
+pub fn resize_to_cover(
     picture: &RgbImage,
     spec: &ImageSpec,
     resizer: &mut Resizer,

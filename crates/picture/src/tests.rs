@@ -1,5 +1,6 @@
 use std::io::Cursor;
 
+use bytes::Bytes;
 use domain::command::JobKey;
 use domain::digest;
 use domain::generation_params::GenerationParams;
@@ -43,7 +44,7 @@ fn metadata() -> ImageMetadata {
 }
 
 fn process(sent: &[u8], spec: &ImageSpec) -> Result<ProcessedImage, ImageDefect> {
-    super::process(sent, spec, QualityCheck::default(), &metadata(), &mut Buffers::default())
+    super::process(Bytes::copy_from_slice(sent), spec, QualityCheck::default(), &metadata(), &mut Buffers::default())
 }
 
 fn decode(bytes: &[u8]) -> RgbImage {
@@ -164,7 +165,7 @@ fn exif_over_the_jpeg_limit_drops_the_longest_text() {
     assert!(exif.len() <= 65_000);
     let noise = encode(&gradient(64, 64), image::ImageFormat::Png);
     let spec = ImageSpec { width: 64, height: 64, max_bytes: 3_000 };
-    let finished = super::process(&noise, &spec, QualityCheck::default(), &long, &mut Buffers::default());
+    let finished = super::process(noise.into(), &spec, QualityCheck::default(), &long, &mut Buffers::default());
     let finished = finished.expect("the PNG with the metadata is too large, the JPEG without it is not");
     let metadata::ImageInfo { format, texts: texts_read, .. } =
         metadata::read(&finished.bytes).expect("the file is read");
@@ -201,7 +202,7 @@ fn buffers_are_used_again() {
     let mut buffers = Buffers::default();
     let mut process = |sent: &[u8], width, height| {
         let spec = ImageSpec { width, height, ..ImageSpec::default() };
-        super::process(sent, &spec, QualityCheck::default(), &metadata(), &mut buffers)
+        super::process(Bytes::copy_from_slice(sent), &spec, QualityCheck::default(), &metadata(), &mut buffers)
     };
     for (width, height) in [(640, 360), (64, 64), (320, 180), (400, 300)] {
         let sent = gradient_png(400, 300);
@@ -223,7 +224,7 @@ fn pixels_that_a_damaged_jpeg_leaves_out_are_black() {
     // A comment, and the end of the image.
     damaged.splice(middle.., [0xFF, 0xFE, 0x00, 0x02, 0xFF, 0xD9]);
     let length = 256 * 256 * 3;
-    let decode = |buffer| super::decode::decode(&damaged, buffer).map(RgbImage::into_raw);
+    let decode = |buffer| super::decode(&damaged, buffer).map(RgbImage::into_raw);
     assert_eq!(decode(vec![255; length]), decode(vec![0; length]));
 }
 

@@ -9,7 +9,11 @@ use super::{decode, encode};
 /// Verifies a file that has just been encoded from these pixels.
 ///
 /// A PNG is compared with the pixels, which costs less than decoding it and proves more. A JPEG is decoded.
-pub(super) fn verify_encoded(
+///
+/// # Errors
+///
+/// [`ImageDefect`] if the file does not conform to the specification, or a PNG has other pixels.
+pub fn verify_encoded(
     file: &[u8],
     format: ImageFormat,
     picture: &RgbImage,

@@ -108,7 +108,7 @@ impl ImagePool {
         let work = self.run_blocking(move || {
             let lock = || unused.lock().unwrap_or_else(PoisonError::into_inner);
             let mut buffers = lock().pop().unwrap_or_default();
-            let processed = picture::process(&bytes, &spec, quality_check, &metadata, &mut buffers);
+            let processed = picture::process(bytes, &spec, quality_check, &metadata, &mut buffers);
             lock().push(buffers);
             processed
         });
@@ -147,8 +147,9 @@ mod tests {
             image::Rgb([u8::try_from(x * 3).unwrap_or(0), u8::try_from(y * 3).unwrap_or(0), 9])
         });
         gradient.write_to(&mut sent, image::ImageFormat::Png).expect("the image is encoded");
-        let finished = process(sent.get_ref(), &spec, QualityCheck::default(), &embedded, &mut Buffers::default())
-            .expect("the image is processed");
+        let finished =
+            process(sent.into_inner().into(), &spec, QualityCheck::default(), &embedded, &mut Buffers::default())
+                .expect("the image is processed");
         let good = pool.verify_stored(finished.bytes.clone(), finished.sha256.clone()).await;
         assert_eq!(good, Ok(()));
         let other = pool.verify_stored(finished.bytes.clone(), digest::sha256("another")).await;

@@ -1,80 +1,41 @@
 //! Where the CPU time of a worker goes: samples of `perf`, assigned to parts by the function that ran.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-
 use anyhow::{Context, Result, ensure};
-use integration_tests::Worker;
-use tempfile::TempDir;
+
+use super::perf::Recording;
 
 /// The parts, each with texts that occur in the names of its functions. The first match counts.
-const PARTS: [(&str, &[&str]); 14] = [
+const PARTS: [(&str, &[&str]); 15] = [
     ("verify the file", &["fast_png::check", "fast_png5check", "BitReader"]),
     ("encode", &["fast_png", "jpeg_encoder"]),
     ("resize", &["fast_image_resize"]),
     ("decode", &["fdeflate", "png::", "zune_jpeg", "image::", "unfilter"]),
     ("quality check", &["quality_check"]),
-    ("hash", &["sha2", "sha256", "crc32", "adler"]),
+    ("hash and checksums", &["sha2", "sha256", "crc32", "adler"]),
     ("HTTP", &["hyper", "reqwest", "httparse", "http::", "tower", "axum"]),
     ("database", &["sqlite", "sqlx", "sea_orm", "sea_query", "asset_store", "libsql"]),
     ("broker", &["lapin", "amq_protocol", "flume"]),
     ("log and telemetry", &["tracing", "json_subscriber", "opentelemetry", "prometheus"]),
+    (
+        "writing files, in the kernel",
+        &["from_iter", "ext4", "jbd2", "filemap", "writeback", "buffer_head", "blk_", "virtio", "iowrite"],
+    ),
     ("page faults", &["page_fault", "clear_page", "do_anonymous", "alloc_pages", "folio", "lru_", "zap_pte", "unmap_"]),
-    ("network in the kernel", &["tcp_", "skb", "inet_", "sock_", "ip_", "__netif", "loopback"]),
-    ("allocator and copies", &["mi_", "malloc", "memmove", "memcpy", "memset", "memcmp"]),
-    ("runtime", &["tokio", "futures", "parking_lot", "epoll", "futex", "schedule"]),
+    ("network, in the kernel", &["tcp_", "skb", "inet_", "sock_", "ip_", "__netif", "loopback", "to_iter"]),
+    ("allocator and copies", &["malloc", "free", "memmove", "memcpy", "memset", "memcmp"]),
+    (
+        "runtime and scheduler",
+        &["tokio", "futures", "parking_lot", "epoll", "futex", "sched", "task_switch", "_raw_spin", "irq"],
+    ),
 ];
 
-/// A recording of `perf`.
-pub(super) struct Recording {
-    folder: TempDir,
-}
-
-/// Samples a process until it is dropped.
-pub(super) struct Sampling(Child);
-
-impl Recording {
-    /// # Errors
-    ///
-    /// If `perf` cannot be run.
-    pub(super) fn new() -> Result<Self> {
-        let version = Command::new("perf").arg("--version").stdout(Stdio::null()).status();
-        ensure!(version.is_ok_and(|status| status.success()), "a profile needs `perf`, Debian's package linux-perf");
-        Ok(Self { folder: tempfile::tempdir()? })
-    }
-
-    fn file(&self) -> PathBuf {
-        self.folder.path().join("perf.data")
-    }
-
-    /// Samples the worker from now on, a thousand times a second of CPU time.
-    pub(super) fn attach(&self, worker: &Worker) -> Result<Sampling> {
-        let pid = worker.id().context("the worker has exited")?.to_string();
-        let mut command = Command::new("perf");
-        // The clock of the kernel works on virtual machines, which often have no hardware counters.
-        command.args(["record", "--quiet", "--event", "cpu-clock", "--freq", "997", "--pid", &pid, "--output"]);
-        let child = command.arg(self.file()).stdin(Stdio::null()).spawn().context("perf cannot be started")?;
-        Ok(Sampling(child))
-    }
-
-    /// The share of each part, the largest first.
-    pub(super) async fn into_parts(self) -> Result<Vec<(&'static str, f64)>> {
-        let arguments = ["report", "--stdio", "--no-children", "--fields", "overhead,sym", "--percent-limit", "0"];
-        let report = tokio::process::Command::new("perf").args(arguments).arg("--input").arg(self.file()).output();
-        let report = report.await.context("perf cannot be run")?;
-        ensure!(report.status.success(), "perf report: {}", String::from_utf8_lossy(&report.stderr));
-        Ok(sum_parts(&String::from_utf8_lossy(&report.stdout)))
-    }
-}
-
-impl Drop for Sampling {
-    fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(self.0.id()).unwrap_or_default()) {
-            // `perf` writes its file when it is interrupted.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-        }
-        let _ = self.0.wait();
-    }
+/// The share of each part, the largest first.
+pub(super) async fn read_parts(recording: &Recording) -> Result<Vec<(&'static str, f64)>> {
+    let arguments = ["report", "--stdio", "--no-children", "--fields", "overhead,sym", "--percent-limit", "0"];
+    let report = tokio::process::Command::new("perf").args(arguments).arg("--input").arg(recording.file()).output();
+    let report = report.await.context("perf cannot be run")?;
+    ensure!(report.status.success(), "perf report: {}", String::from_utf8_lossy(&report.stderr));
+    Ok(sum_parts(&String::from_utf8_lossy(&report.stdout)))
 }
 
 /// Sums lines such as `12.34%  [.] fast_png::encode::write_row` by part.

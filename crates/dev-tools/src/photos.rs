@@ -13,7 +13,11 @@ use stability_sandbox::{Sandbox, Settings};
 const GRAIN: (f32, f32) = (2.4, 1.0);
 
 /// Paints this many different photos of 1344x768 pixels, as PNG.
-pub(super) async fn take(count: u64) -> Result<Vec<Bytes>> {
+///
+/// # Errors
+///
+/// If the sandbox cannot be started.
+pub async fn take(count: u64) -> Result<Vec<Bytes>> {
     let sandbox = Sandbox::start(Settings::default()).await?;
     let http = dev_services::http_client()?;
     let url = format!("{}v1/generation/stable-diffusion-xl-1024-v1-0/text-to-image", sandbox.base_url());
