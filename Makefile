@@ -74,6 +74,7 @@ fuzz: ## Fuzz the decoding of commands, API responses and images, and the PNG en
 bench: ## Measure the CPU time of a worker for an image, in release builds; ARGS='--profile --baseline PROGRAM'
 	$(CARGO) build --release --locked --package asset-worker --package dev-services --package dev-tools --bins
 	@"$(TARGET)/release/dev-services" run "$(TARGET)/release/cpu" $(ARGS)
+	$(CARGO) bench -p dev-tools --bench picture --locked
 	$(CARGO) bench -p stability-client --bench response_format --locked
 
 check: lint docs test audit ## Run all checks that a commit must pass: lint, docs, test and audit

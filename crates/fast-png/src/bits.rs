@@ -38,31 +38,33 @@ impl Bits {
 
 /// Appends bits to a buffer of bytes.
 pub(crate) struct BitWriter {
+    /// What is written, and room for more.
     buffer: Vec<u8>,
+    /// Length of what is written.
+    length: usize,
     /// Bits that are not in the buffer yet: fewer than 8 between two calls.
     pending: Bits,
 }
 
 impl BitWriter {
     pub(crate) fn new(buffer: Vec<u8>) -> Self {
-        Self { buffer, pending: Bits::default() }
+        Self { length: buffer.len(), buffer, pending: Bits::default() }
     }
 
     pub(crate) fn write(&mut self, bits: Bits) {
-        self.pending = self.pending.then(bits);
-        let complete = self.pending.count & !7;
-        self.buffer.extend_from_slice(&self.pending.value.to_le_bytes()[..complete as usize / 8]);
-        self.pending.remove_first(complete);
+        self.write_pairs(std::iter::once([bits, Bits::default()]), 8);
     }
 
     /// Writes pairs of values. Faster than one call for each value.
     ///
     /// `max_bytes` is an upper bound of what is written.
     pub(crate) fn write_pairs(&mut self, pairs: impl Iterator<Item = [Bits; 2]>, max_bytes: usize) {
-        let start = self.buffer.len();
         // A store writes eight bytes, of which only the complete ones are kept.
-        self.buffer.resize(start + max_bytes + 8, 0);
-        let out = &mut self.buffer[start..];
+        let end = self.length + max_bytes + 8;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        let out = &mut self.buffer[self.length..end];
         let (mut pending, mut position) = (self.pending, 0);
         let mut store = |bits: Bits| {
             pending = pending.then(bits);
@@ -79,7 +81,7 @@ impl BitWriter {
                 store(second);
             }
         }
-        self.buffer.truncate(start + position);
+        self.length += position;
         self.pending = pending;
     }
 
@@ -88,6 +90,7 @@ impl BitWriter {
         if self.pending.count > 0 {
             self.write(Bits::new(0, 8 - self.pending.count));
         }
+        self.buffer.truncate(self.length);
         self.buffer
     }
 }

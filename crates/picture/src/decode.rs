@@ -18,7 +18,9 @@ const MAX_ALLOC_BYTES: u64 = 256 * 1024 * 1024;
 /// [`ImageDefect`] if the file is neither, exceeds the limits on sides and memory, or is damaged.
 pub fn decode(bytes: &[u8], buffer: Vec<u8>) -> Result<RgbImage, ImageDefect> {
     let defect = |error| ImageDefect::from_codec_error(&error);
-    let decoder = open_reader(bytes)?.into_decoder().map_err(defect)?;
+    let reader = open_reader(bytes)?;
+    let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
+    let decoder = reader.into_decoder().map_err(defect)?;
     // The decoders themselves limit only what they allocate besides the pixels.
     if decoder.total_bytes() > MAX_ALLOC_BYTES {
         let error =
@@ -30,8 +32,10 @@ pub fn decode(bytes: &[u8], buffer: Vec<u8>) -> Result<RgbImage, ImageDefect> {
     }
     let (width, height) = decoder.dimensions();
     let mut pixels = buffer;
-    // Zeros: a damaged JPEG may leave pixels out, which must not show those of the image before.
-    pixels.clear();
+    if is_jpeg {
+        // A damaged JPEG may leave pixels out, which must not show those of the image before. A PNG cannot.
+        pixels.clear();
+    }
     pixels.resize(usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX), 0);
     decoder.read_image(&mut pixels).map_err(defect)?;
     Ok(RgbImage::from_raw(width, height, pixels).expect("the buffer has the size of the image"))

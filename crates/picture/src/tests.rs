@@ -241,3 +241,21 @@ fn image_with_too_much_memory_is_refused_before_it_is_allocated() {
     let refused = process(&file, &ImageSpec::default()).expect_err("the image is too large").to_string();
     assert!(refused.contains("its pixels take 536870912 bytes, at most 268435456 are allowed"), "{refused}");
 }
+
+/// A PNG is refused unless all its pixels are there: pixels of the image before cannot show.
+#[test]
+fn png_without_all_pixels_is_refused() {
+    let noise =
+        RgbImage::from_fn(64, 64, |x, y| Rgb([x, y, x * y].map(|value| u8::try_from(value % 251).unwrap_or(0))));
+    let mut header = Vec::new();
+    let mut encoder = ::png::Encoder::new(&mut header, 64, 65);
+    encoder.set_color(::png::ColorType::Rgb);
+    drop(encoder.write_header().expect("the header is written"));
+    // The signature and the header of a picture that has one more row, then the pixels.
+    let whole = encode(&noise, image::ImageFormat::Png);
+    let taller = [&header[..33], &whole[33..]].concat();
+    for file in [&taller[..], &whole[..whole.len() - 60]] {
+        assert!(super::decode(file, vec![255; 64 * 65 * 3]).is_err());
+    }
+    assert_eq!(super::decode(&whole, vec![255; 64 * 65 * 3]), Ok(noise));
+}
