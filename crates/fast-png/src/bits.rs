@@ -2,6 +2,8 @@
 
 /// The most bits that one value holds: a value that begins within a byte then fits into 64 bits.
 const MAX_BITS: u32 = 56;
+/// The least room, in bytes, that a writer makes at once.
+const MIN_ROOM: usize = 4_096;
 
 /// Up to 56 bits, of which the lowest comes first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,8 +53,22 @@ impl BitWriter {
         Self { length: buffer.len(), buffer, pending: Bits::default() }
     }
 
+    #[inline]
     pub(crate) fn write(&mut self, bits: Bits) {
-        self.write_pairs(std::iter::once([bits, Bits::default()]), 8);
+        self.pending = self.pending.then(bits);
+        let complete = self.pending.count & !7;
+        self.make_room(8);
+        self.buffer[self.length..self.length + 8].copy_from_slice(&self.pending.value.to_le_bytes());
+        self.length += complete as usize / 8;
+        self.pending.remove_first(complete);
+    }
+
+    /// Makes room for this many bytes after what is written.
+    #[inline]
+    fn make_room(&mut self, bytes: usize) {
+        if self.buffer.len() < self.length + bytes {
+            self.buffer.resize(self.length + bytes.max(MIN_ROOM), 0);
+        }
     }
 
     /// Writes pairs of values. Faster than one call for each value.
@@ -60,11 +76,8 @@ impl BitWriter {
     /// `max_bytes` is an upper bound of what is written.
     pub(crate) fn write_pairs(&mut self, pairs: impl Iterator<Item = [Bits; 2]>, max_bytes: usize) {
         // A store writes eight bytes, of which only the complete ones are kept.
-        let end = self.length + max_bytes + 8;
-        if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
-        }
-        let out = &mut self.buffer[self.length..end];
+        self.make_room(max_bytes + 8);
+        let out = &mut self.buffer[self.length..];
         let (mut pending, mut position) = (self.pending, 0);
         let mut store = |bits: Bits| {
             pending = pending.then(bits);

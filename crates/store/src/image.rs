@@ -73,7 +73,8 @@ impl Store {
                 origin: Some(asset.origin),
                 uri: Some(asset.uri.clone()),
             };
-            let transaction = self.begin_with_lease(lease, operation).await?;
+            let no_losses = (job::Column::LeaseLosses, Expr::value(0));
+            let transaction = self.begin_and_update_job(lease, operation, Some(no_losses)).await?;
             asset::Entity::update_many()
                 .col_expr(asset::Column::Status, Expr::value(step::COMPLETE.to.as_str()))
                 .col_expr(asset::Column::FilePath, Expr::value(asset.file_path.as_str()))
@@ -90,12 +91,6 @@ impl Store {
                 .col_expr(asset::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
                 .filter(asset::Column::Id.eq(asset.id))
                 .filter(precondition(step::COMPLETE))
-                .exec(&transaction)
-                .with_timeout(operation)
-                .await?;
-            job::Entity::update_many()
-                .col_expr(job::Column::LeaseLosses, Expr::value(0))
-                .filter(job::Column::Id.eq(lease.job_id))
                 .exec(&transaction)
                 .with_timeout(operation)
                 .await?;

@@ -84,9 +84,24 @@ impl Store {
         lease: Lease,
         doing: &'static str,
     ) -> Result<DatabaseTransaction, StoreError> {
+        self.begin_and_update_job(lease, doing, None).await
+    }
+
+    /// Begins a transaction of the lease holder as [`Self::begin_with_lease`] does, and sets a column of the job.
+    pub(super) async fn begin_and_update_job(
+        &self,
+        lease: Lease,
+        doing: &'static str,
+        change: Option<(job::Column, SimpleExpr)>,
+    ) -> Result<DatabaseTransaction, StoreError> {
         let transaction = self.db.begin().with_timeout(doing).await?;
-        let locked = job::Entity::update_many()
-            .col_expr(job::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
+        let update =
+            job::Entity::update_many().col_expr(job::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()));
+        let update = match change {
+            Some((column, value)) => update.col_expr(column, value),
+            None => update,
+        };
+        let locked = update
             .filter(job::Column::Id.eq(lease.job_id))
             .filter(job::Column::LeaseToken.eq(lease.token))
             .filter(precondition(step::RENEW))

@@ -5,7 +5,7 @@
 
 use domain::money::MicroUsd;
 use sea_orm::entity::prelude::*;
-use sea_orm::sea_query::Expr;
+use sea_orm::sea_query::{Expr, SimpleExpr};
 use sea_orm::{DatabaseTransaction, ExprTrait, Statement};
 
 use tracing::Instrument;
@@ -69,14 +69,14 @@ impl Store {
             if daily_limit.is_some_and(|daily_limit| price > daily_limit) {
                 return Ok(CostReservation::OverBudget);
             }
-            let transaction = self.begin_with_lease(image.lease, doing).await?;
+            let transaction = self.begin_and_update_job(image.lease, doing, Some(cost_change(price))).await?;
             let is_closed = pause::is_paused(&transaction).with_timeout(doing).await?
                 || !account_key::may_pay(&transaction, payer, image.lease.job_id).with_timeout(doing).await?;
             if is_closed {
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(CostReservation::GateClosed);
             }
-            record_cost(&transaction, image, price, 1, 1).with_timeout(doing).await?;
+            count_requests(&transaction, image, 1, 1).with_timeout(doing).await?;
             // The day's row comes last: the payments of all workers wait for each other from here to the commit.
             let Some(day) = add_within_daily_limit(&transaction, price, daily_limit).with_timeout(doing).await? else {
                 // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
@@ -98,8 +98,9 @@ impl Store {
     pub async fn refund(&self, image: LeasedImage, price: MicroUsd, day: &str) -> Result<(), StoreError> {
         async {
             let doing = "refund a request";
-            let transaction = self.begin_with_lease(image.lease, doing).await?;
-            record_cost(&transaction, image, MicroUsd(-price.0), 0, -1).with_timeout(doing).await?;
+            let change = cost_change(MicroUsd(-price.0));
+            let transaction = self.begin_and_update_job(image.lease, doing, Some(change)).await?;
+            count_requests(&transaction, image, 0, -1).with_timeout(doing).await?;
             Entity::update_many()
                 .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
                 .filter(Column::Day.eq(day))
@@ -126,11 +127,15 @@ impl Store {
     }
 }
 
-/// Adds to the request counts of an image and to the cost of its job.
-async fn record_cost(
+/// Adds to the cost of a job.
+fn cost_change(cost: MicroUsd) -> (job::Column, SimpleExpr) {
+    (job::Column::CostUsd, Expr::col(job::Column::CostUsd).add(cost.usd()))
+}
+
+/// Adds to the request counts of an image.
+async fn count_requests(
     db: &DatabaseTransaction,
     image: LeasedImage,
-    cost: MicroUsd,
     requests: i32,
     charged: i32,
 ) -> Result<(), DbErr> {
@@ -138,11 +143,6 @@ async fn record_cost(
         .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(requests))
         .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(charged))
         .filter(asset::Column::Id.eq(image.asset_id))
-        .exec(db)
-        .await?;
-    job::Entity::update_many()
-        .col_expr(job::Column::CostUsd, Expr::col(job::Column::CostUsd).add(cost.usd()))
-        .filter(job::Column::Id.eq(image.lease.job_id))
         .exec(db)
         .await
         .map(drop)

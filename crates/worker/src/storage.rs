@@ -1,5 +1,8 @@
 //! File storage: a local folder or an S3 bucket. A file is complete or absent.
 
+mod local_file;
+
+use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::task::spawn_blocking;
 use tracing::warn;
 use url::Url;
 
@@ -111,8 +115,7 @@ impl Storage {
     /// Stores a file and replaces one that exists at the path. The file is durable on return; after an error nothing of
     /// it is visible.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
-        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
-        with_timeout("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await.map(drop)
+        self.put_with_mode(path, bytes, PutMode::Overwrite).await
     }
 
     /// Stores a file unless the path is taken. Returns `false` if it is.
@@ -121,12 +124,31 @@ impl Storage {
     ///
     /// [`StorageError`]; nothing of the file is visible then.
     pub async fn put_new(&self, path: &str, bytes: Bytes) -> Result<bool, StorageError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match with_timeout("store", path, self.store.put_opts(&Key::from(path), bytes.into(), options)).await {
-            Ok(_) => Ok(true),
+        match self.put_with_mode(path, bytes, PutMode::Create).await {
+            Ok(()) => Ok(true),
             Err(StorageError { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    async fn put_with_mode(&self, path: &str, bytes: Bytes, mode: PutMode) -> Result<(), StorageError> {
+        let Some(root) = &self.local_root else {
+            let options = PutOptions { mode, ..PutOptions::default() };
+            let key = Key::from(path);
+            return with_timeout("store", path, self.store.put_opts(&key, bytes.into(), options)).await.map(drop);
+        };
+        let file = root.join(path);
+        let put = async {
+            let error_path = path.to_owned();
+            let put = spawn_blocking(move || local_file::put(&file, &bytes, &mode));
+            put.await?.map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    object_store::Error::AlreadyExists { path: error_path, source: error.into() }
+                }
+                _ => object_store::Error::Generic { store: "file", source: error.into() },
+            })
+        };
+        with_timeout("store", path, put).await
     }
 
     /// Whether a file exists at the path.
@@ -185,12 +207,9 @@ impl Storage {
     /// Removes temporary files that a killed or failed writer left next to a path. No other process may be writing to the path.
     pub async fn remove_temporary_files(&self, path: &str) {
         let Some(folder) = &self.local_root else { return };
-        let file = folder.join(path).into_os_string();
-        // The local storage writes to the file name with `#` and a number from 1 appended, and then renames that file.
+        let file = folder.join(path);
         for number in 1..=MAX_TEMPORARY_FILES {
-            let mut temporary_file = file.clone();
-            temporary_file.push(format!("#{number}"));
-            if tokio::fs::remove_file(&temporary_file).await.is_err() {
+            if tokio::fs::remove_file(local_file::temporary_path(&file, number)).await.is_err() {
                 return;
             }
             warn!(path, "temporary file of a killed or failed writer removed");

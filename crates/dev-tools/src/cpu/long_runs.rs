@@ -39,9 +39,8 @@ impl LongRun {
         for reading in 1..=READINGS {
             let images = self.jobs * self.images * reading / READINGS;
             let finished = async || {
-                let rows =
-                    env.query_rows("SELECT COUNT(*) AS finished FROM assets WHERE status = 'completed'").await.ok()?;
-                (rows[0]["finished"].as_i64()? >= i64::try_from(images).ok()?).then_some(())
+                let rows = env.query_rows("SELECT id FROM assets WHERE status = 'completed'").await.ok()?;
+                (rows.len() >= images).then_some(())
             };
             wait_until(&format!("{images} images"), MEASUREMENT_TIMEOUT, finished).await?;
             readings.push(to_mib(usage()?.memory_kib));
