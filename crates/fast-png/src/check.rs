@@ -1,5 +1,6 @@
 //! Proves that a file decodes to given pixels.
 
+use multiversion::multiversion;
 use simd_adler32::Adler32;
 
 use crate::Picture;
@@ -128,6 +129,7 @@ fn read_header(reader: &mut BitReader<'_>) -> Result<(bool, Vec<Bits>), CheckErr
 }
 
 /// Skips the code words of a filtered row, if they decode to it. A word that is no literal must be a run.
+#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
 fn skip_row(reader: &mut BitReader<'_>, words: &[Bits], pairs: &PairTable, row: &[u8]) -> bool {
     let words_of = pairs.words();
     let mut position = 0;

@@ -1,5 +1,6 @@
 //! The encoder.
 
+use multiversion::multiversion;
 use simd_adler32::Adler32;
 
 use crate::Picture;
@@ -18,7 +19,7 @@ const SAMPLE_STEP: usize = 23;
 ///
 /// A text that Latin-1 can hold becomes a `tEXt` chunk, which more programs read than `iTXt`.
 pub fn encode<'a>(picture: &Picture<'_>, texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
-    let mut file = Vec::with_capacity(picture.pixels.len() * 5 / 8 + 1_024);
+    let mut file = Vec::with_capacity(picture.pixels.len() * 3 / 4 + 1_024);
     file.extend_from_slice(&SIGNATURE);
     chunk::write(&mut file, *b"IHDR", |data| data.extend(chunk::header_data(picture.width, picture.height)));
     for (keyword, text) in texts {
@@ -96,6 +97,7 @@ fn choose_filter(
     (filter, sample.into_code())
 }
 
+#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
 fn write_row(writer: &mut BitWriter, code: &BlockCode, pairs: &PairTable, filtered: &[u8]) {
     let (filter, bytes) = filtered.split_first().expect("a row begins with its filter type");
     writer.write(code.word((*filter).into()));

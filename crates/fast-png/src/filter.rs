@@ -1,5 +1,7 @@
 //! The row filters of PNG: each byte is replaced by its difference from a prediction.
 
+use multiversion::multiversion;
+
 use crate::PIXEL_BYTES;
 
 /// A row filter. The value is the filter type byte. Source: PNG specification, "Filter types for filter method 0".
@@ -28,37 +30,42 @@ impl Filter {
     ///
     /// The loops are written so that the compiler vectorises them.
     pub(crate) fn apply(self, row: &[u8], above: &[u8], out: &mut [u8]) {
-        let (first, rest) = out.split_at_mut(PIXEL_BYTES);
-        let left = &row[..row.len() - PIXEL_BYTES];
-        let above_left = &above[..above.len() - PIXEL_BYTES];
-        let pixels = rest.iter_mut().zip(&row[PIXEL_BYTES..]).zip(left);
-        match self {
-            Self::Sub => {
-                first.copy_from_slice(&row[..PIXEL_BYTES]);
-                for ((out, byte), left) in pixels {
-                    *out = byte.wrapping_sub(*left);
-                }
+        apply(self, row, above, out);
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
+fn apply(filter: Filter, row: &[u8], above: &[u8], out: &mut [u8]) {
+    let (first, rest) = out.split_at_mut(PIXEL_BYTES);
+    let left = &row[..row.len() - PIXEL_BYTES];
+    let above_left = &above[..above.len() - PIXEL_BYTES];
+    let pixels = rest.iter_mut().zip(&row[PIXEL_BYTES..]).zip(left);
+    match filter {
+        Filter::Sub => {
+            first.copy_from_slice(&row[..PIXEL_BYTES]);
+            for ((out, byte), left) in pixels {
+                *out = byte.wrapping_sub(*left);
             }
-            Self::Up => {
-                for ((out, byte), above) in out.iter_mut().zip(row).zip(above) {
-                    *out = byte.wrapping_sub(*above);
-                }
+        }
+        Filter::Up => {
+            for ((out, byte), above) in out.iter_mut().zip(row).zip(above) {
+                *out = byte.wrapping_sub(*above);
             }
-            Self::Average => {
-                for ((out, byte), above) in first.iter_mut().zip(row).zip(above) {
-                    *out = byte.wrapping_sub(above / 2);
-                }
-                for (((out, byte), left), above) in pixels.zip(&above[PIXEL_BYTES..]) {
-                    *out = byte.wrapping_sub(left.midpoint(*above));
-                }
+        }
+        Filter::Average => {
+            for ((out, byte), above) in first.iter_mut().zip(row).zip(above) {
+                *out = byte.wrapping_sub(above / 2);
             }
-            Self::Paeth => {
-                for ((out, byte), above) in first.iter_mut().zip(row).zip(above) {
-                    *out = byte.wrapping_sub(*above);
-                }
-                for ((((out, byte), left), above), above_left) in pixels.zip(&above[PIXEL_BYTES..]).zip(above_left) {
-                    *out = byte.wrapping_sub(paeth(*left, *above, *above_left));
-                }
+            for (((out, byte), left), above) in pixels.zip(&above[PIXEL_BYTES..]) {
+                *out = byte.wrapping_sub(left.midpoint(*above));
+            }
+        }
+        Filter::Paeth => {
+            for ((out, byte), above) in first.iter_mut().zip(row).zip(above) {
+                *out = byte.wrapping_sub(*above);
+            }
+            for ((((out, byte), left), above), above_left) in pixels.zip(&above[PIXEL_BYTES..]).zip(above_left) {
+                *out = byte.wrapping_sub(paeth(*left, *above, *above_left));
             }
         }
     }
