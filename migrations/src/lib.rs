@@ -10,6 +10,7 @@ mod m20261124_000004_quota;
 mod m20261125_000005_account_gate;
 mod m20261126_000006_account_keys;
 mod m20261126_000007_indexes;
+mod m20261126_000008_job_engine;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{DatabaseConnection, Statement};
@@ -81,5 +82,6 @@ fn own_migrations() -> Vec<Box<dyn MigrationTrait>> {
         Box::new(m20261125_000005_account_gate::Migration),
         Box::new(m20261126_000006_account_keys::Migration),
         Box::new(m20261126_000007_indexes::Migration),
+        Box::new(m20261126_000008_job_engine::Migration),
     ]
 }

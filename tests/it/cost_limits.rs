@@ -53,6 +53,60 @@ async fn max_cost_also_limits_retries() -> Result<()> {
     Ok(())
 }
 
+/// Each engine is booked at its own price: in the job's cost, in the day's spending and against its limits.
+#[tokio::test]
+async fn each_engine_is_booked_at_its_price() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    let job = |config: Value| command(1, &["A fox", "A bear"], &config);
+    let mut spent = 0;
+    for (engine, price) in
+        [("stable-diffusion-xl-1024-v1-0", 0.02), ("core", 0.03), ("ultra", 0.08), ("sd3.5-large", 0.065)]
+    {
+        let config = json!({"engine": engine, "cache": "never", "max_cost_usd": price * 2.0});
+        let data = env.generate(&job(config)).await?.expect_data("completed")?;
+        assert_eq!(data["cost_usd"], json!(price * 2.0), "{engine}");
+        let total = total_spending(&env).await?.1;
+        #[expect(clippy::cast_possible_truncation, reason = "millionths of some cents")]
+        let expected = (price * 2e6_f64).round() as i64;
+        assert_eq!(total - spent, expected, "{engine}");
+        spent = total;
+        // The price of one image less than two images cost.
+        let config = json!({"engine": engine, "cache": "never", "max_cost_usd": price * 1.9});
+        let data = env.generate(&job(config)).await?.expect_data("failed")?;
+        assert_eq!(data["error"]["code"], "budget_exceeded", "{engine}");
+    }
+    // Sixteen credits are USD 0.16, the price of two images of ultra.
+    env.set("STABILITY_CHECK_BALANCE", "true");
+    for (credits, outcome) in [(15.9, "failed"), (16.0, "completed")] {
+        env.sandbox.set_credits(credits);
+        env.generate(&job(json!({"engine": "ultra", "cache": "never"}))).await?.expect_data(outcome)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn default_engine_and_price_are_settings() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    env.set("STABILITY_ENGINE", "ultra");
+    let job = || command(1, &["A fox"], &json!({"cache": "never"}));
+    let data = env.generate(&job()).await?.expect_data("completed")?;
+    assert_eq!(data["cost_usd"], json!(0.08));
+    let rows = env.query_rows("SELECT metadata FROM assets").await?;
+    assert_eq!(integration_tests::metadata(&rows[0])["engine"], "ultra");
+    // The daily budget must pay for one image of the default engine.
+    env.set("WORKER_DAILY_BUDGET_USD", "0.07");
+    let refused = env.run(&["doctor"]).await?;
+    let output = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
+    assert!(output.contains("at least the price of one image, 0.08"), "{output}");
+    env.set("WORKER_DAILY_BUDGET_USD", "1");
+    env.set("STABILITY_COST_PER_IMAGE_USD", "0.01");
+    let data = env.generate(&job()).await?.expect_data("completed")?;
+    assert_eq!(data["cost_usd"], json!(0.01));
+    Ok(())
+}
+
 /// Begins the next day for the workers: what was spent today becomes the spending of a day in the past.
 async fn begin_next_day(env: &TestEnv, past_day: &str) -> Result<()> {
     let sql = format!("UPDATE spending SET day = '{past_day}' WHERE day > '2020' RETURNING day");

@@ -25,6 +25,9 @@ pub struct GenerationParams {
     /// Parts of the negative prompt that were left out because the engine's limit was reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub negative_left_out: Vec<String>,
+    /// Settings of the project's style that the engine does not take, such as `steps: 30`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub style_left_out: Vec<String>,
     /// The engine's name.
     #[serde(default)]
     pub engine: String,
@@ -51,6 +54,7 @@ impl GenerationParams {
             negative_prompt,
             left_out: _,
             negative_left_out: _,
+            style_left_out: _,
             engine,
             style_preset,
             cfg_scale,

@@ -35,11 +35,6 @@ const SDXL_SIZES: [Size; 9] = [
     Size::new(896, 1152),
 ];
 
-/// Widths and heights that SD 1.6 supports, in pixels: minimum, maximum, step.
-const SD16_SIDES: (u32, u32, u32) = (320, 1536, 64);
-/// Maximum number of pixels that `Engine::dimensions_for` chooses for SD 1.6: one megapixel, as with SDXL.
-const SD16_MAX_PIXELS: u32 = 1024 * 1024;
-
 impl Size {
     const fn new(width: u32, height: u32) -> Self {
         Self { width, height }
@@ -56,27 +51,8 @@ impl Size {
         *SDXL_SIZES.iter().min_by(by_distance).expect("SDXL_SIZES is not empty")
     }
 
-    /// The size of at most one megapixel with the nearest aspect ratio; of several such sizes the largest.
-    pub(crate) fn nearest_sd16(wanted: Self) -> Self {
-        let (from, to, step) = SD16_SIDES;
-        let sides = || (from..=to).step_by(step as usize);
-        sides()
-            .flat_map(|width| sides().map(move |height| Self { width, height }))
-            .filter(|size| size.width * size.height <= SD16_MAX_PIXELS)
-            .min_by(|a, b| {
-                let pixels = |size: &Self| size.width * size.height;
-                a.aspect_distance(wanted).total_cmp(&b.aspect_distance(wanted)).then(pixels(b).cmp(&pixels(a)))
-            })
-            .expect("at least one size has at most one megapixel")
-    }
-
     pub(crate) fn is_valid_for_sdxl(self) -> bool {
         SDXL_SIZES.contains(&self)
-    }
-
-    pub(crate) fn is_valid_for_sd16(self) -> bool {
-        let (from, to, step) = SD16_SIDES;
-        [self.width, self.height].iter().all(|side| (from..=to).contains(side) && side % step == 0)
     }
 
     pub(crate) fn format_sdxl_sizes() -> String {

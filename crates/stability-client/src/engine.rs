@@ -3,9 +3,13 @@
 //! Sources: the v1 specification (names, sizes, defaults) and the public v2beta reference (names, aspect ratios).
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::credits::Credits;
 use crate::dimensions::{AspectRatio, Dimensions, Size};
+use crate::options::OutputFormat;
+use crate::request::CFG_SCALE;
 
 /// The model, or service, that generates an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -14,8 +18,6 @@ pub enum Engine {
     /// SDXL 1.0 on the v1 API: nine sizes of about one megapixel.
     #[default]
     Sdxl10,
-    /// Stable Diffusion 1.6 on the v1 API: width and height of 320 to 1536 pixels in steps of 64.
-    Sd16,
     /// Stable Image Core on the v2beta API: about 1.5 megapixels.
     Core,
     /// Stable Image Ultra on the v2beta API: about one megapixel.
@@ -72,7 +74,6 @@ impl Engine {
     /// All engines that this client supports.
     pub const ALL: &'static [Self] = &[
         Self::Sdxl10,
-        Self::Sd16,
         Self::Core,
         Self::Ultra,
         Self::Sd35Large,
@@ -85,7 +86,6 @@ impl Engine {
     pub fn id(self) -> &'static str {
         match self {
             Self::Sdxl10 => "stable-diffusion-xl-1024-v1-0",
-            Self::Sd16 => "stable-diffusion-v1-6",
             Self::Core => "core",
             Self::Ultra => "ultra",
             Self::Sd35Large => "sd3.5-large",
@@ -98,7 +98,7 @@ impl Engine {
     /// Returns the version of the API that serves the engine.
     pub fn api_version(self) -> ApiVersion {
         match self {
-            Self::Sdxl10 | Self::Sd16 => ApiVersion::V1,
+            Self::Sdxl10 => ApiVersion::V1,
             Self::Core | Self::Ultra | Self::Sd35Large | Self::Sd35LargeTurbo | Self::Sd35Medium | Self::Sd35Flash => {
                 ApiVersion::V2Beta
             }
@@ -108,7 +108,7 @@ impl Engine {
     /// Value of the `model` field, for services with several models.
     pub(crate) fn model(self) -> Option<&'static str> {
         match self {
-            Self::Sdxl10 | Self::Sd16 | Self::Core | Self::Ultra => None,
+            Self::Sdxl10 | Self::Core | Self::Ultra => None,
             Self::Sd35Large | Self::Sd35LargeTurbo | Self::Sd35Medium | Self::Sd35Flash => Some(self.id()),
         }
     }
@@ -116,7 +116,7 @@ impl Engine {
     /// Path of its requests, relative to the base URL.
     pub(crate) fn path(self) -> String {
         match self {
-            Self::Sdxl10 | Self::Sd16 => format!("v1/generation/{}/text-to-image", self.id()),
+            Self::Sdxl10 => format!("v1/generation/{}/text-to-image", self.id()),
             Self::Core | Self::Ultra => format!("v2beta/stable-image/generate/{}", self.id()),
             Self::Sd35Large | Self::Sd35LargeTurbo | Self::Sd35Medium | Self::Sd35Flash => {
                 "v2beta/stable-image/generate/sd3".to_owned()
@@ -140,27 +140,62 @@ impl Engine {
         }
     }
 
-    pub(crate) fn supports(self, knob: RequestOption) -> bool {
-        match knob {
+    /// Whether the engine takes this option. Sources: the v1 specification and the public v2beta reference.
+    pub(crate) fn supports(self, option: RequestOption) -> bool {
+        let is_v1 = self.api_version() == ApiVersion::V1;
+        match option {
             RequestOption::PromptWeights
-            | RequestOption::CfgScale
             | RequestOption::Steps
             | RequestOption::Samples
             | RequestOption::Sampler
-            | RequestOption::ClipGuidance => self.api_version() == ApiVersion::V1,
-            RequestOption::StylePreset => self.api_version() == ApiVersion::V1 || self == Self::Core,
-            RequestOption::OutputFormat => self.api_version() == ApiVersion::V2Beta,
+            | RequestOption::ClipGuidance => is_v1,
+            RequestOption::CfgScale => is_v1 || self.model().is_some(),
+            RequestOption::StylePreset => true,
+            RequestOption::OutputFormat => !is_v1,
         }
+    }
+
+    /// Returns the range of `cfg_scale`; `None` if the engine does not take it.
+    pub fn cfg_scale_range(self) -> Option<RangeInclusive<f64>> {
+        match self.api_version() {
+            ApiVersion::V1 => Some(CFG_SCALE),
+            ApiVersion::V2Beta => self.model().map(|_| 1.0..=10.0),
+        }
+    }
+
+    /// Returns the file formats that can be chosen with [`TextToImage::output_format`](crate::TextToImage::output_format).
+    pub fn output_formats(self) -> &'static [OutputFormat] {
+        match self {
+            Self::Sdxl10 => &[],
+            Self::Core | Self::Ultra => &[OutputFormat::Png, OutputFormat::Jpeg, OutputFormat::Webp],
+            Self::Sd35Large | Self::Sd35LargeTurbo | Self::Sd35Medium | Self::Sd35Flash => {
+                &[OutputFormat::Png, OutputFormat::Jpeg]
+            }
+        }
+    }
+
+    /// Returns the price of one image. Source: Stability's pricing page.
+    ///
+    /// SDXL 1.0 is priced by steps and size, 0.2 to 0.9 credits; the result is an upper bound for all of them.
+    pub fn price(self) -> Credits {
+        Credits::from_tenths(match self {
+            Self::Sdxl10 => 20,
+            Self::Core => 30,
+            Self::Ultra => 80,
+            Self::Sd35Large => 65,
+            Self::Sd35LargeTurbo => 40,
+            Self::Sd35Medium => 35,
+            Self::Sd35Flash => 25,
+        })
     }
 
     /// Returns the dimensions supported by the engine whose aspect ratio is nearest to `width` : `height`.
     ///
-    /// A zero counts as one. For [`Engine::Sd16`] the result has at most one megapixel (1024 x 1024).
+    /// A zero counts as one.
     pub fn dimensions_for(self, width: u32, height: u32) -> Dimensions {
         let wanted = Size { width: width.max(1), height: height.max(1) };
         match self {
             Self::Sdxl10 => Dimensions::Size(Size::nearest_sdxl(wanted)),
-            Self::Sd16 => Dimensions::Size(Size::nearest_sd16(wanted)),
             _ => Dimensions::AspectRatio(AspectRatio::nearest(wanted)),
         }
     }
@@ -170,8 +205,6 @@ impl Engine {
         match (self, frame) {
             (Self::Sdxl10, Dimensions::Size(size)) if size.is_valid_for_sdxl() => Ok(()),
             (Self::Sdxl10, _) => Err(format!("one of {}", Size::format_sdxl_sizes())),
-            (Self::Sd16, Dimensions::Size(size)) if size.is_valid_for_sd16() => Ok(()),
-            (Self::Sd16, _) => Err("sides of 320 to 1536 pixels in steps of 64".to_owned()),
             (_, Dimensions::AspectRatio(_)) => Ok(()),
             (_, Dimensions::Size(_)) => Err(format!("an aspect ratio: one of {}", AspectRatio::format_all())),
         }
@@ -224,9 +257,6 @@ mod tests {
         check(Engine::Sdxl10, 2560, 1080, "1536x640");
         check(Engine::Sdxl10, 1, 9, "640x1536");
         check(Engine::Sdxl10, 0, 0, "1024x1024");
-        check(Engine::Sd16, 1920, 1080, "1024x576");
-        check(Engine::Sd16, 1, 1, "1024x1024");
-        check(Engine::Sd16, 9, 1, "1536x320");
         for engine in [Engine::Core, Engine::Ultra, Engine::Sd35Flash] {
             check(engine, 1920, 1080, "16:9");
             check(engine, 1080, 1920, "9:16");
@@ -245,9 +275,6 @@ mod tests {
             "one of 1024x1024, 1152x896, 1216x832, 1344x768, 1536x640, 640x1536, 768x1344, 832x1216, 896x1152";
         check(Engine::Sdxl10, size(1920, 1080), of_sdxl);
         check(Engine::Sdxl10, Dimensions::AspectRatio(AspectRatio::SixteenNine), of_sdxl);
-        for (width, height) in [(1345, 768), (256, 768), (1600, 768)] {
-            check(Engine::Sd16, size(width, height), "sides of 320 to 1536 pixels in steps of 64");
-        }
         let ratios = "an aspect ratio: one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21";
         check(Engine::Core, size(1024, 1024), ratios);
     }

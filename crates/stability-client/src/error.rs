@@ -164,11 +164,13 @@ pub enum Error {
     /// A complete image that the caller's `accept` function rejected.
     #[error("the image cannot be used: {0}")]
     Unusable(UnusableImage),
-    /// The response body is not the expected JSON, contains no image, or is too long.
-    ///
-    /// Its maximum length is [`MAX_BODY_BYTES`](crate::MAX_BODY_BYTES).
+    /// The response body is not the expected JSON, or contains no image.
     #[error("the API's response cannot be decoded: {0}")]
     Undecodable(String),
+    /// The response body is longer than [`MAX_BODY_BYTES`](crate::MAX_BODY_BYTES). The same request would return it
+    /// again.
+    #[error("the API's response is longer than {} bytes", crate::MAX_BODY_BYTES)]
+    TooLong,
 }
 
 /// What an [`Error`] means for the caller.
@@ -191,11 +193,13 @@ impl Error {
             &["content policy", "content_policy", "moderation", "filtered", "invalid prompts"];
         const CREDIT_WORDS: &[&str] = &["balance", "credits", "payment required"];
         let status = failure.status;
-        let about_content = failure.is_named(&["invalid_prompts", "content_moderation"])
-            || (failure.name.is_none() && failure.mentions(CONTENT_POLICY_WORDS));
+        // A name says more than the words of a message.
+        let named_content = failure.is_named(&["invalid_prompts", "content_moderation"]);
+        let about_content = failure.name.is_none() && failure.mentions(CONTENT_POLICY_WORDS);
         let about_credit = failure.is_named(&["insufficient_balance", "payment_required"])
             || (matches!(status, 400 | 429) && failure.mentions(CREDIT_WORDS));
         match status {
+            400 | 403 if named_content => Self::ContentPolicy(failure),
             402 => Self::InsufficientCredits(failure),
             400 | 429 if about_credit => Self::InsufficientCredits(failure),
             400 | 403 if about_content => Self::ContentPolicy(failure),
@@ -226,7 +230,7 @@ impl Error {
             | Self::Unusable(_)
             | Self::Undecodable(_) => ErrorClass { possibly_charged: true, ..RETRYABLE },
             Self::InvalidRequest(_) | Self::Rejected(_) | Self::ContentPolicy(_) | Self::Stopped => PERMANENT,
-            Self::Filtered => ErrorClass { possibly_charged: true, ..PERMANENT },
+            Self::Filtered | Self::TooLong => ErrorClass { possibly_charged: true, ..PERMANENT },
             Self::Unauthorized(_)
             | Self::InsufficientCredits(_)
             | Self::UnknownEngine(_)
@@ -264,6 +268,7 @@ impl Error {
             Self::Damaged { .. } => "damaged",
             Self::Unusable(_) => "unusable",
             Self::Undecodable(_) => "undecodable",
+            Self::TooLong => "too_long",
         }
     }
 }
@@ -288,6 +293,7 @@ mod tests {
         check(400, &named("invalid_samples", "samples"), "rejected");
         check(400, &named("invalid_prompts", "refused"), "content_policy");
         check(403, &named("content_moderation", "flagged"), "content_policy");
+        check(400, &named("content_moderation", "the words credits and balance"), "content_policy");
         check(400, r#"{"message": "Content policy violation"}"#, "content_policy");
         check(400, r#"{"message": "prompt was Filtered"}"#, "content_policy");
         check(400, &named("bad_request", "the word filtered in a named failure"), "rejected");

@@ -24,7 +24,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 pub(crate) trait Transport: Send + Sync {
     /// # Errors
     ///
-    /// [`Error::Connect`], [`Error::Timeout`], [`Error::Interrupted`], or [`Error::Undecodable`] if the body exceeds
+    /// [`Error::Connect`], [`Error::Timeout`], [`Error::Interrupted`], or [`Error::TooLong`] if the body exceeds
     /// [`MAX_BODY_BYTES`].
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error>;
 
@@ -121,6 +121,9 @@ impl Http {
             .build()
             .map_err(|error| error.without_url().to_string())?;
         let mut base_url = settings.base_url;
+        if !matches!(base_url.scheme(), "http" | "https") {
+            return Err(format!("base URL: {:?} is not allowed; an http:// or https:// URL", base_url.scheme()));
+        }
         if !base_url.path().ends_with('/') {
             base_url.set_path(&format!("{}/", base_url.path()));
         }
@@ -210,7 +213,7 @@ async fn read_response(mut response: Response, credentials: &Credentials) -> Res
     let mut body = BytesMut::with_capacity(announced.min(MAX_BODY_BYTES));
     while let Some(chunk) = response.chunk().await.map_err(convert_error)? {
         if body.len() + chunk.len() > MAX_BODY_BYTES {
-            return Err(Error::Undecodable(format!("the body is longer than {MAX_BODY_BYTES} bytes")));
+            return Err(Error::TooLong);
         }
         body.extend_from_slice(&chunk);
     }

@@ -1,4 +1,4 @@
-//! A client for Stability AI's text-to-image APIs: v1 (SDXL 1.0, SD 1.6) and v2beta (`core`, `ultra`, `sd3.5-*`).
+//! A client for Stability AI's text-to-image APIs: v1 (SDXL 1.0) and v2beta (`core`, `ultra`, `sd3.5-*`).
 //!
 //! The client validates requests before it sends them, keeps the account's quota, limits the requests in flight and
 //! retries transient failures. Each failure becomes one [`Error`], whose [`ErrorClass`] tells whether a retry can
@@ -33,6 +33,7 @@ mod api_key;
 mod budget;
 mod call_options;
 mod client;
+mod credits;
 mod dimensions;
 mod engine;
 mod error;
@@ -54,6 +55,7 @@ pub use api_key::ApiKey;
 pub use budget::{Budget, BudgetError, Reservation};
 pub use call_options::CallOptions;
 pub use client::{AccountStatus, BuildError, Client, ClientBuilder, GEN_AI_PROVIDER_NAME, GenerateError, Generation};
+pub use credits::Credits;
 pub use dimensions::{AspectRatio, Dimensions, Size};
 pub use engine::{ApiVersion, Engine, UnknownName};
 pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusableImage};

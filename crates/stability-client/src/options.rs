@@ -54,7 +54,7 @@ pub enum ResponseFormat {
 }
 
 names! {
-    /// A visual style. Supported by the v1 engines and `core`.
+    /// A visual style. Supported by all engines.
     StylePreset, "style preset" {
         Enhance => "enhance",
         Anime => "anime",

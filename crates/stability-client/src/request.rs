@@ -12,7 +12,7 @@ use crate::error::InvalidRequest;
 use crate::options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 use crate::wire::{HttpBody, HttpRequest};
 
-/// The range of `cfg_scale`. Source: v1 specification.
+/// The range of `cfg_scale` of SDXL 1.0. Source: v1 specification. [`Engine::cfg_scale_range`] has that of each engine.
 pub const CFG_SCALE: RangeInclusive<f64> = 0.0..=35.0;
 /// The range of `steps`. Source: v1 specification.
 pub const STEPS: RangeInclusive<u8> = 10..=50;
@@ -119,15 +119,17 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// Sets how closely the image follows the prompt, 0 to 35. v1 engines only.
+    /// Sets how closely the image follows the prompt: 0 to 35 for SDXL 1.0, 1 to 10 for the `sd3.5` models.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] if the value is outside [`CFG_SCALE`], or the engine does not support it.
+    /// [`InvalidRequest`] if the value is outside [`Engine::cfg_scale_range`], or the engine does not support it.
     pub fn cfg_scale(mut self, cfg_scale: f64) -> Result<Self, InvalidRequest> {
         self.require_support(RequestOption::CfgScale, cfg_scale)?;
-        if !CFG_SCALE.contains(&cfg_scale) {
-            return Err(InvalidRequest::new("cfg_scale", cfg_scale, "a number from 0 to 35"));
+        let range = self.engine.cfg_scale_range().unwrap_or(CFG_SCALE);
+        if !range.contains(&cfg_scale) {
+            let allowed = format!("a number from {} to {}", range.start(), range.end());
+            return Err(InvalidRequest::new("cfg_scale", cfg_scale, allowed));
         }
         self.cfg_scale = Some(cfg_scale);
         Ok(self)
@@ -197,7 +199,7 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// Sets the visual style. v1 engines and `core` only.
+    /// Sets the visual style.
     ///
     /// # Errors
     ///
@@ -208,13 +210,18 @@ impl TextToImage {
         Ok(self)
     }
 
-    /// Sets the file format of the image. Default: PNG. v2beta engines only.
+    /// Sets the file format of the image. Default: PNG. v2beta engines only; the `sd3.5` models do not make WebP.
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`] if the engine does not support it.
+    /// [`InvalidRequest`] if the engine does not support the option or the format.
     pub fn output_format(mut self, format: OutputFormat) -> Result<Self, InvalidRequest> {
         self.require_support(RequestOption::OutputFormat, format.as_str())?;
+        let allowed = self.engine.output_formats();
+        if !allowed.contains(&format) {
+            let allowed = allowed.iter().map(|format| format.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(InvalidRequest::new("output_format", format.as_str(), format!("one of {allowed}")));
+        }
         self.output_format = format;
         Ok(self)
     }

@@ -30,7 +30,7 @@ struct Options {
     /// Render sketches instead of scenes, in a tenth of the time
     #[arg(long)]
     sketch: bool,
-    /// Start with this many credits; an image costs 2
+    /// Start with this many credits; an image costs 2 (SDXL) to 8 (ultra)
     #[arg(long, default_value_t = 10_000.0)]
     credits: f64,
 }

@@ -39,6 +39,8 @@ pub(crate) struct ImageRequest {
     /// 0: the sandbox chooses the seed.
     pub(crate) seed: u32,
     pub(crate) format: Format,
+    /// Price of one image, in credits.
+    pub(crate) credits: f64,
 }
 
 /// The file format of the image.

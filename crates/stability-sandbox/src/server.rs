@@ -32,7 +32,6 @@ pub struct Sandbox {
 }
 
 struct Shared {
-    settings: Settings,
     state: Mutex<Inner>,
     next_seed: AtomicU32,
 }
@@ -78,7 +77,7 @@ impl Sandbox {
         let listener = TcpListener::bind(settings.listen).await?;
         let address = listener.local_addr()?;
         let state = Mutex::new(Inner::new(&settings));
-        let shared = Arc::new(Shared { settings, state, next_seed: AtomicU32::new(1) });
+        let shared = Arc::new(Shared { state, next_seed: AtomicU32::new(1) });
         let router = router(shared.clone());
         let server = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {

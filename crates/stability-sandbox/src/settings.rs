@@ -22,8 +22,6 @@ pub struct Settings {
     pub sketch: bool,
     /// Initial credits of the account.
     pub credits: f64,
-    /// Price of one image in credits.
-    pub credits_per_image: f64,
 }
 
 impl Default for Settings {
@@ -38,7 +36,6 @@ impl Default for Settings {
             latency: Duration::ZERO,
             sketch: false,
             credits: 10_000.0,
-            credits_per_image: 2.0,
         }
     }
 }

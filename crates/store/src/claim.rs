@@ -60,6 +60,8 @@ pub struct ClaimOptions<'a> {
     pub lease_duration: Duration,
     /// The style of a new job where neither its command nor its project sets one.
     pub default_style: &'a Style,
+    /// The engine of a new job whose command names none.
+    pub default_engine: &'a str,
 }
 
 /// A job whose lease this worker holds.
@@ -79,6 +81,8 @@ pub struct ClaimedJob {
     pub created_at: OffsetDateTime,
     /// The style of its images, as resolved at the first claim.
     pub style: Style,
+    /// The name of its engine, as resolved at the first claim.
+    pub engine: String,
     /// Its images in the order of their index.
     pub images: Vec<ClaimedImage>,
 }
@@ -101,6 +105,9 @@ pub struct ClaimedImage {
     /// Number of these requests that may have been charged.
     pub charged: u32,
 }
+
+/// The engine of jobs that were claimed before the engine was stored.
+const FORMER_DEFAULT_ENGINE: &str = "stable-diffusion-xl-1024-v1-0";
 
 impl Store {
     /// Claims the job of a command; creates its rows if there are none. `trace` is stored for the next claim.
@@ -196,6 +203,10 @@ async fn claim_in_transaction(
         let style = serde_json::to_value(style).expect("a style is serializable");
         job::Entity::update_many()
             .col_expr(job::Column::Style, Expr::value(style))
+            .col_expr(
+                job::Column::Engine,
+                Expr::value(command.config.engine.as_deref().unwrap_or(terms.default_engine)),
+            )
             .filter(job::Column::Id.eq(command.job_id))
             .exec(db)
             .await?;
@@ -243,6 +254,10 @@ async fn claim_in_transaction(
         attempts: to_u32(row.attempts),
         created_at: row.created_at,
         style: stored_style.unwrap_or_else(|| command.config.style()),
+        engine: row
+            .engine
+            .or_else(|| command.config.engine.clone())
+            .unwrap_or_else(|| FORMER_DEFAULT_ENGINE.to_owned()),
         images: rows
             .into_iter()
             .zip(&command.image_descriptions)

@@ -12,6 +12,7 @@ pub(super) struct Model {
     pub(super) digest: String,
     pub(super) command: Option<Json>,
     pub(super) style: Option<Json>,
+    pub(super) engine: Option<String>,
     pub(super) total: i32,
     pub(super) attempts: i32,
     pub(super) error_code: Option<String>,

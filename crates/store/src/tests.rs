@@ -65,7 +65,8 @@ async fn job_started_by_an_older_version_continues() {
     assert!(store.migrate().await.expect("apply the other migrations") > 0);
 
     let usual_style = Style { steps: Some(40), ..Style::default() };
-    let terms = ClaimOptions { lease_duration: Duration::from_secs(12), default_style: &usual_style };
+    let terms =
+        ClaimOptions { lease_duration: Duration::from_secs(12), default_style: &usual_style, default_engine: "core" };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("the job was not acquired")
     };
@@ -101,6 +102,33 @@ async fn migrations_of_a_newer_version_are_ignored() {
     let _ = claim_two_jobs(&store).await;
 }
 
+/// A worker with another default engine continues a job with the engine of its first claim.
+#[tokio::test]
+async fn engine_is_settled_at_the_first_claim() {
+    let folder = tempfile::tempdir().expect("create a temporary directory");
+    let url = format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display());
+    let store = Store::connect(&SecretString::from(url)).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    let style = Style::default();
+    let claim_engine = async |command: &Command, default_engine| {
+        let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style, default_engine };
+        let claim = store.claim(command, None, terms).await.expect("claim the job");
+        let Claim::Acquired(job) = claim else { panic!("the job is not acquired") };
+        store.release(job.lease, true).await.expect("release the job");
+        job.engine
+    };
+    let unset = one_image_command();
+    assert_eq!(claim_engine(&unset, "core").await, "core");
+    assert_eq!(claim_engine(&unset, "ultra").await, "core");
+    let mut set = Command { job_id: uuid::Uuid::now_v7(), ..one_image_command() };
+    set.config.engine = Some("sd3.5-large".to_owned());
+    assert_eq!(claim_engine(&set, "core").await, "sd3.5-large");
+    // A job that an earlier version has claimed.
+    store.db.execute_unprepared("UPDATE jobs SET engine = NULL").await.expect("forget the engines");
+    assert_eq!(claim_engine(&unset, "ultra").await, "stable-diffusion-xl-1024-v1-0");
+    assert_eq!(claim_engine(&set, "ultra").await, "sd3.5-large");
+}
+
 /// Every write with the lease of an older claim has no effect and returns `LeaseLost`.
 #[tokio::test]
 async fn former_lease_holder_cannot_write() {
@@ -111,7 +139,7 @@ async fn former_lease_holder_cannot_write() {
     let command = one_image_command();
     let style = Style::default();
     let claim = async |lease| {
-        let terms = ClaimOptions { lease_duration: lease, default_style: &style };
+        let terms = ClaimOptions { lease_duration: lease, default_style: &style, default_engine: "core" };
         store.claim(&command, None, terms).await.expect("claim the job")
     };
     // A lease of zero duration has expired at the next tick of the database's clock.
@@ -189,7 +217,11 @@ async fn no_cost_is_reserved_while_paused() {
     let store = Store::connect(&url).await.expect("connect");
     store.migrate().await.expect("migrate");
     let command = one_image_command();
-    let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &Style::default() };
+    let terms = ClaimOptions {
+        lease_duration: Duration::from_mins(1),
+        default_style: &Style::default(),
+        default_engine: "core",
+    };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("a new job was not acquired")
     };
@@ -216,7 +248,7 @@ async fn no_cost_is_reserved_while_paused() {
 /// Two jobs with one image each, leased for a minute.
 async fn claim_two_jobs(store: &Store) -> [LeasedImage; 2] {
     let style = Style::default();
-    let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style };
+    let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style, default_engine: "core" };
     let claim = async |id| {
         let command = Command { job_id: uuid::Uuid::from_u128(id), ..one_image_command() };
         let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {

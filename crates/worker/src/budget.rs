@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
-use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
+use domain::money::MicroUsd;
+use stability_client::{Balance, Budget, BudgetError, Client, Engine, Reservation};
 use store::{CostReservation, Lease, LeasedImage, Payer, Probe, Store, StoreError};
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
 
 use crate::cancel::{CancelReason, CancelToken};
-use crate::cost_policy::{CostPolicy, credits_to_usd, format_usd};
+use crate::cost_policy::{CostPolicy, credits_to_usd, format_usd, is_covered_by};
 use crate::error_chain::error_chain;
 use crate::gate::AccountGate;
 use crate::outage::UnstoredImages;
@@ -35,6 +36,8 @@ pub(crate) struct JobBudget {
     metrics: Metrics,
     unstored: UnstoredImages,
     cost_policy: CostPolicy,
+    /// The price of one request.
+    price: MicroUsd,
     lease: Lease,
     /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid for.
     cancel: CancelToken,
@@ -52,6 +55,7 @@ impl JobBudget {
         metrics: Metrics,
         unstored: UnstoredImages,
         cost_policy: CostPolicy,
+        engine: Engine,
         lease: Lease,
         cancel: CancelToken,
         max_cost_usd: Option<f64>,
@@ -65,6 +69,7 @@ impl JobBudget {
             metrics,
             unstored,
             cost_policy,
+            price: cost_policy.image_price(engine),
             lease,
             cancel,
             max_cost_usd,
@@ -82,24 +87,24 @@ impl JobBudget {
     ///
     /// A balance that cannot be read is not a shortfall.
     pub(crate) async fn find_shortfall(&self, images: u32, client: &Client) -> Option<(JobFailureCode, String)> {
-        let prices = self.cost_policy;
-        let cost = format_usd(prices.cost_usd(images));
+        let cost_usd = self.price.total_usd(images);
+        let cost = format_usd(cost_usd);
         // After charged attempts, `max_cost_usd` is checked only before each request.
         let limit = self.max_cost_usd.filter(|_| self.counts.borrow().charged == 0);
         if let Some(limit) =
-            limit.filter(|limit| prices.affordable_requests(Some(*limit)).is_some_and(|reserved| reserved < images))
+            limit.filter(|limit| self.affordable_requests(*limit).is_some_and(|reserved| reserved < images))
         {
             let message =
                 format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
             return Some((JobFailureCode::BudgetExceeded, message));
         }
         // An admitted job finds out whether paid requests are accepted; its shortfall must not count as an attempt.
-        if !prices.checks_balance() || self.probe.is_some() {
+        if !self.cost_policy.checks_balance() || self.probe.is_some() {
             return None;
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
             Ok(Balance { credits, .. }) => {
-                (!prices.is_covered_by(credits, images)).then(|| {
+                (!is_covered_by(cost_usd, credits)).then(|| {
                     let remaining = format_usd(credits_to_usd(credits));
                     let message = format!(
                         "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {remaining})"
@@ -114,9 +119,19 @@ impl JobBudget {
         }
     }
 
+    /// What this number of requests costs, in US dollars.
+    pub(crate) fn cost_usd(&self, requests: u32) -> f64 {
+        self.price.total_usd(requests)
+    }
+
+    /// The number of requests that an amount in US dollars pays for; `None` if they are free.
+    fn affordable_requests(&self, limit_usd: f64) -> Option<u32> {
+        self.price.affordable_count(MicroUsd::from_usd(limit_usd))
+    }
+
     /// Counts a request as charged and pending; returns `false` if the job's cost would exceed `max_cost_usd`.
     fn reserve_within_max_cost(&self) -> bool {
-        let affordable = self.cost_policy.affordable_requests(self.max_cost_usd);
+        let affordable = self.max_cost_usd.and_then(|limit| self.affordable_requests(limit));
         self.counts.send_if_modified(|counts| {
             let reserved = affordable.is_none_or(|affordable| counts.charged < affordable);
             counts.charged += u32::from(reserved);
@@ -167,16 +182,16 @@ pub(crate) struct ImageBudget {
 impl ImageBudget {
     /// Tries to reserve once. Exceeded limits are not final while other requests of the job are pending.
     async fn reserve_once(&self) -> Result<Reservation, Refusal> {
-        let JobBudget { store, cost_policy: prices, counts, .. } = &*self.job;
+        let JobBudget { store, cost_policy, price, counts, .. } = &*self.job;
         if !self.job.reserve_within_max_cost() {
-            let spent = format_usd(prices.cost_usd(counts.borrow().charged));
+            let spent = format_usd(price.total_usd(counts.borrow().charged));
             return Err(Refusal::MaxCost(format!(
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
         let key = self.job.gate.key();
         let payer = Payer { key: &key, probe: self.job.probe };
-        let refusal = match store.reserve_cost(self.image, payer, prices.image_price(), prices.daily_budget()).await {
+        let refusal = match store.reserve_cost(self.image, payer, *price, cost_policy.daily_budget()).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
             Ok(CostReservation::GateClosed) => Refusal::GateClosed,
             Ok(CostReservation::OverBudget) => Refusal::DailyBudget,
@@ -238,12 +253,12 @@ impl Budget for ImageBudget {
     }
 
     async fn commit(&self, _reservation: Reservation) {
-        self.job.metrics.record_cost(self.job.cost_policy.image_price().usd());
+        self.job.metrics.record_cost(self.job.price.usd());
         self.job.end_reservation(true, true);
     }
 
     async fn refund(&self, Reservation(day): Reservation) {
-        if let Err(error) = self.job.store.refund(self.image, self.job.cost_policy.image_price(), &day).await {
+        if let Err(error) = self.job.store.refund(self.image, self.job.price, &day).await {
             warn!(error = error_chain(&error), "refund failed; the uncharged request stays counted as charged");
         }
         self.job.end_reservation(false, true);

@@ -1,16 +1,16 @@
 //! Prices and spending limits of this process.
 
 use domain::money::MicroUsd;
+use stability_client::{Credits, Engine};
 
 use crate::settings::Settings;
-
-/// Price of one account credit in US dollars. Source: Stability's pricing page.
-const USD_PER_CREDIT: f64 = 0.01;
 
 /// Prices and spending limits of this process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CostPolicy {
-    price_per_image_usd: f64,
+    /// The price of one image, whatever the engine; `None`: the price of its engine.
+    price_per_image_usd: Option<f64>,
+    default_engine: Engine,
     daily_budget_usd: Option<f64>,
     check_balance: bool,
 }
@@ -19,6 +19,7 @@ impl CostPolicy {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
             price_per_image_usd: settings.stability.cost_per_image_usd,
+            default_engine: settings.stability.engine,
             daily_budget_usd: settings.jobs.daily_budget_usd,
             check_balance: settings.stability.check_balance,
         }
@@ -29,35 +30,30 @@ impl CostPolicy {
         self.daily_budget_usd.map(MicroUsd::from_usd)
     }
 
-    /// The price of one request.
-    pub(crate) fn image_price(&self) -> MicroUsd {
-        MicroUsd::from_usd(self.price_per_image_usd)
+    /// The price of one request for an image.
+    pub(crate) fn image_price(&self, engine: Engine) -> MicroUsd {
+        MicroUsd::from_usd(self.price_per_image_usd.unwrap_or_else(|| engine.price().usd()))
     }
 
-    /// The cost of this many requests, in US dollars.
-    pub(crate) fn cost_usd(&self, requests: u32) -> f64 {
-        self.image_price().total_usd(requests)
-    }
-
-    /// Whether this many credits pay for this number of requests.
-    pub(crate) fn is_covered_by(&self, credits: f64, requests: u32) -> bool {
-        credits_to_usd(credits) + 1e-9 >= self.cost_usd(requests)
+    /// The price of one request of a job that names no engine.
+    pub(crate) fn default_image_price(&self) -> MicroUsd {
+        self.image_price(self.default_engine)
     }
 
     /// Whether the account's credits are checked before a job starts.
     pub(crate) fn checks_balance(&self) -> bool {
         self.check_balance
     }
-
-    /// The number of requests that `limit_usd` pays for; `None` if there is no limit.
-    pub(crate) fn affordable_requests(&self, limit_usd: Option<f64>) -> Option<u32> {
-        self.image_price().affordable_count(MicroUsd::from_usd(limit_usd?))
-    }
 }
 
 /// What an amount of credits is worth, in US dollars.
 pub(crate) fn credits_to_usd(credits: f64) -> f64 {
-    credits * USD_PER_CREDIT
+    credits * Credits::USD
+}
+
+/// Whether this many credits pay for a cost in US dollars.
+pub(crate) fn is_covered_by(cost_usd: f64, credits: f64) -> bool {
+    credits_to_usd(credits) + 1e-9 >= cost_usd
 }
 
 /// Formats an amount in US dollars with two decimals, or with up to six if it needs more.

@@ -31,7 +31,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::api_key::StabilityKey;
-use crate::cost_policy::CostPolicy;
+use crate::cost_policy::{CostPolicy, is_covered_by};
 use crate::error_chain::error_chain;
 use crate::failpoint;
 use crate::outage::retry_store;
@@ -218,7 +218,7 @@ impl AccountGate {
             Err(error) => return warn!(error = error_chain(&error), "account could not be probed"),
         };
         match self.client.balance().await {
-            Ok(balance) if self.cost_policy.is_covered_by(balance.credits, 1) => {
+            Ok(balance) if is_covered_by(self.cost_policy.default_image_price().usd(), balance.credits) => {
                 info!(credits = balance.credits, "account probe succeeded; one job may pay");
                 *self.own_probe.lock().await = Some((key, probe));
                 self.refresh().await;

@@ -18,7 +18,7 @@ use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{Decision, ImageState, Tally, decide};
 use domain::style::Style;
 use domain::trace::TraceContext;
-use stability_client::Client;
+use stability_client::{Client, Engine};
 use store::{Claim, ClaimOptions, ClaimedJob, JobEnd, Lease, Probe, Store, StoreError, TerminalEvent};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
@@ -74,6 +74,7 @@ pub struct JobRunner {
     max_concurrent: NonZeroUsize,
     cost_policy: CostPolicy,
     default_style: Arc<Style>,
+    default_engine: Engine,
     translator: Translator,
 }
 
@@ -93,6 +94,7 @@ impl JobRunner {
             max_concurrent: settings.stability.max_concurrent,
             cost_policy: CostPolicy::new(settings),
             default_style: Arc::new(style),
+            default_engine: settings.stability.engine,
             translator,
         }
     }
@@ -205,7 +207,11 @@ impl JobRunner {
         shutdown: &Shutdown,
     ) -> Result<Option<Claim>, StoreError> {
         let deadline = Instant::now() + lease_wait;
-        let terms = ClaimOptions { lease_duration: self.settings.lease, default_style: &self.default_style };
+        let terms = ClaimOptions {
+            lease_duration: self.settings.lease,
+            default_style: &self.default_style,
+            default_engine: self.default_engine.id(),
+        };
         loop {
             failpoint::reach("before_claim").await;
             let current_trace = trace::current_context();
@@ -239,15 +245,18 @@ impl JobRunner {
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
-        let ClaimedJob { lease, first_claim: first, style, images, attempts: claimed_attempts, .. } = claimed;
+        let ClaimedJob { lease, first_claim: first, style, engine, images, attempts: claimed_attempts, .. } = claimed;
         let config = &command.config;
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
+        // Planning rejects an unknown name, so that nothing is paid for.
+        let priced_engine = engine.parse().unwrap_or_default();
         let budget = JobBudget::new(
             self.gate.clone(),
             resources.metrics.clone(),
             resources.unstored.clone(),
             self.cost_policy,
+            priced_engine,
             lease,
             cancel.clone(),
             config.max_cost_usd,
@@ -263,6 +272,7 @@ impl JobRunner {
             lease,
             is_first_claim: first,
             style,
+            engine,
             planner: &self.planner,
             translator: &self.translator,
             resources,
@@ -368,10 +378,10 @@ impl JobRunner {
         created_at: OffsetDateTime,
         error: Option<JobError>,
     ) -> Result<JobOutcome, JobRunError> {
-        let JobAttempt { progress, events, lease, .. } = attempt;
+        let JobAttempt { progress, events, lease, budget, .. } = attempt;
         let not_attempted = progress.mark_not_attempted();
         let context = events.context();
-        let cost_usd = self.cost_policy.cost_usd(progress.charged_requests());
+        let cost_usd = budget.cost_usd(progress.charged_requests());
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
         let images = progress.image_states();
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();

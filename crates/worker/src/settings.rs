@@ -16,6 +16,7 @@ use domain::image_spec::ImageSpec;
 use domain::prompt::needs_translation;
 use gemini_client::GeminiSettings;
 use secrecy::SecretString;
+use stability_client::Engine;
 use url::Url;
 
 use crate::phrase_book::PhraseBook;
@@ -58,7 +59,8 @@ pub const ALL: &[Setting] = &[
     setting("STABILITY_TIMEOUT", "60s"),
     setting("STABILITY_RETRY_DELAYS", "2s,5s,10s"),
     setting("STABILITY_LOCKOUT", "60s"),
-    setting("STABILITY_COST_PER_IMAGE_USD", "0.02"),
+    setting("STABILITY_ENGINE", "stable-diffusion-xl-1024-v1-0"),
+    setting("STABILITY_COST_PER_IMAGE_USD", ""),
     setting("STABILITY_CHECK_BALANCE", "false"),
     setting("IMAGE_WIDTH", "1920"),
     setting("IMAGE_HEIGHT", "1080"),
@@ -187,8 +189,10 @@ pub struct StabilitySettings {
     pub retry_delays: Vec<Duration>,
     /// Rate-limit pause after a 429 response without `Retry-After`; zero: no pause, the retry delays apply.
     pub lockout: Duration,
-    /// Price of one image in US dollars, for estimates and budgets.
-    pub cost_per_image_usd: f64,
+    /// Engine of jobs that name none.
+    pub engine: Engine,
+    /// Price of one image in US dollars, whatever the engine; `None`: the price of its engine.
+    pub cost_per_image_usd: Option<f64>,
     /// Whether a job checks, before it starts, that the account's credits cover it.
     pub check_balance: bool,
 }
@@ -271,7 +275,8 @@ impl Settings {
                 timeout: reader.duration("STABILITY_TIMEOUT", 1..=300)?,
                 retry_delays: reader.durations("STABILITY_RETRY_DELAYS", 0..=10)?,
                 lockout: reader.duration("STABILITY_LOCKOUT", 0..=3_600)?,
-                cost_per_image_usd: reader.float("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
+                engine: reader.engine("STABILITY_ENGINE")?,
+                cost_per_image_usd: reader.optional_float("STABILITY_COST_PER_IMAGE_USD", 0.0..=100.0)?,
                 check_balance: reader.boolean("STABILITY_CHECK_BALANCE")?,
             },
             image: ImageSpec {
@@ -312,7 +317,7 @@ impl Settings {
 
     /// A budget below the price of one image would keep the account gate closed forever.
     fn check_daily_budget(&self) -> Result<(), SettingError> {
-        let price = self.stability.cost_per_image_usd;
+        let price = self.stability.cost_per_image_usd.unwrap_or_else(|| self.stability.engine.price().usd());
         match self.jobs.daily_budget_usd {
             Some(limit) if limit < price => Err(SettingError::invalid(
                 "WORKER_DAILY_BUDGET_USD",

@@ -168,7 +168,7 @@ impl ClientBuilder {
     /// # Errors
     ///
     /// [`BuildError`] if the API key or another header value contains characters that are not allowed in a header, a
-    /// root certificate is not PEM, the proxy URL is invalid, or the TLS setup fails. Its text never contains the API
+    /// root certificate is not PEM, the base URL is not an HTTP URL, the proxy URL is invalid, or the TLS setup fails. Its text never contains the API
     /// key.
     pub fn build(self) -> Result<Client, BuildError> {
         let inner = Inner {

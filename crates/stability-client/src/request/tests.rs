@@ -55,9 +55,9 @@ fn v1_body_holds_every_option() {
 
 #[test]
 fn unset_options_are_left_out_of_the_body() {
-    let request = request(Engine::Sd16).negative_prompt("  ").expect("an empty negative prompt is allowed");
+    let request = request(Engine::Sdxl10).negative_prompt("  ").expect("an empty negative prompt is allowed");
     let expected = json!({
-        "text_prompts": [{"text": "A fox", "weight": 1.0}], "width": 1024, "height": 576, "samples": 1, "seed": 0,
+        "text_prompts": [{"text": "A fox", "weight": 1.0}], "width": 1344, "height": 768, "samples": 1, "seed": 0,
     });
     assert_eq!(json_body(&request), expected);
     assert_eq!(request.to_http_request(ResponseFormat::Image).accept, "image/png");
@@ -122,8 +122,8 @@ fn out_of_range_values_are_refused() {
     );
     let square = Dimensions::AspectRatio(AspectRatio::OneOne);
     check(
-        TextToImage::new(Engine::Sd16, square, "A fox"),
-        "size: 1:1 is not allowed; sides of 320 to 1536 pixels in steps of 64",
+        TextToImage::new(Engine::Sdxl10, square, "A fox"),
+        "size: 1:1 is not allowed; one of 1024x1024, 1152x896, 1216x832, 1344x768, 1536x640, 640x1536, 768x1344, 832x1216, 896x1152",
     );
     check(new(Engine::Sdxl10, " "), "prompt: 1 characters is not allowed; 1 to 2000 characters");
     check(new(Engine::Sdxl10, &"é".repeat(2001)), "prompt: 2001 characters is not allowed; 1 to 2000 characters");
@@ -136,6 +136,7 @@ fn out_of_range_values_are_refused() {
     );
     check(v1().cfg_scale(35.5), "cfg_scale: 35.5 is not allowed; a number from 0 to 35");
     check(v1().cfg_scale(f64::NAN), "cfg_scale: NaN is not allowed; a number from 0 to 35");
+    check(request(Engine::Sd35Large).cfg_scale(0.5), "cfg_scale: 0.5 is not allowed; a number from 1 to 10");
     check(v1().steps(9), "steps: 9 is not allowed; a whole number from 10 to 50");
     check(v1().samples(11), "samples: 11 is not allowed; a whole number from 1 to 10");
     check(request(Engine::Core).seed(u32::MAX), "seed: 4294967295 is not allowed; a whole number from 0 to 4294967294");
@@ -157,7 +158,10 @@ fn unsupported_option_is_refused_by_name() {
         ultra().clip_guidance(ClipGuidance::Slow),
         "clip_guidance_preset: SLOW is not allowed; not supported by ultra",
     );
-    check(ultra().style_preset(StylePreset::Anime), "style_preset: anime is not allowed; not supported by ultra");
+    check(
+        request(Engine::Sd35Flash).output_format(OutputFormat::Webp),
+        "output_format: webp is not allowed; one of png, jpeg",
+    );
     check(
         request(Engine::Sdxl10).output_format(OutputFormat::Jpeg),
         "output_format: jpeg is not allowed; not supported by stable-diffusion-xl-1024-v1-0",
@@ -208,7 +212,6 @@ mod schema {
     proptest! {
         #[test]
         fn every_built_request_matches_the_schema(
-            engine in one_of(&[Engine::Sdxl10, Engine::Sd16]),
             (width, height) in (1..5_000_u32, 1..5_000_u32),
             prompt in "\\PC{0,60}",
             extra in proptest::option::of(("\\PC{0,20}", -10.0..10.0_f64)),
@@ -222,7 +225,7 @@ mod schema {
             preset in one_of(StylePreset::ALL),
         ) {
             let built = || {
-                let mut request = TextToImage::new(engine, engine.dimensions_for(width, height), prompt)?
+                let mut request = TextToImage::new(Engine::Sdxl10, Engine::Sdxl10.dimensions_for(width, height), prompt)?
                     .negative_prompt(negative)?
                     .seed(seed)?
                     .sampler(sampler)?

@@ -16,6 +16,9 @@ pub(super) fn form(request: &TextToImage) -> Vec<(&'static str, String)> {
     if let Some(text) = &request.negative_prompt {
         form.push(("negative_prompt", text.clone()));
     }
+    if let Some(cfg_scale) = request.cfg_scale {
+        form.push(("cfg_scale", cfg_scale.to_string()));
+    }
     if let Some(preset) = request.style_preset {
         form.push(("style_preset", preset.as_str().to_owned()));
     }

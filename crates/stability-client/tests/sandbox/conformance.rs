@@ -40,7 +40,7 @@ const FAULTS: [FaultCase; 22] = [
     case("truncated", "damaged", 2),
     case("html", "undecodable", 2),
     case("empty", "undecodable", 2),
-    case("oversized", "undecodable", 2),
+    case("oversized", "too_long", 1),
     case("drop", "interrupted", 2),
     case("status=503:1", "server", 2),
 ];

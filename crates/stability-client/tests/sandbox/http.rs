@@ -118,12 +118,15 @@ async fn endless_response_is_refused_at_the_size_limit() {
     server.spawn(respond_forever(listener, 1 << 20, Duration::ZERO));
     let client = builder(&format!("http://127.0.0.1:{port}/")).build().expect("a client");
     let error = client.balance().await.expect_err("the body has no end");
-    assert_eq!(
-        error.to_string(),
-        format!("the API's response cannot be decoded: the body is longer than {MAX_BODY_BYTES} bytes")
-    );
+    assert_eq!(error.to_string(), format!("the API's response is longer than {MAX_BODY_BYTES} bytes"));
     drop(client);
     server.join_next().await.expect("a task").expect("the connection is closed");
+}
+
+#[test]
+fn base_url_that_is_not_http_is_refused() {
+    let error = builder("ftp://127.0.0.1/").build().err().expect("the URL is refused").to_string();
+    assert_eq!(error, "cannot build the client: base URL: \"ftp\" is not allowed; an http:// or https:// URL");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Tests of the client over HTTP against the sandbox, which enforces the API's rules.
 
+mod agreement;
 mod conformance;
 mod examples;
 mod http;

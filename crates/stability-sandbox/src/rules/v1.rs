@@ -8,7 +8,8 @@ use super::{Format, ImageRequest, STYLE_PRESETS, check_language, is_flagged_by_m
 use crate::api_error::ApiError;
 
 pub(crate) const SDXL: &str = "stable-diffusion-xl-1024-v1-0";
-pub(crate) const SD16: &str = "stable-diffusion-v1-6";
+/// Price of one image: the upper bound for all steps and sizes.
+const CREDITS: f64 = 2.0;
 
 const SDXL_DIMENSIONS: [(u64, u64); 9] = [
     (1024, 1024),
@@ -53,11 +54,9 @@ const KNOWN_FIELDS: [&str; 11] = [
 
 /// Validates the body of a request to an engine.
 pub(crate) fn parse(engine: &str, body: &[u8]) -> Result<ImageRequest, ApiError> {
-    let sdxl = match engine {
-        SDXL => true,
-        SD16 => false,
-        _ => return Err(ApiError::from_status(404)),
-    };
+    if engine != SDXL {
+        return Err(ApiError::from_status(404));
+    }
     let bad_request = |message: String| ApiError::new(400, "bad_request", message);
     let value: Value = serde_json::from_slice(body).map_err(|error| bad_request(format!("invalid JSON: {error}")))?;
     let object = value.as_object().ok_or_else(|| bad_request("the body must be a JSON object".to_owned()))?;
@@ -74,7 +73,7 @@ pub(crate) fn parse(engine: &str, body: &[u8]) -> Result<ImageRequest, ApiError>
     if object.get("extras").is_some_and(|extras| !extras.is_object()) {
         return Err(bad_request("extras: must be a JSON object".to_owned()));
     }
-    let (width, height) = parse_dimensions(object, sdxl)?;
+    let (width, height) = parse_dimensions(object)?;
     let prompt = parse_prompts(object)?;
     Ok(ImageRequest {
         prompt,
@@ -83,6 +82,7 @@ pub(crate) fn parse(engine: &str, body: &[u8]) -> Result<ImageRequest, ApiError>
         samples: to_u32(samples),
         seed: to_u32(seed),
         format: Format::Png,
+        credits: CREDITS,
     })
 }
 
@@ -125,7 +125,7 @@ fn check_one_of(object: &Map<String, Value>, key: &str, names: &[&str]) -> Resul
     }
 }
 
-fn parse_dimensions(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64), ApiError> {
+fn parse_dimensions(object: &Map<String, Value>) -> Result<(u64, u64), ApiError> {
     let side = |key: &str| match object.get(key) {
         None => Ok(1024),
         Some(value) => value.as_u64().ok_or_else(|| {
@@ -133,19 +133,12 @@ fn parse_dimensions(object: &Map<String, Value>, sdxl: bool) -> Result<(u64, u64
         }),
     };
     let (width, height) = (side("width")?, side("height")?);
-    if sdxl && !SDXL_DIMENSIONS.contains(&(width, height)) {
+    if !SDXL_DIMENSIONS.contains(&(width, height)) {
         let sizes: Vec<_> = SDXL_DIMENSIONS.iter().map(|(w, h)| format!("{w}x{h}")).collect();
         return Err(ApiError::new(
             400,
             "invalid_sdxl_v1_dimensions",
             format!("for {SDXL} the allowed dimensions are {}, but we received {width}x{height}", sizes.join(", ")),
-        ));
-    }
-    if !sdxl && [width, height].iter().any(|side| !(320..=1536).contains(side) || side % 64 != 0) {
-        return Err(ApiError::new(
-            400,
-            "invalid_height_or_width",
-            format!("height and width must be multiples of 64 from 320 to 1536, but we received {width}x{height}"),
         ));
     }
     Ok((width, height))
@@ -210,7 +203,8 @@ mod tests {
                 height: 768,
                 samples: 1,
                 seed: 7,
-                format: Format::Png
+                format: Format::Png,
+                credits: 2.0,
             })
         );
     }
@@ -226,7 +220,8 @@ mod tests {
                 height: 1024,
                 samples: 1,
                 seed: 0,
-                format: Format::Png
+                format: Format::Png,
+                credits: 2.0,
             })
         );
     }
@@ -242,7 +237,7 @@ mod tests {
         check("gone", "steps", json!(40), "404 not_found");
         check(SDXL, "width", json!(1920), "400 invalid_sdxl_v1_dimensions");
         check(SDXL, "width", json!("wide"), "400 invalid_height_or_width");
-        check(SD16, "width", json!(1345), "400 invalid_height_or_width");
+        check("stable-diffusion-v1-6", "steps", json!(40), "404 not_found");
         check(SDXL, "samples", json!(11), "400 invalid_samples");
         check(SDXL, "steps", json!(51), "400 bad_request");
         check(SDXL, "cfg_scale", json!(36), "400 bad_request");

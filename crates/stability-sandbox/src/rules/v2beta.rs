@@ -5,7 +5,9 @@
 use super::{Format, ImageRequest, STYLE_PRESETS, check_language, is_flagged_by_moderation};
 use crate::api_error::ApiError;
 
-const MODELS: [&str; 4] = ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"];
+/// The models of the service `sd3` with the price of one image in credits; the first is the default.
+const MODELS: [(&str, f64); 4] =
+    [("sd3.5-large", 6.5), ("sd3.5-large-turbo", 4.0), ("sd3.5-medium", 3.5), ("sd3.5-flash", 2.5)];
 const ASPECT_RATIOS: [(&str, u32, u32); 9] = [
     ("16:9", 1344, 768),
     ("1:1", 1024, 1024),
@@ -22,13 +24,15 @@ const MAX_PROMPT_CHARS: usize = 10_000;
 /// Validates the form fields of a request to a service.
 pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageRequest, ApiError> {
     let bad_request = |message: String| ApiError::new(400, "bad_request", message);
-    let mut known_fields = vec!["prompt", "negative_prompt", "aspect_ratio", "seed", "output_format"];
-    match service {
-        "core" => known_fields.push("style_preset"),
-        "ultra" => {}
-        "sd3" => known_fields.extend(["model", "cfg_scale", "mode"]),
+    let mut known_fields = vec!["prompt", "negative_prompt", "aspect_ratio", "seed", "output_format", "style_preset"];
+    let formats: &[&str] = match service {
+        "core" | "ultra" => &["png", "jpeg", "webp"],
+        "sd3" => {
+            known_fields.extend(["model", "cfg_scale", "mode"]);
+            &["png", "jpeg"]
+        }
         _ => return Err(ApiError::new(404, "not_found", "no such service")),
-    }
+    };
     if let Some((unknown, _)) = fields.iter().find(|(name, _)| !known_fields.contains(&name.as_str())) {
         return Err(bad_request(format!("{unknown}: unknown field")));
     }
@@ -49,13 +53,24 @@ pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageR
     }
     let ratios = ASPECT_RATIOS.map(|(name, _, _)| name);
     let ratio = one_of("aspect_ratio", &ratios)?.unwrap_or("1:1");
-    let format = match one_of("output_format", &["png", "jpeg", "webp"])? {
+    let format = match one_of("output_format", formats)? {
         Some("jpeg") => Format::Jpeg,
         Some("webp") => Format::Webp,
         _ => Format::Png,
     };
     one_of("style_preset", &STYLE_PRESETS)?;
-    one_of("model", &MODELS)?;
+    let model = one_of("model", &MODELS.map(|(name, _)| name))?.unwrap_or(MODELS[0].0);
+    let credits = match service {
+        "core" => 3.0,
+        "ultra" => 8.0,
+        _ => MODELS.into_iter().find(|(name, _)| *name == model).map_or(MODELS[0].1, |(_, credits)| credits),
+    };
+    if let Some(text) = field("cfg_scale") {
+        let valid = text.parse().is_ok_and(|number: f64| (1.0..=10.0).contains(&number));
+        if !valid {
+            return Err(bad_request("cfg_scale: must be a number from 1 to 10".to_owned()));
+        }
+    }
     let seed = match field("seed") {
         None => 0,
         Some(text) => text
@@ -75,7 +90,7 @@ pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageR
         ASPECT_RATIOS.into_iter().find(|(name, _, _)| *name == ratio).expect("the ratio was validated above");
     // Core generates 1.5 megapixels, the other services 1 megapixel.
     let (width, height) = if service == "core" { (width * 5 / 4, height * 5 / 4) } else { (width, height) };
-    Ok(ImageRequest { prompt: prompt.to_owned(), width, height, samples: 1, seed, format })
+    Ok(ImageRequest { prompt: prompt.to_owned(), width, height, samples: 1, seed, format, credits })
 }
 
 #[cfg(test)]
@@ -122,7 +137,11 @@ mod tests {
         check("core", "seed", "-1", "400 bad_request");
         check("core", "output_format", "gif", "400 bad_request");
         check("core", "style_preset", "baroque", "400 bad_request");
-        check("ultra", "style_preset", "anime", "400 bad_request");
+        check("ultra", "style_preset", "baroque", "400 bad_request");
+        check("ultra", "cfg_scale", "5", "400 bad_request");
+        check("sd3", "cfg_scale", "0.5", "400 bad_request");
+        check("sd3", "cfg_scale", "high", "400 bad_request");
+        check("sd3", "output_format", "webp", "400 bad_request");
         check("ultra", "steps", "40", "400 bad_request");
         check("sd3", "model", "sd3", "400 bad_request");
         assert!(parse("core", &[]).is_err());

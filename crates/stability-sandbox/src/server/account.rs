@@ -27,6 +27,6 @@ pub(super) async fn balance(State(shared): State<Arc<Shared>>, headers: HeaderMa
 pub(super) async fn engines(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Response, ApiError> {
     shared.check_key(&headers)?;
     let engine = |id: &str, name: &str| json!({"id": id, "name": name, "description": name, "type": "PICTURE"});
-    let engines = [engine(v1::SDXL, "Stable Diffusion XL v1.0"), engine(v1::SD16, "Stable Diffusion v1.6")];
+    let engines = [engine(v1::SDXL, "Stable Diffusion XL v1.0")];
     Ok(Json(json!(engines)).into_response())
 }

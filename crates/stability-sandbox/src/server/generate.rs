@@ -216,7 +216,7 @@ async fn generate_images(shared: &Arc<Shared>, request: ImageRequest) -> Result<
 
 fn charge(shared: &Shared, order: &ImageRequest) -> Result<(), ApiError> {
     let mut state = shared.lock();
-    let price = shared.settings.credits_per_image * f64::from(order.samples);
+    let price = order.credits * f64::from(order.samples);
     if state.credits < price {
         return Err(ApiError::from_status(402));
     }

@@ -279,7 +279,7 @@ async fn check_api(settings: &Settings) -> CheckResult {
         Ok(client) => client,
         Err(error) => return CheckResult::invalid_setting(&error),
     };
-    match check_account(&client).await {
+    match check_account(&client, settings.stability.engine).await {
         Ok(state) => state,
         Err(error) => CheckResult::failed(
             error_chain(&error),
@@ -308,8 +308,7 @@ async fn check_translation(settings: &Settings) -> CheckResult {
     }
 }
 
-async fn check_account(client: &Client) -> Result<CheckResult, stability_client::Error> {
-    let engine = Engine::default();
+async fn check_account(client: &Client, engine: Engine) -> Result<CheckResult, stability_client::Error> {
     let checked = client.check(engine).await?;
     Ok(match checked {
         AccountStatus { engine_listed: Some(false), .. } => CheckResult::failed(

@@ -98,7 +98,7 @@ pub(super) async fn read_reasons_except_refusal(
 ) -> Result<Vec<GateReason>, StoreError> {
     let paused = store.read_pause().await?.map(GateReason::Paused);
     let spent_up = match cost_policy.daily_budget() {
-        Some(limit) if store.read_spent_today().await?.0 + cost_policy.image_price().0 > limit.0 => {
+        Some(limit) if store.read_spent_today().await?.0 + cost_policy.default_image_price().0 > limit.0 => {
             Some(GateReason::DailyBudget { limit })
         }
         _ => None,

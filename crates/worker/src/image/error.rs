@@ -59,7 +59,7 @@ impl From<Error> for ImageError {
         match error {
             Error::ContentPolicy(_) | Error::Filtered => failed(ImageFailureCode::ContentPolicy),
             Error::RateLimited { .. } | Error::Quota(_) => failed(ImageFailureCode::RateLimited),
-            Error::Damaged { .. } => failed(ImageFailureCode::InvalidImage),
+            Error::Damaged { .. } | Error::TooLong => failed(ImageFailureCode::InvalidImage),
             Error::Unusable(unusable) => Self::Failed(ImageFailureCode::InvalidImage, unusable.reason),
             Error::Timeout => failed(ImageFailureCode::Timeout),
             Error::InvalidRequest(_) | Error::Rejected(_) => failed(ImageFailureCode::RejectedRequest),

@@ -37,6 +37,8 @@ pub(super) struct JobAttempt<'a> {
     pub(super) is_first_claim: bool,
     /// Style shared by all images of the job.
     pub(super) style: Style,
+    /// The name of the engine of all images.
+    pub(super) engine: String,
     pub(super) planner: &'a Planner,
     pub(super) translator: &'a Translator,
     pub(super) resources: &'a ImageResources,
@@ -160,7 +162,7 @@ impl JobAttempt<'_> {
         let texts = missing.iter().map(|image| image.description.as_str()).chain(plan::style_texts(&self.style));
         let translating = self.translator.translate(texts, self.cancel.token());
         let english = self.resources.metrics.run_stage(Stage::Translate, translating).await?;
-        Ok(self.planner.plan(self.command, &self.style, &english, &missing))
+        Ok(self.planner.plan(self.command, &self.engine, &self.style, &english, &missing))
     }
 
     /// Completes the tasks that have a cached image; returns the remaining tasks.

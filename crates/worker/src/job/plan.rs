@@ -79,6 +79,7 @@ impl Planner {
     pub(super) fn plan(
         &self,
         command: &Command,
+        engine: &str,
         style: &Style,
         english: &Translations,
         missing: &[&ClaimedImage],
@@ -86,12 +87,19 @@ impl Planner {
         let mut plan = Plan { tasks: Vec::new(), failures: Vec::new() };
         for ClaimedImage { id, index, description, file_path, .. } in missing {
             let (id, index) = (*id, *index);
-            match self.plan_image(command, style, english, index, description) {
+            match self.plan_image(command, engine, style, english, index, description) {
                 Ok((params, request)) => {
                     let GenerationParams { left_out, negative_left_out, .. } = &params;
                     if !left_out.is_empty() || !negative_left_out.is_empty() {
                         let (left_out, negative_left_out) = (left_out.join(", "), negative_left_out.join(", "));
                         warn!(index, left_out, negative_left_out, "the prompt was shortened");
+                    }
+                    if !params.style_left_out.is_empty() {
+                        let (left_out, engine) = (params.style_left_out.join(", "), params.engine.as_str());
+                        warn!(
+                            index,
+                            left_out, engine, "the engine does not take these settings of the project's style"
+                        );
                     }
                     let fingerprint = params.fingerprint(&self.spec);
                     let (description, reserved_path) = (description.clone(), file_path.clone());
@@ -106,14 +114,15 @@ impl Planner {
     fn plan_image(
         &self,
         command: &Command,
+        engine: &str,
         style: &Style,
         english: &Translations,
         index: u32,
         description: &str,
     ) -> Result<(GenerationParams, TextToImage), PlanFailure> {
         let config = &command.config;
-        let engine = config.engine.as_deref().map_or(Ok(Engine::default()), str::parse);
-        let engine = engine.map_err(|error: UnknownName| PlanFailure::from_rejected(error.to_string()))?;
+        let engine: Engine =
+            engine.parse().map_err(|error: UnknownName| PlanFailure::from_rejected(error.to_string()))?;
         let mut params = GenerationParams { engine: engine.id().to_owned(), ..GenerationParams::default() };
         compose_prompts(&mut params, engine, style, english, index, description)?;
         params.requested_seed = seed::image_seed(config.seed.unwrap_or(0), index, engine.max_seed());
@@ -127,10 +136,13 @@ impl Planner {
         let requested = config.style();
         let cfg_scale = style.cfg_scale.or(takes_worker_defaults.then_some(self.cfg_scale));
         let steps = style.steps.or(takes_worker_defaults.then_some(self.steps));
-        (request, params.cfg_scale) = set_or_default(request, requested.cfg_scale, cfg_scale, TextToImage::cfg_scale)?;
-        (request, params.steps) = set_or_default(request, requested.steps, steps, TextToImage::steps)?;
+        let left_out = &mut params.style_left_out;
+        (request, params.cfg_scale) =
+            set_or_default(request, requested.cfg_scale, cfg_scale, TextToImage::cfg_scale, left_out)?;
+        (request, params.steps) = set_or_default(request, requested.steps, steps, TextToImage::steps, left_out)?;
+        let style_preset = style.style_preset.clone();
         (request, params.style_preset) =
-            set_or_default(request, requested.style_preset, style.style_preset.clone(), set_style_preset)?;
+            set_or_default(request, requested.style_preset, style_preset, set_style_preset, left_out)?;
         Ok((params, request))
     }
 }
@@ -183,12 +195,14 @@ fn set_style_preset(request: TextToImage, name: String) -> Result<TextToImage, I
     request.style_preset(preset)
 }
 
-/// Sets the `requested` value, or else the `default` if the engine takes it; returns the value that was set.
+/// Sets the `requested` value, or else the `default` if the engine takes it; returns the value that was set. A default
+/// that the engine does not take is added to `left_out`.
 fn set_or_default<T: Clone>(
     request: TextToImage,
     requested: Option<T>,
     default: Option<T>,
     set: impl Fn(TextToImage, T) -> Result<TextToImage, InvalidRequest>,
+    left_out: &mut Vec<String>,
 ) -> Result<(TextToImage, Option<T>), InvalidRequest> {
     if let Some(value) = requested {
         return Ok((set(request, value.clone())?, Some(value)));
@@ -196,7 +210,10 @@ fn set_or_default<T: Clone>(
     let Some(value) = default else { return Ok((request, None)) };
     match set(request.clone(), value.clone()) {
         Ok(request) => Ok((request, Some(value))),
-        Err(_) => Ok((request, None)),
+        Err(InvalidRequest { field, value, .. }) => {
+            left_out.push(format!("{field}: {value}"));
+            Ok((request, None))
+        }
     }
 }
 

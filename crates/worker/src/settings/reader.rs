@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use stability_client::Engine;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -234,6 +235,12 @@ impl<'a> Reader<'a> {
             let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
             text.chars().all(good).then(|| text.to_owned())
         })
+    }
+
+    /// The name of an engine.
+    pub(super) fn engine(&self, name: &str) -> Result<Engine, SettingError> {
+        let names: Vec<&str> = Engine::ALL.iter().map(|engine| engine.id()).collect();
+        self.parse(name, format!("one of {}", names.join(", ")), |text| text.parse().ok())
     }
 
     /// Reads the phrase book from a file; without a file it is empty.

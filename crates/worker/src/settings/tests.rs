@@ -61,6 +61,11 @@ fn invalid_value_error_names_variable_and_allowed_values() {
         "0.01",
         "WORKER_DAILY_BUDGET_USD: \"0.01\" is not allowed; at least the price of one image, 0.02",
     );
+    check(
+        "STABILITY_ENGINE",
+        "stable-diffusion-v1-6",
+        "STABILITY_ENGINE: \"stable-diffusion-v1-6\" is not allowed; one of stable-diffusion-xl-1024-v1-0, core, ultra, sd3.5-large, sd3.5-large-turbo, sd3.5-medium, sd3.5-flash",
+    );
     check("IMAGE_CFG_SCALE", "NaN", "IMAGE_CFG_SCALE: \"NaN\" is not allowed; a number from 0 to 35");
     check("HTTP_ADDR", "8080", "HTTP_ADDR: \"8080\" is not allowed; an address and a port, such as 0.0.0.0:8080");
     check("LOG_FORMAT", "xml", "LOG_FORMAT: \"xml\" is not allowed; text or json");

@@ -12,6 +12,7 @@ fn plan_with_index(index: u32, description: &str, config: JobConfig) -> Result<I
 
 fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConfig) -> Result<ImageTask, PlanFailure> {
     let settings = Settings::from_source(|_| None).expect("default settings are valid");
+    let engine = config.engine.clone().unwrap_or_else(|| Engine::default().id().to_owned());
     let command =
         Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec![description.to_owned()], config };
     let missing = ClaimedImage {
@@ -23,7 +24,7 @@ fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConf
         requests: 0,
         charged: 0,
     };
-    let mut plan = Planner::new(&settings).plan(&command, style, &Translations::default(), &[&missing]);
+    let mut plan = Planner::new(&settings).plan(&command, &engine, style, &Translations::default(), &[&missing]);
     assert_eq!(plan.tasks.len() + plan.failures.len(), 1);
     plan.tasks.pop().ok_or_else(|| plan.failures.remove(0).1)
 }
@@ -105,11 +106,15 @@ fn project_style_applies_only_where_engine_supports_it() {
         (plan_for_engine.steps, plan_for_engine.cfg_scale, plan_for_engine.style_preset)
     };
     assert_eq!(
-        style_settings(plan_for_engine("stable-diffusion-v1-6")),
+        style_settings(plan_for_engine("stable-diffusion-xl-1024-v1-0")),
         (Some(30), Some(6.0), Some("anime".to_owned()))
     );
     assert_eq!(style_settings(plan_for_engine("core")), (None, None, Some("anime".to_owned())));
-    assert_eq!(style_settings(plan_for_engine("ultra")), (None, None, None));
+    assert_eq!(plan_for_engine("core").style_left_out, ["cfg_scale: 6", "steps: 30"]);
+    assert_eq!(plan_for_engine("sd3.5-large").style_left_out, ["steps: 30"]);
+    assert!(plan_for_engine("stable-diffusion-xl-1024-v1-0").style_left_out.is_empty());
+    assert_eq!(style_settings(plan_for_engine("ultra")), (None, None, Some("anime".to_owned())));
+    assert_eq!(style_settings(plan_for_engine("sd3.5-flash")), (None, Some(6.0), Some("anime".to_owned())));
 }
 
 #[test]

@@ -117,7 +117,7 @@ pub(crate) const IMAGE_POOL_LIMIT: MetricSpec = gauge(
 pub(crate) const COST: MetricSpec = counter(
     "asset_worker.cost",
     "USD",
-    "Cost of the finished requests of this process that were or may have been charged, at STABILITY_COST_PER_IMAGE_USD each",
+    "Cost of the finished requests of this process that were or may have been charged, at the price of their engine or STABILITY_COST_PER_IMAGE_USD",
 );
 pub(crate) const BUDGET_SPENT: MetricSpec = gauge(
     "asset_worker.budget.spent",
