@@ -28,7 +28,7 @@ pub enum Fault {
     Blurred,
     /// `bomb`: a small file whose header declares 30000x30000 pixels.
     Bomb,
-    /// `oversized`: a body of 40 MiB.
+    /// `oversized`: a body of 65 MiB, longer than the client accepts.
     Oversized,
     /// `truncated`: the response body ends in the middle.
     Truncated,

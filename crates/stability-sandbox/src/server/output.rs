@@ -62,7 +62,7 @@ fn decompression_bomb() -> Vec<u8> {
 pub(super) async fn apply_response_fault(response: Response, fault: Option<Fault>) -> Response {
     match fault {
         Some(Fault::Oversized) => {
-            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], vec![b' '; 40 * 1024 * 1024]).into_response()
+            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], vec![b' '; 65 * 1024 * 1024]).into_response()
         }
         Some(Fault::Html) => {
             (StatusCode::OK, [(header::CONTENT_TYPE, "text/html")], "<html><body>please wait</body></html>")
