@@ -9,7 +9,10 @@ use std::str::FromStr;
 use crate::credits::Credits;
 use crate::dimensions::{AspectRatio, Dimensions, Size};
 use crate::options::OutputFormat;
-use crate::request::CFG_SCALE;
+use crate::unknown_name::UnknownName;
+
+/// The range of `cfg_scale` of SDXL 1.0. Source: v1 specification. [`Engine::cfg_scale_range`] has that of each engine.
+pub const CFG_SCALE: RangeInclusive<f64> = 0.0..=35.0;
 
 /// The model, or service, that generates an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -215,15 +218,6 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.id())
     }
-}
-
-/// An engine or option name that this client does not support; the error text lists the supported names.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown {kind} {name:?}; expected one of {allowed}")]
-pub struct UnknownName {
-    pub(crate) kind: &'static str,
-    pub(crate) name: String,
-    pub(crate) allowed: String,
 }
 
 impl FromStr for Engine {

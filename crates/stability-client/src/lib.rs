@@ -47,6 +47,7 @@ mod quota;
 mod request;
 mod response;
 mod retry;
+mod unknown_name;
 mod usage;
 mod wire;
 
@@ -57,14 +58,15 @@ pub use call_options::CallOptions;
 pub use client::{AccountStatus, BuildError, Client, ClientBuilder, GEN_AI_PROVIDER_NAME, GenerateError, Generation};
 pub use credits::Credits;
 pub use dimensions::{AspectRatio, Dimensions, Size};
-pub use engine::{ApiVersion, Engine, UnknownName};
+pub use engine::{ApiVersion, CFG_SCALE, Engine};
 pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusableImage};
 pub use fair_scheduler::Tenant;
 pub use options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
-pub use request::{CFG_SCALE, SAMPLES, STEPS, TextToImage};
+pub use request::{SAMPLES, STEPS, TextToImage};
 pub use response::GeneratedImage;
 pub use retry::{CallOutcome, Observer, RequestOutcome, Retry, RetryPolicy};
+pub use unknown_name::UnknownName;
 pub use usage::Usage;
 pub use wire::MAX_BODY_BYTES;
 

@@ -4,7 +4,7 @@
 
 use std::str::FromStr;
 
-use crate::engine::UnknownName;
+use crate::unknown_name::UnknownName;
 
 macro_rules! names {
     ($(#[$meta:meta])* $type:ident, $what:literal { $($variant:ident => $name:literal,)+ }) => {

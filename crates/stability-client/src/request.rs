@@ -7,13 +7,11 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::dimensions::Dimensions;
-use crate::engine::{ApiVersion, Engine, RequestOption};
+use crate::engine::{ApiVersion, CFG_SCALE, Engine, RequestOption};
 use crate::error::InvalidRequest;
 use crate::options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 use crate::wire::{HttpBody, HttpRequest};
 
-/// The range of `cfg_scale` of SDXL 1.0. Source: v1 specification. [`Engine::cfg_scale_range`] has that of each engine.
-pub const CFG_SCALE: RangeInclusive<f64> = 0.0..=35.0;
 /// The range of `steps`. Source: v1 specification.
 pub const STEPS: RangeInclusive<u8> = 10..=50;
 /// The range of `samples`. Source: v1 specification.
