@@ -37,8 +37,10 @@ pub(super) fn put(path: &Path, bytes: &[u8], mode: &PutMode) -> io::Result<()> {
         PutMode::Create => std::fs::hard_link(&temporary_file, path),
         PutMode::Overwrite | PutMode::Update(_) => std::fs::rename(&temporary_file, path),
     };
-    // After a rename it does not exist any more.
-    let _ = std::fs::remove_file(&temporary_file);
+    // After a rename, a file of this name belongs to another writer.
+    if published.is_err() || matches!(mode, PutMode::Create) {
+        let _ = std::fs::remove_file(&temporary_file);
+    }
     published.and_then(|()| sync_folder(folder))
 }
 
