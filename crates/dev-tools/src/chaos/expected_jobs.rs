@@ -37,7 +37,6 @@ const FAULTS: [ExpectedFault; 21] = [
     transient_fault("blurred x1", 0),
     transient_fault("blank x1", 1),
     transient_fault("bomb x1", 1),
-    transient_fault("oversized x1", 1),
     transient_fault("truncated x1", 1),
     transient_fault("html x1", 1),
     transient_fault("empty x1", 1),
@@ -48,6 +47,8 @@ const FAULTS: [ExpectedFault; 21] = [
     transient_fault("slow=6000", 0),
     transient_fault("slow=12000 x1", 1),
     ExpectedFault { directive: "filtered", extra_requests: 0, failure_code: Some("content_policy") },
+    // A repeated request would be paid for and return a body of the same length.
+    ExpectedFault { directive: "oversized", extra_requests: 0, failure_code: Some("invalid_image") },
     ExpectedFault { directive: "status=400", extra_requests: 0, failure_code: Some("rejected_request") },
 ];
 
