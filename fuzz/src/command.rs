@@ -11,7 +11,8 @@ use crate::assert_valid_message;
 
 /// The same rules as the worker's.
 static RULES: LazyLock<Rules> = LazyLock::new(|| Rules {
-    engines: Engine::ALL.iter().map(|engine| engine.id()).collect(),
+    engines: Engine::ALL.iter().map(Engine::id).collect(),
+    engines_without_fast_upscaler: vec!["core"],
     style_presets: StylePreset::ALL.iter().map(|preset| preset.as_str()).collect(),
     cfg_scale: CFG_SCALE,
     steps: STEPS,

@@ -25,5 +25,6 @@ mod style;
 mod telemetry_config;
 mod traces;
 mod translation;
+mod upscaler;
 mod worker_crashes;
 mod worker_process;

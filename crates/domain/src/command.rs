@@ -12,6 +12,7 @@ use crate::fields::{self, Fields, truncate_violations};
 use crate::rules::{MAX_BODY_BYTES, MAX_CONCURRENT, MAX_DESCRIPTION_CHARS, MAX_IMAGES, Rules};
 use crate::strict_json;
 use crate::style::Style;
+use crate::upscaler::Upscaler;
 
 /// A request for the images of one job.
 ///
@@ -44,6 +45,9 @@ pub struct JobConfig {
     /// One of [`Rules::engines`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// How the images get their final size; `fast` is not allowed for [`Rules::engines_without_fast_upscaler`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upscaler: Option<Upscaler>,
     /// One of [`Rules::style_presets`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub style_preset: Option<String>,
@@ -197,11 +201,23 @@ impl JobConfig {
     fn from_fields(mut fields: Fields, rules: &Rules) -> (Self, Vec<String>) {
         let Style { style_modifiers, negative_prompt, style_preset, cfg_scale, steps } =
             Style::from_fields(&mut fields, rules);
+        let max_concurrent = fields.integer("max_concurrent", 1..=MAX_CONCURRENT);
+        let engine = fields.one_of("engine", &rules.engines);
+        let without_fast = engine.as_deref().filter(|engine| rules.engines_without_fast_upscaler.contains(engine));
+        let allowed = without_fast.map_or_else(
+            || "lanczos or fast".to_owned(),
+            |engine| format!("lanczos: the fast upscaler does not take the images of {engine}"),
+        );
+        let upscaler = fields.optional("upscaler", &allowed, |value| {
+            let upscaler = Upscaler::deserialize(value).ok()?;
+            (upscaler == Upscaler::Lanczos || without_fast.is_none()).then_some(upscaler)
+        });
         let config = Self {
             style_modifiers,
             negative_prompt,
-            max_concurrent: fields.integer("max_concurrent", 1..=MAX_CONCURRENT),
-            engine: fields.one_of("engine", &rules.engines),
+            max_concurrent,
+            engine,
+            upscaler,
             style_preset,
             cfg_scale,
             steps,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::image_spec::ImageSpec;
+use crate::upscaler::Upscaler;
 
 /// The namespace of fingerprints.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2b1d_8a6e_4c07_5f90_8e33_9d5a_71c2_0b64);
@@ -43,10 +44,16 @@ pub struct GenerationParams {
     /// The seed of the request; 0 lets the API choose.
     #[serde(default, rename = "asked_seed")]
     pub requested_seed: u32,
+    /// How the image got its final size.
+    #[serde(default, skip_serializing_if = "Upscaler::is_default")]
+    pub upscaler: Upscaler,
+    /// The upscaler that the job asked for, if the image was made without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_upscaler: Option<Upscaler>,
 }
 
 impl GenerationParams {
-    /// The cache key: equal for images with the same prompts, engine, parameters, requested seed and final size.
+    /// The cache key: equal for images with the same prompts, engine, parameters, requested seed, upscaler and final size.
     pub fn fingerprint(&self, spec: &ImageSpec) -> Uuid {
         let Self {
             english: _,
@@ -60,15 +67,31 @@ impl GenerationParams {
             cfg_scale,
             steps,
             requested_seed,
+            upscaler,
+            requested_upscaler: _,
         } = self;
         let identity = (prompt, negative_prompt, engine, style_preset, cfg_scale, steps, requested_seed);
-        let bytes = serde_json::to_vec(&(identity, spec.width, spec.height)).expect("the parameters are serialisable");
+        let mut bytes =
+            serde_json::to_vec(&(identity, spec.width, spec.height)).expect("the parameters are serialisable");
+        // The fingerprints of images that were made before there was a choice stay.
+        if !upscaler.is_default() {
+            bytes.extend(upscaler.as_str().bytes());
+        }
         Uuid::new_v5(&NAMESPACE, &bytes)
+    }
+
+    /// The parameters of the same image made without the upscaler that was asked for.
+    #[must_use]
+    pub fn without_upscaler(&self) -> Self {
+        let requested_upscaler = (!self.upscaler.is_default()).then_some(self.upscaler);
+        Self { upscaler: Upscaler::default(), requested_upscaler, ..self.clone() }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -86,6 +109,7 @@ mod tests {
         let same = [
             GenerationParams { english: Some("A fox".into()), ..params.clone() },
             GenerationParams { left_out: vec!["warm".into()], ..params.clone() },
+            GenerationParams { upscaler: Upscaler::Fast, ..params.clone() }.without_upscaler(),
         ];
         for same in same {
             assert_eq!(same.fingerprint(&spec), first, "{same:?}");
@@ -99,6 +123,7 @@ mod tests {
             GenerationParams { cfg_scale: None, ..params.clone() },
             GenerationParams { steps: Some(41), ..params.clone() },
             GenerationParams { requested_seed: 7, ..params.clone() },
+            GenerationParams { upscaler: Upscaler::Fast, ..params.clone() },
         ];
         let mut found: Vec<_> = others.iter().map(|other| other.fingerprint(&spec)).collect();
         found.push(params.fingerprint(&ImageSpec { width: 1280, ..spec }));
@@ -108,5 +133,19 @@ mod tests {
         found.sort_unstable();
         found.dedup();
         assert_eq!(found.len(), count);
+    }
+
+    #[test]
+    fn metadata_names_an_upscaler_only_if_one_was_asked_for() {
+        let json = |params: &GenerationParams| {
+            let json = serde_json::to_value(params).expect("JSON");
+            (json["upscaler"].clone(), json["requested_upscaler"].clone())
+        };
+        let plain = GenerationParams::default();
+        assert_eq!(json(&plain), (json!(null), json!(null)));
+        assert_eq!(plain.without_upscaler(), plain);
+        let fast = GenerationParams { upscaler: Upscaler::Fast, ..plain };
+        assert_eq!(json(&fast), (json!("fast"), json!(null)));
+        assert_eq!(json(&fast.without_upscaler()), (json!(null), json!("fast")));
     }
 }

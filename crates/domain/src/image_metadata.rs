@@ -56,7 +56,8 @@ impl ImageMetadata {
     ///
     /// Stable Diffusion web UIs write and read this format.
     pub fn parameters_text(&self) -> String {
-        let GenerationParams { prompt, negative_prompt, engine, style_preset, cfg_scale, steps, .. } = &self.params;
+        let GenerationParams { prompt, negative_prompt, engine, style_preset, cfg_scale, steps, upscaler, .. } =
+            &self.params;
         let mut text = collapse_whitespace(prompt);
         if !negative_prompt.is_empty() {
             text += "\nNegative prompt: ";
@@ -70,6 +71,7 @@ impl ImageMetadata {
         push_pair("Seed", Some(self.seed.to_string()));
         push_pair("Model", Some(engine.clone()));
         push_pair("Style preset", style_preset.clone());
+        push_pair("Upscaler", (!upscaler.is_default()).then(|| upscaler.as_str().to_owned()));
         push_pair("Job", Some(self.job_id.to_string()));
         push_pair("Project", Some(self.project_id.to_string()));
         push_pair("Image", Some(self.index.to_string()));

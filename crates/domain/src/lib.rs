@@ -24,6 +24,7 @@ pub mod seed;
 pub mod state;
 pub mod style;
 pub mod trace;
+pub mod upscaler;
 
 mod fields;
 mod strict_json;

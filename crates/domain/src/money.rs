@@ -16,6 +16,12 @@ impl MicroUsd {
         Self(self.0.saturating_mul(i64::from(count))).usd()
     }
 
+    /// The sum of both amounts.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// This amount in US dollars.
     #[expect(clippy::cast_precision_loss, reason = "amounts are far below 2^53 millionths")]
     pub fn usd(self) -> f64 {

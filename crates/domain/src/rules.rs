@@ -19,6 +19,8 @@ pub const MAX_CONCURRENT: u8 = 6;
 pub struct Rules {
     /// Names of the engines that a command may name.
     pub engines: Vec<&'static str>,
+    /// Those of them whose images the fast upscaler does not take.
+    pub engines_without_fast_upscaler: Vec<&'static str>,
     /// Names of the style presets.
     pub style_presets: Vec<&'static str>,
     /// The range of `cfg_scale`.

@@ -81,8 +81,13 @@ mod tests {
     use super::*;
 
     fn parse(value: Value) -> Result<Style, String> {
-        let rules =
-            Rules { engines: vec![], style_presets: vec!["cinematic", "anime"], cfg_scale: 0.0..=35.0, steps: 10..=50 };
+        let rules = Rules {
+            engines: vec![],
+            engines_without_fast_upscaler: vec![],
+            style_presets: vec!["cinematic", "anime"],
+            cfg_scale: 0.0..=35.0,
+            steps: 10..=50,
+        };
         Style::parse(value, &rules).map_err(|error| error.to_string())
     }
 

@@ -66,7 +66,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn build_client(base_url: &str, form: ResponseFormat) -> Result<Client, Box<dyn std::error::Error>> {
-    let builder = Client::builder("sk-sandbox").base_url(base_url.parse()?).response_format(form);
+    let builder = Client::builder("sk-sandbox").base_url(base_url).response_format(form);
     Ok(builder.rate_limit(NonZeroU32::new(10_000_000).ok_or("not 0")?).build()?)
 }
 

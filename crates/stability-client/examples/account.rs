@@ -3,8 +3,6 @@
 //! `STABILITY_API_KEY=sk-… cargo run -p stability-client --example account [ENGINE]`
 #![expect(clippy::print_stdout, reason = "the example prints its result")]
 
-mod environment;
-
 use std::error::Error;
 
 use stability_client::{Client, Engine};
@@ -12,7 +10,7 @@ use stability_client::{Client, Engine};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let engine: Engine = std::env::args().nth(1).as_deref().unwrap_or(Engine::default().id()).parse()?;
-    let client = environment::client_builder()?.build()?;
+    let client = Client::from_env()?;
     println!("{}", report(&client, engine).await?);
     Ok(())
 }

@@ -3,14 +3,12 @@
 //! `STABILITY_API_KEY=sk-… cargo run -p stability-client --example batch "A fox" "A bear" "An owl"`
 #![expect(clippy::print_stdout, reason = "the example prints its result")]
 
-mod environment;
-
 use std::error::Error;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stability_client::{Client, Engine, Observer, Retry, RetryPolicy, TextToImage};
+use stability_client::{Client, ClientBuilder, Engine, Observer, Retry, RetryPolicy, TextToImage};
 use tokio::task::JoinSet;
 
 /// Prints each retry and each rate-limit pause.
@@ -28,10 +26,10 @@ impl Observer for PrintObserver {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let client = environment::client_builder()?
+    let client = ClientBuilder::from_env()?
         .max_in_flight(NonZeroUsize::new(3).ok_or("not 0")?)
         .rate_limit(NonZeroU32::new(100).ok_or("not 0")?)
-        .retry_policy(RetryPolicy { jitter: 0.25, ..RetryPolicy::default() })
+        .retry_policy(RetryPolicy::default().jitter(0.25))
         .observer(Arc::new(PrintObserver))
         .build()?;
     for line in generate_all(&client, std::env::args().skip(1)).await? {

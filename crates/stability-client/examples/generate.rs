@@ -6,8 +6,6 @@
 //! ```
 #![expect(clippy::print_stdout, reason = "the example prints its result")]
 
-mod environment;
-
 use std::error::Error;
 use std::path::Path;
 
@@ -20,7 +18,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: generate PROMPT FILE [ENGINE]".into());
     };
     let engine: Engine = rest.first().map_or(Ok(Engine::default()), |name| name.parse())?;
-    let client = environment::client_builder()?.build()?;
+    let client = Client::from_env()?;
     println!("{}", generate_to_file(&client, engine, prompt, Path::new(file)).await?);
     Ok(())
 }
@@ -33,7 +31,7 @@ pub(crate) async fn generate_to_file(
     file: &Path,
 ) -> Result<String, Box<dyn Error>> {
     let request = TextToImage::new(engine, engine.dimensions_for(1920, 1080), prompt)?.negative_prompt("blurry")?;
-    let generated = client.generate(&request).await.map_err(|failure| failure.error)?;
+    let generated = client.generate(&request).await?;
     let requests = generated.usage.requests;
     let picture = generated.into_first();
     std::fs::write(file, &picture.bytes)?;

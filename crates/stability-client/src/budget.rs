@@ -4,13 +4,14 @@ use async_trait::async_trait;
 
 /// A request could not be reserved in the budget and was not sent.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BudgetError {
     /// The budget has not enough left for the request; the text says why.
     #[error("{0}")]
     Exceeded(String),
     /// The budget could not be consulted, for example because its storage cannot be reached.
-    #[error("the budget is unavailable")]
-    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the budget is unavailable: {0}")]
+    Unavailable(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Identifier of one reservation; opaque to the client.

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use crate::options::AspectRatio;
+
 /// Width and height of an image, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Size {
     /// Width in pixels.
     pub width: u32,
@@ -14,7 +18,9 @@ pub struct Size {
 /// Dimensions of the image in a request: a size for v1 engines, an aspect ratio for v2beta engines.
 ///
 /// [`Engine::dimensions_for`](crate::Engine::dimensions_for) chooses them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Dimensions {
     /// For v1 engines.
     Size(Size),
@@ -75,44 +81,14 @@ impl fmt::Display for Dimensions {
     }
 }
 
-macro_rules! aspect_ratios {
-    ($($variant:ident => $width:literal : $height:literal,)+) => {
-        /// The aspect ratios (width : height) that the v2beta API supports.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "the variant names are self-explanatory")]
-        pub enum AspectRatio {
-            $($variant,)+
-        }
-
-        impl AspectRatio {
-            /// All aspect ratios.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// Returns the API's name of the aspect ratio, such as `16:9`.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => concat!($width, ":", $height),)+ }
-            }
-
-            fn size(self) -> Size {
-                match self { $(Self::$variant => Size::new($width, $height),)+ }
-            }
-        }
-    };
-}
-
-aspect_ratios! {
-    SixteenNine => 16:9,
-    OneOne => 1:1,
-    TwentyOneNine => 21:9,
-    TwoThree => 2:3,
-    ThreeTwo => 3:2,
-    FourFive => 4:5,
-    FiveFour => 5:4,
-    NineSixteen => 9:16,
-    NineTwentyOne => 9:21,
-}
-
 impl AspectRatio {
+    /// The smallest whole numbers with this ratio.
+    fn size(self) -> Size {
+        let (width, height) = self.as_str().split_once(':').expect("the name has a colon");
+        let side = |text: &str| text.parse().expect("the name has two numbers");
+        Size::new(side(width), side(height))
+    }
+
     pub(crate) fn nearest(wanted: Size) -> Self {
         let by_distance =
             |a: &&Self, b: &&Self| a.size().aspect_distance(wanted).total_cmp(&b.size().aspect_distance(wanted));

@@ -16,6 +16,7 @@ const MAX_MESSAGE_CHARS: usize = 200;
 /// A request option outside the API's ranges, or one that the engine does not support.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value} is not allowed; {allowed}")]
+#[non_exhaustive]
 pub struct InvalidRequest {
     /// The API's name of the field.
     pub field: &'static str,
@@ -26,7 +27,8 @@ pub struct InvalidRequest {
 }
 
 impl InvalidRequest {
-    pub(crate) fn new(field: &'static str, value: impl Display, allowed: impl Into<String>) -> Self {
+    /// The error of a field with a value that is not allowed.
+    pub fn new(field: &'static str, value: impl Display, allowed: impl Into<String>) -> Self {
         Self { field, value: value.to_string(), allowed: allowed.into() }
     }
 }
@@ -34,6 +36,7 @@ impl InvalidRequest {
 /// A complete image that the caller cannot use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
+#[non_exhaustive]
 pub struct UnusableImage {
     /// Why the image cannot be used.
     pub reason: String,
@@ -46,6 +49,7 @@ pub struct UnusableImage {
 /// `id`, `name` and `message` hold at most 200 characters each, with control characters replaced by spaces.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {}: {message}", .name.as_deref().unwrap_or("(no name)"))]
+#[non_exhaustive]
 pub struct ApiFailure {
     /// The HTTP status code.
     pub status: u16,
@@ -96,9 +100,10 @@ fn sanitize(text: &str) -> String {
 
 /// Why a request returned no image.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The request is outside the API's ranges and was not sent.
-    #[error("the request is invalid")]
+    #[error(transparent)]
     InvalidRequest(#[from] InvalidRequest),
     /// No connection to the API could be established.
     #[error("cannot connect to the API: {0}")]
@@ -153,7 +158,7 @@ pub enum Error {
     #[error("the account has insufficient credits ({0})")]
     InsufficientCredits(ApiFailure),
     /// The engine does not exist, or was retired (status 404).
-    #[error("the engine is unknown to the API ({0})")]
+    #[error("the API does not know the engine ({0})")]
     UnknownEngine(ApiFailure),
     /// A 200 response whose image is truncated, or is not a PNG, JPEG or WebP file.
     #[error("the image is damaged: {size_bytes} bytes are not a complete PNG, JPEG or WebP file")]
@@ -175,6 +180,7 @@ pub enum Error {
 
 /// What an [`Error`] means for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ErrorClass {
     /// Whether the same request may succeed later.
     pub retryable: bool,
@@ -182,6 +188,18 @@ pub struct ErrorClass {
     pub fatal: bool,
     /// Whether the account may have been charged for the request.
     pub possibly_charged: bool,
+}
+
+impl UnusableImage {
+    /// An image that was damaged in transit: the same request can return a good one.
+    pub fn damaged(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), damaged: true }
+    }
+
+    /// An image that is as the API made it: the same seed would produce it again.
+    pub fn rejected(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), damaged: false }
+    }
 }
 
 impl Error {

@@ -6,15 +6,14 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use reqwest::multipart::Form;
-use reqwest::{RequestBuilder, Response};
-use tracing::field::Empty;
-use tracing::{Instrument, Span, info_span};
-use url::Url;
+use reqwest::multipart::{Form, Part};
+use reqwest::{RequestBuilder, Response, Url};
 
 use crate::api_key::ApiKey;
 use crate::error::Error;
-use crate::wire::{HttpBody, HttpRequest, HttpResponse, MAX_BODY_BYTES};
+use crate::tls;
+use crate::trace::RequestSpan;
+use crate::wire::{FormValue, HttpBody, HttpRequest, HttpResponse, MAX_BODY_BYTES};
 
 /// Upper bound of the wait taken from a `Retry-After` header.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
@@ -45,20 +44,28 @@ pub(crate) trait Transport: Send + Sync {
 
 pub(crate) struct HttpSettings {
     pub(crate) api_key: ApiKey,
-    pub(crate) base_url: Url,
-    pub(crate) connect_timeout: Duration,
+    pub(crate) base_url: String,
     pub(crate) request_timeout: Duration,
     pub(crate) user_agent: String,
     /// Optional headers of the API: `Organization`, `Stability-Client-ID`, `Stability-Client-Version`.
     pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) proxy: Option<Url>,
-    /// PEM certificates that are trusted in addition to the system's.
-    pub(crate) root_certificates: Vec<Vec<u8>>,
+    pub(crate) connection: Connection,
+}
+
+/// How connections are made.
+pub(crate) enum Connection {
+    /// By a client of the caller.
+    Custom(reqwest::Client),
+    /// By a client that is built from these settings.
+    Own { connect_timeout: Duration, proxy: Option<String>, root_certificates: Vec<Vec<u8>> },
 }
 
 pub(crate) struct Http {
     client: reqwest::Client,
     base_url: Url,
+    request_timeout: Duration,
+    /// Headers of every request.
+    headers: HeaderMap,
     /// The key of requests that are sent from now on. A request in flight keeps its own.
     credentials: RwLock<Arc<Credentials>>,
 }
@@ -85,8 +92,6 @@ impl Credentials {
 
 impl Http {
     pub(crate) fn new(settings: HttpSettings) -> Result<Self, String> {
-        // Fails only if the process has already installed a crypto provider, which is then used.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let credentials = RwLock::new(Arc::new(Credentials::new(settings.api_key)?));
         let mut headers = HeaderMap::new();
         let value = |name: &str, text: &str| {
@@ -97,65 +102,66 @@ impl Http {
         for (name, text) in &settings.headers {
             headers.insert(HeaderName::from_static(name), value(name, text)?);
         }
-        let mut builder = reqwest::Client::builder();
-        if let Some(proxy) = settings.proxy {
-            // The text omits the URL, which may contain a password.
-            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "the proxy URL is invalid".to_owned())?);
-        }
-        for pem in &settings.root_certificates {
-            let certificates = reqwest::Certificate::from_pem_bundle(pem);
-            let certificates = certificates.map_err(|_| "a root certificate is not PEM".to_owned())?;
-            if certificates.is_empty() {
-                return Err("a root certificate is not PEM".to_owned());
+        let client = match settings.connection {
+            Connection::Custom(client) => client,
+            Connection::Own { connect_timeout, proxy, root_certificates } => {
+                build_client(connect_timeout, proxy.as_deref(), &root_certificates)?
             }
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let client = builder
-            .default_headers(headers)
-            .connect_timeout(settings.connect_timeout)
-            .timeout(settings.request_timeout)
-            // The API key must not be sent to the target of a redirect.
-            .redirect(reqwest::redirect::Policy::none())
-            // Retries are done by `Client`: reqwest's own would be neither logged nor counted.
-            .retry(reqwest::retry::never())
-            .build()
-            .map_err(|error| error.without_url().to_string())?;
-        let mut base_url = settings.base_url;
-        if !matches!(base_url.scheme(), "http" | "https") {
-            return Err(format!("base URL: {:?} is not allowed; an http:// or https:// URL", base_url.scheme()));
-        }
-        if !base_url.path().ends_with('/') {
-            base_url.set_path(&format!("{}/", base_url.path()));
-        }
-        Ok(Self { client, base_url, credentials })
+        };
+        let base_url = parse_base_url(&settings.base_url)?;
+        Ok(Self { client, base_url, request_timeout: settings.request_timeout, headers, credentials })
     }
+}
+
+fn build_client(
+    connect_timeout: Duration,
+    proxy: Option<&str>,
+    root_certificates: &[Vec<u8>],
+) -> Result<reqwest::Client, String> {
+    let mut builder = reqwest::Client::builder();
+    if let Some(proxy) = proxy {
+        // The text omits the URL, which may contain a password.
+        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "the proxy URL is invalid".to_owned())?);
+    }
+    tls::configure(builder, root_certificates)?
+        .connect_timeout(connect_timeout)
+        // The API key must not be sent to the target of a redirect.
+        .redirect(reqwest::redirect::Policy::none())
+        // Retries are done by `Call`: reqwest's own would be neither logged nor counted.
+        .retry(reqwest::retry::never())
+        .build()
+        .map_err(|error| error.without_url().to_string())
+}
+
+/// Parses the base URL and appends a slash to its path if it has none.
+fn parse_base_url(text: &str) -> Result<Url, String> {
+    let refuse = |what: &str| format!("base URL: {what:?} is not allowed; an http:// or https:// URL");
+    // A URL may contain a password: only its scheme is shown.
+    let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);
+    let mut url = Url::parse(text).map_err(|_| refuse(scheme))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refuse(url.scheme()));
+    }
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
 }
 
 #[async_trait]
 impl Transport for Http {
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, Error> {
         let url = self.base_url.join(&request.path).map_err(|error| Error::Connect(error.to_string()))?;
-        let span = request_span(&request, &url);
+        let span = RequestSpan::new(&request, &url);
         let credentials = self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let sending = self.build_request(request, url, &credentials).send().instrument(span.clone());
-        let result = match sending.await {
-            Ok(response) => read_response(response, &credentials).instrument(span.clone()).await,
-            Err(error) => Err(convert_error(error)),
+        let exchange = async {
+            match self.build_request(request, url, &credentials).send().await {
+                Ok(response) => read_response(response, &credentials).await,
+                Err(error) => Err(convert_error(error)),
+            }
         };
-        match &result {
-            Ok(response) => {
-                span.record("http.response.status_code", response.status);
-                if response.status != 200 {
-                    span.record("error.type", response.status.to_string());
-                    span.record("otel.status_code", "ERROR");
-                }
-            }
-            Err(error) => {
-                span.record("error.type", error.kind());
-                span.record("otel.status_code", "ERROR");
-                span.record("otel.status_description", error.to_string());
-            }
-        }
+        let result = span.run(exchange).await;
+        span.record_result(&result);
         result
     }
 
@@ -170,40 +176,30 @@ impl Transport for Http {
     }
 }
 
-/// A client span by OpenTelemetry's semantic conventions for HTTP.
-fn request_span(request: &HttpRequest, url: &Url) -> Span {
-    let method = match request.body {
-        HttpBody::None => "GET",
-        HttpBody::Json(_) | HttpBody::Form(_) => "POST",
-    };
-    info_span!(
-        "http request",
-        otel.name = method,
-        otel.kind = "client",
-        http.request.method = method,
-        http.request.resend_count = (request.resend_count > 0).then_some(request.resend_count),
-        http.response.status_code = Empty,
-        server.address = url.host_str(),
-        server.port = url.port_or_known_default(),
-        url.full = url.as_str(),
-        "error.type" = Empty,
-        otel.status_code = Empty,
-        otel.status_description = Empty,
-    )
-}
-
 impl Http {
     fn build_request(&self, request: HttpRequest, url: Url, credentials: &Credentials) -> RequestBuilder {
         let builder = match request.body {
             HttpBody::None => self.client.get(url),
             HttpBody::Json(body) => self.client.post(url).json(&body),
             HttpBody::Form(fields) => {
-                let form = fields.into_iter().fold(Form::new(), |form, (name, value)| form.text(name, value));
+                let form = fields.into_iter().fold(Form::new(), |form, (name, value)| match value {
+                    FormValue::Text(text) => form.text(name, text),
+                    FormValue::File { bytes, media_type } => form.part(name, file_part(bytes, media_type)),
+                });
                 self.client.post(url).multipart(form)
             }
         };
-        builder.header(ACCEPT, request.accept).header(AUTHORIZATION, credentials.authorization.clone())
+        builder
+            .timeout(self.request_timeout)
+            .headers(self.headers.clone())
+            .header(ACCEPT, request.accept)
+            .header(AUTHORIZATION, credentials.authorization.clone())
     }
+}
+
+fn file_part(bytes: Bytes, media_type: &'static str) -> Part {
+    let part = Part::stream(bytes).file_name("image");
+    part.mime_str(media_type).expect("the media type of an image is valid")
 }
 
 async fn read_response(mut response: Response, credentials: &Credentials) -> Result<HttpResponse, Error> {

@@ -8,8 +8,8 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use stability_client::{Client, Engine, TextToImage};
 //!
-//! let client = Client::builder("sk-…").build()?;
-//! let engine = Engine::Sdxl10;
+//! let client = Client::from_env()?; // STABILITY_API_KEY
+//! let engine = Engine::Core;
 //! let dimensions = engine.dimensions_for(1920, 1080);
 //! let request = TextToImage::new(engine, dimensions, "A lighthouse at dusk")?.negative_prompt("blurry")?;
 //! let image = client.generate(&request).await?.into_first();
@@ -42,12 +42,16 @@ mod fair_scheduler;
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;
+mod operation;
 mod options;
 mod quota;
 mod request;
 mod response;
 mod retry;
+mod tls;
+mod trace;
 mod unknown_name;
+mod upscale;
 mod usage;
 mod wire;
 
@@ -57,18 +61,27 @@ pub use budget::{Budget, BudgetError, Reservation};
 pub use call_options::CallOptions;
 pub use client::{AccountStatus, BuildError, Client, ClientBuilder, GEN_AI_PROVIDER_NAME, GenerateError, Generation};
 pub use credits::Credits;
-pub use dimensions::{AspectRatio, Dimensions, Size};
-pub use engine::{ApiVersion, CFG_SCALE, Engine};
+pub use dimensions::{Dimensions, Size};
+pub use engine::{ApiVersion, CFG_SCALE, Engine, EngineName};
 pub use error::{ApiFailure, Error, ErrorClass, InvalidRequest, UnusableImage};
 pub use fair_scheduler::Tenant;
-pub use options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
+pub use operation::Operation;
+pub use options::{AspectRatio, ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 pub use quota::{GovernorQuota, Quota, QuotaUnavailable};
 pub use request::{SAMPLES, STEPS, TextToImage};
 pub use response::GeneratedImage;
 pub use retry::{CallOutcome, Observer, RequestOutcome, Retry, RetryPolicy};
 pub use unknown_name::UnknownName;
+pub use upscale::FastUpscale;
 pub use usage::Usage;
 pub use wire::MAX_BODY_BYTES;
+
+// What the signatures above name.
+pub use async_trait::async_trait;
+pub use bytes::Bytes;
+pub use reqwest;
+pub use secrecy::SecretString;
+pub use tokio_util::sync::CancellationToken;
 
 /// Compiles the example in the README as a doctest.
 #[cfg(doctest)]

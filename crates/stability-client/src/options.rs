@@ -2,17 +2,21 @@
 //!
 //! Sources: the v1 specification and the public v2beta reference.
 
+use std::fmt;
 use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::unknown_name::UnknownName;
 
 macro_rules! names {
     ($(#[$meta:meta])* $type:ident, $what:literal { $($variant:ident => $name:literal,)+ }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[allow(missing_docs, reason = "the variant names are self-explanatory")]
+        #[non_exhaustive]
         pub enum $type {
-            $($variant,)+
+            $(#[serde(rename = $name)] $variant,)+
         }
 
         impl $type {
@@ -22,6 +26,12 @@ macro_rules! names {
             /// Returns the API's name of this value.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
             }
         }
 
@@ -42,7 +52,9 @@ macro_rules! names {
 /// The format in which images are requested from the API.
 ///
 /// Responses are decoded in both formats, regardless of the requested one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ResponseFormat {
     /// As an image file, with seed and finish reason in headers. A quarter smaller than base64.
     ///
@@ -114,6 +126,21 @@ names! {
     }
 }
 
+names! {
+    /// The aspect ratio of the image, width : height. Supported by the v2beta engines.
+    AspectRatio, "aspect ratio" {
+        SixteenNine => "16:9",
+        OneOne => "1:1",
+        TwentyOneNine => "21:9",
+        TwoThree => "2:3",
+        ThreeTwo => "3:2",
+        FourFive => "4:5",
+        FiveFour => "5:4",
+        NineSixteen => "9:16",
+        NineTwentyOne => "9:21",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +149,10 @@ mod tests {
     fn option_names_round_trip() {
         for preset in StylePreset::ALL {
             assert_eq!(preset.as_str().parse(), Ok(*preset));
+            assert_eq!(preset.to_string(), preset.as_str());
+            assert_eq!(serde_json::to_value(preset).expect("JSON"), serde_json::json!(preset.as_str()));
+            let read: StylePreset = serde_json::from_value(serde_json::json!(preset.as_str())).expect("a preset");
+            assert_eq!(read, *preset);
         }
         for sampler in Sampler::ALL {
             assert_eq!(sampler.as_str().parse(), Ok(*sampler));

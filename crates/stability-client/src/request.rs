@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use crate::dimensions::Dimensions;
 use crate::engine::{ApiVersion, CFG_SCALE, Engine, RequestOption};
 use crate::error::InvalidRequest;
+use crate::operation::Operation;
 use crate::options::{ClipGuidance, OutputFormat, ResponseFormat, Sampler, StylePreset};
 use crate::wire::{HttpBody, HttpRequest};
 
@@ -16,6 +17,26 @@ use crate::wire::{HttpBody, HttpRequest};
 pub const STEPS: RangeInclusive<u8> = 10..=50;
 /// The range of `samples`. Source: v1 specification.
 pub const SAMPLES: RangeInclusive<u8> = 1..=10;
+
+/// A request of any operation, with what the client needs to know about it.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiRequest<'a> {
+    pub(crate) operation: Operation,
+    /// Name of the engine, or of the upscaler.
+    pub(crate) model: &'a str,
+    /// The version of the API that decides how a response is decoded.
+    pub(crate) api_version: ApiVersion,
+    /// Number of images that one request is charged for.
+    pub(crate) images: u32,
+    /// The seed that was set; `None` if the API chooses it.
+    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "for spans"))]
+    pub(crate) seed: Option<u32>,
+    /// Whether the same request returns the same image again.
+    pub(crate) repeats_result: bool,
+    /// The main prompt, if the operation has one.
+    pub(crate) prompt: Option<&'a str>,
+    pub(crate) http: HttpRequest,
+}
 
 /// A text with a weight: above 0 for what the image shall show, below 0 for what it shall not show.
 #[derive(Debug, Clone, PartialEq)]
@@ -229,14 +250,23 @@ impl TextToImage {
         self.engine
     }
 
-    /// The seed that was set; `None` if the API chooses it.
-    pub(crate) fn explicit_seed(&self) -> Option<u32> {
-        (self.seed != 0).then_some(self.seed)
-    }
-
     /// Returns the main prompt.
     pub fn prompt(&self) -> &str {
         &self.prompts[0].text
+    }
+
+    pub(crate) fn to_api_request(&self, form: ResponseFormat) -> ApiRequest<'_> {
+        let seed = (self.seed != 0).then_some(self.seed);
+        ApiRequest {
+            operation: Operation::TextToImage,
+            model: self.engine.id(),
+            api_version: self.engine.api_version(),
+            images: self.samples.into(),
+            seed,
+            repeats_result: seed.is_some(),
+            prompt: Some(self.prompt()),
+            http: self.to_http_request(form),
+        }
     }
 
     /// Returns the HTTP request; it requests a response in this format where the API supports it.

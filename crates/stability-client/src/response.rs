@@ -16,6 +16,7 @@ const MAX_REASON_CHARS: usize = 40;
 
 /// One image as the API sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GeneratedImage {
     /// The encoded file. Its start and end markers were checked, so it is not truncated; it was not decoded.
     pub bytes: Bytes,
@@ -27,7 +28,7 @@ pub struct GeneratedImage {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct DecodedImages {
     pub(crate) images: Vec<GeneratedImage>,
-    /// Number of images that were filtered or not finished.
+    /// Number of images that were filtered, not finished or damaged.
     pub(crate) withheld: u32,
 }
 
@@ -63,9 +64,10 @@ struct V2Body<'a> {
 ///
 /// # Errors
 ///
-/// - [`Error::Filtered`] or [`Error::Unfinished`] if no image is left for that reason.
-/// - [`Error::Damaged`] if an image is truncated, or is not a PNG, JPEG or WebP file.
-/// - [`Error::Undecodable`] if the body is not the expected JSON, or an image is missing, empty or not base64.
+/// - [`Error::Filtered`], [`Error::Unfinished`] or [`Error::Damaged`] (truncated, or not a PNG, JPEG or WebP file) if no
+///   image can be used and this is the first one's failure.
+/// - [`Error::Undecodable`] if the body is not the expected JSON or contains no images, or likewise if the first one is
+///   missing, empty or not base64.
 pub(crate) fn decode(family: ApiVersion, response: &HttpResponse) -> Result<DecodedImages, Error> {
     if response.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
         let reason = response.finish_reason.as_deref();
@@ -90,22 +92,21 @@ pub(crate) fn decode(family: ApiVersion, response: &HttpResponse) -> Result<Deco
     }
 }
 
-/// Collects the finished images; if there are none, returns the error of the first one.
+/// Collects the usable images; if there are none, returns the error of the first one.
 fn collect_images(found: impl IntoIterator<Item = Result<GeneratedImage, Error>>) -> Result<DecodedImages, Error> {
-    let mut pictures = DecodedImages { images: Vec::new(), withheld: 0 };
-    let mut first = None;
-    for picture in found {
-        match picture {
-            Ok(picture) => pictures.images.push(picture),
-            Err(error @ (Error::Filtered | Error::Unfinished)) => {
-                pictures.withheld += 1;
-                first.get_or_insert(error);
+    let mut decoded = DecodedImages { images: Vec::new(), withheld: 0 };
+    let mut first_error = None;
+    for image in found {
+        match image {
+            Ok(image) => decoded.images.push(image),
+            Err(error) => {
+                decoded.withheld += 1;
+                first_error.get_or_insert(error);
             }
-            Err(error) => return Err(error),
         }
     }
-    match first {
-        _ if !pictures.images.is_empty() => Ok(pictures),
+    match first_error {
+        _ if !decoded.images.is_empty() => Ok(decoded),
         Some(error) => Err(error),
         None => Err(Error::Undecodable("it contains no images".to_owned())),
     }
@@ -139,14 +140,31 @@ fn validate_image(image: Bytes, seed: u32) -> Result<GeneratedImage, Error> {
     Ok(GeneratedImage { bytes: image, seed })
 }
 
-/// Whether a file has the start and end markers of PNG or JPEG, or the length that a WebP header states.
+/// Whether a file has the start and end markers of PNG, the segments of a JPEG, or the length that a WebP header states.
 ///
 /// HTTP alone does not show truncation: a proxy that cuts a body off and adjusts its length sends a valid response.
 fn is_complete(image: &[u8]) -> bool {
     const PNG: (&[u8], &[u8]) = (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xAE\x42\x60\x82");
-    const JPEG: (&[u8], &[u8]) = (b"\xFF\xD8\xFF", b"\xFF\xD9");
-    let has_markers = |(head, tail): (&[u8], &[u8])| image.starts_with(head) && image.ends_with(tail);
-    has_markers(PNG) || has_markers(JPEG) || is_complete_webp(image)
+    let is_complete_png = image.starts_with(PNG.0) && image.ends_with(PNG.1);
+    is_complete_png || is_complete_jpeg(image) || is_complete_webp(image)
+}
+
+/// Whether a JPEG's segments lead to pixels that end with the end marker, which is the last one of the file.
+///
+/// The end marker alone proves nothing: an embedded preview has one too.
+fn is_complete_jpeg(image: &[u8]) -> bool {
+    const START_OF_SCAN: u8 = 0xDA;
+    let Some(mut rest) = image.strip_prefix(b"\xFF\xD8") else { return false };
+    // A segment: marker, and length of what follows, its own two bytes included.
+    while let [0xFF, marker, high, low, ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let Some(next) = rest.get(2 + length..) else { return false };
+        if *marker == START_OF_SCAN {
+            return next.ends_with(b"\xFF\xD9");
+        }
+        rest = next;
+    }
+    false
 }
 
 /// A RIFF header states the length of the file without its first eight bytes.

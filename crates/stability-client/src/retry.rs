@@ -2,27 +2,24 @@
 
 use std::time::Duration;
 
-use crate::engine::Engine;
+use crate::operation::Operation;
 
 /// How often and when failed requests are retried, and the time limit of a call.
 ///
 /// An unusable image (damaged, or rejected by the caller) is generated once more at most. That uses one retry, without
 /// its delay.
+///
+/// ```
+/// use std::time::Duration;
+/// use stability_client::RetryPolicy;
+///
+/// let policy = RetryPolicy::default().delays([1, 10].map(Duration::from_secs)).jitter(0.25);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
-    /// The delay before each retry; the length of the list is the number of retries.
-    ///
-    /// A longer `Retry-After` takes precedence.
-    pub delays: Vec<Duration>,
-    /// Time limit of one call, measured from the moment its first request gets its turn.
-    ///
-    /// No wait for a retry, a rate-limit pause or the quota ends later, and no unusable image is generated again later.
-    /// Waits for a turn are not limited, and a request in flight is completed.
-    pub total_timeout: Duration,
-    /// Maximum random extension of each delay, as a fraction of it: 0 to 10, where 0 disables jitter.
-    ///
-    /// With 0.25, a delay of 2 s lasts 2 to 2.5 s.
-    pub jitter: f64,
+    delays: Vec<Duration>,
+    pub(crate) total_timeout: Duration,
+    jitter: f64,
 }
 
 impl Default for RetryPolicy {
@@ -37,15 +34,50 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// Returns a policy without retries.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default().delays([])
+    }
+
+    /// Sets the delay before each retry; their number is the number of retries.
+    ///
+    /// A longer `Retry-After` takes precedence.
+    #[must_use]
+    pub fn delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
+        self.delays = delays.into_iter().collect();
+        self
+    }
+
+    /// Sets the time limit of one call, measured from the moment its first request gets its turn.
+    ///
+    /// No wait for a retry, a rate-limit pause or the quota ends later, and no unusable image is generated again later.
+    /// Waits for a turn are not limited, and a request in flight is completed.
+    #[must_use]
+    pub fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = timeout;
+        self
+    }
+
+    /// Sets the maximum random extension of each delay, as a fraction of it: 0 to 10, where 0 disables jitter.
+    ///
+    /// With 0.25, a delay of 2 s lasts 2 to 2.5 s.
+    #[must_use]
+    pub fn jitter(mut self, fraction: f64) -> Self {
+        self.jitter = fraction.clamp(0.0, 10.0);
+        self
+    }
+
     /// The delay before retry number `retry` (from 0), with jitter; `None` after the last one.
     pub(crate) fn delay(&self, retry: u32) -> Option<Duration> {
         let delay = self.delays.get(usize::try_from(retry).ok()?)?;
-        Some(delay.mul_f64(1.0 + self.jitter.clamp(0.0, 10.0) * fastrand::f64()))
+        Some(delay.mul_f64(1.0 + self.jitter * fastrand::f64()))
     }
 }
 
 /// A retry that a call is about to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retry {
     /// Number of requests sent so far in this call.
     pub attempt: u32,
@@ -75,21 +107,24 @@ pub trait Observer: Send + Sync {
     }
 
     /// A request ended, with a response or a failure.
-    fn on_request_end(&self, exchange: &RequestOutcome) {
-        let _ = exchange;
+    fn on_request_end(&self, request: &RequestOutcome<'_>) {
+        let _ = request;
     }
 
     /// A call ended after all its requests, with an accepted result or a failure.
-    fn on_call_end(&self, call: &CallOutcome) {
+    fn on_call_end(&self, call: &CallOutcome<'_>) {
         let _ = call;
     }
 }
 
 /// The outcome of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestOutcome {
-    /// The engine of the request.
-    pub engine: Engine,
+#[non_exhaustive]
+pub struct RequestOutcome<'a> {
+    /// What the request asked for.
+    pub operation: Operation,
+    /// Name of the engine, or `fast` for the fast upscaler.
+    pub model: &'a str,
     /// [`crate::Error::kind`] of the failure; `None` on success.
     pub error_kind: Option<&'static str>,
     /// HTTP status code; `None` if there was no response.
@@ -98,11 +133,14 @@ pub struct RequestOutcome {
     pub duration: Duration,
 }
 
-/// The outcome of one call of [`crate::Client::generate_with`].
+/// The outcome of one call, with all its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallOutcome {
-    /// The engine of the request.
-    pub engine: Engine,
+#[non_exhaustive]
+pub struct CallOutcome<'a> {
+    /// What the call asked for.
+    pub operation: Operation,
+    /// Name of the engine, or `fast` for the fast upscaler.
+    pub model: &'a str,
     /// [`crate::Error::kind`] of the failure; `None` on success.
     pub error_kind: Option<&'static str>,
     /// Duration of the call with all its waits and requests, but without the time spent in `accept`.
@@ -119,7 +157,7 @@ mod tests {
         let exact = delays(&RetryPolicy::default());
         assert_eq!(exact, [Some(2), Some(5), Some(10), None].map(|seconds| seconds.map(Duration::from_secs)));
         for _ in 0..100 {
-            let jittered = delays(&RetryPolicy { jitter: 0.25, ..RetryPolicy::default() });
+            let jittered = delays(&RetryPolicy::default().jitter(0.25));
             for (wait, delay) in jittered.iter().flatten().zip(exact.iter().flatten()) {
                 assert!((*delay..=delay.mul_f64(1.25)).contains(wait), "{wait:?}");
             }

@@ -16,6 +16,7 @@ pub(crate) struct HttpRequest {
     pub(crate) body: HttpBody,
     pub(crate) accept: &'static str,
     /// Number of requests that the same call sent before.
+    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "for spans"))]
     pub(crate) resend_count: u32,
 }
 
@@ -25,7 +26,24 @@ pub(crate) enum HttpBody {
     None,
     Json(Value),
     /// As `multipart/form-data`.
-    Form(Vec<(&'static str, String)>),
+    Form(Vec<(&'static str, FormValue)>),
+}
+
+/// The value of a form field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FormValue {
+    Text(String),
+    File { bytes: Bytes, media_type: &'static str },
+}
+
+#[cfg(feature = "tracing")]
+impl HttpBody {
+    pub(crate) fn method(&self) -> &'static str {
+        match self {
+            Self::None => "GET",
+            Self::Json(_) | Self::Form(_) => "POST",
+        }
+    }
 }
 
 /// A complete response of any status.

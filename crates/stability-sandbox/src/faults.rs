@@ -1,7 +1,7 @@
 //! Faults injected on request, by a marker in the prompt or by the control endpoint.
 //!
-//! A marker is written in brackets: `[fault:status=500]`. With a count, it applies only to the first requests of that
-//! prompt: `[fault:drop x2]`. The faults cover every kind of failure that a client must handle.
+//! A marker is written in brackets: `[fault:status=500]`, or `[upscale-fault:status=500]` for requests to upscale the
+//! image of that prompt. With a count, it applies only to the first such requests: `[fault:drop x2]`. The faults cover every kind of failure that a client must handle.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ pub enum Fault {
     Error,
     /// `corrupt`: the image file is cut off in the middle.
     Corrupt,
-    /// `wrong-size`: an image of 512x512.
+    /// `wrong-size`: an image of 512x512, also where an image is to be upscaled.
     WrongSize,
     /// `blank`: an image of one colour.
     Blank,
@@ -111,7 +111,24 @@ struct InjectedFault {
 #[derive(Default)]
 pub(crate) struct Faults {
     injected: Vec<InjectedFault>,
-    hits_by_prompt: HashMap<String, u32>,
+    hits_by_prompt: HashMap<(Target, String), u32>,
+}
+
+/// What a fault applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Target {
+    Generation,
+    Upscale,
+}
+
+impl Target {
+    /// The beginning of a marker.
+    fn marker(self) -> &'static str {
+        match self {
+            Self::Generation => "[fault:",
+            Self::Upscale => "[upscale-fault:",
+        }
+    }
 }
 
 impl Faults {
@@ -126,7 +143,7 @@ impl Faults {
     }
 
     /// The fault for a request with this prompt, if any. Injected faults have precedence over markers.
-    pub(crate) fn next_fault(&mut self, prompt: &str) -> Result<Option<Fault>, String> {
+    pub(crate) fn next_fault(&mut self, target: Target, prompt: &str) -> Result<Option<Fault>, String> {
         let injected = self.injected.iter_mut().find(|injected| {
             injected.remaining != Some(0) && injected.prompt_contains.as_ref().is_none_or(|text| prompt.contains(text))
         });
@@ -134,7 +151,7 @@ impl Faults {
             injected.remaining = injected.remaining.map(|times| times - 1);
             return Ok(Some(injected.fault));
         }
-        let Some(marker) = find_marker(prompt) else { return Ok(None) };
+        let Some(marker) = find_marker(target, prompt) else { return Ok(None) };
         let (name, times) = match marker.rsplit_once(" x") {
             None => (marker, None),
             Some((name, times)) => {
@@ -142,15 +159,15 @@ impl Faults {
             }
         };
         let fault = name.trim().parse()?;
-        let hits = self.hits_by_prompt.entry(prompt.to_owned()).or_default();
+        let hits = self.hits_by_prompt.entry((target, prompt.to_owned())).or_default();
         *hits += 1;
         Ok((times.is_none_or(|times| *hits <= times)).then_some(fault))
     }
 }
 
-/// The text between `[fault:` and `]`.
-fn find_marker(prompt: &str) -> Option<&str> {
-    let (_, rest) = prompt.split_once("[fault:")?;
+/// The text between the beginning of a marker and `]`.
+fn find_marker(target: Target, prompt: &str) -> Option<&str> {
+    let (_, rest) = prompt.split_once(target.marker())?;
     Some(rest.split_once(']')?.0)
 }
 
@@ -162,14 +179,26 @@ mod tests {
     fn prompt_marker_triggers_its_fault_as_often_as_requested() {
         let mut faults = Faults::default();
         let twice = "A fox [fault:status=500 x2], 4k";
-        assert_eq!(faults.next_fault(twice), Ok(Some(Fault::Status(500, None))));
-        assert_eq!(faults.next_fault(twice), Ok(Some(Fault::Status(500, None))));
-        assert_eq!(faults.next_fault(twice), Ok(None));
+        assert_eq!(faults.next_fault(Target::Generation, twice), Ok(Some(Fault::Status(500, None))));
+        assert_eq!(faults.next_fault(Target::Generation, twice), Ok(Some(Fault::Status(500, None))));
+        assert_eq!(faults.next_fault(Target::Generation, twice), Ok(None));
         for _ in 0..5 {
-            assert_eq!(faults.next_fault("A fox [fault:status=429:7]"), Ok(Some(Fault::Status(429, Some(7)))));
+            assert_eq!(
+                faults.next_fault(Target::Generation, "A fox [fault:status=429:7]"),
+                Ok(Some(Fault::Status(429, Some(7))))
+            );
         }
-        assert_eq!(faults.next_fault("A fox"), Ok(None));
-        assert!(faults.next_fault("A fox [fault:explode]").is_err_and(|error| error.contains("explode")));
+        assert_eq!(faults.next_fault(Target::Generation, "A fox"), Ok(None));
+        let upscaled = "An owl [upscale-fault:drop x1]";
+        assert_eq!(faults.next_fault(Target::Generation, upscaled), Ok(None));
+        assert_eq!(faults.next_fault(Target::Upscale, upscaled), Ok(Some(Fault::Drop)));
+        assert_eq!(faults.next_fault(Target::Upscale, upscaled), Ok(None));
+        assert_eq!(faults.next_fault(Target::Upscale, "A fox [fault:drop]"), Ok(None));
+        assert!(
+            faults
+                .next_fault(Target::Generation, "A fox [fault:explode]")
+                .is_err_and(|error| error.contains("explode"))
+        );
     }
 
     #[test]
@@ -177,8 +206,8 @@ mod tests {
         let mut faults = Faults::default();
         let order = FaultSpec { fault: "slow=5".into(), times: Some(1), prompt_contains: Some("fox".into()) };
         faults.inject(order).expect("a known fault");
-        assert_eq!(faults.next_fault("A cat"), Ok(None));
-        assert_eq!(faults.next_fault("A fox"), Ok(Some(Fault::Slow(5))));
-        assert_eq!(faults.next_fault("A fox"), Ok(None));
+        assert_eq!(faults.next_fault(Target::Generation, "A cat"), Ok(None));
+        assert_eq!(faults.next_fault(Target::Generation, "A fox"), Ok(Some(Fault::Slow(5))));
+        assert_eq!(faults.next_fault(Target::Generation, "A fox"), Ok(None));
     }
 }

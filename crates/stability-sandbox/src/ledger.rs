@@ -5,13 +5,15 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// Requests and charged images since the sandbox started.
+/// Requests, and images charged for, since the sandbox started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// Image requests, including rejected ones.
+    /// Requests to generate or upscale images, including rejected ones.
     pub requests: u32,
     /// Generated, and therefore charged, images, including filtered and damaged ones.
     pub charged: u32,
+    /// Upscaled, and therefore charged, images.
+    pub upscaled: u32,
     /// Image requests in flight now.
     pub in_flight: u32,
     /// Highest number of image requests in flight at the same time.
@@ -34,10 +36,14 @@ pub struct RequestRecord {
 /// Requests and charged images of one prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptCounts {
-    /// Requests that passed validation.
+    /// Requests for an image that passed validation.
     pub requests: u32,
     /// Images that were generated and charged.
     pub charged: u32,
+    /// Valid requests to upscale an image of this prompt.
+    pub upscale_requests: u32,
+    /// Images that were upscaled and charged.
+    pub upscaled: u32,
 }
 
 impl Ledger {
@@ -47,6 +53,8 @@ impl Ledger {
         matching.fold(PromptCounts::default(), |sum, (_, counts)| PromptCounts {
             requests: sum.requests + counts.requests,
             charged: sum.charged + counts.charged,
+            upscale_requests: sum.upscale_requests + counts.upscale_requests,
+            upscaled: sum.upscaled + counts.upscaled,
         })
     }
 }

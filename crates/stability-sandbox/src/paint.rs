@@ -20,7 +20,7 @@ pub(crate) fn render_scene(prompt: &str, seed: u32, width: u32, height: u32) -> 
     let mut canvas = Canvas::new(width as usize, height as usize);
     scene::paint(&mut canvas, prompt, seeded_rng(prompt, seed));
     caption::draw(&mut canvas, prompt, &format!("sandbox   seed {seed}   {width}x{height}"));
-    canvas.into_png()
+    canvas.into_png(prompt)
 }
 
 /// Like [`render_scene`], but a gradient of two colours, which is faster.
@@ -37,14 +37,14 @@ pub(crate) fn render_sketch(prompt: &str, seed: u32, width: u32, height: u32) ->
         }
     }
     caption::draw(&mut canvas, prompt, &format!("sketch   seed {seed}   {width}x{height}"));
-    canvas.into_png()
+    canvas.into_png(prompt)
 }
 
 /// Like [`render_scene`], but blurred beyond recognition, as the API does with filtered images.
 pub(crate) fn render_blurred(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
     let mut canvas = Canvas::new(width as usize, height as usize);
     scene::paint(&mut canvas, prompt, seeded_rng(prompt, seed));
-    let sharp = image::load_from_memory(&canvas.into_png()).expect("a PNG made by the sandbox").into_rgb8();
+    let sharp = image::load_from_memory(&canvas.into_png(prompt)).expect("a PNG made by the sandbox").into_rgb8();
     let mut file = Cursor::new(Vec::new());
     let blurred = image::imageops::fast_blur(&sharp, BLUR_SIGMA);
     blurred.write_to(&mut file, image::ImageFormat::Png).expect("writing to memory");
@@ -58,7 +58,14 @@ fn seeded_rng(prompt: &str, seed: u32) -> SplitMix64 {
 
 /// Renders an image of one colour.
 pub(crate) fn render_blank(width: u32, height: u32) -> Vec<u8> {
-    Canvas::new(width as usize, height as usize).into_png()
+    Canvas::new(width as usize, height as usize).into_png("")
+}
+
+/// The prompt of an image that this sandbox painted, if the file is a PNG.
+pub(crate) fn read_prompt(file: &[u8]) -> Option<String> {
+    let reader = png::Decoder::new(Cursor::new(file)).read_info().ok()?;
+    let text = reader.info().utf8_text.iter().find(|text| text.keyword == canvas::PROMPT_KEYWORD)?;
+    text.get_text().ok()
 }
 
 #[cfg(test)]

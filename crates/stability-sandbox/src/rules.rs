@@ -1,5 +1,6 @@
 //! Validation of requests by the rules of the API.
 
+pub(crate) mod upscale;
 pub(crate) mod v1;
 pub(crate) mod v2beta;
 

@@ -1,9 +1,10 @@
-//! The HTTP server: text-to-image of v1 and v2beta, balance, engines, and control endpoints below `/_sandbox`.
+//! The HTTP server: text-to-image of v1 and v2beta, the fast upscaler, balance, engines, and control endpoints below `/_sandbox`.
 
 mod account;
 mod control;
 mod generate;
 mod output;
+mod upscale;
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU32;
@@ -23,6 +24,9 @@ use crate::api_error::ApiError;
 use crate::faults::{FaultSpec, Faults};
 use crate::ledger::{Ledger, RequestRecord};
 use crate::limiter::Limiter;
+
+/// The longest request to upscale an image: the largest allowed image fits uncompressed.
+const MAX_UPLOAD_BYTES: usize = 10 * 1024 * 1024;
 
 /// A running sandbox, which stops when this value is dropped.
 pub struct Sandbox {
@@ -180,6 +184,7 @@ fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/generation/{engine}/text-to-image", post(generate::v1))
         .route("/v2beta/stable-image/generate/{service}", post(generate::v2beta))
+        .route("/v2beta/stable-image/upscale/fast", post(upscale::fast).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .route("/v1/user/balance", get(account::balance))
         .route("/v1/engines/list", get(account::engines))
         .route("/_sandbox/ledger", get(control::ledger))

@@ -6,6 +6,7 @@ use domain::command::{Command, JobKey};
 
 use domain::event::{Event, EventKind, event_id};
 use domain::failure::JobFailureCode;
+use domain::money::MicroUsd;
 use domain::outcome::ImageState;
 use domain::state::{asset as image_step, job as step};
 use domain::style::Style;
@@ -77,6 +78,8 @@ pub struct ClaimedJob {
     pub previous_trace: Option<TraceContext>,
     /// Number of attempts that have ended.
     pub attempts: u32,
+    /// What its requests have cost so far, reserved ones included.
+    pub cost: MicroUsd,
     /// When it was first claimed.
     pub created_at: OffsetDateTime,
     /// The style of its images, as resolved at the first claim.
@@ -102,8 +105,6 @@ pub struct ClaimedImage {
     pub file_path: Option<String>,
     /// Number of requests sent so far.
     pub requests: u32,
-    /// Number of these requests that may have been charged.
-    pub charged: u32,
 }
 
 /// The engine of jobs that were claimed before the engine was stored.
@@ -252,6 +253,7 @@ async fn claim_in_transaction(
         first_claim: first,
         previous_trace,
         attempts: to_u32(row.attempts),
+        cost: MicroUsd::from_usd(row.cost_usd),
         created_at: row.created_at,
         style: stored_style.unwrap_or_else(|| command.config.style()),
         engine: row
@@ -267,7 +269,6 @@ async fn claim_in_transaction(
                 index: row.image_index(),
                 state: row.state(),
                 requests: to_u32(row.requests),
-                charged: to_u32(row.charged),
                 file_path: row.file_path,
             })
             .collect(),

@@ -76,7 +76,7 @@ async fn job_started_by_an_older_version_continues() {
     assert_eq!((asset.params.prompt.as_str(), asset.seed), ("A fox, 4k", 7));
     let ImageState::Failed(failure) = &claimed.images[1].state else { panic!("image 2 has not failed") };
     assert!(failure.retryable, "a timeout is retryable");
-    assert_eq!((claimed.images[1].requests, claimed.images[1].charged), (4, 4));
+    assert_eq!((claimed.images[1].requests, claimed.cost), (4, MicroUsd(20_000)));
     // A second claim finds the job leased.
     assert!(matches!(store.claim(&command, None, terms).await.expect("claim the job"), Claim::Leased));
 }

@@ -51,7 +51,12 @@ pub(crate) async fn open_database(settings: &Settings) -> Result<Store, StoreErr
 /// Returns the validation limits of commands: the values that the Stability API accepts.
 pub fn rules() -> Rules {
     Rules {
-        engines: Engine::ALL.iter().map(|engine| engine.id()).collect(),
+        engines: Engine::ALL.iter().map(Engine::id).collect(),
+        engines_without_fast_upscaler: Engine::ALL
+            .iter()
+            .filter(|engine| !engine.fits_fast_upscaler())
+            .map(Engine::id)
+            .collect(),
         style_presets: StylePreset::ALL.iter().map(|preset| preset.as_str()).collect(),
         cfg_scale: CFG_SCALE,
         steps: STEPS,
@@ -114,8 +119,10 @@ fn client_builder(settings: &Settings) -> Result<ClientBuilder, SettingError> {
         .base_url(stability.base_url.clone())
         .request_timeout(stability.timeout)
         .max_in_flight(stability.max_concurrent)
-        .retry_policy(RetryPolicy { delays: stability.retry_delays.clone(), ..RetryPolicy::default() })
+        .retry_policy(RetryPolicy::default().delays(stability.retry_delays.clone()))
         .lockout(stability.lockout)
+        // An operator must see what was refused.
+        .log_refused_prompts(true)
         .client_id("asset-worker", env!("CARGO_PKG_VERSION"));
     Ok(builder)
 }

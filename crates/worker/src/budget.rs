@@ -5,24 +5,24 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
 use domain::money::MicroUsd;
-use stability_client::{Balance, Budget, BudgetError, Client, Engine, Reservation};
+use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
 use store::{CostReservation, Lease, LeasedImage, Payer, Probe, Store, StoreError};
 use tokio::sync::watch;
 use tracing::warn;
 use uuid::Uuid;
 
 use crate::cancel::{CancelReason, CancelToken};
-use crate::cost_policy::{CostPolicy, credits_to_usd, format_usd, is_covered_by};
+use crate::cost_policy::{CostPolicy, RequestPrices, credits_to_usd, format_usd, is_covered_by};
 use crate::error_chain::error_chain;
 use crate::gate::AccountGate;
 use crate::outage::UnstoredImages;
 use crate::telemetry::Metrics;
 
-/// Requests of one job, by state.
+/// What a job has spent, and its requests by state.
 #[derive(Debug, Clone, Copy)]
-struct RequestCounts {
-    /// Requests of all attempts that were, or may have been, charged, including reserved ones.
-    charged: u32,
+struct Spending {
+    /// What requests of all attempts were, or may have been, charged, including reserved ones.
+    charged: MicroUsd,
     /// Requests of this attempt that are reserved and have not ended.
     pending: u32,
     /// Requests of this attempt that were reserved and have ended.
@@ -36,64 +36,74 @@ pub(crate) struct JobBudget {
     metrics: Metrics,
     unstored: UnstoredImages,
     cost_policy: CostPolicy,
-    /// The price of one request.
-    price: MicroUsd,
+    prices: RequestPrices,
     lease: Lease,
     /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid for.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
     /// The successful probe that lets the job pay although the key is refused.
     probe: Option<Probe>,
-    counts: watch::Sender<RequestCounts>,
+    spending: watch::Sender<Spending>,
 }
 
 impl JobBudget {
-    /// Creates the budget of an attempt; `charged` is the number of requests charged in earlier attempts.
+    /// Creates the budget of an attempt; `charged` is what earlier attempts were charged.
     #[expect(clippy::too_many_arguments, reason = "each is a different part of the attempt")]
     pub(crate) fn new(
         gate: AccountGate,
         metrics: Metrics,
         unstored: UnstoredImages,
         cost_policy: CostPolicy,
-        engine: Engine,
+        prices: RequestPrices,
         lease: Lease,
         cancel: CancelToken,
         max_cost_usd: Option<f64>,
         probe: Option<Probe>,
-        charged: u32,
+        charged: MicroUsd,
     ) -> Self {
-        let counts = watch::Sender::new(RequestCounts { charged, pending: 0, ended: 0 });
+        let spending = watch::Sender::new(Spending { charged, pending: 0, ended: 0 });
         Self {
             store: gate.store().clone(),
             gate,
             metrics,
             unstored,
             cost_policy,
-            price: cost_policy.image_price(engine),
+            prices,
             lease,
             cancel,
             max_cost_usd,
             probe,
-            counts,
+            spending,
         }
     }
 
-    /// The budget of one image, whose requests are counted in the image's row.
-    pub(crate) fn for_image(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
-        ImageBudget { job: self.clone(), image: LeasedImage { lease: self.lease, asset_id } }
+    /// The budget of the requests that generate an image. They are counted in the image's row.
+    pub(crate) fn for_generation(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
+        self.for_requests(asset_id, self.prices.generation)
+    }
+
+    /// The budget of the requests that upscale an image. They are counted in the image's row.
+    pub(crate) fn for_upscale(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
+        self.for_requests(asset_id, self.prices.upscale)
+    }
+
+    fn for_requests(self: &Arc<Self>, asset_id: Uuid, price: MicroUsd) -> ImageBudget {
+        ImageBudget { job: self.clone(), image: LeasedImage { lease: self.lease, asset_id }, price }
     }
 
     /// Returns why this many images cannot be paid for, as far as known before the first request.
     ///
     /// A balance that cannot be read is not a shortfall.
     pub(crate) async fn find_shortfall(&self, images: u32, client: &Client) -> Option<(JobFailureCode, String)> {
-        let cost_usd = self.price.total_usd(images);
+        let per_image = self.prices.per_image();
+        let cost_usd = per_image.total_usd(images);
         let cost = format_usd(cost_usd);
         // After charged attempts, `max_cost_usd` is checked only before each request.
-        let limit = self.max_cost_usd.filter(|_| self.counts.borrow().charged == 0);
-        if let Some(limit) =
-            limit.filter(|limit| self.affordable_requests(*limit).is_some_and(|reserved| reserved < images))
-        {
+        let limit = self.max_cost_usd.filter(|_| self.spending.borrow().charged == MicroUsd::default());
+        let is_too_low = |limit: &f64| {
+            per_image.affordable_count(MicroUsd::from_usd(*limit)).is_some_and(|affordable| affordable < images)
+        };
+        if let Some(limit) = limit.filter(is_too_low) {
             let message =
                 format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
             return Some((JobFailureCode::BudgetExceeded, message));
@@ -119,24 +129,21 @@ impl JobBudget {
         }
     }
 
-    /// What this number of requests costs, in US dollars.
-    pub(crate) fn cost_usd(&self, requests: u32) -> f64 {
-        self.price.total_usd(requests)
+    /// What the job has cost so far, reserved requests included, in US dollars.
+    pub(crate) fn cost_usd(&self) -> f64 {
+        self.spending.borrow().charged.usd()
     }
 
-    /// The number of requests that an amount in US dollars pays for; `None` if they are free.
-    fn affordable_requests(&self, limit_usd: f64) -> Option<u32> {
-        self.price.affordable_count(MicroUsd::from_usd(limit_usd))
-    }
-
-    /// Counts a request as charged and pending; returns `false` if the job's cost would exceed `max_cost_usd`.
-    fn reserve_within_max_cost(&self) -> bool {
-        let affordable = self.max_cost_usd.and_then(|limit| self.affordable_requests(limit));
-        self.counts.send_if_modified(|counts| {
-            let reserved = affordable.is_none_or(|affordable| counts.charged < affordable);
-            counts.charged += u32::from(reserved);
-            counts.pending += u32::from(reserved);
+    /// Counts a request of this price as charged and pending; returns `false` if the job's cost would exceed
+    /// `max_cost_usd`.
+    fn reserve_within_max_cost(&self, price: MicroUsd) -> bool {
+        let limit = self.max_cost_usd.map(MicroUsd::from_usd);
+        self.spending.send_if_modified(|spending| {
+            let charged = spending.charged.plus(price);
+            let reserved = limit.is_none_or(|limit| charged <= limit);
             if reserved {
+                spending.charged = charged;
+                spending.pending += 1;
                 self.gate.begin_payment();
             }
             reserved
@@ -144,12 +151,14 @@ impl JobBudget {
     }
 
     /// Ends the reservation of a request that has `ended`, or that was not paid for after all.
-    fn end_reservation(&self, charged: bool, ended: bool) {
+    ///
+    /// `refund` is its price if it was not charged.
+    fn end_reservation(&self, refund: Option<MicroUsd>, ended: bool) {
         self.gate.end_payments(1);
-        self.counts.send_modify(|counts| {
-            counts.pending -= 1;
-            counts.charged -= u32::from(!charged);
-            counts.ended += u64::from(ended);
+        self.spending.send_modify(|spending| {
+            spending.pending -= 1;
+            spending.charged = MicroUsd(spending.charged.0 - refund.unwrap_or_default().0);
+            spending.ended += u64::from(ended);
         });
     }
 }
@@ -157,7 +166,7 @@ impl JobBudget {
 impl Drop for JobBudget {
     /// The requests of an aborted attempt end without a result.
     fn drop(&mut self) {
-        self.gate.end_payments(self.counts.borrow().pending);
+        self.gate.end_payments(self.spending.borrow().pending);
     }
 }
 
@@ -177,27 +186,30 @@ enum Refusal {
 pub(crate) struct ImageBudget {
     job: Arc<JobBudget>,
     image: LeasedImage,
+    /// The price of one request.
+    price: MicroUsd,
 }
 
 impl ImageBudget {
     /// Tries to reserve once. Exceeded limits are not final while other requests of the job are pending.
     async fn reserve_once(&self) -> Result<Reservation, Refusal> {
-        let JobBudget { store, cost_policy, price, counts, .. } = &*self.job;
-        if !self.job.reserve_within_max_cost() {
-            let spent = format_usd(price.total_usd(counts.borrow().charged));
+        let JobBudget { store, cost_policy, .. } = &*self.job;
+        let price = self.price;
+        if !self.job.reserve_within_max_cost(price) {
+            let spent = format_usd(self.job.cost_usd());
             return Err(Refusal::MaxCost(format!(
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
             )));
         }
         let key = self.job.gate.key();
         let payer = Payer { key: &key, probe: self.job.probe };
-        let refusal = match store.reserve_cost(self.image, payer, *price, cost_policy.daily_budget()).await {
+        let refusal = match store.reserve_cost(self.image, payer, price, cost_policy.daily_budget()).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
             Ok(CostReservation::GateClosed) => Refusal::GateClosed,
             Ok(CostReservation::OverBudget) => Refusal::DailyBudget,
             Err(error) => Refusal::Store(error),
         };
-        self.job.end_reservation(false, false);
+        self.job.end_reservation(Some(price), false);
         Err(refusal)
     }
 
@@ -234,7 +246,7 @@ impl Budget for ImageBudget {
             return Err(BudgetError::Unavailable("the attempt was cancelled".into()));
         }
         loop {
-            let mut changes = self.job.counts.subscribe();
+            let mut changes = self.job.spending.subscribe();
             let ended = changes.borrow().ended;
             let refusal = match self.reserve_once().await {
                 Ok(reservation) => return Ok(reservation),
@@ -242,9 +254,9 @@ impl Budget for ImageBudget {
                 Err(refusal) => return Err(self.give_up(refusal).await),
             };
             let has_changed = {
-                let changed = changes.wait_for(|counts| counts.ended != ended || counts.pending == 0);
+                let changed = changes.wait_for(|spending| spending.ended != ended || spending.pending == 0);
                 let waited = self.job.cancel.token().run_until_cancelled(changed).await;
-                matches!(waited, Some(Ok(counts)) if counts.ended != ended)
+                matches!(waited, Some(Ok(spending)) if spending.ended != ended)
             };
             if !has_changed {
                 return Err(self.give_up(refusal).await);
@@ -253,14 +265,14 @@ impl Budget for ImageBudget {
     }
 
     async fn commit(&self, _reservation: Reservation) {
-        self.job.metrics.record_cost(self.job.price.usd());
-        self.job.end_reservation(true, true);
+        self.job.metrics.record_cost(self.price.usd());
+        self.job.end_reservation(None, true);
     }
 
     async fn refund(&self, Reservation(day): Reservation) {
-        if let Err(error) = self.job.store.refund(self.image, self.job.price, &day).await {
+        if let Err(error) = self.job.store.refund(self.image, self.price, &day).await {
             warn!(error = error_chain(&error), "refund failed; the uncharged request stays counted as charged");
         }
-        self.job.end_reservation(false, true);
+        self.job.end_reservation(Some(self.price), true);
     }
 }

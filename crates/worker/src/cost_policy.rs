@@ -1,7 +1,8 @@
 //! Prices and spending limits of this process.
 
 use domain::money::MicroUsd;
-use stability_client::{Credits, Engine};
+use domain::upscaler::Upscaler;
+use stability_client::{Credits, Engine, FastUpscale};
 
 use crate::settings::Settings;
 
@@ -30,9 +31,20 @@ impl CostPolicy {
         self.daily_budget_usd.map(MicroUsd::from_usd)
     }
 
+    /// The prices of a job's requests.
+    pub(crate) fn request_prices(&self, engine: Engine, upscaler: Upscaler) -> RequestPrices {
+        let upscale = match upscaler {
+            Upscaler::Lanczos => MicroUsd::default(),
+            Upscaler::Fast => MicroUsd::from_usd(FastUpscale::PRICE.usd()),
+        };
+        RequestPrices { generation: self.image_price(engine), upscale }
+    }
+
     /// The price of one request for an image.
-    pub(crate) fn image_price(&self, engine: Engine) -> MicroUsd {
-        MicroUsd::from_usd(self.price_per_image_usd.unwrap_or_else(|| engine.price().usd()))
+    fn image_price(&self, engine: Engine) -> MicroUsd {
+        // Settings and commands name only engines with a price.
+        let list_price = engine.price().map(Credits::usd);
+        MicroUsd::from_usd(self.price_per_image_usd.or(list_price).unwrap_or_default())
     }
 
     /// The price of one request of a job that names no engine.
@@ -43,6 +55,22 @@ impl CostPolicy {
     /// Whether the account's credits are checked before a job starts.
     pub(crate) fn checks_balance(&self) -> bool {
         self.check_balance
+    }
+}
+
+/// The prices of a job's requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestPrices {
+    /// A request for an image.
+    pub(crate) generation: MicroUsd,
+    /// A request to upscale it; 0 if the job asks for none.
+    pub(crate) upscale: MicroUsd,
+}
+
+impl RequestPrices {
+    /// What one image costs if no request must be repeated.
+    pub(crate) fn per_image(&self) -> MicroUsd {
+        self.generation.plus(self.upscale)
     }
 }
 

@@ -7,15 +7,19 @@ mod cache;
 mod error;
 mod file;
 mod task;
+mod upscale;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use domain::command::{CacheMode, Command};
+use domain::generation_params::GenerationParams;
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::ImageDefect;
 use domain::outcome::{Asset, Origin};
+use domain::upscaler::Upscaler;
 use picture::{ProcessedImage, metadata};
 use stability_client::{
     CallOptions, Client, Error, GenerateError, GeneratedImage, Generation, Tenant, UnusableImage, Usage,
@@ -23,7 +27,7 @@ use stability_client::{
 use store::{KeyHash, Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
 
-use crate::budget::JobBudget;
+use crate::budget::{ImageBudget, JobBudget};
 use crate::cancel::{CancelReason, CancelToken};
 use crate::failpoint;
 use crate::gate::AccountGate;
@@ -65,6 +69,15 @@ pub(crate) struct ImageGenerator {
     cancel: CancelToken,
     cache_mode: CacheMode,
     tenant: Tenant,
+}
+
+/// A generated image that was processed.
+struct ProcessedGeneration {
+    processed: ProcessedImage,
+    /// The image as the API sent it, if it is to be upscaled.
+    original: Option<Bytes>,
+    seed: u32,
+    usage: Usage,
 }
 
 /// Creates the span of one image, as a child of the current span.
@@ -124,14 +137,15 @@ impl ImageGenerator {
         if self.cancel.is_cancelled() {
             return Err(ImageError::Cancelled);
         }
-        let budget = self.budget.for_image(task.id);
-        let options = CallOptions { stop: self.cancel.token().clone(), budget: &budget, tenant: self.tenant };
-        let accept = |generated| self.process_picture(task, generated);
+        let budget = self.budget.for_generation(task.id);
+        // An image that is to be upscaled is stored first: it was paid for.
+        let params = task.params.without_upscaler();
+        let accept = |generated| self.process_picture(task, &params, generated);
         let key = self.gate.key();
-        let generated = self.client.generate_with(&task.request, &options, accept).await;
-        let (processed, seed, used) = match generated {
+        let generated = self.client.generate_with(&task.request, &self.call_options(&budget), accept).await;
+        let ProcessedGeneration { processed, original, seed, usage: used } = match generated {
             Ok(generated) => generated,
-            Err(GenerateError { error, usage: used }) => {
+            Err(GenerateError { error, usage: used, .. }) => {
                 *usage = used;
                 if matches!(error, Error::Filtered | Error::Damaged { .. }) {
                     self.gate.record_success(self.files.key.job_id).await;
@@ -143,12 +157,23 @@ impl ImageGenerator {
         failpoint::reach("before_file").await;
         let ProcessedImage { bytes, format, sha256 } = processed;
         let size_bytes = bytes.len() as u64;
-        let _unstored = self.unstored.add(size_bytes);
+        let unstored = self.unstored.add(size_bytes);
         let file_path = self.files.reserve_path(task, format).await?;
         self.metrics.run_stage(Stage::Store, self.files.write(&file_path, bytes)).await?;
-        failpoint::reach("before_row").await;
+        drop(unstored);
         let origin = Origin::Generated;
-        Ok(self.build_asset(task, StoredFile { file_path, format, size_bytes, sha256, seed, origin }))
+        let stored = StoredFile { file_path, format, size_bytes, sha256, seed, origin, params };
+        let stored = match original {
+            Some(original) => self.upscale(task, &original, stored, usage).await?,
+            None => stored,
+        };
+        failpoint::reach("before_row").await;
+        Ok(self.build_asset(task, stored))
+    }
+
+    /// The options of a call that this budget pays for.
+    fn call_options<'a>(&self, budget: &'a ImageBudget) -> CallOptions<'a> {
+        CallOptions::default().stop(self.cancel.token().clone()).budget(budget).tenant(self.tenant)
     }
 
     /// Closes the account gate if the API refused the account. Returns the refusal for the job whose request closed the
@@ -170,24 +195,27 @@ impl ImageGenerator {
         }
     }
 
-    /// Decodes, resizes, encodes and verifies a generated image.
+    /// Decodes, resizes, encodes and verifies a generated image. These `params` are written into the file.
     async fn process_picture(
         &self,
         task: &ImageTask,
+        params: &GenerationParams,
         generated: Generation,
-    ) -> Result<(ProcessedImage, u32, Usage), UnusableImage> {
+    ) -> Result<ProcessedGeneration, UnusableImage> {
         // Even if the image cannot be used, the API has accepted and charged the request.
         self.gate.record_success(self.files.key.job_id).await;
         let usage = generated.usage;
-        let GeneratedImage { bytes: image, seed } = generated.into_first();
-        let metadata =
-            ImageMetadata::new(self.files.key, task.index, &task.description, &task.params, seed, metadata::SOFTWARE);
+        let GeneratedImage { bytes: image, seed, .. } = generated.into_first();
+        let original = (task.params.upscaler == Upscaler::Fast).then(|| image.clone());
+        let metadata = self.metadata(task, params, seed);
         let processed = self.metrics.run_stage(Stage::Process, self.files.pool.process(image, metadata)).await;
-        let processed = processed.map_err(|defect| UnusableImage {
-            reason: defect.to_string(),
-            damaged: matches!(defect, ImageDefect::Undecodable(_) | ImageDefect::WrongFormat),
-        })?;
-        Ok((processed, seed, usage))
+        let processed = processed.map_err(|defect| unusable_image(&defect))?;
+        Ok(ProcessedGeneration { processed, original, seed, usage })
+    }
+
+    /// The metadata that is embedded in the image's file.
+    fn metadata(&self, task: &ImageTask, params: &GenerationParams, seed: u32) -> ImageMetadata {
+        ImageMetadata::new(self.files.key, task.index, &task.description, params, seed, metadata::SOFTWARE)
     }
 
     /// Cancels the attempt if its other images would fail with this error too.
@@ -228,7 +256,7 @@ impl ImageGenerator {
     /// Describes a stored file for the image's row and events.
     fn build_asset(&self, task: &ImageTask, stored: StoredFile) -> Asset {
         let spec = self.files.pool.spec();
-        let StoredFile { file_path, format, size_bytes, sha256, seed, origin } = stored;
+        let StoredFile { file_path, format, size_bytes, sha256, seed, origin, params } = stored;
         Asset {
             id: task.id,
             index: task.index,
@@ -240,9 +268,17 @@ impl ImageGenerator {
             size_bytes,
             sha256,
             description: task.description.clone(),
-            params: task.params.clone(),
+            params,
             seed,
             origin,
         }
+    }
+}
+
+/// Whether the API may return a better image for the same request depends on the defect.
+fn unusable_image(defect: &ImageDefect) -> UnusableImage {
+    match defect {
+        ImageDefect::Undecodable(_) | ImageDefect::WrongFormat => UnusableImage::damaged(defect.to_string()),
+        _ => UnusableImage::rejected(defect.to_string()),
     }
 }

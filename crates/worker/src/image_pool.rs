@@ -38,6 +38,8 @@ pub struct ImagePool {
     quality_check: QualityCheck,
     capacity: usize,
     permits: Arc<Semaphore>,
+    /// An upscaled image takes 70 MB: one is processed at a time.
+    upscaled: Arc<Semaphore>,
     /// Buffers that no thread uses now; at most one for each processor.
     buffers: Arc<Mutex<Vec<Buffers>>>,
 }
@@ -46,8 +48,8 @@ impl ImagePool {
     /// Creates a pool whose images follow `spec`; images that fail the quality check are rejected.
     pub fn new(spec: ImageSpec, quality_check: QualityCheck) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let permits = Arc::new(Semaphore::new(processors));
-        Self { spec, quality_check, capacity: processors, permits, buffers: Arc::default() }
+        let (permits, upscaled) = (Arc::new(Semaphore::new(processors)), Arc::new(Semaphore::new(1)));
+        Self { spec, quality_check, capacity: processors, permits, upscaled, buffers: Arc::default() }
     }
 
     /// Maximum number of images that are processed at once.
@@ -112,8 +114,28 @@ impl ImagePool {
             lock().push(buffers);
             processed
         });
-        work.await
-            .unwrap_or_else(|error| Err(ImageDefect::from_codec_error(&format_args!("the codec failed ({error})"))))
+        work.await.unwrap_or_else(|error| Err(codec_panic(&error)))
+    }
+
+    /// Makes the image to store from an upscaled image of `expected` width and height. One at a time: the others wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`picture::process_upscaled`]; also if the codec panics.
+    pub async fn process_upscaled(
+        &self,
+        bytes: Bytes,
+        expected: (u32, u32),
+        metadata: ImageMetadata,
+    ) -> Result<ProcessedImage, ImageDefect> {
+        let spec = self.spec;
+        let turn = self.upscaled.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let work = self.run_blocking(move || {
+            // Held by the thread: it goes on if this future is dropped.
+            let _turn = turn;
+            picture::process_upscaled(bytes, expected, &spec, &metadata)
+        });
+        work.await.unwrap_or_else(|error| Err(codec_panic(&error)))
     }
 
     async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
@@ -125,6 +147,10 @@ impl ImagePool {
         })
         .await
     }
+}
+
+fn codec_panic(error: &JoinError) -> ImageDefect {
+    ImageDefect::from_codec_error(&format_args!("the codec failed ({error})"))
 }
 
 #[cfg(test)]

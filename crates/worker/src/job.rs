@@ -245,23 +245,25 @@ impl JobRunner {
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
-        let ClaimedJob { lease, first_claim: first, style, engine, images, attempts: claimed_attempts, .. } = claimed;
+        let ClaimedJob { lease, first_claim: first, style, engine, images, attempts: claimed_attempts, cost, .. } =
+            claimed;
         let config = &command.config;
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
         // Planning rejects an unknown name, so that nothing is paid for.
-        let priced_engine = engine.parse().unwrap_or_default();
+        let prices =
+            self.cost_policy.request_prices(engine.parse().unwrap_or_default(), config.upscaler.unwrap_or_default());
         let budget = JobBudget::new(
             self.gate.clone(),
             resources.metrics.clone(),
             resources.unstored.clone(),
             self.cost_policy,
-            priced_engine,
+            prices,
             lease,
             cancel.clone(),
             config.max_cost_usd,
             probe,
-            progress.charged_requests(),
+            cost,
         );
         let budget = Arc::new(budget);
         let generator =
@@ -381,7 +383,7 @@ impl JobRunner {
         let JobAttempt { progress, events, lease, budget, .. } = attempt;
         let not_attempted = progress.mark_not_attempted();
         let context = events.context();
-        let cost_usd = budget.cost_usd(progress.charged_requests());
+        let cost_usd = budget.cost_usd();
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
         let images = progress.image_states();
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();

@@ -16,7 +16,7 @@ use domain::image_spec::ImageSpec;
 use domain::prompt::needs_translation;
 use gemini_client::GeminiSettings;
 use secrecy::SecretString;
-use stability_client::Engine;
+use stability_client::{Credits, Engine};
 use url::Url;
 
 use crate::phrase_book::PhraseBook;
@@ -317,7 +317,8 @@ impl Settings {
 
     /// A budget below the price of one image would keep the account gate closed forever.
     fn check_daily_budget(&self) -> Result<(), SettingError> {
-        let price = self.stability.cost_per_image_usd.unwrap_or_else(|| self.stability.engine.price().usd());
+        let list_price = self.stability.engine.price().map(Credits::usd);
+        let price = self.stability.cost_per_image_usd.or(list_price).unwrap_or_default();
         match self.jobs.daily_budget_usd {
             Some(limit) if limit < price => Err(SettingError::invalid(
                 "WORKER_DAILY_BUDGET_USD",

@@ -5,7 +5,8 @@ use super::*;
 
 fn rules() -> Rules {
     Rules {
-        engines: vec!["stable-diffusion-xl-1024-v1-0"],
+        engines: vec!["stable-diffusion-xl-1024-v1-0", "core"],
+        engines_without_fast_upscaler: vec!["core"],
         style_presets: vec!["cinematic", "anime"],
         cfg_scale: 0.0..=35.0,
         steps: 10..=50,
@@ -22,6 +23,7 @@ fn full_command() -> Value {
             "negative_prompt": "blurry, low quality",
             "max_concurrent": 4,
             "engine": "stable-diffusion-xl-1024-v1-0",
+            "upscaler": "lanczos",
             "style_preset": "cinematic",
             "cfg_scale": 8.0,
             "steps": 40,
@@ -63,6 +65,21 @@ fn config_and_each_of_its_keys_is_optional() {
     }
     let none = parse(&full_command_with("/config/style_modifiers", json!([]))).expect("a valid command");
     assert_eq!(none.config.style_modifiers, Some(vec![]), "an empty list differs from an absent one");
+}
+
+#[test]
+fn fast_upscaler_is_refused_for_engines_with_larger_images() {
+    let parse_with = |engine: Value, upscaler: &str| {
+        let mut command = full_command_with("/config/engine", engine);
+        command["config"]["upscaler"] = json!(upscaler);
+        parse(&command).map(|command| command.config.upscaler).map_err(|error| error.to_string())
+    };
+    assert_eq!(parse_with(json!("stable-diffusion-xl-1024-v1-0"), "fast"), Ok(Some(Upscaler::Fast)));
+    assert_eq!(parse_with(json!(null), "fast"), Ok(Some(Upscaler::Fast)));
+    assert_eq!(parse_with(json!("core"), "lanczos"), Ok(Some(Upscaler::Lanczos)));
+    let expected =
+        "config.upscaler: \"fast\" is not allowed; lanczos: the fast upscaler does not take the images of core";
+    assert_eq!(parse_with(json!("core"), "fast"), Err(expected.to_owned()));
 }
 
 #[test]
@@ -108,13 +125,14 @@ fn violation_names_field_value_and_allowed_range() {
     check(
         "/config/engine",
         json!("dall-e"),
-        "config.engine: \"dall-e\" is not allowed; one of stable-diffusion-xl-1024-v1-0",
+        "config.engine: \"dall-e\" is not allowed; one of stable-diffusion-xl-1024-v1-0, core",
     );
     check(
         "/config/style_preset",
         json!("baroque"),
         "config.style_preset: \"baroque\" is not allowed; one of cinematic, anime",
     );
+    check("/config/upscaler", json!("bicubic"), "config.upscaler: \"bicubic\" is not allowed; lanczos or fast");
     check("/config/cfg_scale", json!(35.1), "config.cfg_scale: 35.1 is not allowed; a number from 0 to 35");
     check("/config/steps", json!(9), "config.steps: 9 is not allowed; a whole number from 10 to 50");
     check("/config/steps", json!(40.5), "config.steps: 40.5 is not allowed; a whole number from 10 to 50");

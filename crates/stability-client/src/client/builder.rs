@@ -1,15 +1,14 @@
 //! The builder of a client.
 
+use std::env::VarError;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use url::Url;
-
 use super::{Client, Inner};
 use crate::api_key::ApiKey;
 use crate::fair_scheduler::FairScheduler;
-use crate::http::{Http, HttpSettings};
+use crate::http::{Connection, Http, HttpSettings};
 use crate::options::ResponseFormat;
 use crate::quota::{GovernorQuota, Quota};
 use crate::retry::{Observer, RetryPolicy};
@@ -19,12 +18,21 @@ const DEFAULT_BASE_URL: &str = "https://api.stability.ai/";
 /// Builds a [`Client`]. Every setting except the API key has a default.
 #[must_use]
 pub struct ClientBuilder {
-    http: HttpSettings,
+    api_key: ApiKey,
+    base_url: String,
+    request_timeout: Duration,
+    user_agent: String,
+    headers: Vec<(&'static str, String)>,
+    http_client: Option<reqwest::Client>,
+    connect_timeout: Duration,
+    proxy: Option<String>,
+    root_certificates: Vec<Vec<u8>>,
     quota: Arc<dyn Quota>,
     max_in_flight: NonZeroUsize,
     retry_policy: RetryPolicy,
     lockout: Duration,
     response_format: ResponseFormat,
+    log_refused_prompts: bool,
     observers: Vec<Arc<dyn Observer>>,
 }
 
@@ -43,54 +51,99 @@ impl Client {
     /// Returns a builder of a client that uses this API key.
     pub fn builder(api_key: impl Into<ApiKey>) -> ClientBuilder {
         ClientBuilder {
-            http: HttpSettings {
-                api_key: api_key.into(),
-                base_url: Url::parse(DEFAULT_BASE_URL).expect("the default base URL is valid"),
-                connect_timeout: Duration::from_secs(10),
-                request_timeout: Duration::from_mins(1),
-                user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
-                headers: Vec::new(),
-                proxy: None,
-                root_certificates: Vec::new(),
-            },
+            api_key: api_key.into(),
+            base_url: DEFAULT_BASE_URL.to_owned(),
+            request_timeout: Duration::from_mins(1),
+            user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
+            headers: Vec::new(),
+            http_client: None,
+            connect_timeout: Duration::from_secs(10),
+            proxy: None,
+            root_certificates: Vec::new(),
             quota: Arc::new(GovernorQuota::default()),
             max_in_flight: NonZeroUsize::new(4).expect("not 0"),
             retry_policy: RetryPolicy::default(),
             lockout: Duration::from_mins(1),
             response_format: ResponseFormat::default(),
+            log_refused_prompts: false,
             observers: Vec::new(),
         }
+    }
+
+    /// Builds a client from the environment: [`ClientBuilder::from_env`] with all other defaults.
+    ///
+    /// ```no_run
+    /// let client = stability_client::Client::from_env()?;
+    /// # Ok::<_, stability_client::BuildError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientBuilder::from_env`] and [`ClientBuilder::build`].
+    pub fn from_env() -> Result<Self, BuildError> {
+        ClientBuilder::from_env()?.build()
     }
 }
 
 impl ClientBuilder {
-    /// Sets the base URL of the API. Default: `https://api.stability.ai/`.
-    pub fn base_url(mut self, base_url: Url) -> Self {
-        self.http.base_url = base_url;
+    /// Returns a builder with the API key in `STABILITY_API_KEY` and, if it is set, the base URL in
+    /// `STABILITY_BASE_URL`.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] if `STABILITY_API_KEY` is not set or empty, or a variable is not UTF-8.
+    #[expect(clippy::disallowed_methods, reason = "a program that has a config module of its own does not call this")]
+    pub fn from_env() -> Result<Self, BuildError> {
+        let read = |name: &str| match std::env::var(name) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => Err(BuildError(format!("{name} is not UTF-8"))),
+        };
+        let key = read("STABILITY_API_KEY")?.ok_or_else(|| BuildError("STABILITY_API_KEY is not set".to_owned()))?;
+        let builder = Client::builder(key);
+        Ok(match read("STABILITY_BASE_URL")? {
+            Some(base_url) => builder.base_url(base_url),
+            None => builder,
+        })
+    }
+
+    /// Sets the base URL of the API, such as a proxy of your own. Default: `https://api.stability.ai/`.
+    pub fn base_url(mut self, base_url: impl Into<String>) -> Self {
+        self.base_url = base_url.into();
+        self
+    }
+
+    /// Sends all requests with this HTTP client, for example one that other parts of the program share.
+    ///
+    /// Its own connect timeout, proxy and TLS settings apply instead of [`connect_timeout`](Self::connect_timeout),
+    /// [`proxy`](Self::proxy) and [`root_certificates`](Self::root_certificates). It should follow no redirects: the API
+    /// has none, and a 307 response would send the prompt to its target.
+    pub fn http_client(mut self, client: reqwest::Client) -> Self {
+        self.http_client = Some(client);
         self
     }
 
     /// Sets the time limit of one request, up to the last byte of its response. Default: 60 s.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
-        self.http.request_timeout = timeout;
+        self.request_timeout = timeout;
         self
     }
 
     /// Sets the time limit for establishing a connection. Default: 10 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.http.connect_timeout = timeout;
+        self.connect_timeout = timeout;
         self
     }
 
     /// Sets the `User-Agent` header. Default: name and version of this crate.
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
-        self.http.user_agent = user_agent.into();
+        self.user_agent = user_agent.into();
         self
     }
 
     /// Sets the organization that is charged, if the account has several: the `Organization` header.
     pub fn organization(mut self, id: impl Into<String>) -> Self {
-        self.http.headers.push(("organization", id.into()));
+        self.headers.push(("organization", id.into()));
         self
     }
 
@@ -98,20 +151,20 @@ impl ClientBuilder {
     ///
     /// Sets the headers `Stability-Client-ID` and `Stability-Client-Version`.
     pub fn client_id(mut self, id: impl Into<String>, version: impl Into<String>) -> Self {
-        self.http.headers.push(("stability-client-id", id.into()));
-        self.http.headers.push(("stability-client-version", version.into()));
+        self.headers.push(("stability-client-id", id.into()));
+        self.headers.push(("stability-client-version", version.into()));
         self
     }
 
     /// Sets the proxy of all requests. Default: the proxy set in the environment.
-    pub fn proxy(mut self, proxy: Url) -> Self {
-        self.http.proxy = Some(proxy);
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = Some(url.into());
         self
     }
 
     /// Adds root certificates (PEM, one or several) that are trusted in addition to the system's.
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.http.root_certificates.push(pem.into());
+        self.root_certificates.push(pem.into());
         self
     }
 
@@ -157,6 +210,12 @@ impl ClientBuilder {
         self
     }
 
+    /// Logs the full prompt, at WARN, when content policy refuses it. Default: off; prompts are then never logged.
+    pub fn log_refused_prompts(mut self, enabled: bool) -> Self {
+        self.log_refused_prompts = enabled;
+        self
+    }
+
     /// Adds an observer of requests, retries and rate-limit pauses. May be called several times.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observers.push(observer);
@@ -168,18 +227,46 @@ impl ClientBuilder {
     /// # Errors
     ///
     /// [`BuildError`] if the API key or another header value contains characters that are not allowed in a header, a
-    /// root certificate is not PEM, the base URL is not an HTTP URL, the proxy URL is invalid, or the TLS setup fails. Its text never contains the API
-    /// key.
+    /// root certificate is not PEM, the base URL is not an HTTP URL, the proxy URL is invalid, or the TLS setup fails.
+    /// Its text never contains the API key.
     pub fn build(self) -> Result<Client, BuildError> {
+        let connection = match self.http_client {
+            Some(client) => Connection::Custom(client),
+            None => Connection::Own {
+                connect_timeout: self.connect_timeout,
+                proxy: self.proxy,
+                root_certificates: self.root_certificates,
+            },
+        };
+        let http = HttpSettings {
+            api_key: self.api_key,
+            base_url: self.base_url,
+            request_timeout: self.request_timeout,
+            user_agent: self.user_agent,
+            headers: self.headers,
+            connection,
+        };
         let inner = Inner {
-            transport: Box::new(Http::new(self.http).map_err(BuildError)?),
+            transport: Box::new(Http::new(http).map_err(BuildError)?),
             quota: self.quota,
             scheduler: FairScheduler::new(self.max_in_flight),
             retry_policy: self.retry_policy,
             lockout: self.lockout,
             response_format: self.response_format,
+            log_refused_prompts: self.log_refused_prompts,
             observers: self.observers,
         };
         Ok(Client { inner: Arc::new(inner) })
+    }
+}
+
+#[cfg(all(test, feature = "rustls"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_installs_no_crypto_provider_for_the_process() {
+        Client::builder("sk-1").build().expect("a client");
+        assert!(rustls::crypto::CryptoProvider::get_default().is_none());
     }
 }

@@ -1,11 +1,14 @@
 //! A check of the account that costs nothing.
 
+use serde::{Deserialize, Serialize};
+
 use super::Client;
 use crate::engine::{ApiVersion, Engine};
 use crate::error::Error;
 
 /// Result of [`Client::check`]: the API was reached and accepted the API key.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct AccountStatus {
     /// The account's credits; one credit is USD 0.01.
     pub credits: f64,

@@ -12,10 +12,12 @@ use std::sync::{Mutex, Once, OnceLock};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::engine::Engine;
 use crate::quota::GovernorQuota;
+use crate::response;
 
 type Script = VecDeque<Result<HttpResponse, Error>>;
 
@@ -70,6 +72,7 @@ fn client(script: impl Into<Script>, lockout_s: u64) -> (Client, Arc<ScriptedTra
         retry_policy: RetryPolicy::default(),
         lockout: Duration::from_secs(lockout_s),
         response_format: ResponseFormat::Json,
+        log_refused_prompts: true,
         observers: Vec::new(),
     };
     (Client { inner: Arc::new(inner) }, transport)
@@ -200,7 +203,7 @@ async fn retry_delay_beyond_the_total_timeout_ends_the_call() {
     let busy = HttpResponse { status: 503, retry_after: Some(Duration::from_secs(301)), ..HttpResponse::default() };
     let (client, transport) = client([Ok(busy)], 60);
     let error = client.generate(&request()).await.expect_err("a wait of 301 s exceeds 5 minutes");
-    assert_eq!(error.usage, Usage { requests: 1, possibly_charged: 0, retries: 0 });
+    assert_eq!(error.usage, Usage { requests: 1, ..Usage::default() });
     assert_eq!(transport.sent_seconds(), [0.0]);
 }
 
@@ -234,6 +237,18 @@ async fn test_3_content_policy_refusal_is_logged_and_not_retried() {
     assert!(error.error.to_string().contains("Content policy violation"), "{}", error.error);
     assert_eq!(transport.sent_seconds(), [0.0]);
     assert_eq!(ThreadLog::text().matches("A city street").count(), 1, "{}", ThreadLog::text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_prompt_is_not_logged_unless_asked_for() {
+    let (mut client, _) = client([response(400, &json!({"message": "Content policy violation"}))], 60);
+    Arc::get_mut(&mut client.inner).expect("the only clone").log_refused_prompts = false;
+    let error = client.generate(&request()).await.expect_err("the prompt is refused");
+    assert_eq!(
+        error.to_string(),
+        "the prompt is refused by content policy (400 (no name): Content policy violation) (requests sent: 1)"
+    );
+    assert!(!ThreadLog::text().contains("A city street"), "{}", ThreadLog::text());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,9 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::dimensions::{AspectRatio, Size};
+use crate::dimensions::Size;
+use crate::options::AspectRatio;
+use crate::wire::FormValue;
 
 fn request(engine: Engine) -> TextToImage {
     TextToImage::new(engine, engine.dimensions_for(1920, 1080), "A fox").expect("a valid request")
@@ -14,9 +16,14 @@ fn json_body(request: &TextToImage) -> Value {
     }
 }
 
+fn text(value: FormValue) -> String {
+    let FormValue::Text(text) = value else { panic!("the field is a text") };
+    text
+}
+
 fn form_fields(request: &TextToImage) -> Vec<(&'static str, String)> {
     match request.to_http_request(ResponseFormat::Json).body {
-        HttpBody::Form(form) => form,
+        HttpBody::Form(form) => form.into_iter().map(|(name, value)| (name, text(value))).collect(),
         other => panic!("the body is not a form: {other:?}"),
     }
 }

@@ -2,9 +2,10 @@
 
 use super::TextToImage;
 use crate::dimensions::Dimensions;
+use crate::wire::FormValue;
 
 /// Builds the form fields. Source: the public v2beta reference.
-pub(super) fn form(request: &TextToImage) -> Vec<(&'static str, String)> {
+pub(super) fn form(request: &TextToImage) -> Vec<(&'static str, FormValue)> {
     let mut form = vec![
         ("prompt", request.prompt().to_owned()),
         ("seed", request.seed.to_string()),
@@ -25,5 +26,5 @@ pub(super) fn form(request: &TextToImage) -> Vec<(&'static str, String)> {
     if let Some(model) = request.engine.model() {
         form.push(("model", model.to_owned()));
     }
-    form
+    form.into_iter().map(|(name, value)| (name, FormValue::Text(value))).collect()
 }

@@ -43,9 +43,18 @@ fn v1_response_yields_only_finished_images() {
         "undecodable",
     );
     check(
-        r#"{"artifacts":[{"base64":"/9j/2Q==","seed":1},{"finishReason":"CONTENT_FILTERED"},{"base64":"iVBORw0KGgoAAAAASUVORK5CYII=","seed":3}]}"#,
-        "4 bytes, seed 1; 20 bytes, seed 3, 1 withheld",
+        r#"{"artifacts":[{"base64":"/9j/2gACcHj/2Q==","seed":1},{"finishReason":"CONTENT_FILTERED"},{"base64":"iVBORw0KGgoAAAAASUVORK5CYII=","seed":3}]}"#,
+        "10 bytes, seed 1; 20 bytes, seed 3, 1 withheld",
     );
+    // A bad image among good ones is withheld; the good ones were paid for.
+    for bad in ["aGVsbG8=", "not base64!", ""] {
+        check(
+            &format!(
+                r#"{{"artifacts":[{{"base64":"{bad}"}},{{"base64":"iVBORw0KGgoAAAAASUVORK5CYII=","seed":3}},{{"finishReason":"MAYBE"}}]}}"#
+            ),
+            "20 bytes, seed 3, 2 withheld",
+        );
+    }
     check(r#"{"artifacts":[{"finishReason":"ERROR"},{"finishReason":"CONTENT_FILTERED"}]}"#, "unfinished");
     check(r#"{"artifacts":[{"base64":"not base64!"}]}"#, "undecodable");
     check(r#"{"artifacts":[{"base64":""}]}"#, "undecodable");
@@ -101,8 +110,14 @@ fn file_without_end_marker_is_incomplete() {
     let check = |image: &[u8], whole: bool| assert_eq!(is_complete(image), whole, "{image:?}");
     check(COMPLETE_PNG, true);
     check(&COMPLETE_PNG[..19], false);
-    check(b"\xFF\xD8\xFF\xE0 and so on \xFF\xD9", true);
-    check(b"\xFF\xD8\xFF\xE0 and so on", false);
+    let jpeg = b"\xFF\xD8\xFF\xE1\0\x0A preview\xFF\xDA\0\x04..pixels\xFF\xD9";
+    check(jpeg, true);
+    for length in 0..jpeg.len() {
+        check(&jpeg[..length], false);
+    }
+    // Cut after the end marker of a preview in the first segment.
+    check(b"\xFF\xD8\xFF\xE1\x20\0\xFF\xD8 preview\xFF\xD9", false);
+    check(b"\xFF\xD8\xFF\xE0 and so on \xFF\xD9", false);
     check(b"RIFF\x05\0\0\0WEBP!", true);
     check(b"RIFF\x06\0\0\0WEBP!", false);
     check(b"RIFF", false);

@@ -40,9 +40,9 @@ fn build(engine: Engine, name: &str, value: &Value) -> Result<TextToImage, Inval
 }
 
 /// The service and the form fields of a request that does not come from the client.
-fn fields(engine: Engine, name: &str, value: &Value) -> (&'static str, Value) {
+fn fields(engine: Engine, name: &str, value: &Value) -> (String, Value) {
     let is_model = !matches!(engine, Engine::Core | Engine::Ultra);
-    let service = if is_model { "sd3" } else { engine.id() };
+    let service = if is_model { "sd3" } else { engine.id() }.to_owned();
     let mut fields = json!({"prompt": "A fox"});
     if is_model {
         fields["model"] = json!(engine.id());
@@ -88,7 +88,7 @@ async fn schema_client_and_sandbox_agree_on_every_v2beta_option() {
             let shown: String = format!("{engine} {name}: {value}").chars().take(60).collect();
             let expected = validator.is_valid(&instance);
             assert_eq!(build(*engine, name, &value).is_ok(), expected, "client, {shown}");
-            assert_eq!(is_taken(&http, &sandbox, service, &fields).await, expected, "sandbox, {shown}");
+            assert_eq!(is_taken(&http, &sandbox, &service, &fields).await, expected, "sandbox, {shown}");
         }
     }
 }

@@ -51,7 +51,7 @@ fn request(engine: Engine, prompt: &str) -> TextToImage {
 
 async fn check_every_fault(engine: Engine, form: ResponseFormat) {
     let sandbox = sandbox().await;
-    let one_retry = RetryPolicy { delays: vec![Duration::from_millis(1)], ..RetryPolicy::default() };
+    let one_retry = RetryPolicy::default().delays([Duration::from_millis(1)]);
     let client =
         builder(&sandbox, "sk-sandbox").response_format(form).retry_policy(one_retry).build().expect("a client");
     for FaultCase { fault, error_kind: kind, requests } in FAULTS {

@@ -1,5 +1,4 @@
 //! Tests of the example programs, except for their argument parsing.
-#![allow(clippy::duplicate_mod, reason = "each example is its own program and includes the same module")]
 
 use stability_client::Engine;
 
@@ -14,6 +13,9 @@ mod batch;
 #[path = "../../examples/generate.rs"]
 #[allow(dead_code, reason = "its main is not called")]
 mod generate;
+#[path = "../../examples/upscale.rs"]
+#[allow(dead_code, reason = "its main is not called")]
+mod upscale;
 
 #[tokio::test]
 async fn account_example_reports_readiness() {
@@ -50,4 +52,20 @@ async fn batch_example_reports_images_and_failures() {
     assert!(lines[0].starts_with("A fox: ") && lines[0].ends_with(" bytes"), "{lines:?}");
     assert!(lines[1].starts_with("A gory bear: the prompt is refused by content policy"), "{lines:?}");
     assert_eq!(sandbox.ledger().charged, 2);
+}
+
+#[tokio::test]
+async fn upscale_example_writes_a_larger_image() {
+    let sandbox = sandbox().await;
+    let client = client(&sandbox, "sk-sandbox");
+    let file = |name: &str| std::env::temp_dir().join(format!("stability-client-{}-{name}", std::process::id()));
+    let (small, large) = (file("small.png"), file("large.jpg"));
+    image::RgbImage::new(64, 48).save(&small).expect("a writable folder");
+    let printed = upscale::upscale_file(&client, &small, &large).await.expect("an image");
+    assert!(printed.ends_with(" bytes of jpeg, 2 credits"), "{printed}");
+    let upscaled = image::open(&large).expect("an image");
+    assert_eq!((upscaled.width(), upscaled.height()), (256, 192));
+    for file in [small, large] {
+        std::fs::remove_file(file).expect("the file exists");
+    }
 }

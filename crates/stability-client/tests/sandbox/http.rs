@@ -33,7 +33,7 @@ async fn respond_once(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &
 }
 
 fn builder(base_url: &str) -> ClientBuilder {
-    Client::builder("sk-hunter2").base_url(base_url.parse().expect("a URL")).retry_policy(no_retries())
+    Client::builder("sk-hunter2").base_url(base_url).retry_policy(no_retries())
 }
 
 async fn bind_listener() -> (TcpListener, u16) {
@@ -74,10 +74,27 @@ async fn requests_go_through_the_proxy() {
     let (listener, port) = bind_listener().await;
     let mut proxy = JoinSet::new();
     proxy.spawn(async move { respond_once(listener.accept().await.expect("a connection").0, CREDITS_RESPONSE).await });
-    let client = builder("http://api.example/").proxy(format!("http://127.0.0.1:{port}").parse().expect("a URL"));
+    let client = builder("http://api.example/").proxy(format!("http://127.0.0.1:{port}"));
     client.build().expect("a client").balance().await.expect("credits");
     let head = proxy.join_next().await.expect("a task").expect("a request");
     assert!(head.starts_with("get http://api.example/v1/user/balance http/1.1\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn requests_go_through_the_client_of_the_caller() {
+    let (listener, port) = bind_listener().await;
+    let mut server = JoinSet::new();
+    server.spawn(async move { respond_once(listener.accept().await.expect("a connection").0, CREDITS_RESPONSE).await });
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut headers = reqwest::header::HeaderMap::new();
+    headers.insert("x-team", reqwest::header::HeaderValue::from_static("video"));
+    let own = reqwest::Client::builder().default_headers(headers).build().expect("an HTTP client");
+    let client = builder(&format!("http://127.0.0.1:{port}")).http_client(own).user_agent("pipeline/7").build();
+    client.expect("a client").balance().await.expect("credits");
+    let head = server.join_next().await.expect("a task").expect("a request");
+    for line in ["x-team: video", "user-agent: pipeline/7", "authorization: bearer sk-hunter2"] {
+        assert!(head.contains(&format!("\r\n{line}\r\n")), "{line} is missing in {head}");
+    }
 }
 
 #[tokio::test]
@@ -125,8 +142,12 @@ async fn endless_response_is_refused_at_the_size_limit() {
 
 #[test]
 fn base_url_that_is_not_http_is_refused() {
-    let error = builder("ftp://127.0.0.1/").build().err().expect("the URL is refused").to_string();
-    assert_eq!(error, "cannot build the client: base URL: \"ftp\" is not allowed; an http:// or https:// URL");
+    for (url, shown) in [("ftp://127.0.0.1/", "ftp"), ("https//user:secret@host", "https//user"), ("", "")] {
+        let error = builder(url).build().err().expect("the URL is refused").to_string();
+        let expected =
+            format!("cannot build the client: base URL: {shown:?} is not allowed; an http:// or https:// URL");
+        assert_eq!(error, expected);
+    }
 }
 
 #[tokio::test]

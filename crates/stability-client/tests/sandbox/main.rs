@@ -6,15 +6,14 @@ mod examples;
 mod http;
 mod lockout;
 mod secrets;
+mod upscale;
 
 use std::io::Write;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
-use stability_client::{
-    AccountStatus, Client, ClientBuilder, Engine, Error, Observer, Retry, RetryPolicy, TextToImage,
-};
+use stability_client::{Client, ClientBuilder, Engine, Error, Observer, Retry, RetryPolicy, TextToImage};
 use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
@@ -53,12 +52,13 @@ async fn sandbox() -> Sandbox {
 
 /// A builder with three retries, each after 10 ms. A 429 without `Retry-After` causes no pause.
 fn builder(sandbox: &Sandbox, key: &str) -> ClientBuilder {
-    let delays = vec![Duration::from_millis(10); 3];
+    let delays = [Duration::from_millis(10); 3];
     Client::builder(key)
-        .base_url(sandbox.base_url().parse().expect("a URL"))
+        .base_url(sandbox.base_url())
         .request_timeout(Duration::from_secs(30))
-        .retry_policy(RetryPolicy { delays, ..RetryPolicy::default() })
+        .retry_policy(RetryPolicy::default().delays(delays))
         .lockout(Duration::ZERO)
+        .log_refused_prompts(true)
         .rate_limit(NonZeroU32::new(60_000).expect("not 0"))
 }
 
@@ -67,7 +67,7 @@ fn client(sandbox: &Sandbox, key: &str) -> Client {
 }
 
 fn no_retries() -> RetryPolicy {
-    RetryPolicy { delays: vec![], ..RetryPolicy::default() }
+    RetryPolicy::none()
 }
 
 fn request() -> TextToImage {
@@ -119,7 +119,7 @@ async fn account_status_reports_credits_and_listed_engine() {
     let engines = good.engines().await.expect("engines");
     assert!(engines.iter().any(|engine| engine.id == Engine::Sdxl10.id()), "{engines:?}");
     let checked = good.check(Engine::Sdxl10).await.expect("the account check succeeds");
-    assert_eq!(checked, AccountStatus { credits: 41.5, engine_listed: Some(true) });
+    assert_eq!((checked.credits, checked.engine_listed), (41.5, Some(true)));
     assert!(checked.is_ready());
     let checked = good.check(Engine::Core).await.expect("the account check succeeds");
     assert_eq!(checked.engine_listed, None, "the API lists no engines of v2beta");

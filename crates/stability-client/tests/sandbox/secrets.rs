@@ -60,7 +60,7 @@ async fn errors_and_logs_never_contain_the_key() {
             printed += &format!("{error} {error:?} ");
         }
     }
-    let proxy = "http://user:hunter2@127.0.0.1:1".parse().expect("a URL");
+    let proxy = "http://user:hunter2@127.0.0.1:1";
     let proxied = builder(&sandbox, "sk-sandbox").proxy(proxy).retry_policy(no_retries()).build().expect("a client");
     let failure = proxied.generate(&request()).await.expect_err("no proxy is listening");
     printed += &format!("{failure} {failure:?} {} ", failure.error);

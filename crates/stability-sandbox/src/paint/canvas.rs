@@ -32,6 +32,9 @@ pub(super) struct Canvas {
     pixels: Vec<u8>,
 }
 
+/// The keyword of the text chunk that holds the prompt.
+pub(super) const PROMPT_KEYWORD: &str = "prompt";
+
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a byte")]
 fn to_byte(value: f32) -> u8 {
     (value * 255.0).round().clamp(0.0, 255.0) as u8
@@ -57,12 +60,14 @@ impl Canvas {
         self.set_pixel(x, y, Colour(r, g, b).mix(colour, share));
     }
 
-    pub(super) fn into_png(self) -> Vec<u8> {
+    /// Encodes the picture, with its prompt: by the prompt, the sandbox recognises an image that it is to upscale.
+    pub(super) fn into_png(self, prompt: &str) -> Vec<u8> {
         let side = |side: usize| u32::try_from(side).expect("an image side fits a u32");
         let mut file = Vec::new();
         let mut encoder = png::Encoder::new(&mut file, side(self.width), side(self.height));
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_compression(png::Compression::Fast);
+        encoder.add_itxt_chunk(PROMPT_KEYWORD.to_owned(), prompt.to_owned()).expect("the keyword is Latin-1");
         let mut writer = encoder.write_header().expect("writing to memory");
         writer.write_image_data(&self.pixels).expect("the number of pixels matches the header");
         writer.finish().expect("writing to memory");

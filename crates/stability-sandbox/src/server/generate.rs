@@ -17,18 +17,18 @@ use tokio::task::spawn_blocking;
 
 use super::{Shared, output};
 use crate::api_error::ApiError;
-use crate::faults::Fault;
+use crate::faults::{Fault, Target};
 use crate::ledger::RequestRecord;
 use crate::rules::{self, ImageRequest};
 
 /// Counts a request as in flight until it is dropped, which also happens when the caller disconnects.
-struct InFlightGuard {
+pub(super) struct InFlightGuard {
     shared: Arc<Shared>,
     log_index: usize,
 }
 
 impl InFlightGuard {
-    fn begin(shared: Arc<Shared>) -> Self {
+    pub(super) fn begin(shared: Arc<Shared>) -> Self {
         let log_index = {
             let mut state = shared.lock();
             state.request_log.push(RequestRecord { received_at: Instant::now(), status: None });
@@ -42,7 +42,7 @@ impl InFlightGuard {
     }
 
     /// Records the status of the response.
-    fn record_response(self, response: Response) -> Response {
+    pub(super) fn record_response(self, response: Response) -> Response {
         let status = response.status().as_u16();
         let mut state = self.shared.lock();
         *state.ledger.by_status.entry(status).or_default() += 1;
@@ -81,7 +81,7 @@ pub(super) async fn v2beta(
 }
 
 /// Checks the key, then the rate limit, which is the order of a gateway.
-fn check_access(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) fn check_access(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
     shared.check_key(headers)?;
     if shared.lock().limiter.admit(Instant::now()) { Ok(()) } else { Err(ApiError::from_status(429)) }
 }
@@ -122,41 +122,42 @@ async fn handle_v2beta(
     request: Request,
 ) -> Result<Response, ApiError> {
     check_access(shared, headers)?;
-    let wants_image = match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
-        None | Some(b"image/*" | b"*/*") => true,
-        Some(b"application/json") => false,
-        Some(_) => return Err(ApiError::new(400, "bad_request", "accept: must be image/* or application/json")),
-    };
-    let form = Multipart::from_request(request, &()).await;
-    let form = form.map_err(|_| ApiError::new(400, "bad_request", "content-type: must be multipart/form-data"))?;
-    let request = rules::v2beta::parse(service, &read_fields(form).await?)?;
-    let generated = generate_images(shared, request).await?;
-    let response = if wants_image {
-        generated.image_response()
-    } else {
-        let (seed, bytes) = generated.first();
-        let body = json!({"image": STANDARD.encode(bytes), "seed": seed, "finish_reason": generated.finish_reason()});
-        Json(body).into_response()
-    };
-    Ok(output::apply_response_fault(response, generated.fault).await)
+    let wants_image = wants_image_file(headers)?;
+    let fields = read_form(request).await?;
+    let text = |(name, value): (String, Vec<u8>)| (name, String::from_utf8_lossy(&value).into_owned());
+    let fields: Vec<_> = fields.into_iter().map(text).collect();
+    let request = rules::v2beta::parse(service, &fields)?;
+    Ok(generate_images(shared, request).await?.into_v2beta(wants_image).await)
 }
 
-/// Reads the fields of a form, in their order.
-async fn read_fields(mut form: Multipart) -> Result<Vec<(String, String)>, ApiError> {
+/// Whether a v2beta request asks for an image file; otherwise for JSON.
+pub(super) fn wants_image_file(headers: &HeaderMap) -> Result<bool, ApiError> {
+    match headers.get(header::ACCEPT).map(HeaderValue::as_bytes) {
+        None | Some(b"image/*" | b"*/*") => Ok(true),
+        Some(b"application/json") => Ok(false),
+        Some(_) => Err(ApiError::new(400, "bad_request", "accept: must be image/* or application/json")),
+    }
+}
+
+/// Reads the fields of a multipart form, in their order.
+pub(super) async fn read_form(request: Request) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
+    let form = Multipart::from_request(request, &()).await;
+    let mut form = form.map_err(|_| ApiError::new(400, "bad_request", "content-type: must be multipart/form-data"))?;
     let broken = |status| ApiError::from_status(status);
     let mut fields = Vec::new();
     while let Some(field) = form.next_field().await.map_err(|error| broken(error.status().as_u16()))? {
         let name = field.name().unwrap_or_default().to_owned();
-        fields.push((name, field.text().await.map_err(|error| broken(error.status().as_u16()))?));
+        fields.push((name, field.bytes().await.map_err(|error| broken(error.status().as_u16()))?.to_vec()));
     }
     Ok(fields)
 }
 
 /// Rendered images, and the fault that applies to them.
-struct GeneratedImages {
-    images: Vec<(u32, Vec<u8>)>,
-    media_type: &'static str,
-    fault: Option<Fault>,
+pub(super) struct GeneratedImages {
+    /// Each with its seed.
+    pub(super) images: Vec<(u32, Vec<u8>)>,
+    pub(super) media_type: &'static str,
+    pub(super) fault: Option<Fault>,
 }
 
 impl GeneratedImages {
@@ -170,6 +171,18 @@ impl GeneratedImages {
             Some(Fault::Error) => "ERROR",
             _ => "SUCCESS",
         }
+    }
+
+    /// The response of a v2beta service.
+    pub(super) async fn into_v2beta(self, wants_image: bool) -> Response {
+        let response = if wants_image {
+            self.image_response()
+        } else {
+            let (seed, bytes) = self.first();
+            let body = json!({"image": STANDARD.encode(bytes), "seed": seed, "finish_reason": self.finish_reason()});
+            Json(body).into_response()
+        };
+        output::apply_response_fault(response, self.fault).await
     }
 
     fn image_response(&self) -> Response {
@@ -188,8 +201,10 @@ async fn generate_images(shared: &Arc<Shared>, request: ImageRequest) -> Result<
     let (fault, latency, sketch, prepared) = {
         let mut state = shared.lock();
         state.ledger.by_prompt.entry(request.prompt.clone()).or_default().requests += 1;
-        let fault =
-            state.faults.next_fault(&request.prompt).map_err(|message| ApiError::new(400, "bad_request", message))?;
+        let fault = state
+            .faults
+            .next_fault(Target::Generation, &request.prompt)
+            .map_err(|message| ApiError::new(400, "bad_request", message))?;
         (fault, state.latency, state.sketch, state.prepared_images.clone())
     };
     if let Some(Fault::Status(status, retry_after_s)) = fault {

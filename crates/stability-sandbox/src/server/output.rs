@@ -1,12 +1,22 @@
 //! Renders images, and applies faults to their bytes and to the response.
 
+use std::io::Cursor;
+
 use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use image::codecs::jpeg::JpegEncoder;
+use image::{ImageFormat, RgbImage, imageops};
 
 use crate::faults::Fault;
 use crate::paint;
+use crate::rules::upscale::UpscaleRequest;
 use crate::rules::{Format, ImageRequest};
+
+/// Quality of JPEG files, 1 to 100.
+const JPEG_QUALITY: u8 = 92;
+/// Standard deviation of the blur of filtered images that were upscaled, in pixels.
+const BLUR_SIGMA: f32 = 96.0;
 
 /// Renders and encodes the requested image, altered by the fault.
 pub(super) fn render_image(order: &ImageRequest, seed: u32, fault: Option<Fault>, sketch: bool) -> Vec<u8> {
@@ -30,20 +40,49 @@ pub(super) fn render_image(order: &ImageRequest, seed: u32, fault: Option<Fault>
     if is_decodable(fault) { convert_png(bytes, order.format) } else { bytes }
 }
 
+/// Makes an image four times as wide and as high, altered by the fault.
+pub(super) fn render_upscaled(order: &UpscaleRequest, fault: Option<Fault>) -> Vec<u8> {
+    let UpscaleRequest { picture, format, prompt } = order;
+    let (width, height) = (picture.width() * 4, picture.height() * 4);
+    match fault {
+        Some(Fault::Bomb) => return decompression_bomb(),
+        Some(Fault::WrongSize) => return convert_png(paint::render_scene(prompt, 0, 512, 512), *format),
+        Some(Fault::Blank | Fault::Html | Fault::Empty | Fault::Oversized | Fault::Drop) => {
+            return convert_png(paint::render_blank(width, height), *format);
+        }
+        _ => {}
+    }
+    let mut upscaled = imageops::resize(picture, width, height, imageops::FilterType::CatmullRom);
+    if matches!(fault, Some(Fault::Filtered | Fault::Blurred)) {
+        upscaled = imageops::fast_blur(&upscaled, BLUR_SIGMA);
+    }
+    let mut file = encode(&upscaled, *format);
+    if fault == Some(Fault::Corrupt) {
+        file.truncate(file.len() / 2);
+    }
+    file
+}
+
 fn is_decodable(fault: Option<Fault>) -> bool {
     !matches!(fault, Some(Fault::Bomb | Fault::Corrupt))
 }
 
 /// Converts a PNG to the requested format.
 fn convert_png(painted: Vec<u8>, format: Format) -> Vec<u8> {
-    let target = match format {
-        Format::Png => return painted,
-        Format::Jpeg => image::ImageFormat::Jpeg,
-        Format::Webp => image::ImageFormat::WebP,
+    if format == Format::Png {
+        return painted;
+    }
+    encode(&image::load_from_memory(&painted).expect("a PNG made by the sandbox").into_rgb8(), format)
+}
+
+fn encode(picture: &RgbImage, format: Format) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    let written = match format {
+        Format::Png => picture.write_to(&mut file, ImageFormat::Png),
+        Format::Jpeg => JpegEncoder::new_with_quality(&mut file, JPEG_QUALITY).encode_image(picture),
+        Format::Webp => picture.write_to(&mut file, ImageFormat::WebP),
     };
-    let picture = image::load_from_memory(&painted).expect("a PNG made by the sandbox");
-    let mut file = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut file, target).expect("writing to memory");
+    written.expect("writing to memory");
     file.into_inner()
 }
 

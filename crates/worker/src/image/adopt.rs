@@ -21,10 +21,13 @@ pub(super) async fn find_adoptable_file(
     let Some(FileMetadata { metadata, format, sha256 }) = files.pool.read_file_metadata(bytes).await else {
         return Ok(None);
     };
-    let matches = (metadata.job_id, metadata.index) == (files.key.job_id, task.index) && metadata.params == task.params;
-    if !matches {
+    let is_own = (metadata.job_id, metadata.index) == (files.key.job_id, task.index);
+    // A worker that was killed before it had upscaled an image leaves one that it has scaled itself.
+    let has_params = metadata.params == task.params || metadata.params == task.params.without_upscaler();
+    if !is_own || !has_params {
         return Ok(None);
     }
     info!(file_path, "stored file of an incomplete row adopted");
-    Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed: metadata.seed, origin: Origin::Generated }))
+    let (seed, origin, params) = (metadata.seed, Origin::Generated, metadata.params);
+    Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin, params }))
 }

@@ -16,7 +16,8 @@ pub(super) async fn copy_cached(files: &ImageFiles, task: &ImageTask) -> Result<
         match try_copy(files, task, &cached).await {
             Ok(Some(file_path)) => {
                 let CachedImage { file_path: _, format, size_bytes, sha256, seed } = cached;
-                return Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin: Origin::Cache }));
+                let (origin, params) = (Origin::Cache, task.params.clone());
+                return Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin, params }));
             }
             Ok(None) => {}
             Err(ImageError::Store(error)) => return Err(error),

@@ -74,6 +74,9 @@ impl From<Error> for ImageError {
             | Error::Server { .. }
             | Error::Unfinished
             | Error::Undecodable(_) => failed(ImageFailureCode::ProviderUnavailable),
+            // Errors that a later version of the client adds.
+            error if error.class().retryable => Self::Failed(ImageFailureCode::ProviderUnavailable, error.to_string()),
+            error => Self::Failed(ImageFailureCode::RejectedRequest, error.to_string()),
         }
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use domain::asset_path;
 use domain::command::JobKey;
 use domain::failure::ImageFailureCode;
+use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageFormat;
 use domain::outcome::Origin;
 use store::{Lease, Store, StoreError};
@@ -24,6 +25,8 @@ pub(super) struct StoredFile {
     pub(super) sha256: String,
     pub(super) seed: u32,
     pub(super) origin: Origin,
+    /// How the image was made.
+    pub(super) params: GenerationParams,
 }
 
 /// The files of one job.
@@ -82,7 +85,7 @@ impl ImageFiles {
     /// Replaces a file of an earlier attempt.
     ///
     /// Renews the lease first: a worker that has lost it must not overwrite the file of the next worker.
-    async fn overwrite(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
+    pub(super) async fn overwrite(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
         retry_store(|| self.store.renew(self.lease, self.lease_duration)).await?;
         Ok(retry_storage(|| self.storage.put(path, bytes.clone())).await?)
     }

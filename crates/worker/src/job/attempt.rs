@@ -7,14 +7,15 @@ use std::sync::Arc;
 use domain::asset_path;
 use domain::command::{CacheMode, Command};
 use domain::event::Event;
-use domain::failure::ImageFailureCode;
+use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::generation_params::GenerationParams;
 use domain::outcome::{Asset, ImageFailure, ImageState};
 use domain::style::Style;
+use domain::upscaler::Upscaler;
+use stability_client::Engine;
 use store::{ClaimedImage, Lease, StoreError};
 use tokio::task::JoinSet;
 use tracing::{Instrument, info, warn};
-use uuid::Uuid;
 
 use super::events::JobEvents;
 use super::outcome::JobRunError;
@@ -119,6 +120,7 @@ impl JobAttempt<'_> {
 
     /// Checks funds and storage before the first request, and plans the missing images.
     async fn prepare(&mut self) -> Result<Vec<ImageTask>, JobRunError> {
+        self.check_upscaler();
         let prefers_cache = self.command.config.cache == Some(CacheMode::Prefer);
         // Translation costs money too. Funds are checked first, unless cached images may reduce the number of requests.
         if !prefers_cache {
@@ -142,6 +144,20 @@ impl JobAttempt<'_> {
             return Ok(tasks);
         }
         self.check_storage(tasks).await
+    }
+
+    /// Cancels the attempt if the upscaler does not take the images of the worker's default engine. Of an engine that the
+    /// command names, this is known when it is parsed.
+    fn check_upscaler(&mut self) {
+        let fits = self.engine.parse().is_ok_and(|engine: Engine| engine.fits_fast_upscaler());
+        if self.command.config.upscaler == Some(Upscaler::Fast) && !fits {
+            let message = format!(
+                "config.upscaler: \"fast\" is not allowed; the fast upscaler does not take the images of {}",
+                self.engine
+            );
+            self.cancel.cancel(CancelReason::Fatal(JobFailureCode::InvalidRequest, message.clone()));
+            self.progress.set_fatal_cause(JobFailureCode::InvalidRequest, message);
+        }
     }
 
     /// Cancels the attempt if its missing images cannot be paid for.
@@ -175,7 +191,7 @@ impl JobAttempt<'_> {
             }
             let span = image_span(task.index);
             match self.generator.reuse_cached(&task).instrument(span.clone()).await? {
-                Some(asset) => self.complete_image(asset, task.fingerprint).instrument(span).await?,
+                Some(asset) => self.complete_image(asset).instrument(span).await?,
                 None => remaining.push(task),
             }
         }
@@ -206,7 +222,7 @@ impl JobAttempt<'_> {
         let ImageReport { task, span, result, usage } = report;
         self.progress.add_usage(task.index, usage);
         match result {
-            Ok(asset) => self.complete_image(asset, task.fingerprint).instrument(span).await,
+            Ok(asset) => self.complete_image(asset).instrument(span).await,
             Err(ImageError::Failed(code, message)) => {
                 self.fail_image(task.index, code, message, code.is_retryable(), Some(&task.params))
                     .instrument(span)
@@ -227,8 +243,10 @@ impl JobAttempt<'_> {
     }
 
     /// Records the completion of an image whose file is stored.
-    async fn complete_image(&mut self, asset: Asset, fingerprint: Uuid) -> Result<(), JobRunError> {
-        let ImageResources { store, metrics, .. } = self.resources;
+    async fn complete_image(&mut self, asset: Asset) -> Result<(), JobRunError> {
+        let ImageResources { store, metrics, pool, .. } = self.resources;
+        // Not the task's: the image may have been made without the upscaler that was asked for.
+        let fingerprint = asset.params.fingerprint(&pool.spec());
         let index = asset.index;
         let lease = self.lease;
         let completing = self.write_result(|| store.complete_image(lease, &asset, fingerprint));

@@ -125,6 +125,7 @@ impl Planner {
             engine.parse().map_err(|error: UnknownName| PlanFailure::from_rejected(error.to_string()))?;
         let mut params = GenerationParams { engine: engine.id().to_owned(), ..GenerationParams::default() };
         compose_prompts(&mut params, engine, style, english, index, description)?;
+        params.upscaler = config.upscaler.unwrap_or_default();
         params.requested_seed = seed::image_seed(config.seed.unwrap_or(0), index, engine.max_seed());
 
         let dimensions = engine.dimensions_for(self.spec.width, self.spec.height);
@@ -187,11 +188,8 @@ fn compose_prompts(
 
 fn set_style_preset(request: TextToImage, name: String) -> Result<TextToImage, InvalidRequest> {
     // Names are checked when the command or the style is parsed: this fails only if that check and this one differ.
-    let preset = name.parse::<StylePreset>().map_err(|error| InvalidRequest {
-        field: "style_preset",
-        value: name,
-        allowed: error.to_string(),
-    })?;
+    let preset =
+        name.parse::<StylePreset>().map_err(|error| InvalidRequest::new("style_preset", name, error.to_string()))?;
     request.style_preset(preset)
 }
 

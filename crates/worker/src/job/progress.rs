@@ -69,9 +69,7 @@ impl JobProgress {
     }
 
     pub(super) fn add_usage(&mut self, index: u32, usage: Usage) {
-        let row = &mut self.images[position(index)].row;
-        row.requests += usage.requests;
-        row.charged += usage.possibly_charged;
+        self.images[position(index)].row.requests += usage.requests;
     }
 
     pub(super) fn set_state(&mut self, index: u32, state: ImageState) {
@@ -100,11 +98,6 @@ impl JobProgress {
     /// Whether the success rate can still be reached.
     pub(super) fn can_reach_success_rate(&self) -> bool {
         self.tally().can_reach(self.min_success_rate)
-    }
-
-    /// Requests of all attempts that were, or may have been, charged.
-    pub(super) fn charged_requests(&self) -> u32 {
-        self.images.iter().map(|image| image.row.charged).sum()
     }
 
     pub(super) fn tally(&self) -> Tally {

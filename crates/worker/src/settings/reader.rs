@@ -239,7 +239,7 @@ impl<'a> Reader<'a> {
 
     /// The name of an engine.
     pub(super) fn engine(&self, name: &str) -> Result<Engine, SettingError> {
-        let names: Vec<&str> = Engine::ALL.iter().map(|engine| engine.id()).collect();
+        let names: Vec<&str> = Engine::ALL.iter().map(Engine::id).collect();
         self.parse(name, format!("one of {}", names.join(", ")), |text| text.parse().ok())
     }
 

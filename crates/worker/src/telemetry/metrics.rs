@@ -253,10 +253,10 @@ impl Observer for Metrics {
         self.inner.quota_wait.record(wait.as_secs_f64(), &[]);
     }
 
-    fn on_request_end(&self, exchange: &RequestOutcome) {
-        let RequestOutcome { engine, error_kind: failure, status, duration: took } = *exchange;
+    fn on_request_end(&self, exchange: &RequestOutcome<'_>) {
+        let RequestOutcome { model, error_kind: failure, status, duration: took, .. } = *exchange;
         let outcome = KeyValue::new("outcome", failure.unwrap_or("ok"));
-        self.inner.requests.add(1, &[KeyValue::new("engine", engine.id()), outcome]);
+        self.inner.requests.add(1, &[KeyValue::new("engine", model.to_owned()), outcome]);
         if status == Some(429) {
             self.inner.rate_limited.add(1, &[]);
         }
@@ -275,11 +275,11 @@ impl Observer for Metrics {
         self.inner.http_duration.record(took.as_secs_f64(), &attributes);
     }
 
-    fn on_call_end(&self, call: &CallOutcome) {
+    fn on_call_end(&self, call: &CallOutcome<'_>) {
         let mut attributes = vec![
-            KeyValue::new("gen_ai.operation.name", "generate_content"),
+            KeyValue::new("gen_ai.operation.name", call.operation.as_str()),
             KeyValue::new("gen_ai.provider.name", GEN_AI_PROVIDER_NAME),
-            KeyValue::new("gen_ai.request.model", call.engine.id()),
+            KeyValue::new("gen_ai.request.model", call.model.to_owned()),
         ];
         attributes.extend(call.error_kind.map(error_type));
         self.inner.gen_ai_duration.record(call.duration.as_secs_f64(), &attributes);

@@ -35,7 +35,7 @@ fn request_with_seed() -> TextToImage {
 async fn unusable_image_is_generated_once_more_without_delay() {
     let (client, transport) = client([ok_response(), ok_response()], 60);
     let usage = generate(&client, &request(), 2, false).await.expect("the second image is accepted");
-    assert_eq!(usage, Usage { requests: 2, possibly_charged: 2, retries: 1 });
+    assert_eq!(usage, Usage { requests: 2, possibly_charged: 2, images: 2, retries: 1 });
     assert_eq!(transport.sent_seconds(), [0.0, 0.0]);
 }
 
@@ -47,7 +47,7 @@ async fn unusable_image_is_not_generated_a_third_time() {
         let (client, transport) = client(script, 60);
         let error = generate(&client, &request(), 0, false).await.expect_err("no image is accepted");
         assert!(matches!(error.error, Error::Unusable(_) | Error::Damaged { .. }), "{error:?}");
-        assert_eq!(error.usage, Usage { requests: 2, possibly_charged: 2, retries: 1 });
+        assert_eq!(error.usage, Usage { requests: 2, possibly_charged: 2, images: 2, retries: 1 });
         assert_eq!(transport.sent_seconds(), [0.0, 0.0]);
     }
 }
@@ -56,7 +56,7 @@ async fn unusable_image_is_not_generated_a_third_time() {
 async fn extra_generation_is_used_once_despite_retries_in_between() {
     let (client, transport) = client([ok_response(), response(500, &json!({})), ok_response()], 60);
     let error = generate(&client, &request(), 0, false).await.expect_err("no image is accepted");
-    assert_eq!(error.usage, Usage { requests: 3, possibly_charged: 2, retries: 2 });
+    assert_eq!(error.usage, Usage { requests: 3, possibly_charged: 2, images: 2, retries: 2 });
     assert_eq!(transport.sent_seconds(), [0.0, 0.0, 5.0]);
 }
 
@@ -81,7 +81,7 @@ async fn extra_generation_counts_as_a_retry() {
     let failing = || response(500, &json!({}));
     let (used_up, transport) = client([failing(), failing(), failing(), ok_response()], 60);
     let error = generate(&used_up, &request(), 2, false).await.expect_err("no retry is left");
-    assert_eq!(error.usage, Usage { requests: 4, possibly_charged: 1, retries: 3 });
+    assert_eq!(error.usage, Usage { requests: 4, possibly_charged: 1, images: 1, retries: 3 });
     assert_eq!(transport.sent_seconds(), [0.0, 2.0, 7.0, 17.0]);
     // The extra generation counts as the first retry, so the next delay is that of the second.
     let (client, transport) = client([ok_response(), failing(), ok_response()], 60);

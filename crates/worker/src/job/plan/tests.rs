@@ -22,7 +22,6 @@ fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConf
         state: ImageState::Untried,
         file_path: None,
         requests: 0,
-        charged: 0,
     };
     let mut plan = Planner::new(&settings).plan(&command, &engine, style, &Translations::default(), &[&missing]);
     assert_eq!(plan.tasks.len() + plan.failures.len(), 1);

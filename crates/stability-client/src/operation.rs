@@ -1,0 +1,34 @@
+//! What a call asks the API to do.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a call asks the API to do. Each is paid for by request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Operation {
+    /// Generate images from a text: [`Client::generate`](crate::Client::generate).
+    TextToImage,
+    /// Make an image four times as wide and as high: [`Client::upscale`](crate::Client::upscale).
+    Upscale,
+}
+
+impl Operation {
+    /// Returns the value of the OpenTelemetry attribute `gen_ai.operation.name`.
+    ///
+    /// The semantic conventions have no operation for upscaling; `upscale` follows their form.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TextToImage => "generate_content",
+            Self::Upscale => "upscale",
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
