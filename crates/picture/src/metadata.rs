@@ -38,6 +38,11 @@ const EXIF_TAGS: [(&str, Tag); 5] = [
 /// Prefix of a `UserComment` that marks its text as UTF-16. Source: EXIF 2.32, 4.6.5.
 const UNICODE_PREFIX: &[u8; 8] = b"UNICODE\0";
 
+/// The longest text that is decompressed, in bytes. This program writes its texts uncompressed.
+const MAX_TEXT_BYTES: usize = 256 * 1024;
+/// The most compressed texts that are read from one file.
+const MAX_COMPRESSED_TEXTS: usize = 16;
+
 /// The most bytes of EXIF data: one JPEG segment without its header.
 const MAX_EXIF_BYTES: usize = 65_000;
 
@@ -138,11 +143,23 @@ pub fn from_texts(texts: &[(String, String)]) -> Option<ImageMetadata> {
     serde_json::from_str(json).ok()
 }
 
+/// The texts of a PNG. Compressed ones that are too long, and those after the first 16, are left out.
 fn png_texts(info: &png::Info<'_>) -> Vec<(String, String)> {
-    let utf8 = info.utf8_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    let utf8 = info.utf8_text.iter().filter(|chunk| !chunk.compressed);
+    let utf8 = utf8.filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
     let latin1 = info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone()));
-    let compressed =
-        info.compressed_latin1_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    // A few hundred bytes can become gigabytes: the length is bounded while they are decompressed.
+    let compressed_utf8 = info.utf8_text.iter().filter(|chunk| chunk.compressed).map(|chunk| {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
+        Some((chunk.keyword.clone(), chunk.get_text().ok()?))
+    });
+    let compressed_latin1 = info.compressed_latin1_text.iter().map(|chunk| {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
+        Some((chunk.keyword.clone(), chunk.get_text().ok()?))
+    });
+    let compressed = compressed_utf8.chain(compressed_latin1).take(MAX_COMPRESSED_TEXTS).flatten();
     utf8.chain(latin1).chain(compressed).collect()
 }
 

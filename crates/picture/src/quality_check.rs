@@ -1,23 +1,30 @@
 //! The quality check: rejects images of a single colour and, if a threshold is set, blurred images.
 
-use domain::image_spec::ImageDefect;
+use std::borrow::Cow;
+
+use domain::image_spec::{ImageDefect, ImageSpec};
+use fast_image_resize::Resizer;
 use image::RgbImage;
 
 use super::decode;
+use super::resize::resize_to_cover;
 
 /// Minimum standard deviation, of 255, of the channel that varies most; below it an image counts as single-coloured.
 ///
 /// A plain surface with invisible noise has about 1; a night sky with a few stars has 10 and more.
 const MIN_CONTRAST: f64 = 2.0;
+/// Number of pixels of the API's images, such as 1344x768.
+const ONE_MEGAPIXEL: f64 = 1_032_192.0;
 /// The contrast is measured on every n-th row, which is accurate enough and cheap.
 const ROW_STEP: usize = 4;
 
 /// Thresholds of the quality check.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct QualityCheck {
-    /// Minimum variance of the Laplacian of the brightness, at the size that the API sends; 0 disables the check.
+    /// Minimum variance of the Laplacian of the brightness, at one megapixel; 0 disables the check.
     ///
-    /// Sharp photographs have several hundred, images blurred beyond recognition only a few.
+    /// The engines generate one megapixel. Larger images, such as stored ones, are scaled down to it before they are
+    /// measured: enlarging an image makes neighbours more alike. Sharp photographs have several hundred, images blurred beyond recognition only a few.
     pub min_sharpness: f64,
 }
 
@@ -43,13 +50,26 @@ impl QualityCheck {
         }
         let min_sharpness = self.min_sharpness;
         if min_sharpness > 0.0 {
-            let sharpness = sharpness(picture);
+            let sharpness = sharpness(scale_to_one_megapixel(picture)?.as_ref());
             if sharpness < min_sharpness {
                 return Err(ImageDefect::Blurred { sharpness, min_sharpness });
             }
         }
         Ok(())
     }
+}
+
+/// Scales an image down if it has more than 10% above one megapixel.
+fn scale_to_one_megapixel(picture: &RgbImage) -> Result<Cow<'_, RgbImage>, ImageDefect> {
+    let (width, height) = picture.dimensions();
+    let share = ONE_MEGAPIXEL / (f64::from(width) * f64::from(height));
+    if share > 1.0 / 1.1 {
+        return Ok(Cow::Borrowed(picture));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a smaller side than before")]
+    let scale = |side: u32| ((f64::from(side) * share.sqrt()).round() as u32).max(1);
+    let size = ImageSpec { width: scale(width), height: scale(height), ..ImageSpec::default() };
+    resize_to_cover(picture, &size, &mut Resizer::new(), Vec::new()).map(Cow::Owned)
 }
 
 /// The standard deviation of the channel that varies most.

@@ -259,3 +259,116 @@ fn png_without_all_pixels_is_refused() {
     }
     assert_eq!(super::decode(&whole, vec![255; 64 * 65 * 3]), Ok(noise));
 }
+
+/// The decoder makes up what a truncated JPEG lacks.
+#[test]
+fn truncated_jpeg_is_rejected_wherever_it_ends() {
+    let spec = ImageSpec { width: 96, height: 54, ..ImageSpec::default() };
+    let whole = encode(&gradient(96, 54), image::ImageFormat::Jpeg);
+    assert_eq!(verify(&whole, &spec), Ok(()));
+    assert!(image::load_from_memory(&whole[..whole.len() * 3 / 4]).is_ok(), "the reason for this test");
+    for length in 0..whole.len() {
+        assert!(verify(&whole[..length], &spec).is_err(), "{length} of {} bytes", whole.len());
+    }
+}
+
+/// A PNG with pixels of 16 bits, and with this colour profile.
+fn png_with(pixels: &[u16], profile: Option<Vec<u8>>) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut info = ::png::Info::with_size(u32::try_from(pixels.len() / 3).expect("few pixels"), 1);
+    info.icc_profile = profile.map(Into::into);
+    info.color_type = ::png::ColorType::Rgb;
+    info.bit_depth = ::png::BitDepth::Sixteen;
+    let encoder = ::png::Encoder::with_info(&mut file, info).expect("a valid header");
+    let mut writer = encoder.write_header().expect("the header is written");
+    let bytes: Vec<u8> = pixels.iter().flat_map(|value| value.to_be_bytes()).collect();
+    writer.write_image_data(&bytes).expect("the pixels are written");
+    writer.finish().expect("the file ends");
+    file
+}
+
+#[test]
+fn sixteen_bits_a_channel_are_rounded_to_eight() {
+    let pixels: Vec<u16> = vec![0, 128, 129, 257, 385, 386, 32_767, 32_896, 65_407, 65_406, 65_534, 65_535];
+    let decoded = super::decode(&png_with(&pixels, None), Vec::new()).expect("the image is decoded");
+    let expected: Vec<u8> =
+        pixels.iter().map(|value| u8::try_from((u32::from(*value) + 128) / 257).expect("a byte")).collect();
+    assert_eq!(decoded.as_raw(), &expected);
+}
+
+#[test]
+fn colours_of_a_profile_are_converted_to_srgb() {
+    let profile = |profile: moxcms::ColorProfile| Some(profile.encode().expect("the profile is encoded"));
+    let decode = |pixel: [u16; 3], profile| {
+        let pixel = pixel.map(|value| value * 257);
+        super::decode(&png_with(&pixel, profile), Vec::new()).map(|decoded| decoded.get_pixel(0, 0).0)
+    };
+    let near = |found: [u8; 3], wanted: [u8; 3]| found.iter().zip(wanted).all(|(a, b)| a.abs_diff(b) <= 1);
+    // Source of the values: CSS Color 4, conversion of display-p3 to sRGB.
+    let converted = decode([200, 100, 50], profile(moxcms::ColorProfile::new_display_p3())).expect("an image");
+    assert!(near(converted, [215, 93, 31]), "{converted:?}");
+    let same = decode([200, 100, 50], profile(moxcms::ColorProfile::new_srgb())).expect("an image");
+    assert!(near(same, [200, 100, 50]), "{same:?}");
+    let grey = decode([200, 100, 50], profile(moxcms::ColorProfile::new_gray_with_gamma(2.2)));
+    let error = grey.expect_err("the profile is not for RGB").to_string();
+    assert_eq!(error, "not a readable image: its colour profile cannot be converted: it is for Gray, expected Rgb");
+    let error = decode([0; 3], Some(vec![0; 200])).expect_err("the profile is damaged").to_string();
+    assert!(error.starts_with("not a readable image: its colour profile cannot be converted: "), "{error}");
+}
+
+#[test]
+fn compressed_texts_are_bounded_while_they_are_read() {
+    let bomb = "x".repeat(64 * 1024 * 1024);
+    let mut file = Vec::new();
+    let mut encoder = ::png::Encoder::new(&mut file, 1, 1);
+    encoder.add_ztxt_chunk("Title".to_owned(), bomb.clone()).expect("a valid keyword");
+    encoder.add_ztxt_chunk("Short".to_owned(), "A short text".to_owned()).expect("a valid keyword");
+    let mut writer = encoder.write_header().expect("the header is written");
+    let mut long = ::png::text_metadata::ITXtChunk::new("Description", bomb);
+    long.compressed = true;
+    writer.write_text_chunk(&long).expect("the text is written");
+    for number in 0..20 {
+        let chunk = ::png::text_metadata::ZTXtChunk::new(format!("Text {number}"), "again");
+        writer.write_text_chunk(&chunk).expect("the text is written");
+    }
+    writer.write_image_data(&[0]).expect("the pixels are written");
+    writer.finish().expect("the file ends");
+    assert!(file.len() < 1_000_000, "{} bytes", file.len());
+    let texts = metadata::read(&file).expect("the file is readable").texts;
+    // Of the first 16 compressed texts, two are too long.
+    assert_eq!(texts.len(), 14);
+    assert_eq!(texts[0], ("Short".to_owned(), "A short text".to_owned()));
+    assert!(texts.iter().all(|(_, text)| text.len() < 100));
+}
+
+#[test]
+fn sharpness_does_not_depend_on_the_size_of_the_file() {
+    let original = RgbImage::from_fn(1344, 768, |x, y| {
+        let value = u8::try_from((x * 7 + y * 13 + x * y / 50) % 256).expect("below 256");
+        Rgb([value, value / 2, 255 - value])
+    });
+    let blurred = image::imageops::fast_blur(&original, 2.0);
+    let check = QualityCheck { min_sharpness: 100.0 };
+    let stored = |picture: &RgbImage| process(&encode(picture, image::ImageFormat::Png), &ImageSpec::default());
+    for (picture, expected) in [(original, true), (blurred, false)] {
+        let file = stored(&picture).expect("the image is processed").bytes;
+        assert_eq!((check.check(&picture).is_ok(), check.check_file(&file).is_ok()), (expected, expected));
+    }
+}
+
+#[test]
+fn upscaled_image_must_have_the_expected_size_and_contrast() {
+    let spec = ImageSpec { width: 192, height: 108, ..ImageSpec::default() };
+    let process = |picture: &RgbImage| {
+        let sent = encode(picture, image::ImageFormat::Jpeg);
+        super::process_upscaled(sent.into(), (512, 288), &spec, &metadata()).map_err(|defect| defect.to_string())
+    };
+    let finished = process(&gradient(512, 288)).expect("the image is processed");
+    assert_eq!(decode(&finished.bytes).dimensions(), (192, 108));
+    let read = metadata::read(&finished.bytes).expect("the file is readable");
+    assert_eq!(metadata::from_texts(&read.texts), Some(metadata()));
+    let error = process(&gradient(128, 72)).expect_err("the image was not upscaled");
+    assert_eq!(error, "wrong resolution: 128x72, expected 512x288");
+    let error = process(&RgbImage::new(512, 288)).expect_err("the image is black");
+    assert!(error.starts_with("image of a single colour"), "{error}");
+}

@@ -3,6 +3,9 @@
 use domain::image_spec::{ImageDefect, ImageFormat, ImageProperties, ImageSpec};
 
 use image::RgbImage;
+use zune_core::bytestream::ZCursor;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
 
 use super::{decode, encode};
 
@@ -34,16 +37,27 @@ pub fn verify_encoded(
 /// The first [`ImageDefect`] found.
 pub fn verify(bytes: &[u8], spec: &ImageSpec) -> Result<(), ImageDefect> {
     let reader = decode::open_reader(bytes)?;
-    let format = match reader.format() {
-        Some(image::ImageFormat::Png) => Some(ImageFormat::Png),
-        Some(image::ImageFormat::Jpeg) => Some(ImageFormat::Jpeg),
-        _ => None,
+    let ((width, height), format) = if reader.format() == Some(image::ImageFormat::Jpeg) {
+        (decode_whole_jpeg(bytes)?, ImageFormat::Jpeg)
+    } else {
+        let decoded = reader.decode().map_err(|error| ImageDefect::from_codec_error(&error))?;
+        ((decoded.width(), decoded.height()), ImageFormat::Png)
     };
-    let decoded = reader.decode().map_err(|error| ImageDefect::from_codec_error(&error))?;
-    spec.check(&ImageProperties {
-        width: decoded.width(),
-        height: decoded.height(),
-        format,
-        size_bytes: bytes.len() as u64,
-    })
+    spec.check(&ImageProperties { width, height, format: Some(format), size_bytes: bytes.len() as u64 })
+}
+
+/// Decodes a JPEG of which nothing may be missing, and returns its width and height. The decoder of `image` makes up
+/// what a truncated file lacks.
+fn decode_whole_jpeg(bytes: &[u8]) -> Result<(u32, u32), ImageDefect> {
+    const END_MARKER: &[u8] = b"\xFF\xD9";
+    if !bytes.ends_with(END_MARKER) {
+        return Err(ImageDefect::from_codec_error(&"the file is truncated"));
+    }
+    let max_side = decode::MAX_SIDE_PIXELS as usize;
+    let options = DecoderOptions::default().set_strict_mode(true).set_max_width(max_side).set_max_height(max_side);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode().map_err(|error| ImageDefect::from_codec_error(&error))?;
+    let (width, height) = decoder.dimensions().expect("the header was decoded");
+    let side = |side: usize| u32::try_from(side).expect("a side of a JPEG has 16 bits");
+    Ok((side(width), side(height)))
 }
