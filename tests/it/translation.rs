@@ -102,6 +102,20 @@ async fn untranslated_description_fails_its_image_and_is_never_sent() -> Result<
 }
 
 #[tokio::test]
+async fn other_scripts_are_translated_or_fail_their_image() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    env.write_phrase_book(&json!({"Спокойный лис.": "A calm fox."}))?;
+    let descriptions = ["Спокойный лис.", "منظر جبلي هادئ", "ภูเขา", "Café"];
+    let config = json!({"min_success_rate": 0.5, "style_modifiers": ["4k"]});
+    let data = env.generate(&command(1, &descriptions, &config)).await?.expect_data("completed")?;
+    assert_eq!(prompts(&data), ["A calm fox, 4k", "Café, 4k"]);
+    assert_eq!(failure_codes(&data), ["translation_unavailable"; 2]);
+    assert_eq!(env.sandbox.ledger().requests, 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn unreachable_translator_is_retried_in_the_next_attempt() -> Result<()> {
     let mut env = TestEnv::new().await?;
     let gemini = env.start_gemini().await?;

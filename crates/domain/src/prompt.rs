@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use unicode_script::{Script, UnicodeScript};
+
 /// Separates the parts of a prompt.
 const SEPARATOR: &str = ", ";
 
@@ -43,7 +45,8 @@ pub struct PromptTooLong {
 
 /// Joins an English description and style modifiers with commas; `None` means the default modifiers.
 ///
-/// White space and commas at both ends of each part are removed, and empty parts are dropped. An empty list means the
+/// White space and commas at both ends of each part are removed, and so is a full stop before a comma; empty parts are
+/// dropped. An empty list means the
 /// description alone. A modifier that repeats an earlier one, ignoring case, is dropped. The description is never
 /// shortened; modifiers are appended until one does not fit; that one and all after it are left out.
 ///
@@ -93,16 +96,16 @@ pub fn shorten_list(list: &str, max_chars: usize) -> Result<ComposedPrompt, Prom
 
 /// Appends parts to `text` until one does not fit; duplicates are dropped.
 fn append_parts<'a>(text: &str, parts: impl Iterator<Item = &'a str>, max_chars: usize) -> ComposedPrompt {
-    let mut chars = text.chars().count();
     let mut text = text.to_owned();
     let mut seen = HashSet::new();
     let mut left_out: Vec<String> = Vec::new();
     for part in parts.filter(|part| seen.insert(part.to_lowercase())) {
-        let separator = if text.is_empty() { "" } else { SEPARATOR };
-        let new_chars = chars + separator.len() + part.chars().count();
+        // No full stop before a comma.
+        let before = text.trim_end_matches(|c: char| is_full_stop(c) || is_separator(c));
+        let separator = if before.is_empty() { "" } else { SEPARATOR };
+        let new_chars = before.chars().count() + separator.len() + part.chars().count();
         if left_out.is_empty() && new_chars <= max_chars {
-            text = text + separator + part;
-            chars = new_chars;
+            text = format!("{before}{separator}{part}");
         } else {
             left_out.push(part.to_owned());
         }
@@ -116,7 +119,16 @@ fn split_parts(list: &str) -> impl Iterator<Item = &str> {
 }
 
 fn trim_separators(text: &str) -> &str {
-    text.trim_matches(|c: char| c.is_whitespace() || is_comma(c))
+    text.trim_matches(is_separator)
+}
+
+fn is_separator(c: char) -> bool {
+    c.is_whitespace() || is_comma(c)
+}
+
+/// English and Chinese full stops.
+fn is_full_stop(c: char) -> bool {
+    matches!(c, '.' | '\u{3002}' | '\u{FF0E}')
 }
 
 /// English and Chinese commas.
@@ -124,24 +136,11 @@ fn is_comma(c: char) -> bool {
     matches!(c, ',' | '\u{FF0C}' | '\u{3001}')
 }
 
-/// Whether a text contains scripts that SDXL does not understand (Han, kana, hangul, bopomofo).
+/// Whether a text contains letters of a script that the engines do not read: any but Latin.
 ///
-/// Such a text is never sent to the API.
+/// Such a text is never sent to the API. Digits, punctuation and emoji belong to no script.
 pub fn needs_translation(text: &str) -> bool {
-    text.chars().any(|c| {
-        matches!(c,
-            '\u{1100}'..='\u{11FF}'      // hangul jamo
-            | '\u{2E80}'..='\u{2FDF}'    // radicals
-            | '\u{3005}'..='\u{3007}'    // iteration mark, zero
-            | '\u{3040}'..='\u{31FF}'    // kana, bopomofo, compatibility jamo, strokes
-            | '\u{3400}'..='\u{4DBF}'    // Han, extension A
-            | '\u{4E00}'..='\u{9FFF}'    // Han
-            | '\u{A960}'..='\u{A97F}'    // hangul jamo, extension A
-            | '\u{AC00}'..='\u{D7FF}'    // hangul
-            | '\u{F900}'..='\u{FAFF}'    // Han, compatibility
-            | '\u{FF66}'..='\u{FFDC}'    // kana and hangul, half width
-            | '\u{20000}'..='\u{3FFFF}') // Han, extensions
-    })
+    text.chars().any(|c| !matches!(c.script(), Script::Latin | Script::Common | Script::Inherited | Script::Unknown))
 }
 
 #[cfg(test)]
@@ -183,6 +182,20 @@ mod tests {
     }
 
     #[test]
+    fn full_stop_before_a_comma_is_dropped() {
+        let check = |description: &str, modifiers: &[&str], expected: &str| {
+            assert_eq!(enhance_prompt(description, Some(&to_strings(modifiers))), expected);
+        };
+        check("A fox.", &["4k quality"], "A fox, 4k quality");
+        check("A fox. It sleeps. ", &["warm.", "4k."], "A fox. It sleeps, warm, 4k.");
+        check("一座山。", &["4k"], "一座山, 4k");
+        check("A fox...", &["4k"], "A fox, 4k");
+        check("A fox!", &["4k"], "A fox!, 4k");
+        check("A fox.", &[], "A fox.");
+        check(".", &["4k"], "4k");
+    }
+
+    #[test]
     fn missing_modifiers_mean_the_default_six() {
         assert_eq!(
             enhance_prompt("A fox", None),
@@ -191,12 +204,35 @@ mod tests {
     }
 
     #[test]
-    fn chinese_needs_translation_and_european_languages_do_not() {
-        for text in ["一座寧靜的山景", "A 山 view", "ひらがな", "한국어", "\u{1112}\u{1161}\u{11AB}", "ｶﾀｶﾅ", "ㄅㄆㄇ"]
-        {
+    fn every_script_but_latin_needs_translation() {
+        for text in [
+            "一座寧靜的山景",
+            "A 山 view",
+            "ひらがな",
+            "한국어",
+            "\u{1112}\u{1161}\u{11AB}",
+            "ｶﾀｶﾅ",
+            "ㄅㄆㄇ",
+            "Спокойный горный пейзаж",
+            "منظر جبلي هادئ",
+            "ภูเขาอันเงียบสงบ",
+            "एक शांत पहाड़",
+            "Ένα ήσυχο βουνό",
+            "הר שליו",
+            "მთა",
+            "A fox, 4к",
+        ] {
             assert!(needs_translation(text), "{text}");
         }
-        for text in ["A serene mountain", "Café à Paris, naïve œuvre", "Ünïcödé — “quotes” 🎨", ""] {
+        for text in [
+            "A serene mountain",
+            "Café à Paris, naïve œuvre",
+            "Một ngọn núi yên tĩnh",
+            "Ünïcödé — “quotes” 🎨",
+            "e\u{301}",
+            "50 µm × 3 °C, №5 ½ €",
+            "",
+        ] {
             assert!(!needs_translation(text), "{text}");
         }
     }

@@ -4,6 +4,8 @@ pub(crate) mod upscale;
 pub(crate) mod v1;
 pub(crate) mod v2beta;
 
+use unicode_script::{Script, UnicodeScript};
+
 use crate::api_error::ApiError;
 
 const STYLE_PRESETS: [&str; 17] = [
@@ -76,7 +78,9 @@ fn check_language(text: &str) -> Result<(), ApiError> {
     Err(ApiError::new(400, "invalid_language", "English is the only supported language for this service"))
 }
 
-/// Whether all letters are Latin (up to U+024F); symbols and emoji are allowed.
+/// Whether all letters are Latin; symbols and emoji are allowed.
 fn is_english(text: &str) -> bool {
-    !text.chars().any(|c| c.is_alphabetic() && u32::from(c) > 0x024F)
+    !text
+        .chars()
+        .any(|c| c.is_alphabetic() && !matches!(c.script(), Script::Latin | Script::Common | Script::Inherited))
 }

@@ -124,7 +124,10 @@ async fn faults_and_ledger_are_available_over_http() {
     let ledger: Value = api.get("_sandbox/ledger", "").await.json().await.expect("JSON");
     assert_eq!((&ledger["requests"], &ledger["charged"]), (&json!(2), &json!(1)));
     assert_eq!(ledger["by_status"], json!({"200": 1, "429": 1}));
-    assert_eq!(ledger["by_prompt"]["A fox"], json!({"requests": 2, "charged": 1}));
+    assert_eq!(
+        ledger["by_prompt"]["A fox"],
+        json!({"requests": 2, "charged": 1, "upscale_requests": 0, "upscaled": 0})
+    );
 }
 
 #[tokio::test]

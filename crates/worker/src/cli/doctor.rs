@@ -292,7 +292,7 @@ async fn check_translation(settings: &Settings) -> CheckResult {
     let phrases = settings.translation.phrase_book.len();
     let Some(gemini) = &settings.translation.gemini else {
         return CheckResult::ok(format!(
-            "{phrases} texts in the phrase book; GEMINI_API_KEY is not set: images with other Chinese texts fail"
+            "{phrases} texts in the phrase book; GEMINI_API_KEY is not set: images with other texts that are not in Latin letters fail"
         ));
     };
     let gemini = match Gemini::new(gemini) {
