@@ -20,7 +20,7 @@ JOBS := 200
 RUNS := 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint prose docs audit coverage fmt \
+.PHONY: help build demo test test-containers test-live chaos fuzz scale dashboard bench check lint prose docs publishable audit coverage fmt \
   packages release dist image push-image clean
 
 help: ## List the targets
@@ -32,7 +32,7 @@ build: ## Build all programs
 # The demo needs few of the programs, and testcontainers only where a Docker engine answers.
 DEMO_FEATURES = $(shell docker info >/dev/null 2>&1 && echo --features dev-services/containers)
 
-demo: ## Run one job of six images with a broker, the API sandbox and a worker, and show the result
+demo: ## Run two jobs with a broker, the API sandbox and a worker, and show their images
 	@echo "Building the worker, the sandbox and the demo; the first time this takes some minutes."
 	$(CARGO) build --locked --package asset-worker --package stability-sandbox --package dev-services --bins \
 	  --no-default-features $(DEMO_FEATURES)
@@ -77,7 +77,7 @@ bench: ## Measure the CPU time of a worker for an image, in release builds; ARGS
 	$(CARGO) bench -p dev-tools --bench picture --locked
 	$(CARGO) bench -p stability-client --bench response_format --locked
 
-check: lint docs test audit ## Run all checks that a commit must pass: lint, docs, test and audit
+check: lint docs publishable test audit ## Run all checks that a commit must pass: lint, docs, publishable, test and audit
 
 lint: prose ## Check formatting, lints and prose, and that only their own crates depend on sea-orm and lapin
 	$(CARGO) fmt --all --check
@@ -105,6 +105,14 @@ prose: ## Check spelling, the words of word-list.txt, and the line width of Mark
 
 docs: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+# The feature native-tls needs the headers of OpenSSL.
+publishable: ## Check the features of stability-client, and that it can be published with what it depends on
+	@set -e; for features in '' rustls tracing $$(pkg-config --exists openssl && echo native-tls); do \
+	  RUSTFLAGS="-D warnings" $(CARGO) check --locked --target-dir "$(TARGET)/features" \
+	    -p stability-client --no-default-features --features "$$features"; \
+	done
+	$(CARGO) publish --dry-run --locked --allow-dirty -p asset-retry-after -p stability-client
 
 audit: ## Check dependencies for licences, sources, bans and known vulnerabilities
 	@test -x "$(TOOLS)/bin/cargo-deny" || \

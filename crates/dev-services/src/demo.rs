@@ -1,4 +1,4 @@
-//! The demo: runs one job with a real broker and a real worker. A sandbox replaces Stability's API unless `DEMO_LIVE=1`
+//! The demo: runs two jobs with a real broker and a real worker. A sandbox replaces Stability's API unless `DEMO_LIVE=1`
 //! and a key are set.
 
 mod api;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use uuid::Uuid;
 
@@ -19,11 +19,11 @@ use crate::wait::free_addresses;
 use crate::{env_var, programs};
 use api::Api;
 
-/// Descriptions of the demo's job. The phrase book translates the two Chinese ones; the sandbox rejects one, as the
+/// Descriptions of the first job. The phrase book translates the two Chinese ones; the sandbox rejects one, as the
 /// API's moderation would.
 const DESCRIPTIONS: [&str; 6] = [
-    "A lighthouse on a rocky island at dusk",
     "雨後的繁忙城市街道",
+    "A lighthouse on a rocky island at dusk",
     "一座寧靜的山景，晨霧",
     "A gory battle in the mud",
     "Desert dunes under a full moon",
@@ -37,15 +37,16 @@ const PROJECT_ID: u32 = 42;
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
-/// Runs the demo: starts the services, runs one job, writes a contact sheet and stops the services.
+/// Runs the demo: starts the services, runs two jobs, writes a contact sheet and stops the services. The second job makes
+/// the first image again, with the fast upscaler.
 ///
 /// # Errors
 ///
-/// If a service is unavailable or the job does not complete. Everything that was started is stopped in this case too.
+/// If a service is unavailable or a job does not complete. Everything that was started is stopped in this case too.
 pub async fn run() -> Result<()> {
     let folder = create_empty_folder()?;
-    print_line("One job: images of 1920x1080 for six descriptions.");
-    let api = Api::from_env(DESCRIPTIONS.len());
+    print_line("Two jobs: images of 1920x1080 for six descriptions, and one of them again with the fast upscaler.");
+    let api = Api::from_env(DESCRIPTIONS.len() + 1, 1);
     print_line("\nstarting");
     let supply = ServiceProvider::new()?;
     let rabbitmq = supply.rabbitmq().await?;
@@ -59,7 +60,7 @@ pub async fn run() -> Result<()> {
     let demo = Demo { folder, amqp_url: vhost.amqp_url.clone(), api };
     let worker = demo.start_worker().await?;
     print_step("worker", "with the embedded defaults: SQLite and local files");
-    let outcome = demo.run_job().await;
+    let outcome = demo.run_jobs().await;
     worker.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     if let Some(sandbox) = sandbox {
         sandbox.stop(Signal::TERM, SHUTDOWN_GRACE).await;
@@ -133,12 +134,26 @@ impl Demo {
         Ok(process)
     }
 
-    /// Submits the job, shows its progress and result, and writes the contact sheet.
-    async fn run_job(&self) -> Result<DemoOutput> {
+    /// Runs both jobs and writes the contact sheet.
+    async fn run_jobs(&self) -> Result<DemoOutput> {
         let job_id = Uuid::now_v7();
         let command = json!({"job_id": job_id, "project_id": PROJECT_ID, "image_descriptions": DESCRIPTIONS});
-        let file = self.folder.join("job.json");
-        std::fs::write(&file, serde_json::to_string_pretty(&command)?)?;
+        let job = self.run_job("job.json", job_id, &command).await?;
+        // With the same seed, the same image.
+        let upscaled_id = Uuid::now_v7();
+        let seed = &job["assets"][0]["metadata"]["seed"];
+        let config = json!({"upscaler": "fast", "seed": seed, "cache": "never"});
+        let command = json!({"job_id": upscaled_id, "project_id": PROJECT_ID, "image_descriptions": DESCRIPTIONS[..1], "config": config});
+        let upscaled = self.run_job("upscaled-job.json", upscaled_id, &command).await?;
+        let sheet = self.folder.join("contact-sheet.html");
+        std::fs::write(&sheet, contact_sheet::render_page(&[job, upscaled]))?;
+        Ok(DemoOutput { job_id, contact_sheet: sheet })
+    }
+
+    /// Submits a job, shows its progress and result, and returns it as `asset-worker jobs show --json` prints it.
+    async fn run_job(&self, file_name: &str, job_id: Uuid, command: &Value) -> Result<Value> {
+        let file = self.folder.join(file_name);
+        std::fs::write(&file, serde_json::to_string_pretty(command)?)?;
         let asset_worker = programs::find("asset-worker")?;
         print_line(&format!("\nasset-worker submit --wait --file {}", file.display()));
         let mut submit = self.with_demo_env(Command::new(&asset_worker));
@@ -154,10 +169,7 @@ impl Demo {
         if !shown.status.success() {
             bail!("asset-worker jobs show failed: {}", String::from_utf8_lossy(&shown.stderr));
         }
-        let job = serde_json::from_slice(&shown.stdout).context("asset-worker jobs show printed invalid JSON")?;
-        let sheet = self.folder.join("contact-sheet.html");
-        std::fs::write(&sheet, contact_sheet::render_page(&job))?;
-        Ok(DemoOutput { job_id, contact_sheet: sheet })
+        serde_json::from_slice(&shown.stdout).context("asset-worker jobs show printed invalid JSON")
     }
 
     fn print_summary(&self, outcome: &DemoOutput) {

@@ -29,9 +29,6 @@ use call::Call;
 pub use builder::{BuildError, ClientBuilder};
 pub use check::AccountStatus;
 
-/// Value of the OpenTelemetry attribute `gen_ai.provider.name` for Stability AI.
-pub const GEN_AI_PROVIDER_NAME: &str = "stability_ai";
-
 /// The images that one request returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Value of the OpenTelemetry attribute `gen_ai.provider.name` for Stability AI.
+pub const GEN_AI_PROVIDER_NAME: &str = "stability_ai";
+
 /// What a call asks the API to do. Each is paid for by request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

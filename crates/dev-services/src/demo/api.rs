@@ -12,6 +12,8 @@ use crate::{env_var, http_client, programs};
 
 /// Price of one SDXL 1.0 image.
 const COST_PER_IMAGE_USD: f64 = 0.02;
+/// Price of the fast upscaler.
+const COST_PER_UPSCALE_USD: f64 = 0.02;
 /// Minimum time for an image in the sandbox, so that the progress can be watched.
 const LATENCY_MS: u32 = 1_200;
 const SANDBOX_KEY: &str = "sk-sandbox";
@@ -29,15 +31,15 @@ pub(super) struct ApiSelection {
 }
 
 impl Api {
-    /// Selects the real API if `STABILITY_API_KEY` and `DEMO_LIVE=1` are set, otherwise the sandbox; prints the cost.
-    pub(super) fn from_env(images: usize) -> ApiSelection {
+    /// Selects the real API if `STABILITY_API_KEY` and `DEMO_LIVE=1` are set, otherwise the sandbox; prints the cost of
+    /// this number of images and upscales.
+    pub(super) fn from_env(images: usize, upscales: usize) -> ApiSelection {
         let key = env_var("STABILITY_API_KEY");
         let live = env_var("DEMO_LIVE").as_deref() == Some("1");
-        let images = u32::try_from(images).unwrap_or(u32::MAX);
-        let cost = format!(
-            "{images} x USD {COST_PER_IMAGE_USD:.2} = USD {:.2}, more if requests must be repeated",
-            f64::from(images) * COST_PER_IMAGE_USD
-        );
+        let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+        let cost_usd = count(images) * COST_PER_IMAGE_USD + count(upscales) * COST_PER_UPSCALE_USD;
+        let cost =
+            format!("USD {cost_usd:.2} for {images} images and {upscales} upscale, more if requests must be repeated");
         match &key {
             Some(_) if live => print_line(&format!("\nReal images: about {cost}.")),
             Some(_) => print_line(&format!(

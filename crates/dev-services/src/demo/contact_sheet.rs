@@ -7,7 +7,8 @@ const STYLE: &str = "
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1500px; padding: 2rem 1.5rem 4rem; font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; }
-header p { margin: .25rem 0 2rem; color: var(--quiet); }
+header { margin-bottom: 2rem; }
+header p { margin: .25rem 0 0; color: var(--quiet); }
 main { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 img, .failed { display: block; width: 100%; aspect-ratio: 16 / 9; }
@@ -21,22 +22,27 @@ figcaption p { margin: 0 0 .3rem; }
 .facts { color: var(--quiet); font-size: .8125rem; font-variant-numeric: tabular-nums; }
 ";
 
-/// Renders the page for a job as `asset-worker jobs show --json` prints it. Image paths are relative to the page.
-pub(super) fn render_page(job: &Value) -> String {
-    let assets = job["assets"].as_array().map(Vec::as_slice).unwrap_or_default();
+/// Renders the page for jobs of one project as `asset-worker jobs show --json` prints them. Image paths are relative to
+/// the page.
+pub(super) fn render_page(jobs: &[Value]) -> String {
+    let mut assets: Vec<&Value> = jobs.iter().filter_map(|job| job["assets"].as_array()).flatten().collect();
+    // Images of the same description side by side.
+    assets.sort_by_key(|asset| asset["index"].as_u64());
     let completed_count = assets.iter().filter(|asset| asset["status"] == "completed").count();
-    let figures: String = assets.iter().map(render_figure).collect();
+    let figures: String = assets.iter().map(|asset| render_figure(asset)).collect();
+    let jobs_line = |job: &Value| {
+        let (id, status) = (escape_html(&job["job_id"]), escape_html(&job["status"]));
+        format!("<p>job {id}, {status}, USD {:.2}</p>\n", job["cost_usd"].as_f64().unwrap_or_default())
+    };
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Contact sheet of job {id}</title>\n<style>{STYLE}</style>\n\
+         <title>Contact sheet of project {project}</title>\n<style>{STYLE}</style>\n\
          <header><h1>Project {project}: {completed_count} of {total} images</h1>\n\
-         <p>job {id}, {status}, USD {cost:.2}</p></header>\n<main>\n{figures}</main>\n</html>\n",
-        id = escape_html(&job["job_id"]),
-        project = escape_html(&job["project_id"]),
+         {lines}</header>\n<main>\n{figures}</main>\n</html>\n",
+        project = jobs.first().map(|job| escape_html(&job["project_id"])).unwrap_or_default(),
         total = assets.len(),
-        status = escape_html(&job["status"]),
-        cost = job["cost_usd"].as_f64().unwrap_or_default(),
+        lines = jobs.iter().map(jobs_line).collect::<String>(),
     )
 }
 
@@ -57,12 +63,17 @@ fn render_figure(asset: &Value) -> String {
         Value::Null => String::new(),
         english => format!("<p class=\"english\">{}</p>\n", escape_html(english)),
     };
+    let upscaler = match metadata["upscaler"].as_str() {
+        Some("fast") => "enlarged by Stability's fast upscaler",
+        _ if metadata["requested_upscaler"].is_string() => "scaled by the worker, because the upscaler failed",
+        _ => "scaled by the worker",
+    };
     #[expect(clippy::cast_precision_loss, reason = "a rounded number for display")]
     let megabytes = asset["size_bytes"].as_u64().unwrap_or_default() as f64 / 1e6;
     format!(
         "<figure><a href=\"data/assets/{path}\"><img src=\"data/assets/{path}\" alt=\"{description}\"></a>\n\
          <figcaption><h2>{index}. {description}</h2>\n{english}<p class=\"prompt\">{}</p>\n\
-         <p class=\"facts\">{path}, {megabytes:.2} MB, {}, seed {}</p></figcaption></figure>\n",
+         <p class=\"facts\">{path}, {megabytes:.2} MB, {}, seed {}, {upscaler}</p></figcaption></figure>\n",
         escape_html(&metadata["prompt"]),
         escape_html(&metadata["origin"]),
         escape_html(&metadata["seed"]),
@@ -97,14 +108,24 @@ mod tests {
                 },
             ],
         });
-        let page = render_page(&job);
+        let upscaled = json!({
+            "job_id": "0200", "project_id": 42, "status": "completed", "cost_usd": 0.04,
+            "assets": [{
+                "index": 1, "status": "completed", "file_path": "projects/42/assets/image_001-0200.png",
+                "size_bytes": 3_100_000, "requests": 2,
+                "metadata": {"description": "A fox", "prompt": "A fox", "seed": 7, "origin": "generated", "upscaler": "fast"},
+            }],
+        });
+        let page = render_page(&[job, upscaled]);
         for part in [
-            "Project 42: 1 of 2 images",
+            "Project 42: 2 of 3 images",
+            "<p>job 0200, completed, USD 0.04</p>",
             "src=\"data/assets/projects/42/assets/image_001.png\"",
             "1. &lt;b&gt;狐狸&lt;/b&gt;",
             "<p class=\"english\">A &lt;red&gt; fox</p>",
             "A fox, 4k",
-            "3.10 MB, generated, seed 7",
+            "3.10 MB, generated, seed 7, scaled by the worker",
+            "3.10 MB, generated, seed 7, enlarged by Stability's fast upscaler",
             "<b>content_policy</b>refused &amp; gone",
             "2. A battle",
         ] {

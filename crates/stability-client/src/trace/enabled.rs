@@ -6,8 +6,8 @@ use reqwest::Url;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info_span, warn};
 
-use crate::client::GEN_AI_PROVIDER_NAME;
 use crate::error::Error;
+use crate::operation::GEN_AI_PROVIDER_NAME;
 use crate::request::ApiRequest;
 use crate::wire::{HttpRequest, HttpResponse};
 

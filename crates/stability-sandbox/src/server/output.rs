@@ -5,6 +5,9 @@ use std::io::Cursor;
 use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage, imageops};
 
@@ -52,7 +55,7 @@ pub(super) fn render_upscaled(order: &UpscaleRequest, fault: Option<Fault>) -> V
         }
         _ => {}
     }
-    let mut upscaled = imageops::resize(picture, width, height, imageops::FilterType::CatmullRom);
+    let mut upscaled = enlarge(picture, width, height);
     if matches!(fault, Some(Fault::Filtered | Fault::Blurred)) {
         upscaled = imageops::fast_blur(&upscaled, BLUR_SIGMA);
     }
@@ -61,6 +64,18 @@ pub(super) fn render_upscaled(order: &UpscaleRequest, fault: Option<Fault>) -> V
         file.truncate(file.len() / 2);
     }
     file
+}
+
+/// Interpolates a larger image. The real upscaler also adds detail.
+fn enlarge(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let source = TypedImageRef::<U8x3>::from_buffer(picture.width(), picture.height(), picture.as_raw());
+    let mut enlarged = RgbImage::new(width, height);
+    let mut target =
+        TypedImage::<U8x3>::from_buffer(width, height, &mut enlarged).expect("the buffer has the size of the image");
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    let source = source.expect("the buffer has the size of the image");
+    Resizer::new().resize_typed(&source, &mut target, &options).expect("an image is enlarged");
+    enlarged
 }
 
 fn is_decodable(fault: Option<Fault>) -> bool {
