@@ -76,11 +76,36 @@ async fn each_engine_is_booked_at_its_price() -> Result<()> {
         let data = env.generate(&job(config)).await?.expect_data("failed")?;
         assert_eq!(data["error"]["code"], "budget_exceeded", "{engine}");
     }
-    // Sixteen credits are USD 0.16, the price of two images of ultra.
+    // The credits of two images, and less.
     env.set("STABILITY_CHECK_BALANCE", "true");
-    for (credits, outcome) in [(15.9, "failed"), (16.0, "completed")] {
-        env.sandbox.set_credits(credits);
-        env.generate(&job(json!({"engine": "ultra", "cache": "never"}))).await?.expect_data(outcome)?;
+    for (engine, credits) in [("stable-diffusion-xl-1024-v1-0", 4.0), ("core", 6.0), ("ultra", 16.0)] {
+        for (credits, outcome) in [(credits - 0.1, "failed"), (credits, "completed")] {
+            env.sandbox.set_credits(credits);
+            let done = env.generate(&job(json!({"engine": engine, "cache": "never"}))).await?;
+            done.expect_data(outcome).with_context(|| format!("{engine} with {credits} credits"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The day's budget pays for one image of each engine, but not for two.
+#[tokio::test]
+async fn daily_budget_counts_each_engine_at_its_price() -> Result<()> {
+    for (engine, price) in [("stable-diffusion-xl-1024-v1-0", 0.02), ("core", 0.03), ("ultra", 0.08)] {
+        let mut env = TestEnv::new().await?;
+        env.make_images_small();
+        env.set("STABILITY_ENGINE", engine);
+        env.set("WORKER_DAILY_BUDGET_USD", (price * 1.5).to_string());
+        let mut worker = env.start_ready_worker().await?;
+        let producer = env.connect_broker().await?;
+        producer.publish(&command(1, &["A fox", "A bear"], &json!({"max_concurrent": 1}))).await?;
+        worker.wait_for_log("account gate closed").await?;
+        let samples = worker.metrics().await?;
+        let cost = samples.value("asset_worker_cost_total", &[]);
+        assert!(cost.is_some_and(|cost| (cost - price).abs() < 1e-6), "{engine}: {cost:?}");
+        worker.signal(Signal::TERM);
+        worker.wait_for_exit().await?;
+        assert_eq!(env.sandbox.ledger().charged, 1, "{engine}");
     }
     Ok(())
 }

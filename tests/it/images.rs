@@ -11,7 +11,7 @@ async fn test_6_unusable_image_is_requested_once_more_then_fails() -> Result<()>
     let descriptions =
         ["One [fault:blank]", "Two [fault:blank x1]", "Three [fault:corrupt]", "Four [fault:corrupt x1]", "Five"];
     let done = env.generate(&command(1, &descriptions, &json!({"min_success_rate": 0.6}))).await?;
-    assert_eq!(done.log.matches("image unusable, generating once more").count(), 4, "{}", done.log);
+    assert_eq!(done.log.matches("image unusable, requesting it once more").count(), 4, "{}", done.log);
     let data = done.expect_data("completed")?;
     assert_files(&env, &data, &[2, 4, 5])?;
     assert_eq!(failure_codes(&data), ["invalid_image", "invalid_image"]);

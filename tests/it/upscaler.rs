@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use dev_services::process::Signal;
-use integration_tests::{TestEnv, assert_files, command, metadata};
+use dev_services::wait;
+use integration_tests::{TestEnv, WAIT_TIMEOUT, assert_files, command, metadata};
 use serde_json::{Value, json};
 
 /// A job of one image that is to be upscaled.
@@ -55,8 +56,9 @@ async fn failed_upscale_keeps_the_image_scaled_by_the_worker() -> Result<()> {
     // Each fault with the number of requests to the upscaler, and of those that are charged.
     let faults = [
         ("status=500", 4, 0),
-        ("status=402", 1, 0),
         ("status=400", 1, 0),
+        ("status=404", 1, 0),
+        ("status=429:1", 4, 0),
         ("filtered", 1, 1),
         ("corrupt", 2, 2),
         ("blank", 1, 1),
@@ -76,6 +78,36 @@ async fn failed_upscale_keeps_the_image_scaled_by_the_worker() -> Result<()> {
         let counts = env.sandbox.ledger().prompt_counts(&description);
         assert_eq!((counts.charged, counts.upscale_requests, counts.upscaled), (1, requests, charged), "{fault}");
     }
+    Ok(())
+}
+
+/// As after any other paid request. The image itself is kept.
+#[tokio::test]
+async fn refused_account_of_an_upscale_closes_the_gate() -> Result<()> {
+    for status in [401, 402] {
+        let mut env = TestEnv::new().await?;
+        env.make_images_small();
+        let description = format!("A fox [upscale-fault:status={status}]");
+        let done = env.generate(&upscaled_job(&description, json!({}))).await?;
+        assert!(done.log.contains("image not upscaled"), "{status}: {}", done.log);
+        let data = done.expect_data("completed")?;
+        assert_eq!(data["cost_usd"], json!(0.02), "{status}");
+        let keys = env.query_rows("SELECT status FROM account_keys").await?;
+        assert_eq!(keys[0]["status"], "refused", "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn upscale_that_times_out_counts_as_charged() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    env.set("STABILITY_TIMEOUT", "1s");
+    env.set("STABILITY_RETRY_DELAYS", "0s");
+    let job = upscaled_job("A fox [upscale-fault:slow=60000]", json!({}));
+    let data = env.generate(&job).await?.expect_data("completed")?;
+    assert_eq!(data["cost_usd"], json!(0.06), "one image, and two requests to the upscaler");
+    assert_eq!(only_metadata(&env).await?["requested_upscaler"], "fast");
     Ok(())
 }
 
@@ -127,12 +159,19 @@ async fn cost_limits_count_the_upscaler() -> Result<()> {
     let data = env.generate(&job(json!({}))).await?.expect_data("failed")?;
     assert_eq!(data["error"]["code"], "insufficient_credits");
     assert_eq!(env.sandbox.ledger().requests, 0);
-    // The day's budget pays for the image, but not for the upscaler.
+    // An image is not started if the day's budget pays for it, but not for its upscale.
     env.sandbox.set_credits(100.0);
     env.set("WORKER_DAILY_BUDGET_USD", "0.03");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    producer.publish(&job(json!({}))).await?;
+    worker.wait_for_log("job attempt started").await?;
+    worker.signal(Signal::TERM);
+    worker.wait_for_exit().await?;
+    assert_eq!(env.sandbox.ledger().requests, 0);
+    env.set("WORKER_DAILY_BUDGET_USD", "0.04");
     let data = env.generate(&job(json!({}))).await?.expect_data("completed")?;
-    assert_eq!(data["cost_usd"], json!(0.02));
-    assert_eq!(only_metadata(&env).await?["requested_upscaler"], "fast");
+    assert_eq!(data["cost_usd"], json!(0.04));
     Ok(())
 }
 
@@ -159,22 +198,43 @@ async fn worker_killed_while_upscaling_does_not_pay_for_the_image_again() -> Res
     let mut env = TestEnv::new().await?;
     env.make_images_small();
     env.set("WORKER_LEASE", "3s");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&upscaled_job("A fox [upscale-fault:slow=60000]", json!({}))).await?;
+    let asked = async || (env.sandbox.ledger().upscaled == 1).then_some(());
+    wait::wait_until("a request to the upscaler", WAIT_TIMEOUT, asked).await?;
+    worker.signal(Signal::KILL);
+    worker.wait_for_exit().await?;
+    let worker = env.start_ready_worker().await?;
+    let data = events.wait_for_data("completed").await?;
+    assert_eq!(data["cost_usd"], json!(0.04), "the lost request may have been charged");
+    let metadata = only_metadata(&env).await?;
+    assert_eq!((&metadata["upscaler"], &metadata["requested_upscaler"]), (&json!(null), &json!("fast")));
+    let ledger = env.sandbox.ledger();
+    assert_eq!((ledger.charged, ledger.upscaled), (1, 1));
+    worker.wait_for_log("image not upscaled").await
+}
+
+#[tokio::test]
+async fn stopping_worker_still_upscales_the_image_in_flight() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    let go_on = env.folder().join("go-on");
     env.set("ASSET_WORKER_PAUSE_AT", "before_upscale");
+    env.set("ASSET_WORKER_PAUSE_UNTIL", go_on.display().to_string());
     let mut worker = env.start_ready_worker().await?;
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&upscaled_job("A fox", json!({}))).await?;
     worker.wait_for_log("\"point\":\"before_upscale\"").await?;
-    worker.signal(Signal::KILL);
-    worker.wait_for_exit().await?;
-    env.set("ASSET_WORKER_PAUSE_AT", "");
-    let _worker = env.start_ready_worker().await?;
+    worker.signal(Signal::TERM);
+    worker.wait_for_log("shutting down; no new image is started").await?;
+    std::fs::write(go_on, "")?;
     let data = events.wait_for_data("completed").await?;
-    assert_eq!(data["cost_usd"], json!(0.02));
-    let metadata = only_metadata(&env).await?;
-    assert_eq!((&metadata["upscaler"], &metadata["requested_upscaler"]), (&json!(null), &json!("fast")));
-    let ledger = env.sandbox.ledger();
-    assert_eq!((ledger.charged, ledger.upscaled), (1, 0));
+    assert_eq!(data["cost_usd"], json!(0.04));
+    assert_eq!(only_metadata(&env).await?["upscaler"], "fast");
+    worker.wait_for_exit().await?;
     Ok(())
 }
 

@@ -76,8 +76,8 @@ impl Confirms {
         within_limits(is_blocked, blocked_limit, step).await
     }
 
-    /// Publishes a message and waits for its confirm. If that of a mandatory message does not come in time, its channel is
-    /// closed: when the message is returned later, it would be taken for another one.
+    /// Publishes a message and waits for its confirm. If that of a mandatory message does not come in time, its channel
+    /// is closed: when the message is returned later, it would be taken for another one.
     pub(super) async fn publish(
         &self,
         channel: &Channel,

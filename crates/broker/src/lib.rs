@@ -72,8 +72,8 @@ async fn with_timeout<T>(doing: &'static str, wait: impl Future<Output = lapin::
 
 /// Access to RabbitMQ, over two connections: one that consumes, and one that publishes.
 ///
-/// The broker blocks a connection that publishes while it is low on memory or disk space. Acknowledgements and heartbeats
-/// of the other one go on. Source: RabbitMQ's guide "Memory and Disk Alarms".
+/// The broker blocks a connection that publishes while it is low on memory or disk space. Acknowledgements and
+/// heartbeats of the other one go on. Source: RabbitMQ's guide "Memory and Disk Alarms".
 pub struct Broker {
     /// Consumes, acknowledges, declares and inspects.
     connection: Connection,

@@ -36,8 +36,8 @@ pub struct Publisher {
     server: ServerAddress,
 }
 
-/// A channel for messages that must reach a queue. lapin attaches a returned message to the next confirm of the channel,
-/// even if that confirms another message, so only one message at a time is published.
+/// A channel for messages that must reach a queue. lapin attaches a returned message to the next confirm of the
+/// channel, even if that confirms another message, so only one message at a time is published.
 struct MandatoryChannel(Mutex<Channel>);
 
 impl Publisher {

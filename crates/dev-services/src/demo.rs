@@ -1,5 +1,5 @@
-//! The demo: runs two jobs with a real broker and a real worker. A sandbox replaces Stability's API unless `DEMO_LIVE=1`
-//! and a key are set.
+//! The demo: runs two jobs with a real broker and a real worker. A sandbox replaces Stability's API unless
+//! `DEMO_LIVE=1` and a key are set.
 
 mod api;
 mod contact_sheet;
@@ -37,8 +37,8 @@ const PROJECT_ID: u32 = 42;
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
-/// Runs the demo: starts the services, runs two jobs, writes a contact sheet and stops the services. The second job makes
-/// the first image again, with the fast upscaler.
+/// Runs the demo: starts the services, runs two jobs, writes a contact sheet and stops the services. The second job
+/// makes the first image again, with the fast upscaler.
 ///
 /// # Errors
 ///

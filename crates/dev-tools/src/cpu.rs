@@ -1,8 +1,8 @@
 //! CPU time for an image: one worker makes many photo-like images, and the time of its process is counted.
 //!
-//! In reading order: `crate::photos` makes the images that the sandbox returns; a `Round` lets one build of the worker run all
-//! jobs; `celery` lets the design that the worker replaces run some; `profile` shows where the time goes, `allocations`
-//! counts; `start_up` and `long_runs` measure what their names say; `report` prints all of it.
+//! In reading order: `crate::photos` makes the images that the sandbox returns; a `Round` lets one build of the worker
+//! run all jobs; `celery` lets the design that the worker replaces run some; `profile` shows where the time goes,
+//! `allocations` counts; `start_up` and `long_runs` measure what their names say; `report` prints all of it.
 
 mod allocations;
 mod celery;

@@ -1,5 +1,6 @@
 //! Developer tools: fault injection ([`chaos`]), measurements with several workers ([`scale`]), CPU time ([`cpu`]), and
-//! a rendering of the dashboard ([`dashboard`]). They run the built programs from the outside, as the black-box tests do.
+//! a rendering of the dashboard ([`dashboard`]). They run the built programs from the outside, as the black-box tests
+//! do.
 
 pub mod chaos;
 pub mod cpu;

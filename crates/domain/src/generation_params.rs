@@ -53,7 +53,8 @@ pub struct GenerationParams {
 }
 
 impl GenerationParams {
-    /// The cache key: equal for images with the same prompts, engine, parameters, requested seed, upscaler and final size.
+    /// The cache key: equal for images with the same prompts, engine, parameters, requested seed, upscaler and final
+    /// size.
     pub fn fingerprint(&self, spec: &ImageSpec) -> Uuid {
         let Self {
             english: _,

@@ -113,6 +113,11 @@ fn append_parts<'a>(text: &str, parts: impl Iterator<Item = &'a str>, max_chars:
     ComposedPrompt { text, left_out }
 }
 
+/// Whether a description says anything: it consists of more than white space, commas and full stops.
+pub fn says_something(description: &str) -> bool {
+    description.chars().any(|c| !is_separator(c) && !is_full_stop(c))
+}
+
 /// The non-empty parts of a comma-separated list, trimmed.
 fn split_parts(list: &str) -> impl Iterator<Item = &str> {
     list.split(is_comma).map(str::trim).filter(|part| !part.is_empty())
@@ -192,7 +197,7 @@ mod tests {
         check("A fox...", &["4k"], "A fox, 4k");
         check("A fox!", &["4k"], "A fox!, 4k");
         check("A fox.", &[], "A fox.");
-        check(".", &["4k"], "4k");
+        assert!(!says_something(" .。,") && says_something("🦊") && says_something("A fox."));
     }
 
     #[test]

@@ -29,9 +29,9 @@ pub enum CheckError {
 
 /// Proves that a file of [`encode`](crate::encode) decodes to these pixels.
 ///
-/// The signature, the structure and checksum of each chunk, the header and the compressed stream are checked. Of texts only
-/// the checksum is. For each block, the code in its header must be complete, so that no code word begins another one.
-/// Then code words that equal those of the expected bytes can only be decoded to these bytes.
+/// The signature, the structure and checksum of each chunk, the header and the compressed stream are checked. Of texts
+/// only the checksum is. For each block, the code in its header must be complete, so that no code word begins another
+/// one. Then code words that equal those of the expected bytes can only be decoded to these bytes.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Encodes photographs as PNG with little CPU time, and proves that a file decodes to the same pixels.
 //!
 //! The encoder handles 8-bit RGB only. It makes few choices, each of them cheap: one row filter for each block of rows,
-//! picked from a sample; one Huffman code for each block, computed from the same sample; and of all matches only runs of
-//! zeros. Files of photographs are about as large as those of zlib at its default level.
+//! picked from a sample; one Huffman code for each block, computed from the same sample; and of all matches only runs
+//! of zeros. Files of photographs are about as large as those of zlib at its default level.
 //!
 //! [`check`] proves that a file of this encoder decodes to the given pixels. It reads the file as a decoder does, but
 //! because it knows the pixels, it compares code words instead of looking them up, which costs less than decoding.

@@ -24,7 +24,8 @@ pub struct QualityCheck {
     /// Minimum variance of the Laplacian of the brightness, at one megapixel; 0 disables the check.
     ///
     /// The engines generate one megapixel. Larger images, such as stored ones, are scaled down to it before they are
-    /// measured: enlarging an image makes neighbours more alike. Sharp photographs have several hundred, images blurred beyond recognition only a few.
+    /// measured: enlarging an image makes neighbours more alike. Sharp photographs have several hundred, images blurred
+    /// beyond recognition only a few.
     pub min_sharpness: f64,
 }
 

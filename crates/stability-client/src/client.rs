@@ -4,6 +4,7 @@ mod builder;
 mod call;
 mod check;
 
+use std::fmt;
 use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,11 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// The images of a response, for tests of a function that takes a generation.
+    pub fn new(images: Vec<GeneratedImage>) -> Self {
+        Self { images, withheld: 0, usage: Usage::default() }
+    }
+
     /// Returns the first image. It is the only one unless [`TextToImage::samples`] was set.
     pub fn into_first(self) -> GeneratedImage {
         self.images.into_iter().next().expect("a generation has at least one image")
@@ -65,6 +71,12 @@ pub struct GenerateError {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("server", &self.inner.transport.server_address()).finish_non_exhaustive()
+    }
 }
 
 struct Inner {
@@ -100,6 +112,21 @@ impl Client {
     ///   [`ClientBuilder::lockout`]. A wait of at least that length uses no retry; a shorter one is a retry, after the
     ///   longer of its delay and `Retry-After`.
     ///
+    /// ```no_run
+    /// # async fn example(client: stability_client::Client, request: stability_client::TextToImage)
+    /// # -> Result<(), stability_client::GenerateError> {
+    /// use stability_client::{CallOptions, Generation, UnusableImage};
+    ///
+    /// let accept = async |generated: Generation| {
+    ///     let image = generated.into_first();
+    ///     let is_small = image.bytes.len() < 50_000;
+    ///     if is_small { Err(UnusableImage::rejected("suspiciously small")) } else { Ok(image.bytes) }
+    /// };
+    /// let bytes = client.generate_with(&request, &CallOptions::default(), |generated| accept(generated)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future aborts the request in flight, which may be charged nevertheless. Cancel
@@ -133,8 +160,8 @@ impl Client {
 
     /// Upscales an image, passes it to `accept`, and returns what `accept` returned.
     ///
-    /// Quota, turns, budget and retries are those of [`Client::generate_with`]. An undamaged image that `accept` rejects
-    /// is not requested again: the same image is upscaled to the same result.
+    /// Quota, turns, budget and retries are those of [`Client::generate_with`]. An undamaged image that `accept`
+    /// rejects is not requested again: the same image is upscaled to the same result.
     ///
     /// # Errors
     ///

@@ -1,8 +1,16 @@
 //! Credits: the unit in which Stability charges.
 
 use std::fmt;
+use std::ops::{Add, Mul};
 
 /// An amount of account credits, exact to a tenth. One credit costs USD 0.01.
+///
+/// ```
+/// use stability_client::{Engine, FastUpscale};
+///
+/// let image = Engine::Ultra.price().unwrap_or_default() + FastUpscale::PRICE;
+/// assert_eq!((image * 3).usd(), 0.3);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Credits {
     tenths: u32,
@@ -24,6 +32,22 @@ impl Credits {
     /// Returns what the credits cost, in US dollars.
     pub fn usd(self) -> f64 {
         f64::from(self.tenths) / 1_000.0
+    }
+}
+
+impl Add for Credits {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { tenths: self.tenths.saturating_add(other.tenths) }
+    }
+}
+
+impl Mul<u32> for Credits {
+    type Output = Self;
+
+    fn mul(self, count: u32) -> Self {
+        Self { tenths: self.tenths.saturating_mul(count) }
     }
 }
 

@@ -20,9 +20,9 @@ pub const CFG_SCALE: RangeInclusive<f64> = 0.0..=35.0;
 
 /// The model, or service, that generates an image.
 ///
-/// In text and in serde formats an engine is its [`id`](Self::id). [`FromStr`] accepts the names of [`Engine::ALL`] only, so
-/// that a typing error is found; `Deserialize` turns any other name into [`Engine::Other`], so that what a later version
-/// has written can be read.
+/// In text and in serde formats an engine is its [`id`](Self::id). [`FromStr`] accepts the names of [`Engine::ALL`]
+/// only, so that a typing error is found; `Deserialize` turns any other name into [`Engine::Other`], so that what a
+/// later version has written can be read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 #[non_exhaustive]
@@ -44,9 +44,9 @@ pub enum Engine {
     Sd35Flash,
     /// An engine that this version of the client does not know, by the API's name.
     ///
-    /// A name that begins with `stable-diffusion-` belongs to the v1 API; one that begins with `sd` and a digit, such as
-    /// `sd4-large`, is a model of the v2beta service `sd3`; any other is a v2beta service of its own. Options are checked
-    /// against the widest limits of that API version, and the price is not known.
+    /// A name that begins with `stable-diffusion-` belongs to the v1 API; one that begins with `sd` and a digit, such
+    /// as `sd4-large`, is a model of the v2beta service `sd3`; any other is a v2beta service of its own. Options are
+    /// checked against the widest limits of that API version, and the price is not known.
     Other(EngineName),
 }
 
@@ -57,11 +57,7 @@ pub struct EngineName(ArrayString<64>);
 
 impl EngineName {
     /// Checks a name, which becomes a part of the request's path.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidRequest`] if it is too long or contains other characters.
-    pub fn new(name: &str) -> Result<Self, InvalidRequest> {
+    fn new(name: &str) -> Result<Self, InvalidRequest> {
         let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         ArrayString::from(name)
             .ok()
@@ -130,7 +126,7 @@ impl Engine {
         Self::Sd35Flash,
     ];
 
-    /// Returns [`Engine::Other`] with this name.
+    /// Returns the engine of this name: [`Engine::Other`] if this version does not know it.
     ///
     /// ```
     /// use stability_client::{Engine, TextToImage};
@@ -144,7 +140,7 @@ impl Engine {
     ///
     /// [`InvalidRequest`] if the name cannot be that of an engine.
     pub fn other(name: &str) -> Result<Self, InvalidRequest> {
-        EngineName::new(name).map(Self::Other)
+        name.parse().or_else(|_: UnknownName| EngineName::new(name).map(Self::Other))
     }
 
     /// Returns the API's name of the engine; for v2beta engines, the name of the service or of its model.
@@ -234,7 +230,8 @@ impl Engine {
         }
     }
 
-    /// Returns the file formats that can be chosen with [`TextToImage::output_format`](crate::TextToImage::output_format).
+    /// Returns the file formats that can be chosen with
+    /// [`TextToImage::output_format`](crate::TextToImage::output_format).
     pub fn output_formats(&self) -> &'static [OutputFormat] {
         match self {
             _ if self.api_version() == ApiVersion::V1 => &[],
@@ -279,8 +276,8 @@ impl Engine {
     }
 
     /// Checks that the engine supports these dimensions; the error text names the supported ones.
-    pub(crate) fn check_dimensions(&self, frame: Dimensions) -> Result<(), String> {
-        match (self.api_version(), frame) {
+    pub(crate) fn check_dimensions(&self, dimensions: Dimensions) -> Result<(), String> {
+        match (self.api_version(), dimensions) {
             (ApiVersion::V1, Dimensions::Size(size)) if size.is_valid_for_sdxl() || *self != Self::Sdxl10 => Ok(()),
             (ApiVersion::V1, _) => Err(format!("one of {}", Size::format_sdxl_sizes())),
             (ApiVersion::V2Beta, Dimensions::AspectRatio(_)) => Ok(()),
@@ -313,7 +310,7 @@ impl TryFrom<String> for Engine {
     type Error = InvalidRequest;
 
     fn try_from(name: String) -> Result<Self, InvalidRequest> {
-        name.parse().or_else(|_: UnknownName| Self::other(&name))
+        Self::other(&name)
     }
 }
 
@@ -389,6 +386,7 @@ mod tests {
         };
         check("stable-diffusion-xl-2", "v1/generation/stable-diffusion-xl-2/text-to-image", None);
         check("sd4-large", "v2beta/stable-image/generate/sd3", Some("sd4-large"));
+        assert_eq!(Engine::other("core"), Ok(Engine::Core));
         check("core-2", "v2beta/stable-image/generate/core-2", None);
         let too_long = "x".repeat(65);
         for name in ["", "..", ".core", "a/b", "a b", "core?x=1", "größer", &too_long] {

@@ -145,7 +145,7 @@ pub enum Error {
     /// The API rejected this request for another reason, such as an invalid option.
     #[error("the API rejected the request ({0})")]
     Rejected(ApiFailure),
-    /// The prompt violates the API's content policy.
+    /// The prompt, or the image to upscale, violates the API's content policy.
     #[error("the prompt is refused by content policy ({0})")]
     ContentPolicy(ApiFailure),
     /// The image was generated and withheld by content policy (`finishReason: CONTENT_FILTERED`).
@@ -157,7 +157,7 @@ pub enum Error {
     /// The account has not enough credits.
     #[error("the account has insufficient credits ({0})")]
     InsufficientCredits(ApiFailure),
-    /// The engine does not exist, or was retired (status 404).
+    /// The engine or the upscaler does not exist, or was retired (status 404).
     #[error("the API does not know the engine ({0})")]
     UnknownEngine(ApiFailure),
     /// A 200 response whose image is truncated, or is not a PNG, JPEG or WebP file.

@@ -1,4 +1,4 @@
-//! HTTP transport: the only module that uses `reqwest`.
+//! HTTP transport.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -113,24 +113,25 @@ impl Http {
     }
 }
 
+/// TLS, redirects and retries as this client needs them.
+pub(crate) fn client_builder(root_certificates: &[Vec<u8>]) -> Result<reqwest::ClientBuilder, String> {
+    let builder = tls::configure(reqwest::Client::builder(), root_certificates)?;
+    // The API key must not be sent to the target of a redirect. Retries are done by `Call`: reqwest's own would be
+    // neither logged nor counted.
+    Ok(builder.redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never()))
+}
+
 fn build_client(
     connect_timeout: Duration,
     proxy: Option<&str>,
     root_certificates: &[Vec<u8>],
 ) -> Result<reqwest::Client, String> {
-    let mut builder = reqwest::Client::builder();
+    let mut builder = client_builder(root_certificates)?.connect_timeout(connect_timeout);
     if let Some(proxy) = proxy {
         // The text omits the URL, which may contain a password.
         builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "the proxy URL is invalid".to_owned())?);
     }
-    tls::configure(builder, root_certificates)?
-        .connect_timeout(connect_timeout)
-        // The API key must not be sent to the target of a redirect.
-        .redirect(reqwest::redirect::Policy::none())
-        // Retries are done by `Call`: reqwest's own would be neither logged nor counted.
-        .retry(reqwest::retry::never())
-        .build()
-        .map_err(|error| error.without_url().to_string())
+    builder.build().map_err(|error| error.without_url().to_string())
 }
 
 /// Parses the base URL and appends a slash to its path if it has none.
@@ -142,6 +143,10 @@ fn parse_base_url(text: &str) -> Result<Url, String> {
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refuse(url.scheme()));
     }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err("base URL: a user, password, query or fragment is not allowed".to_owned());
+    }
+    tls::check(&url)?;
     if !url.path().ends_with('/') {
         url.set_path(&format!("{}/", url.path()));
     }

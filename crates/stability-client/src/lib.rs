@@ -1,8 +1,8 @@
 //! A client for Stability AI's image APIs: text-to-image of v1 (SDXL 1.0) and v2beta (`core`, `ultra`, `sd3.5-*`), and
 //! the fast upscaler.
 //!
-//! The client checks requests before it sends them, keeps the account's quota, limits the requests in flight and retries
-//! transient failures.
+//! The client checks requests before it sends them, keeps the account's quota, limits the requests in flight and
+//! retries transient failures.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,16 +34,20 @@
 //!
 //! # Errors
 //!
-//! A call fails with a [`GenerateError`]: the last [`Error`], and the [`Usage`] of all its requests. What a caller needs
-//! to decide is in [`Error::class`]:
+//! A call fails with a [`GenerateError`]: the last [`Error`], and the [`Usage`] of all its requests. What a caller
+//! needs to decide is in [`Error::class`]:
 //!
 //! | [`ErrorClass`] | errors | what to do |
 //! | --- | --- | --- |
-//! | `retryable` | [`Connect`](Error::Connect), [`Timeout`](Error::Timeout), [`Interrupted`](Error::Interrupted), [`RateLimited`](Error::RateLimited), [`Server`](Error::Server), [`Unfinished`](Error::Unfinished), [`Undecodable`](Error::Undecodable), [`Damaged`](Error::Damaged), [`Unusable`](Error::Unusable), [`Quota`](Error::Quota) | the client has retried it; try again later |
+//! | `retryable` | [`Connect`](Error::Connect), [`Timeout`](Error::Timeout), [`Interrupted`](Error::Interrupted), [`RateLimited`](Error::RateLimited), [`Server`](Error::Server), [`Unfinished`](Error::Unfinished), [`Undecodable`](Error::Undecodable), [`Damaged`](Error::Damaged) | the client has retried it; try again later |
+//! | | [`Unusable`](Error::Unusable) | `accept` refused the image; try another seed or prompt |
+//! | | [`Quota`](Error::Quota), [`BudgetError::Unavailable`] | not sent and not retried; try again later |
 //! | `fatal` | [`Unauthorized`](Error::Unauthorized), [`InsufficientCredits`](Error::InsufficientCredits), [`UnknownEngine`](Error::UnknownEngine), [`BudgetError::Exceeded`] | stop: every other request would fail alike |
-//! | neither | [`ContentPolicy`](Error::ContentPolicy), [`Filtered`](Error::Filtered), [`Rejected`](Error::Rejected), [`InvalidRequest`](Error::InvalidRequest), [`TooLong`](Error::TooLong), [`Stopped`](Error::Stopped) | change this request |
+//! | neither | [`ContentPolicy`](Error::ContentPolicy), [`Filtered`](Error::Filtered), [`Rejected`](Error::Rejected), [`InvalidRequest`](Error::InvalidRequest), [`TooLong`](Error::TooLong) | change this request |
+//! | | [`Stopped`](Error::Stopped) | the caller stopped the call |
 //!
-//! `possibly_charged` is set for timeouts and for all 200 responses without a usable image.
+//! `possibly_charged` is set where the API may have made an image: for timeouts, also at a gateway, for interrupted
+//! connections, and for 200 responses without a usable image.
 //!
 //! ```
 //! use stability_client::{Error, GenerateError};
@@ -52,6 +56,7 @@
 //!     match &failure.error {
 //!         Error::ContentPolicy(_) | Error::Filtered => "describe the image in other words",
 //!         Error::InsufficientCredits(_) => "buy credits",
+//!         Error::Stopped => "run it again",
 //!         error if error.class().fatal => "check the API key and the engine",
 //!         error if error.class().retryable => "try again later",
 //!         _ => "correct the request",
@@ -64,8 +69,8 @@
 //! - `rustls` (default): TLS by rustls with ring and the system's root certificates. A crypto provider that the process
 //!   has installed is used; none is installed.
 //! - `native-tls`: TLS by the system's library instead, if `rustls` is off.
-//! - `tracing` (default): a span for each call and each request, by OpenTelemetry's semantic conventions, and a log line
-//!   for each retry. Prompts appear only with [`ClientBuilder::log_refused_prompts`].
+//! - `tracing` (default): a span for each call and each request, by OpenTelemetry's semantic conventions, and a log
+//!   line for each retry. Prompts appear only with [`ClientBuilder::log_refused_prompts`].
 
 mod account;
 mod api_key;
@@ -120,6 +125,7 @@ pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use reqwest;
 pub use secrecy::SecretString;
+pub use tokio::time::Instant;
 pub use tokio_util::sync::CancellationToken;
 
 /// Compiles the example in the README as a doctest.

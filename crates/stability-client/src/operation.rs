@@ -9,12 +9,13 @@ pub const GEN_AI_PROVIDER_NAME: &str = "stability_ai";
 
 /// What a call asks the API to do. Each is paid for by request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Operation {
     /// Generate images from a text: [`Client::generate`](crate::Client::generate).
+    #[serde(rename = "generate_content")]
     TextToImage,
     /// Make an image four times as wide and as high: [`Client::upscale`](crate::Client::upscale).
+    #[serde(rename = "upscale")]
     Upscale,
 }
 

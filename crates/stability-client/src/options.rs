@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::unknown_name::UnknownName;
 
 macro_rules! names {
-    ($(#[$meta:meta])* $type:ident, $what:literal { $($variant:ident => $name:literal,)+ }) => {
+    ($(#[$meta:meta])* $type:ident, $what:literal { $($(#[$variant_meta:meta])* $variant:ident => $name:literal,)+ }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[allow(missing_docs, reason = "the variant names are self-explanatory")]
         #[non_exhaustive]
         pub enum $type {
-            $(#[serde(rename = $name)] $variant,)+
+            $($(#[$variant_meta])* #[serde(rename = $name)] $variant,)+
         }
 
         impl $type {
@@ -49,20 +49,20 @@ macro_rules! names {
     };
 }
 
-/// The format in which images are requested from the API.
-///
-/// Responses are decoded in both formats, regardless of the requested one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ResponseFormat {
-    /// As an image file, with seed and finish reason in headers. A quarter smaller than base64.
+names! {
+    /// The format in which images are requested from the API.
     ///
-    /// Several images per request ([`TextToImage::samples`](crate::TextToImage::samples)) always come as JSON.
-    #[default]
-    Image,
-    /// As base64 in JSON.
-    Json,
+    /// Responses are decoded in both formats, regardless of the requested one.
+    #[derive(Default)]
+    ResponseFormat, "response format" {
+        /// As an image file, with seed and finish reason in headers. A quarter smaller than base64.
+        ///
+        /// Several images per request ([`TextToImage::samples`](crate::TextToImage::samples)) always come as JSON.
+        #[default]
+        Image => "image",
+        /// As base64 in JSON.
+        Json => "json",
+    }
 }
 
 names! {

@@ -1,5 +1,6 @@
 //! The quota of requests per minute, and rate-limit pauses.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -42,6 +43,12 @@ pub struct GovernorQuota {
     clock: TokioClock,
     fifo: Mutex<()>,
     paused_until: watch::Sender<Option<Instant>>,
+}
+
+impl fmt::Debug for GovernorQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GovernorQuota").finish_non_exhaustive()
+    }
 }
 
 impl GovernorQuota {

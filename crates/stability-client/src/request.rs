@@ -47,8 +47,8 @@ pub(crate) struct Prompt {
 
 /// A request to generate images from a text.
 ///
-/// Defaults: `cfg_scale` 7, 30 steps, one image, a seed chosen by the API, PNG. Setting an option that the engine does
-/// not support is an error; options are never silently ignored.
+/// Defaults: one image, a seed chosen by the API, PNG; with SDXL 1.0 `cfg_scale` 7 and 30 steps. Setting an option that
+/// the engine does not support is an error; options are never silently ignored.
 ///
 /// ```
 /// use stability_client::{Engine, StylePreset, TextToImage};
@@ -87,16 +87,16 @@ impl TextToImage {
     ///
     /// [`InvalidRequest`] if the prompt is empty or longer than [`Engine::max_prompt_chars`], or the engine does not
     /// support the dimensions.
-    pub fn new(engine: Engine, frame: Dimensions, prompt: impl Into<String>) -> Result<Self, InvalidRequest> {
+    pub fn new(engine: Engine, dimensions: Dimensions, prompt: impl Into<String>) -> Result<Self, InvalidRequest> {
         let field = match engine.api_version() {
             ApiVersion::V1 => "size",
             ApiVersion::V2Beta => "aspect_ratio",
         };
-        engine.check_dimensions(frame).map_err(|allowed| InvalidRequest::new(field, frame, allowed))?;
+        engine.check_dimensions(dimensions).map_err(|allowed| InvalidRequest::new(field, dimensions, allowed))?;
         let text = validate_text(engine, "prompt", prompt.into())?;
         Ok(Self {
             engine,
-            dimensions: frame,
+            dimensions,
             prompts: vec![Prompt { text, weight: 1.0 }],
             negative_prompt: None,
             cfg_scale: None,
@@ -255,7 +255,7 @@ impl TextToImage {
         &self.prompts[0].text
     }
 
-    pub(crate) fn to_api_request(&self, form: ResponseFormat) -> ApiRequest<'_> {
+    pub(crate) fn to_api_request(&self, format: ResponseFormat) -> ApiRequest<'_> {
         let seed = (self.seed != 0).then_some(self.seed);
         ApiRequest {
             operation: Operation::TextToImage,
@@ -265,17 +265,17 @@ impl TextToImage {
             seed,
             repeats_result: seed.is_some(),
             prompt: Some(self.prompt()),
-            http: self.to_http_request(form),
+            http: self.to_http_request(format),
         }
     }
 
     /// Returns the HTTP request; it requests a response in this format where the API supports it.
-    pub(crate) fn to_http_request(&self, form: ResponseFormat) -> HttpRequest {
+    pub(crate) fn to_http_request(&self, format: ResponseFormat) -> HttpRequest {
         let body = match self.engine.api_version() {
             ApiVersion::V1 => HttpBody::Json(v1::body(self)),
             ApiVersion::V2Beta => HttpBody::Form(v2beta::form(self)),
         };
-        let accept = match (form, self.engine.api_version()) {
+        let accept = match (format, self.engine.api_version()) {
             // Several images are only available as JSON.
             (ResponseFormat::Image, ApiVersion::V1) if self.samples == 1 => "image/png",
             (ResponseFormat::Image, ApiVersion::V2Beta) => "image/*",
@@ -284,11 +284,11 @@ impl TextToImage {
         HttpRequest { path: self.engine.path(), body, accept, resend_count: 0 }
     }
 
-    fn require_support(&self, knob: RequestOption, value: impl Display) -> Result<(), InvalidRequest> {
-        if self.engine.supports(knob) {
+    fn require_support(&self, option: RequestOption, value: impl Display) -> Result<(), InvalidRequest> {
+        if self.engine.supports(option) {
             return Ok(());
         }
-        Err(InvalidRequest::new(knob.field(), value, format!("not supported by {}", self.engine)))
+        Err(InvalidRequest::new(option.field(), value, format!("not supported by {}", self.engine)))
     }
 }
 

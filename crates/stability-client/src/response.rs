@@ -1,6 +1,7 @@
 //! Decoding of 200 responses.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,13 +16,30 @@ use crate::wire::HttpResponse;
 const MAX_REASON_CHARS: usize = 40;
 
 /// One image as the API sent it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GeneratedImage {
     /// The encoded file. Its start and end markers were checked, so it is not truncated; it was not decoded.
     pub bytes: Bytes,
     /// The seed that the API used; 0 if the response names none.
     pub seed: u32,
+}
+
+impl GeneratedImage {
+    /// An image, for tests of a function that takes one.
+    pub fn new(bytes: impl Into<Bytes>, seed: u32) -> Self {
+        Self { bytes: bytes.into(), seed }
+    }
+}
+
+impl fmt::Debug for GeneratedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, seed } = self;
+        f.debug_struct("GeneratedImage")
+            .field("bytes", &format_args!("{} bytes", bytes.len()))
+            .field("seed", seed)
+            .finish()
+    }
 }
 
 /// The images of one response: at least one.
@@ -64,11 +82,11 @@ struct V2Body<'a> {
 ///
 /// # Errors
 ///
-/// - [`Error::Filtered`], [`Error::Unfinished`] or [`Error::Damaged`] (truncated, or not a PNG, JPEG or WebP file) if no
-///   image can be used and this is the first one's failure.
+/// - [`Error::Filtered`], [`Error::Unfinished`] or [`Error::Damaged`] (truncated, or not a PNG, JPEG or WebP file) if
+///   no image can be used and this is the first one's failure.
 /// - [`Error::Undecodable`] if the body is not the expected JSON or contains no images, or likewise if the first one is
 ///   missing, empty or not base64.
-pub(crate) fn decode(family: ApiVersion, response: &HttpResponse) -> Result<DecodedImages, Error> {
+pub(crate) fn decode(api_version: ApiVersion, response: &HttpResponse) -> Result<DecodedImages, Error> {
     if response.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
         let reason = response.finish_reason.as_deref();
         return collect_images([check_finish_reason(reason)
@@ -76,7 +94,7 @@ pub(crate) fn decode(family: ApiVersion, response: &HttpResponse) -> Result<Deco
     }
     let body = &response.body;
     let invalid_json = |error| Error::Undecodable(format!("{} bytes are not the expected JSON ({error})", body.len()));
-    match family {
+    match api_version {
         ApiVersion::V1 => {
             let body: V1Body = serde_json::from_slice(body).map_err(invalid_json)?;
             collect_images(body.artifacts.iter().map(|artifact| {
@@ -140,7 +158,8 @@ fn validate_image(image: Bytes, seed: u32) -> Result<GeneratedImage, Error> {
     Ok(GeneratedImage { bytes: image, seed })
 }
 
-/// Whether a file has the start and end markers of PNG, the segments of a JPEG, or the length that a WebP header states.
+/// Whether a file has the start and end markers of PNG, the segments of a JPEG, or the length that a WebP header
+/// states.
 ///
 /// HTTP alone does not show truncation: a proxy that cuts a body off and adjusts its length sends a valid response.
 fn is_complete(image: &[u8]) -> bool {

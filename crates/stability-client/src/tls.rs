@@ -1,6 +1,6 @@
 //! TLS of the client's own connections. Nothing is installed for the whole process.
 
-use reqwest::ClientBuilder;
+use reqwest::{ClientBuilder, Url};
 
 /// Sets up TLS with the system's root certificates and these, each a PEM bundle.
 #[cfg(feature = "rustls")]
@@ -47,13 +47,21 @@ pub(crate) fn configure(mut builder: ClientBuilder, root_certificates: &[Vec<u8>
     Ok(builder)
 }
 
-/// Without a TLS feature, root certificates are refused; so is `https` when a request is sent.
+/// Without a TLS feature, root certificates are refused.
 #[cfg(not(any(feature = "rustls", feature = "native-tls")))]
 pub(crate) fn configure(builder: ClientBuilder, root_certificates: &[Vec<u8>]) -> Result<ClientBuilder, String> {
     if root_certificates.is_empty() {
         return Ok(builder);
     }
     Err("root certificates need the feature rustls or native-tls".to_owned())
+}
+
+/// Checks that requests to this URL can be sent: without a TLS feature, `https` cannot.
+pub(crate) fn check(base_url: &Url) -> Result<(), String> {
+    if cfg!(any(feature = "rustls", feature = "native-tls")) || base_url.scheme() == "http" {
+        return Ok(());
+    }
+    Err("base URL: https needs the feature rustls or native-tls".to_owned())
 }
 
 #[cfg(any(feature = "rustls", feature = "native-tls"))]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 
-/// Maximum length of a response body, in bytes: 64 MiB, twice what ten images of the largest size take in base64.
+/// Maximum length of a response body, in bytes: 64 MiB. Ten images of one megapixel take half of it in base64.
 pub const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 
 /// A request to the API.

@@ -1,7 +1,8 @@
 //! Faults injected on request, by a marker in the prompt or by the control endpoint.
 //!
 //! A marker is written in brackets: `[fault:status=500]`, or `[upscale-fault:status=500]` for requests to upscale the
-//! image of that prompt. With a count, it applies only to the first such requests: `[fault:drop x2]`. The faults cover every kind of failure that a client must handle.
+//! image of that prompt. With a count, it applies only to the first such requests: `[fault:drop x2]`. The faults cover
+//! every kind of failure that a client must handle.
 
 use std::collections::HashMap;
 use std::str::FromStr;

@@ -14,6 +14,8 @@ pub struct Ledger {
     pub charged: u32,
     /// Upscaled, and therefore charged, images.
     pub upscaled: u32,
+    /// Requests to upscale an image that was not received whole.
+    pub incomplete: u32,
     /// Image requests in flight now.
     pub in_flight: u32,
     /// Highest number of image requests in flight at the same time.

@@ -1,4 +1,5 @@
-//! The HTTP server: text-to-image of v1 and v2beta, the fast upscaler, balance, engines, and control endpoints below `/_sandbox`.
+//! The HTTP server: text-to-image of v1 and v2beta, the fast upscaler, balance, engines, and control endpoints below
+//! `/_sandbox`.
 
 mod account;
 mod control;

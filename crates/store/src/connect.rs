@@ -18,7 +18,8 @@ const COMMAND_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit of the check of a connection that is returned to the pool. Without it, connections to a server that has
 /// vanished would occupy the pool until TCP gives up.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Default size of the connection pool. A job holds no connection while it waits for anything else, so a few are enough.
+/// Default size of the connection pool. A job holds no connection while it waits for anything else, so a few are
+/// enough.
 pub const DEFAULT_MAX_CONNECTIONS: u32 = 8;
 
 /// Limits that PostgreSQL applies to each connection, so that no lock outlives its client: a client that is silent in a

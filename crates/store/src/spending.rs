@@ -49,8 +49,8 @@ pub struct LeasedImage {
 }
 
 impl Store {
-    /// Reserves the cost of one request for an image, unless the account gate is closed or the daily total of all workers
-    /// would exceed `daily_limit`.
+    /// Reserves the cost of one request for an image, unless the account gate is closed or the daily total of all
+    /// workers would exceed `daily_limit`.
     ///
     /// The day is that of the database's clock, in UTC.
     ///

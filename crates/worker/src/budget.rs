@@ -29,7 +29,8 @@ struct Spending {
     ended: u64,
 }
 
-/// Counts and limits the cost of the requests of one attempt, within the job's `max_cost_usd` and the daily budget of all workers.
+/// Counts and limits the cost of the requests of one attempt, within the job's `max_cost_usd` and the daily budget of
+/// all workers.
 pub(crate) struct JobBudget {
     store: Store,
     gate: AccountGate,
@@ -38,7 +39,8 @@ pub(crate) struct JobBudget {
     cost_policy: CostPolicy,
     prices: RequestPrices,
     lease: Lease,
-    /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid for.
+    /// Cancelled with [`CancelReason::LeaseLost`] or another reason if a reservation finds that nothing may be paid
+    /// for.
     cancel: CancelToken,
     max_cost_usd: Option<f64>,
     /// The successful probe that lets the job pay although the key is refused.
@@ -78,17 +80,20 @@ impl JobBudget {
     }
 
     /// The budget of the requests that generate an image. They are counted in the image's row.
+    ///
+    /// An image is only started if its limits also pay for its upscale.
     pub(crate) fn for_generation(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
-        self.for_requests(asset_id, self.prices.generation)
+        let RequestPrices { generation, upscale } = self.prices;
+        self.for_requests(asset_id, generation, upscale)
     }
 
     /// The budget of the requests that upscale an image. They are counted in the image's row.
-    pub(crate) fn for_upscale(self: &Arc<Self>, asset_id: Uuid) -> ImageBudget {
-        self.for_requests(asset_id, self.prices.upscale)
+    pub(crate) fn for_upscale(self: &Arc<Self>, asset_id: Uuid) -> UpscaleBudget {
+        UpscaleBudget(self.for_requests(asset_id, self.prices.upscale, MicroUsd::default()))
     }
 
-    fn for_requests(self: &Arc<Self>, asset_id: Uuid, price: MicroUsd) -> ImageBudget {
-        ImageBudget { job: self.clone(), image: LeasedImage { lease: self.lease, asset_id }, price }
+    fn for_requests(self: &Arc<Self>, asset_id: Uuid, price: MicroUsd, headroom: MicroUsd) -> ImageBudget {
+        ImageBudget { job: self.clone(), image: LeasedImage { lease: self.lease, asset_id }, price, headroom }
     }
 
     /// Returns why this many images cannot be paid for, as far as known before the first request.
@@ -134,13 +139,13 @@ impl JobBudget {
         self.spending.borrow().charged.usd()
     }
 
-    /// Counts a request of this price as charged and pending; returns `false` if the job's cost would exceed
-    /// `max_cost_usd`.
-    fn reserve_within_max_cost(&self, price: MicroUsd) -> bool {
+    /// Counts a request of this price as charged and pending; returns `false` if the job's cost and the `headroom`
+    /// would exceed `max_cost_usd`.
+    fn reserve_within_max_cost(&self, price: MicroUsd, headroom: MicroUsd) -> bool {
         let limit = self.max_cost_usd.map(MicroUsd::from_usd);
         self.spending.send_if_modified(|spending| {
             let charged = spending.charged.plus(price);
-            let reserved = limit.is_none_or(|limit| charged <= limit);
+            let reserved = limit.is_none_or(|limit| charged.plus(headroom) <= limit);
             if reserved {
                 spending.charged = charged;
                 spending.pending += 1;
@@ -188,14 +193,16 @@ pub(crate) struct ImageBudget {
     image: LeasedImage,
     /// The price of one request.
     price: MicroUsd,
+    /// What must remain of the limits after a request.
+    headroom: MicroUsd,
 }
 
 impl ImageBudget {
     /// Tries to reserve once. Exceeded limits are not final while other requests of the job are pending.
     async fn reserve_once(&self) -> Result<Reservation, Refusal> {
         let JobBudget { store, cost_policy, .. } = &*self.job;
-        let price = self.price;
-        if !self.job.reserve_within_max_cost(price) {
+        let (price, headroom) = (self.price, self.headroom);
+        if !self.job.reserve_within_max_cost(price, headroom) {
             let spent = format_usd(self.job.cost_usd());
             return Err(Refusal::MaxCost(format!(
                 "the job has cost USD {spent}; one more request would exceed its max_cost_usd"
@@ -203,7 +210,8 @@ impl ImageBudget {
         }
         let key = self.job.gate.key();
         let payer = Payer { key: &key, probe: self.job.probe };
-        let refusal = match store.reserve_cost(self.image, payer, price, cost_policy.daily_budget()).await {
+        let daily_limit = cost_policy.daily_budget().map(|limit| MicroUsd(limit.0 - headroom.0));
+        let refusal = match store.reserve_cost(self.image, payer, price, daily_limit).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
             Ok(CostReservation::GateClosed) => Refusal::GateClosed,
             Ok(CostReservation::OverBudget) => Refusal::DailyBudget,
@@ -213,8 +221,8 @@ impl ImageBudget {
         Err(refusal)
     }
 
-    /// Converts a final refusal into the client's error. A refusal that concerns other jobs too cancels the attempt, and
-    /// the client reports the call as stopped.
+    /// Converts a final refusal into the client's error. A refusal that concerns other jobs too cancels the attempt,
+    /// and the client reports the call as stopped.
     async fn give_up(&self, refusal: Refusal) -> BudgetError {
         let JobBudget { gate, cancel, .. } = &*self.job;
         let reason = match &refusal {
@@ -239,7 +247,8 @@ impl ImageBudget {
 
 #[async_trait]
 impl Budget for ImageBudget {
-    /// Waits while too many paid images are not stored. If the budget is used up, waits for pending requests of the job to end: their reservations may be refunded.
+    /// Waits while too many paid images are not stored. If the budget is used up, waits for pending requests of the job
+    /// to end: their reservations may be refunded.
     async fn reserve(&self) -> Result<Reservation, BudgetError> {
         let JobBudget { unstored, cancel, .. } = &*self.job;
         if cancel.token().run_until_cancelled(unstored.wait_for_room()).await.is_none() {
@@ -274,5 +283,34 @@ impl Budget for ImageBudget {
             warn!(error = error_chain(&error), "refund failed; the uncharged request stays counted as charged");
         }
         self.job.end_reservation(Some(self.price), true);
+    }
+}
+
+/// Reserves, commits and refunds the price of one image's upscale. A refusal is final for this image only, which is
+/// stored already, and neither waits nor cancels the attempt.
+pub(crate) struct UpscaleBudget(ImageBudget);
+
+#[async_trait]
+impl Budget for UpscaleBudget {
+    async fn reserve(&self) -> Result<Reservation, BudgetError> {
+        let refusal = match self.0.reserve_once().await {
+            Ok(reservation) => return Ok(reservation),
+            Err(refusal) => refusal,
+        };
+        Err(match refusal {
+            Refusal::MaxCost(message) => BudgetError::Exceeded(message),
+            Refusal::DailyBudget => BudgetError::Exceeded("the daily budget would be exceeded".to_owned()),
+            Refusal::GateClosed => BudgetError::Exceeded("the account gate is closed".to_owned()),
+            Refusal::Store(StoreError::LeaseLost) => self.0.give_up(Refusal::Store(StoreError::LeaseLost)).await,
+            Refusal::Store(error) => BudgetError::Unavailable(Box::new(error)),
+        })
+    }
+
+    async fn commit(&self, reservation: Reservation) {
+        self.0.commit(reservation).await;
+    }
+
+    async fn refund(&self, reservation: Reservation) {
+        self.0.refund(reservation).await;
     }
 }

@@ -1,8 +1,8 @@
 //! The account gate: while it is closed, the worker takes no commands and pays for nothing, so that the backlog waits.
 //!
-//! A pause and the refusal of an API key are stored in the database and shared by the workers that they concern. Whether
-//! the daily budget is used up follows from the day's spending and this worker's own limit. This module decides what a
-//! closed gate means for this worker:
+//! A pause and the refusal of an API key are stored in the database and shared by the workers that they concern.
+//! Whether the daily budget is used up follows from the day's spending and this worker's own limit. This module decides
+//! what a closed gate means for this worker:
 //!
 //! | reason | commands taken | attempts in hand |
 //! | --- | --- | --- |
@@ -200,8 +200,8 @@ impl AccountGate {
         }
     }
 
-    /// Asks the API for the account's credits if only a refusal closes the gate. If they cover an image, one job of this
-    /// worker may pay. With `when_due`, only if the next probe is due.
+    /// Asks the API for the account's credits if only a refusal closes the gate. If they cover an image, one job of
+    /// this worker may pay. With `when_due`, only if the next probe is due.
     pub(crate) async fn probe(&self, when_due: bool) {
         let only_refused = matches!(self.state.borrow().reasons.as_slice(), [GateReason::Refused(_)]);
         if !only_refused {

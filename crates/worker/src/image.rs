@@ -27,7 +27,7 @@ use stability_client::{
 use store::{KeyHash, Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
 
-use crate::budget::{ImageBudget, JobBudget};
+use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
 use crate::failpoint;
 use crate::gate::AccountGate;
@@ -142,7 +142,8 @@ impl ImageGenerator {
         let params = task.params.without_upscaler();
         let accept = |generated| self.process_picture(task, &params, generated);
         let key = self.gate.key();
-        let generated = self.client.generate_with(&task.request, &self.call_options(&budget), accept).await;
+        let options = CallOptions::default().stop(self.cancel.token().clone()).budget(&budget).tenant(self.tenant);
+        let generated = self.client.generate_with(&task.request, &options, accept).await;
         let ProcessedGeneration { processed, original, seed, usage: used } = match generated {
             Ok(generated) => generated,
             Err(GenerateError { error, usage: used, .. }) => {
@@ -169,11 +170,6 @@ impl ImageGenerator {
         };
         failpoint::reach("before_row").await;
         Ok(self.build_asset(task, stored))
-    }
-
-    /// The options of a call that this budget pays for.
-    fn call_options<'a>(&self, budget: &'a ImageBudget) -> CallOptions<'a> {
-        CallOptions::default().stop(self.cancel.token().clone()).budget(budget).tenant(self.tenant)
     }
 
     /// Closes the account gate if the API refused the account. Returns the refusal for the job whose request closed the

@@ -159,23 +159,44 @@ mod tests {
 
     use super::*;
 
+    fn embedded_metadata() -> ImageMetadata {
+        serde_json::from_value(serde_json::json!({
+            "job_id": uuid::Uuid::nil(), "project_id": 1, "index": 1, "description": "A fox", "prompt": "A fox", "seed": 7,
+            "software": "test",
+        }))
+        .expect("valid metadata")
+    }
+
+    fn gradient_png(side: u32) -> Bytes {
+        let mut file = std::io::Cursor::new(Vec::new());
+        let share = |position: u32| u8::try_from(position * 255 / side).expect("the share is at most 255");
+        let gradient = image::RgbImage::from_fn(side, side, |x, y| image::Rgb([share(x), share(y), 9]));
+        gradient.write_to(&mut file, image::ImageFormat::Png).expect("the image is encoded");
+        file.into_inner().into()
+    }
+
+    #[tokio::test]
+    async fn upscaled_images_are_processed_one_at_a_time() {
+        let pool = ImagePool::new(ImageSpec { width: 64, height: 64, ..ImageSpec::default() }, QualityCheck::default());
+        let first = pool.upscaled.clone().acquire_owned().await.expect("the semaphore is open");
+        let mut second = std::pin::pin!(pool.process_upscaled(gradient_png(256), (256, 256), embedded_metadata()));
+        assert!(
+            tokio::time::timeout(std::time::Duration::ZERO, &mut second).await.is_err(),
+            "another one is processed"
+        );
+        // Images of the API do not wait for an upscaled one.
+        pool.process(gradient_png(64), embedded_metadata()).await.expect("the image is processed");
+        drop(first);
+        second.await.expect("the upscaled image is processed");
+    }
+
     #[tokio::test]
     async fn another_good_file_is_not_the_stored_one() {
         let spec = ImageSpec { width: 64, height: 64, ..ImageSpec::default() };
         let pool = ImagePool::new(spec, QualityCheck::default());
-        let embedded: ImageMetadata = serde_json::from_value(serde_json::json!({
-            "job_id": uuid::Uuid::nil(), "project_id": 1, "index": 1, "description": "A fox", "prompt": "A fox", "seed": 7,
-            "software": "test",
-        }))
-        .expect("valid metadata");
-        let mut sent = std::io::Cursor::new(Vec::new());
-        let gradient = image::RgbImage::from_fn(64, 64, |x, y| {
-            image::Rgb([u8::try_from(x * 3).unwrap_or(0), u8::try_from(y * 3).unwrap_or(0), 9])
-        });
-        gradient.write_to(&mut sent, image::ImageFormat::Png).expect("the image is encoded");
-        let finished =
-            process(sent.into_inner().into(), &spec, QualityCheck::default(), &embedded, &mut Buffers::default())
-                .expect("the image is processed");
+        let embedded = embedded_metadata();
+        let finished = process(gradient_png(64), &spec, QualityCheck::default(), &embedded, &mut Buffers::default())
+            .expect("the image is processed");
         let good = pool.verify_stored(finished.bytes.clone(), finished.sha256.clone()).await;
         assert_eq!(good, Ok(()));
         let other = pool.verify_stored(finished.bytes.clone(), digest::sha256("another")).await;

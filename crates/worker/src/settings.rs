@@ -46,7 +46,8 @@ const fn secret(name: &'static str, default: &'static str) -> Setting {
     Setting { name, default, secret: true }
 }
 
-/// All settings except the `AWS_*` and `OTEL_*` variables. A test compares the table of docs/configuration.md with this list.
+/// All settings except the `AWS_*` and `OTEL_*` variables. A test compares the table of docs/configuration.md with this
+/// list.
 pub const ALL: &[Setting] = &[
     secret("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f"),
     secret("DATABASE_URL", "sqlite://data/asset-worker.db?mode=rwc"),

@@ -204,7 +204,8 @@ impl Storage {
         }
     }
 
-    /// Removes temporary files that a killed or failed writer left next to a path. No other process may be writing to the path.
+    /// Removes temporary files that a killed or failed writer left next to a path. No other process may be writing to
+    /// the path.
     pub async fn remove_temporary_files(&self, path: &str) {
         let Some(folder) = &self.local_root else { return };
         let file = folder.join(path);

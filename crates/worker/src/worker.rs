@@ -28,8 +28,8 @@ use crate::telemetry::{Metrics, Telemetry};
 /// A session that lasts longer than this resets the reconnect backoff.
 const MIN_HEALTHY_SESSION: Duration = Duration::from_secs(30);
 
-/// How long a message waits for the broker to unblock publishing. Then the session ends: a delivery must not be held until
-/// the broker takes it back, after 30 minutes.
+/// How long a message waits for the broker to unblock publishing. Then the session ends: a delivery must not be held
+/// until the broker takes it back, after 30 minutes.
 const MAX_PUBLISH_BLOCKED: Duration = Duration::from_mins(1);
 /// Interval at which the state of the publisher is read.
 const PUBLISHER_INTERVAL: Duration = Duration::from_secs(1);

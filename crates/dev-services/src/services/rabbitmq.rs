@@ -89,7 +89,8 @@ impl PrivateServer {
         Ok(printed.concat())
     }
 
-    /// A command with the environment of this node. The environment and the files of the user's own broker do not apply.
+    /// A command with the environment of this node. The environment and the files of the user's own broker do not
+    /// apply.
     fn command(&self, program: &Path) -> Command {
         let folder = &self.folder;
         let mut command = command_with_death_signal(program, "TERM");

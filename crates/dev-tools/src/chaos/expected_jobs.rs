@@ -52,12 +52,20 @@ const FAULTS: [ExpectedFault; 21] = [
     ExpectedFault { directive: "status=400", extra_requests: 0, failure_code: Some("rejected_request") },
 ];
 
+/// Faults of the upscaler, with the number of its requests. None of them fails the image.
+const UPSCALE_FAULTS: [(&str, u32); 5] =
+    [("status=500 x1", 2), ("drop x2", 3), ("status=400", 1), ("blank", 1), ("wrong-size", 1)];
+/// One in this many jobs uses the fast upscaler.
+const UPSCALED_ONE_IN: usize = 6;
+
 /// An image of a job and its expected result.
 #[derive(Debug)]
 pub(super) struct ExpectedImage {
     /// Text that only the prompt of this image contains.
     pub(super) marker: String,
     fault: Option<ExpectedFault>,
+    /// Maximum number of requests to the upscaler, however often a worker is interrupted: the image is stored before.
+    pub(super) max_upscale_requests: u32,
 }
 
 impl ExpectedImage {
@@ -117,18 +125,27 @@ fn generate_job(rng: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
             json!({"job_id": job_id, "project_id": project_id, "image_descriptions": ["A fox"], "config": config});
         return ExpectedJob { job_id, body, images: Vec::new() };
     }
-    let images: Vec<ExpectedImage> = (1..=rng.usize(1..=plan.max_images))
+    let is_upscaled = rng.usize(..UPSCALED_ONE_IN) == 0;
+    let (images, descriptions): (Vec<ExpectedImage>, Vec<String>) = (1..=rng.usize(1..=plan.max_images))
         .map(|index| {
+            let marker = format!("Harbour {number:03}-{index:02}");
             let fault = if rng.usize(..5) < 2 { rng.choice(FAULTS) } else { None };
-            ExpectedImage { marker: format!("Harbour {number:03}-{index:02}"), fault }
+            let mut description = marker.clone();
+            if let Some(fault) = fault {
+                description += &format!(" [fault:{}]", fault.directive);
+            }
+            let mut max_upscale_requests = u32::from(is_upscaled);
+            if is_upscaled && let Some((directive, requests)) = rng.choice(UPSCALE_FAULTS) {
+                description += &format!(" [upscale-fault:{directive}]");
+                max_upscale_requests = requests;
+            }
+            (ExpectedImage { marker, fault, max_upscale_requests }, description)
         })
-        .collect();
-    let description = |image: &ExpectedImage| match image.fault {
-        Some(fault) => format!("{} [fault:{}]", image.marker, fault.directive),
-        None => image.marker.clone(),
-    };
-    let descriptions: Vec<String> = images.iter().map(description).collect();
-    let config = json!({"max_concurrent": rng.u32(1..=4), "cache": "never"});
+        .unzip();
+    let mut config = json!({"max_concurrent": rng.u32(1..=4), "cache": "never"});
+    if is_upscaled {
+        config["upscaler"] = json!("fast");
+    }
     let body =
         json!({"job_id": job_id, "project_id": project_id, "image_descriptions": descriptions, "config": config});
     ExpectedJob { job_id, body, images }

@@ -31,10 +31,13 @@ pub struct Report {
     pub(super) terminal_events: usize,
     pub(super) files: usize,
     pub(super) requests: u32,
+    pub(super) upscaled: u32,
     pub(super) rejected_keys: u32,
     pub(super) expected_retries: u32,
     pub(super) repeats_after_interruptions: u32,
     pub(super) dead_letters: usize,
+    /// Commands of jobs that went on although the broker had given up their delivery.
+    pub(super) given_up: usize,
 }
 
 impl Report {
@@ -54,10 +57,12 @@ impl Report {
             terminal_events: 0,
             files: 0,
             requests: 0,
+            upscaled: 0,
             rejected_keys: 0,
             expected_retries: 0,
             repeats_after_interruptions: 0,
             dead_letters: 0,
+            given_up: 0,
         }
     }
 
@@ -86,10 +91,12 @@ impl Display for Report {
             ("terminal events, repeats included", self.terminal_events),
             ("files, each complete and 1920x1080", self.files),
             ("requests to the sandbox", self.requests as usize),
+            ("of these, images upscaled", self.upscaled as usize),
             ("of these, rejected because of the key", self.rejected_keys as usize),
             ("of these, retries caused by faults of the sandbox", self.expected_retries as usize),
             ("of these, repeats after a worker was interrupted", self.repeats_after_interruptions as usize),
-            ("dead letters, each an invalid or conflicting message", self.dead_letters),
+            ("dead letters, each an invalid or conflicting message", self.dead_letters - self.given_up),
+            ("dead letters of jobs that went on", self.given_up),
             ("**violations**", self.violations.len()),
         ] {
             writeln!(f, "| {what} | {count} |")?;

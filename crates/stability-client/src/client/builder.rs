@@ -1,6 +1,7 @@
 //! The builder of a client.
 
 use std::env::VarError;
+use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use super::{Client, Inner};
 use crate::api_key::ApiKey;
 use crate::fair_scheduler::FairScheduler;
-use crate::http::{Connection, Http, HttpSettings};
+use crate::http::{self, Connection, Http, HttpSettings};
 use crate::options::ResponseFormat;
 use crate::quota::{GovernorQuota, Quota};
 use crate::retry::{Observer, RetryPolicy};
@@ -34,6 +35,12 @@ pub struct ClientBuilder {
     response_format: ResponseFormat,
     log_refused_prompts: bool,
     observers: Vec<Arc<dyn Observer>>,
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder").field("retry_policy", &self.retry_policy).finish_non_exhaustive()
+    }
 }
 
 /// The client could not be built from its settings.
@@ -116,11 +123,31 @@ impl ClientBuilder {
     /// Sends all requests with this HTTP client, for example one that other parts of the program share.
     ///
     /// Its own connect timeout, proxy and TLS settings apply instead of [`connect_timeout`](Self::connect_timeout),
-    /// [`proxy`](Self::proxy) and [`root_certificates`](Self::root_certificates). It should follow no redirects: the API
-    /// has none, and a 307 response would send the prompt to its target.
+    /// [`proxy`](Self::proxy) and [`root_certificates`](Self::root_certificates). Begin with
+    /// [`http_client_builder`](Self::http_client_builder), unless the program sets up TLS itself.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use stability_client::{Client, ClientBuilder};
+    ///
+    /// let http = ClientBuilder::http_client_builder()?.pool_idle_timeout(Duration::from_secs(5)).build()?;
+    /// let client = Client::builder("sk-1").http_client(http).build()?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.http_client = Some(client);
         self
+    }
+
+    /// Returns a builder of an HTTP client with TLS as the features of this crate choose it, which follows no redirects
+    /// and does not retry: the API has no redirects, and retries of the HTTP client would be neither counted nor paid
+    /// for from the [`Budget`](crate::Budget).
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] if the system's root certificates cannot be read.
+    pub fn http_client_builder() -> Result<reqwest::ClientBuilder, BuildError> {
+        http::client_builder(&[]).map_err(BuildError)
     }
 
     /// Sets the time limit of one request, up to the last byte of its response. Default: 60 s.
@@ -190,8 +217,8 @@ impl ClientBuilder {
     }
 
     /// Sets when and how often failed requests are retried.
-    pub fn retry_policy(mut self, retries: RetryPolicy) -> Self {
-        self.retry_policy = retries;
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry_policy = policy;
         self
     }
 
@@ -205,8 +232,8 @@ impl ClientBuilder {
     }
 
     /// Sets the format in which images are requested from the API. Default: [`ResponseFormat::Image`].
-    pub fn response_format(mut self, form: ResponseFormat) -> Self {
-        self.response_format = form;
+    pub fn response_format(mut self, format: ResponseFormat) -> Self {
+        self.response_format = format;
         self
     }
 

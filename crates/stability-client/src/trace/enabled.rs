@@ -19,7 +19,7 @@ impl CallSpan {
     pub(crate) fn new(request: &ApiRequest<'_>, server: Option<&(String, u16)>) -> Self {
         let (operation, model) = (request.operation.as_str(), request.model);
         Self(info_span!(
-            "generate_content",
+            "api call",
             otel.name = format!("{operation} {model}"),
             otel.kind = "client",
             gen_ai.operation.name = operation,
@@ -113,7 +113,7 @@ pub(crate) async fn in_quota_span<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(crate) fn log_sending(attempt: u32) {
-    debug!(attempt, "sending image request");
+    debug!(attempt, "sending paid request");
 }
 
 pub(crate) fn log_lockout(attempt: u32, pause: Duration) {
@@ -125,7 +125,7 @@ pub(crate) fn log_retry(attempt: u32, wait: Duration, error: &Error) {
     match error {
         Error::RateLimited { .. } => warn!(attempt, cause, ?wait, "rate limit exceeded, retrying"),
         Error::Damaged { .. } | Error::Unusable(_) => {
-            warn!(attempt, cause, %error, "image unusable, generating once more");
+            warn!(attempt, cause, %error, "image unusable, requesting it once more");
         }
         error => warn!(attempt, cause, ?wait, %error, "request failed, retrying"),
     }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
-use stability_client::{ApiVersion, Engine, InvalidRequest, OutputFormat, StylePreset, TextToImage};
+use stability_client::{
+    ApiVersion, AspectRatio, Client, Credits, Dimensions, Engine, FastUpscale, InvalidRequest, OutputFormat,
+    StylePreset, TextToImage, UnknownName,
+};
 use stability_sandbox::{Sandbox, Settings};
 
 const SCHEMA: &str = include_str!("../../src/request/text-to-image-v2beta.schema.json");
@@ -18,16 +21,28 @@ fn options() -> Vec<(&'static str, Value)> {
     options.extend(["png", "jpeg", "webp"].map(|format| ("output_format", json!(format))));
     options.extend([0.0, 0.9, 1.0, 7.5, 10.0, 10.1, 35.0].map(|cfg_scale| ("cfg_scale", json!(cfg_scale))));
     options.extend([0, 7, 4_294_967_294_u32, 4_294_967_295].map(|seed| ("seed", json!(seed))));
-    options.extend([1, 10_000, 10_001].map(|length| ("prompt", json!("x".repeat(length)))));
-    options.extend([1, 10_000, 10_001].map(|length| ("negative_prompt", json!("x".repeat(length)))));
+    options.extend([0, 1, 10_000, 10_001].map(|length| ("prompt", json!("x".repeat(length)))));
+    options.extend([0, 1, 10_000, 10_001].map(|length| ("negative_prompt", json!("x".repeat(length)))));
+    options.extend(AspectRatio::ALL.iter().map(|ratio| ("aspect_ratio", json!(ratio.as_str()))));
+    options.extend(["4:3", "16:10"].map(|ratio| ("aspect_ratio", json!(ratio))));
+    // Options of v1.
+    options.extend([("steps", json!(40)), ("samples", json!(2))]);
     options
 }
 
 fn build(engine: Engine, name: &str, value: &Value) -> Result<TextToImage, InvalidRequest> {
     let text = value.as_str().unwrap_or_default();
     let prompt = if name == "prompt" { text } else { "A fox" };
-    let request = TextToImage::new(engine, engine.dimensions_for(16, 9), prompt)?;
+    let mut dimensions = engine.dimensions_for(16, 9);
+    if name == "aspect_ratio" {
+        let ratio =
+            text.parse().map_err(|error: UnknownName| InvalidRequest::new("aspect_ratio", text, error.to_string()));
+        dimensions = Dimensions::AspectRatio(ratio?);
+    }
+    let request = TextToImage::new(engine, dimensions, prompt)?;
     match name {
+        "steps" => request.steps(40),
+        "samples" => request.samples(2),
         "style_preset" => request.style_preset(text.parse().expect("a known preset")),
         "output_format" => request.output_format(text.parse::<OutputFormat>().expect("a known format")),
         "cfg_scale" => request.cfg_scale(value.as_f64().expect("a number")),
@@ -91,6 +106,42 @@ async fn schema_client_and_sandbox_agree_on_every_v2beta_option() {
             assert_eq!(is_taken(&http, &sandbox, &service, &fields).await, expected, "sandbox, {shown}");
         }
     }
+}
+
+/// The credits of the reference's table, transcribed like the schema. Client and sandbox charge them.
+#[tokio::test]
+async fn client_and_sandbox_have_the_prices_of_the_reference() {
+    let settings = Settings { limit: 100_000, sketch: true, ..Settings::default() };
+    let sandbox = Sandbox::start(settings).await.expect("the sandbox starts");
+    let client = Client::builder("sk-sandbox").base_url(sandbox.base_url()).build().expect("a client");
+    let charged = async |before: f64| before - client.balance().await.expect("a balance").credits;
+    let prices = [
+        ("stable-diffusion-xl-1024-v1-0", 2.0),
+        ("core", 3.0),
+        ("ultra", 8.0),
+        ("sd3.5-large", 6.5),
+        ("sd3.5-large-turbo", 4.0),
+        ("sd3.5-medium", 3.5),
+        ("sd3.5-flash", 2.5),
+    ];
+    assert_eq!(prices.map(|(name, _)| name).as_slice(), Engine::ALL.iter().map(Engine::id).collect::<Vec<_>>());
+    let mut image = None;
+    for (name, price) in prices {
+        let engine: Engine = name.parse().expect("a known engine");
+        assert_eq!(engine.price().map(Credits::as_f64), Some(price), "client, {name}");
+        sandbox.set_credits(100.0);
+        let request = TextToImage::new(engine, engine.dimensions_for(16, 9), "A fox").expect("a valid request");
+        let generated = client.generate(&request).await.expect("an image").into_first();
+        assert!((charged(100.0).await - price).abs() < 1e-9, "sandbox, {name}");
+        // Of which engines the fast upscaler takes the images follows from their size.
+        let upscale = FastUpscale::new(generated.bytes);
+        assert_eq!(upscale.is_ok(), engine.fits_fast_upscaler(), "{name}");
+        image = upscale.ok().or(image);
+    }
+    assert!((FastUpscale::PRICE.as_f64() - 2.0).abs() < 1e-9);
+    sandbox.set_credits(100.0);
+    client.upscale(&image.expect("an image that fits")).await.expect("an image");
+    assert!((charged(100.0).await - 2.0).abs() < 1e-9);
 }
 
 #[test]

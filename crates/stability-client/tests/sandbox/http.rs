@@ -85,10 +85,10 @@ async fn requests_go_through_the_client_of_the_caller() {
     let (listener, port) = bind_listener().await;
     let mut server = JoinSet::new();
     server.spawn(async move { respond_once(listener.accept().await.expect("a connection").0, CREDITS_RESPONSE).await });
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert("x-team", reqwest::header::HeaderValue::from_static("video"));
-    let own = reqwest::Client::builder().default_headers(headers).build().expect("an HTTP client");
+    let own = ClientBuilder::http_client_builder().expect("TLS is set up").default_headers(headers);
+    let own = own.build().expect("an HTTP client");
     let client = builder(&format!("http://127.0.0.1:{port}")).http_client(own).user_agent("pipeline/7").build();
     client.expect("a client").balance().await.expect("credits");
     let head = server.join_next().await.expect("a task").expect("a request");
@@ -147,6 +147,10 @@ fn base_url_that_is_not_http_is_refused() {
         let expected =
             format!("cannot build the client: base URL: {shown:?} is not allowed; an http:// or https:// URL");
         assert_eq!(error, expected);
+    }
+    for url in ["https://user:hunter2@host/", "https://user@host/", "https://host/?key=hunter2", "https://host/#a"] {
+        let error = builder(url).build().err().expect("the URL is refused").to_string();
+        assert_eq!(error, "cannot build the client: base URL: a user, password, query or fragment is not allowed");
     }
 }
 

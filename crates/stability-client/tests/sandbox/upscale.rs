@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use image::{ImageFormat, RgbImage};
 use reqwest::multipart::{Form, Part};
-use stability_client::{FastUpscale, InvalidRequest, OutputFormat};
+use stability_client::{FastUpscale, InvalidRequest, OutputFormat, ResponseFormat};
 use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
@@ -33,12 +33,12 @@ async fn is_taken(sandbox: &Sandbox, file: Vec<u8>) -> bool {
 #[tokio::test]
 async fn each_format_is_returned_four_times_as_large() {
     let sandbox = sandbox().await;
-    let client = client(&sandbox, "sk-sandbox");
-    for (sent, asked) in [
-        (ImageFormat::Png, OutputFormat::Jpeg),
-        (ImageFormat::Jpeg, OutputFormat::Webp),
-        (ImageFormat::WebP, OutputFormat::Png),
+    for (sent, asked, form) in [
+        (ImageFormat::Png, OutputFormat::Jpeg, ResponseFormat::Image),
+        (ImageFormat::Jpeg, OutputFormat::Webp, ResponseFormat::Image),
+        (ImageFormat::WebP, OutputFormat::Png, ResponseFormat::Json),
     ] {
+        let client = builder(&sandbox, "sk-sandbox").response_format(form).build().expect("a client");
         let request = FastUpscale::new(encode(64, 40, sent)).expect("a valid image").output_format(asked);
         let upscaled = client.upscale(&request).await.expect("an image");
         assert_eq!((upscaled.usage.requests, upscaled.usage.images), (1, 1));

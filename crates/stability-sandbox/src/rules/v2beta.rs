@@ -28,7 +28,7 @@ pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageR
     let formats: &[&str] = match service {
         "core" | "ultra" => &["png", "jpeg", "webp"],
         "sd3" => {
-            known_fields.extend(["model", "cfg_scale", "mode"]);
+            known_fields.extend(["model", "cfg_scale"]);
             &["png", "jpeg"]
         }
         _ => return Err(ApiError::new(404, "not_found", "no such service")),
@@ -46,8 +46,9 @@ pub(crate) fn parse(service: &str, fields: &[(String, String)]) -> Result<ImageR
     let prompt = field("prompt").ok_or_else(|| bad_request("prompt: is required".to_owned()))?;
     for (name, text) in [("prompt", Some(prompt)), ("negative_prompt", field("negative_prompt"))] {
         let Some(text) = text else { continue };
-        if text.is_empty() || text.chars().count() > MAX_PROMPT_CHARS {
-            return Err(bad_request(format!("{name}: must be 1 to {MAX_PROMPT_CHARS} characters")));
+        let min = usize::from(name == "prompt");
+        if !(min..=MAX_PROMPT_CHARS).contains(&text.chars().count()) {
+            return Err(bad_request(format!("{name}: must be {min} to {MAX_PROMPT_CHARS} characters")));
         }
         check_language(text)?;
     }

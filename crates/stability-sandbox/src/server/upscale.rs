@@ -23,9 +23,30 @@ pub(super) async fn fast(State(shared): State<Arc<Shared>>, headers: HeaderMap, 
 async fn handle(shared: &Arc<Shared>, headers: &HeaderMap, request: Request) -> Result<Response, ApiError> {
     check_access(shared, headers)?;
     let wants_image = wants_image_file(headers)?;
-    let fields = read_form(request).await?;
+    let receiving = Receiving { shared, is_complete: false };
+    let fields = receiving.receive(request).await?;
     let request = spawn_blocking(move || parse(&fields)).await.map_err(|_| ApiError::from_status(500))??;
     Ok(upscale(shared, request).await?.into_v2beta(wants_image).await)
+}
+
+/// Counts an upload that fails or is dropped, because the caller disconnects, before it is complete.
+struct Receiving<'a> {
+    shared: &'a Shared,
+    is_complete: bool,
+}
+
+impl Receiving<'_> {
+    async fn receive(mut self, request: Request) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
+        let fields = read_form(request).await?;
+        self.is_complete = true;
+        Ok(fields)
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().ledger.incomplete += u32::from(!self.is_complete);
+    }
 }
 
 /// Charges for the request and upscales its image, unless a status fault rejects it.

@@ -54,7 +54,8 @@ struct ProjectArg {
 struct SetOptions {
     #[command(flatten)]
     project: ProjectArg,
-    /// Modifier appended to every description, in English or in another script, which is translated; may be given more than once
+    /// Modifier appended to every description, in English or in another script, which is translated; may be given more
+    /// than once
     #[arg(long = "modifier", value_name = "TEXT", group = "style")]
     modifiers: Vec<String>,
     /// Append no modifiers, not even the default ones

@@ -1,7 +1,7 @@
 //! Finds a file that an earlier attempt paid for and stored without completing the image's row.
 
 use domain::outcome::Origin;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::ImageError;
 use super::file::{ImageFiles, StoredFile};
@@ -28,6 +28,10 @@ pub(super) async fn find_adoptable_file(
         return Ok(None);
     }
     info!(file_path, "stored file of an incomplete row adopted");
+    if metadata.params != task.params {
+        let reason = "its worker was lost or stopped before";
+        warn!(code = "interrupted", reason, "image not upscaled; the image scaled by the worker is kept");
+    }
     let (seed, origin, params) = (metadata.seed, Origin::Generated, metadata.params);
     Ok(Some(StoredFile { file_path, format, size_bytes, sha256, seed, origin, params }))
 }

@@ -18,6 +18,7 @@ use crate::outage::{retry_storage, retry_store};
 use crate::storage::Storage;
 
 /// A stored image file.
+#[derive(Clone)]
 pub(super) struct StoredFile {
     pub(super) file_path: String,
     pub(super) format: ImageFormat,
@@ -67,9 +68,8 @@ impl ImageFiles {
     /// Stores a new file under a reserved path, with retries, because it was paid for.
     pub(super) async fn write(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
         if !retry_storage(|| self.storage.put_new(path, bytes.clone())).await? {
-            self.overwrite(path, bytes).await?;
+            return self.overwrite(path, bytes).await;
         }
-        // An attempt that fails while the storage is unavailable cannot remove its temporary file.
         self.storage.remove_temporary_files(path).await;
         Ok(())
     }
@@ -87,7 +87,10 @@ impl ImageFiles {
     /// Renews the lease first: a worker that has lost it must not overwrite the file of the next worker.
     pub(super) async fn overwrite(&self, path: &str, bytes: Bytes) -> Result<(), ImageError> {
         retry_store(|| self.store.renew(self.lease, self.lease_duration)).await?;
-        Ok(retry_storage(|| self.storage.put(path, bytes.clone())).await?)
+        retry_storage(|| self.storage.put(path, bytes.clone())).await?;
+        // An attempt that fails while the storage is unavailable cannot remove its temporary file.
+        self.storage.remove_temporary_files(path).await;
+        Ok(())
     }
 }
 

@@ -146,8 +146,8 @@ impl JobAttempt<'_> {
         self.check_storage(tasks).await
     }
 
-    /// Cancels the attempt if the upscaler does not take the images of the worker's default engine. Of an engine that the
-    /// command names, this is known when it is parsed.
+    /// Cancels the attempt if the upscaler does not take the images of the worker's default engine. Of an engine that
+    /// the command names, this is known when it is parsed.
     fn check_upscaler(&mut self) {
         let fits = self.engine.parse().is_ok_and(|engine: Engine| engine.fits_fast_upscaler());
         if self.command.config.upscaler == Some(Upscaler::Fast) && !fits {

@@ -4,7 +4,7 @@ use domain::command::Command;
 use domain::failure::ImageFailureCode;
 use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageSpec;
-use domain::prompt::{ComposedPrompt, DEFAULT_NEGATIVE_PROMPT, PromptTooLong, compose, shorten_list};
+use domain::prompt::{ComposedPrompt, DEFAULT_NEGATIVE_PROMPT, PromptTooLong, compose, says_something, shorten_list};
 use domain::seed;
 use domain::style::Style;
 use gemini_client::TranslationError;
@@ -172,7 +172,7 @@ fn compose_prompts(
     let max_chars = engine.max_prompt_chars();
     let prompt = compose(&text, modifiers.as_deref(), max_chars);
     let prompt = prompt.map_err(|error| PlanFailure::from_too_long(&name, &error))?;
-    if compose(&text, Some(&[]), max_chars).is_ok_and(|alone| alone.text.is_empty()) {
+    if !says_something(&text) {
         return Err(PlanFailure::from_rejected(format!("{name}: {text:?} is not allowed; it contains no words")));
     }
     let negative = shorten_list(&negative, max_chars);

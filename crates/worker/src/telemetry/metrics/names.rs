@@ -74,7 +74,7 @@ pub(crate) const STAGE_DURATION: MetricSpec = duration_histogram(
 pub(crate) const REQUESTS: MetricSpec = counter(
     "asset_worker.api.requests",
     "{request}",
-    "Requests for images by engine and outcome: ok, or the kind of failure",
+    "Paid requests by engine (fast: the fast upscaler) and outcome: ok, or the kind of failure",
 );
 pub(crate) const RETRIES: MetricSpec =
     counter("asset_worker.api.retries", "{retry}", "Retries of requests, by the kind of failure that caused them");
@@ -117,7 +117,7 @@ pub(crate) const IMAGE_POOL_LIMIT: MetricSpec = gauge(
 pub(crate) const COST: MetricSpec = counter(
     "asset_worker.cost",
     "USD",
-    "Cost of the finished requests of this process that were or may have been charged, at the price of their engine or STABILITY_COST_PER_IMAGE_USD",
+    "Cost of the finished requests of this process that were or may have been charged, at the price of their engine, of the upscaler, or STABILITY_COST_PER_IMAGE_USD",
 );
 pub(crate) const BUDGET_SPENT: MetricSpec = gauge(
     "asset_worker.budget.spent",
@@ -190,12 +190,12 @@ pub(crate) const BUILD_INFO: MetricSpec =
 pub(crate) const HTTP_DURATION: MetricSpec = duration_histogram(
     "http.client.request.duration",
     SECONDS_BUCKETS,
-    "Duration of image requests to Stability's API, by OpenTelemetry's convention",
+    "Duration of paid requests to Stability's API, by OpenTelemetry's convention",
 );
 pub(crate) const GEN_AI_DURATION: MetricSpec = duration_histogram(
     "gen_ai.client.operation.duration",
     SECONDS_BUCKETS,
-    "Duration of image generation by Stability's API, including all waits and retries, by OpenTelemetry's convention",
+    "Duration of generating or upscaling an image by Stability's API, including all waits and retries, by OpenTelemetry's convention",
 );
 pub(crate) const PROCESS_DURATION: MetricSpec = duration_histogram(
     "messaging.process.duration",
