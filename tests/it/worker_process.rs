@@ -275,10 +275,9 @@ async fn worker_whose_consumer_is_cancelled_connects_again() -> Result<()> {
     let mut events = producer.subscribe_to_events().await?;
     producer.delete_queue("assets.generate").await?;
     worker.wait_for_log("\"cause\":\"consumer cancelled\"").await?;
-    wait_until("the declared queue", WAIT_TIMEOUT, async || {
-        env.queue_names().await.ok()?.iter().any(|name| name == "assets.generate").then_some(())
-    })
-    .await?;
+    // Declared, and bound.
+    let reconnected = async || (worker.log().matches("connected to the broker").count() == 2).then_some(());
+    wait_until("the second connection", WAIT_TIMEOUT, reconnected).await?;
     producer.publish(&command(1, &["A fox"], &json!({}))).await?;
     events.wait_for("completed").await?;
     Ok(())
