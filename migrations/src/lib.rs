@@ -11,6 +11,7 @@ mod m20261125_000005_account_gate;
 mod m20261126_000006_account_keys;
 mod m20261126_000007_indexes;
 mod m20261126_000008_job_engine;
+mod m20261126_000009_stop_jobs;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{DatabaseConnection, Statement};
@@ -83,5 +84,6 @@ fn own_migrations() -> Vec<Box<dyn MigrationTrait>> {
         Box::new(m20261126_000006_account_keys::Migration),
         Box::new(m20261126_000007_indexes::Migration),
         Box::new(m20261126_000008_job_engine::Migration),
+        Box::new(m20261126_000009_stop_jobs::Migration),
     ]
 }

@@ -123,12 +123,19 @@ impl BrokerClient {
 
     /// Publishes bytes as a command with exactly these properties. An unroutable or nacked message is an error.
     pub async fn publish_raw(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
+        self.publish_with_key("generate", body, properties).await
+    }
+
+    /// Publishes bytes as a request to cancel a job.
+    pub async fn publish_cancel(&self, body: &[u8]) -> Result<()> {
+        let properties = BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(2);
+        self.publish_with_key("cancel", body, properties).await
+    }
+
+    async fn publish_with_key(&self, key: &str, body: &[u8], properties: BasicProperties) -> Result<()> {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirmation = self
-            .channel
-            .basic_publish("assets.commands".into(), "generate".into(), options, body, properties)
-            .await?
-            .await?;
+        let exchange = "assets.commands".into();
+        let confirmation = self.channel.basic_publish(exchange, key.into(), options, body, properties).await?.await?;
         match confirmation {
             lapin::Confirmation::Ack(None) => Ok(()),
             other => bail!("the broker did not accept the command: {other:?}"),

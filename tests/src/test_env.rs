@@ -254,6 +254,15 @@ impl TestEnv {
         &self.database_url
     }
 
+    /// Changes the worker's database.
+    pub async fn execute(&self, sql: &str) -> Result<()> {
+        let database = Connect::connect(&self.database_url).await?;
+        let result = database.execute_unprepared(sql).await;
+        database.close().await?;
+        result?;
+        Ok(())
+    }
+
     /// Queries rows of the worker's database.
     pub async fn query_rows(&self, sql: &str) -> Result<Vec<Value>> {
         let database = Connect::connect(&self.database_url).await?;

@@ -1,9 +1,11 @@
 //! Publishing on a channel with publisher confirms, within time limits.
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus};
 use tokio::time::{Instant, sleep, timeout};
@@ -113,6 +115,51 @@ impl Confirms {
             Confirmation::Nack(_) => Err(failed("nacked by the broker".to_owned())),
             Confirmation::NotRequested => Err(failed("publisher confirms are off".to_owned())),
         }
+    }
+
+    /// Publishes mandatory messages, each with a message id, and waits for all their confirms. Returns the ids of those
+    /// that no queue received. The broker returns a message with any confirm of the channel, so they are told by their id.
+    pub(super) async fn publish_all<'a>(
+        &self,
+        channel: &Channel,
+        exchange: &str,
+        messages: impl Iterator<Item = (&'a str, &'a [u8], BasicProperties)>,
+    ) -> Result<HashSet<String>, BrokerError> {
+        let failed = |cause: String| BrokerError { operation: "publish messages", cause };
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let publishing = Box::pin(async {
+            let mut confirms = Vec::new();
+            for (key, body, properties) in messages {
+                let properties = properties.with_delivery_mode(PERSISTENT);
+                confirms.push(channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?);
+            }
+            try_join_all(confirms).await
+        });
+        let confirmations = match self.within_limits(publishing).await {
+            Ok(Ok(confirmations)) => confirmations,
+            Ok(Err(error)) => return Err(self.close(channel, error.to_string()).await),
+            Err(cause) => return Err(self.close(channel, cause).await),
+        };
+        let mut returned = HashSet::new();
+        for confirmation in confirmations {
+            match confirmation {
+                Confirmation::Ack(message) => {
+                    let id = message.and_then(|message| message.delivery.properties.message_id().clone());
+                    returned.extend(id.map(|id| id.to_string()));
+                }
+                Confirmation::Nack(_) => return Err(failed("nacked by the broker".to_owned())),
+                Confirmation::NotRequested => return Err(failed("publisher confirms are off".to_owned())),
+            }
+        }
+        Ok(returned)
+    }
+
+    /// Closes a channel after a failure: messages that are returned later would be taken for others.
+    async fn close(&self, channel: &Channel, cause: String) -> BrokerError {
+        let _ = self.failure.set(format!("messages were not confirmed: {cause}"));
+        // The result is ignored: lapin refuses further messages on this channel from the call on.
+        let _ = timeout(CLOSE_TIMEOUT, channel.close(200, "messages were not confirmed".into())).await;
+        BrokerError { operation: "publish messages", cause }
     }
 
     /// Returns once the connection is blocked.

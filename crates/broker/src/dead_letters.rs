@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::message::{REASON_HEADER, REJECTED_AT_HEADER, now_rfc3339, rejection_reason, text_header};
 use super::publisher::{Publisher, forwarded_properties};
-use super::topology::DEAD_LETTER_QUEUE;
+use super::topology::{CANCEL_KEY, DEAD_LETTER_QUEUE, GENERATE_KEY};
 use super::{BrokerError, with_timeout};
 
 /// Hex digits of the digest that form the id of a dead letter.
@@ -102,7 +102,7 @@ impl DeadLetters {
         &self.letters
     }
 
-    /// Publishes the dead letters that match `filter` to the command queue again and returns their number.
+    /// Publishes the dead letters that match `filter` again, each with its own routing key, and returns their number.
     ///
     /// Each is published with a confirm before it is acknowledged on the dead-letter queue. An interruption in between
     /// leaves it on both queues, which is harmless: `job_id` is the idempotency key.
@@ -118,7 +118,9 @@ impl DeadLetters {
             headers = remove_headers(&headers, &[REASON_HEADER, REJECTED_AT_HEADER]);
             headers.insert(REPLAYED_REASON_HEADER.into(), long_string(&letter.reason));
             headers.insert(REPLAYED_AT_HEADER.into(), long_string(&now_rfc3339()));
-            self.publisher.submit_with_properties(&letter.body, properties.with_headers(headers)).await?;
+            self.publisher
+                .submit_with_properties(letter.routing_key(), &letter.body, properties.with_headers(headers))
+                .await?;
             letter.remove().await?;
             replayed += 1;
         }
@@ -158,6 +160,11 @@ impl DeadLetter {
     pub fn headers(&self) -> Vec<(String, String)> {
         let headers = self.message.delivery.properties.headers().clone().unwrap_or_default();
         headers.inner().iter().map(|(name, value)| (name.to_string(), format_value(value))).collect()
+    }
+
+    /// The routing key with which it is replayed.
+    fn routing_key(&self) -> &'static str {
+        if self.message.delivery.routing_key.as_str() == CANCEL_KEY { CANCEL_KEY } else { GENERATE_KEY }
     }
 
     async fn remove(&self) -> Result<(), BrokerError> {

@@ -195,6 +195,13 @@ impl Broker {
         Ok(stream)
     }
 
+    /// Starts to consume requests to cancel jobs, with a prefetch count of 20.
+    pub async fn consume_cancel_queue(&self) -> Result<CommandStream, BrokerError> {
+        let mut stream = CommandStream::new(self.create_channel().await?, topology::CANCEL_QUEUE);
+        stream.start(20).await?;
+        Ok(stream)
+    }
+
     /// Fetches the dead letters and holds them unacknowledged, see [`DeadLetters`].
     pub async fn hold_dead_letters(&self) -> Result<DeadLetters, BrokerError> {
         DeadLetters::hold(self.create_channel().await?, self.create_publisher(Duration::ZERO).await?).await

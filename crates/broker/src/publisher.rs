@@ -15,7 +15,9 @@ use tracing::{Instrument, Span, info_span};
 
 use super::confirms::{Confirms, OutgoingMessage, PublishOutcome, PublisherState};
 use super::message::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_header, now_rfc3339};
-use super::topology::{COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name};
+use super::topology::{
+    CANCEL_KEY, COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name,
+};
 use super::{BrokerError, ServerAddress, with_timeout};
 
 /// Maximum length of `otel.status_description`.
@@ -128,18 +130,19 @@ impl Publisher {
         self.publish_to_queue(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties, span).await
     }
 
-    /// Publishes a command with the given properties.
+    /// Publishes a command, or with the key of cancellations a request to cancel, with the given properties.
     ///
     /// # Errors
     ///
     /// [`BrokerError`] if it is not confirmed that the command is on its queue.
     pub(super) async fn submit_with_properties(
         &self,
+        key: &str,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<(), BrokerError> {
-        let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
-        self.publish_to_queue(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties, span).await
+        let span = self.publish_span(COMMANDS_EXCHANGE, key, "send");
+        self.publish_to_queue(COMMANDS_EXCHANGE, key, body, properties, span).await
     }
 
     /// Publishes a command unchanged to the retry queue with this delay.
@@ -160,7 +163,7 @@ impl Publisher {
     ///
     /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
     pub async fn requeue_at_end(&self, message: &Message) -> Result<(), BrokerError> {
-        self.submit_with_properties(&message.body, forwarded_properties(&message.properties)).await
+        self.submit_with_properties(GENERATE_KEY, &message.body, forwarded_properties(&message.properties)).await
     }
 
     /// Publishes a command to the dead-letter exchange with a reason in its headers.
@@ -169,14 +172,45 @@ impl Publisher {
     ///
     /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
     pub async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), BrokerError> {
+        self.dead_letter_with_key(message, GENERATE_KEY, reason).await
+    }
+
+    /// As [`dead_letter`](Self::dead_letter), for a request to cancel a job: its routing key is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] if the broker has not confirmed it; the message must then not be acknowledged.
+    pub async fn dead_letter_cancel(&self, message: &Message, reason: &str) -> Result<(), BrokerError> {
+        self.dead_letter_with_key(message, CANCEL_KEY, reason).await
+    }
+
+    async fn dead_letter_with_key(&self, message: &Message, key: &str, reason: &str) -> Result<(), BrokerError> {
         let forwarded = forwarded_properties(&message.properties);
         let mut headers = forwarded.headers().clone().unwrap_or_default();
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
         headers.insert(REJECTED_AT_HEADER.into(), AMQPValue::LongString(now_rfc3339().into()));
         let properties = forwarded.with_headers(headers);
-        let span = self.publish_span(DEAD_LETTER_EXCHANGE, GENERATE_KEY, "send");
-        self.publish_to_queue(DEAD_LETTER_EXCHANGE, GENERATE_KEY, &message.body, properties, span).await
+        let span = self.publish_span(DEAD_LETTER_EXCHANGE, key, "send");
+        self.publish_to_queue(DEAD_LETTER_EXCHANGE, key, &message.body, properties, span).await
+    }
+
+    /// Publishes terminal events, all before the first confirm is awaited, and reports for each whether a queue received
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] if an event is not confirmed; any of them may have been published.
+    pub async fn publish_terminal_events(&self, events: &[&Event]) -> Result<Vec<PublishOutcome>, BrokerError> {
+        let messages = events.iter().map(|event| (event.routing_key(), event.body.as_bytes(), event_properties(event)));
+        let turn = self.confirms.within_limits(self.terminal_events.0.lock()).await;
+        let channel = turn.map_err(|cause| BrokerError { operation: "publish a message", cause })?;
+        let returned = self.confirms.publish_all(&channel, EVENTS_EXCHANGE, messages).await?;
+        let outcome = |event: &&Event| {
+            let is_returned = returned.contains(&event.id.to_string());
+            if is_returned { PublishOutcome::Unrouted } else { PublishOutcome::Routed }
+        };
+        Ok(events.iter().map(outcome).collect())
     }
 
     /// Publishes an event and reports whether a queue received it.
@@ -188,11 +222,7 @@ impl Publisher {
     ///
     /// [`BrokerError`] if the broker has not confirmed the event.
     pub async fn publish_event(&self, event: &Event) -> Result<PublishOutcome, BrokerError> {
-        let properties = BasicProperties::default()
-            .with_content_type(CONTENT_TYPE.into())
-            .with_message_id(event.id.to_string().into())
-            .with_type(event.kind.as_str().into())
-            .with_headers(trace_headers(event.trace.as_ref()));
+        let properties = event_properties(event);
         let (key, body) = (event.routing_key(), event.body.as_bytes());
         let span = self.publish_span(EVENTS_EXCHANGE, key, "send");
         span.record("messaging.message.id", event.id.to_string());
@@ -233,6 +263,14 @@ async fn publish_in_span<T>(
     }
     .instrument(span)
     .await
+}
+
+fn event_properties(event: &Event) -> BasicProperties {
+    BasicProperties::default()
+        .with_content_type(CONTENT_TYPE.into())
+        .with_message_id(event.id.to_string().into())
+        .with_type(event.kind.as_str().into())
+        .with_headers(trace_headers(event.trace.as_ref()))
 }
 
 /// Headers of W3C Trace Context.

@@ -12,6 +12,9 @@ use super::{BrokerError, with_timeout};
 pub(super) const COMMANDS_EXCHANGE: &str = "assets.commands";
 /// The routing key of commands.
 pub const GENERATE_KEY: &str = "generate";
+/// The routing key of requests to cancel a job.
+pub(super) const CANCEL_KEY: &str = "cancel";
+pub(super) const CANCEL_QUEUE: &str = "assets.cancel";
 pub(super) const GENERATE_QUEUE: &str = "assets.generate";
 /// Where commands are consumed from, by OpenTelemetry's convention for RabbitMQ: exchange, routing key and queue.
 pub const CONSUME_DESTINATION: &str = "assets.commands:generate:assets.generate";
@@ -51,6 +54,7 @@ impl Topology {
         bind_queue(channel, DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE, "").await?;
         bind_queue(channel, DELIVERY_LIMIT_QUEUE, DEAD_LETTER_EXCHANGE, "").await?;
         bind_queue(channel, GENERATE_QUEUE, COMMANDS_EXCHANGE, GENERATE_KEY).await?;
+        bind_queue(channel, CANCEL_QUEUE, COMMANDS_EXCHANGE, CANCEL_KEY).await?;
         Ok(())
     }
 
@@ -61,7 +65,15 @@ impl Topology {
         let unlimited = || vec![("x-delivery-limit", AMQPValue::LongInt(i32::MAX))];
         let mut commands = dead_letter_arguments(DEAD_LETTER_EXCHANGE);
         commands.push(("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT.into())));
-        let named = [(DEAD_LETTER_QUEUE, unlimited()), (DELIVERY_LIMIT_QUEUE, unlimited()), (GENERATE_QUEUE, commands)];
+        // A request that cannot be recorded while the database is unavailable must not be given up.
+        let mut cancellations = dead_letter_arguments(DEAD_LETTER_EXCHANGE);
+        cancellations.extend(unlimited());
+        let named = [
+            (DEAD_LETTER_QUEUE, unlimited()),
+            (DELIVERY_LIMIT_QUEUE, unlimited()),
+            (GENERATE_QUEUE, commands),
+            (CANCEL_QUEUE, cancellations),
+        ];
         let named = named.into_iter().map(|(name, arguments)| (name.to_owned(), arguments));
         // One queue for each delay: in a queue with mixed delays, a short one would wait behind a long one.
         let retries = self.retry_delays.iter().map(|delay| {

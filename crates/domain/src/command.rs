@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 use crate::digest;
@@ -69,6 +71,9 @@ pub struct JobConfig {
     /// Cost limit of this job, in USD, 0 to 1,000,000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cost_usd: Option<f64>,
+    /// From then on, no request is sent for the job. In UTC.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<OffsetDateTime>,
 }
 
 /// The share of images that must succeed if the command does not set one.
@@ -225,6 +230,13 @@ impl JobConfig {
             cache: fields.optional("cache", "never, on_failure or prefer", |value| CacheMode::deserialize(value).ok()),
             min_success_rate: fields.number("min_success_rate", 0.0..=1.0),
             max_cost_usd: fields.number("max_cost_usd", 0.0..=1_000_000.0),
+            expires_at: fields.optional(
+                "expires_at",
+                "a time by RFC 3339, such as \"2026-12-01T12:00:00Z\"",
+                |value| {
+                    OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok().map(|time| time.to_offset(UtcOffset::UTC))
+                },
+            ),
         };
         (config, fields.into_violations())
     }

@@ -105,6 +105,10 @@ codes! {
         BudgetExceeded => "budget_exceeded",
         /// Files could not be stored in the last attempt, or the worker was lost repeatedly.
         AttemptsExhausted => "attempts_exhausted",
+        /// It was cancelled.
+        Cancelled => "cancelled",
+        /// Its `expires_at` passed before enough images were completed.
+        Expired => "expired",
     }
 }
 
@@ -113,7 +117,12 @@ impl JobFailureCode {
     pub fn is_retryable(self) -> bool {
         match self {
             Self::Unauthorized | Self::InsufficientCredits | Self::UnknownEngine => true,
-            Self::SuccessRateTooLow | Self::InvalidRequest | Self::BudgetExceeded | Self::AttemptsExhausted => false,
+            Self::SuccessRateTooLow
+            | Self::InvalidRequest
+            | Self::BudgetExceeded
+            | Self::AttemptsExhausted
+            | Self::Cancelled
+            | Self::Expired => false,
         }
     }
 }

@@ -9,6 +9,7 @@
 //! of its images; an [`event`] publishes it.
 
 pub mod asset_path;
+pub mod cancel_request;
 pub mod command;
 pub mod digest;
 pub mod event;
@@ -16,6 +17,7 @@ pub mod failure;
 pub mod generation_params;
 pub mod image_metadata;
 pub mod image_spec;
+pub mod job_over;
 pub mod money;
 pub mod outcome;
 pub mod prompt;

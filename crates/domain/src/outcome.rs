@@ -76,6 +76,13 @@ pub struct ImageFailure {
     pub retryable: bool,
 }
 
+impl ImageFailure {
+    /// The message of an image for which no request was sent before its job ended.
+    pub const NOT_REQUESTED: &'static str = "the job ended before this image was requested";
+    /// The message of an image that was requested, but had no result before its job ended.
+    pub const NOT_MADE: &'static str = "the job ended before this image was made";
+}
+
 /// The state of one image of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ImageState {

@@ -43,20 +43,24 @@ states! {
         Completed => "completed",
         /// It failed; its terminal event is stored.
         Failed => "failed",
+        /// It was cancelled before its command arrived; it ends when the command arrives.
+        Cancelled => "cancelled",
     }
 }
 
 /// The transitions of a job.
 pub mod job {
-    use super::JobState::{Completed, Failed, Running, Waiting};
+    use super::JobState::{Cancelled, Completed, Failed, Running, Waiting};
     use super::{JobState, Transition};
 
     /// The first claim creates the row.
     pub const CREATE: Transition<JobState> = Transition { from: &[], to: Running };
     /// The job fails before it was claimed: its command is invalid or exceeded the delivery limit.
     pub const FAIL_UNCLAIMED: Transition<JobState> = Transition { from: &[], to: Failed };
+    /// A cancellation creates the row of a job that is not known yet.
+    pub const REMEMBER: Transition<JobState> = Transition { from: &[], to: Cancelled };
     /// A later claim of a job without a lease.
-    pub const CLAIM: Transition<JobState> = Transition { from: &[Waiting], to: Running };
+    pub const CLAIM: Transition<JobState> = Transition { from: &[Waiting, Cancelled], to: Running };
     /// A claim of a job whose lease expired.
     pub const TAKE_OVER: Transition<JobState> = Transition { from: &[Running], to: Running };
     /// The holder renews the lease.
@@ -67,6 +71,10 @@ pub mod job {
     pub const COMPLETE: Transition<JobState> = Transition { from: &[Running], to: Completed };
     /// The job failed.
     pub const FAIL: Transition<JobState> = Transition { from: &[Running], to: Failed };
+    /// A cancelled or expired job without a lease fails.
+    pub const FAIL_WAITING: Transition<JobState> = Transition { from: &[Waiting], to: Failed };
+    /// An expired job without a lease has reached its success rate.
+    pub const COMPLETE_WAITING: Transition<JobState> = Transition { from: &[Waiting], to: Completed };
 }
 
 states! {

@@ -88,6 +88,11 @@ impl Model {
         }
     }
 
+    /// The description in the command.
+    pub(super) fn description(&self) -> String {
+        self.parse_metadata().description
+    }
+
     fn completed_asset(&self) -> Option<Asset> {
         let metadata = self.parse_metadata();
         Some(Asset {

@@ -6,9 +6,10 @@ use domain::command::{Command, JobKey};
 
 use domain::event::{Event, EventKind, event_id};
 use domain::failure::JobFailureCode;
+use domain::job_over::JobOver;
 use domain::money::MicroUsd;
 use domain::outcome::ImageState;
-use domain::state::{asset as image_step, job as step};
+use domain::state::{JobState, asset as image_step, job as step};
 use domain::style::Style;
 use domain::trace::TraceContext;
 use sea_orm::ActiveValue::Set;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use tracing::Instrument;
 
+use super::cancel::read_over;
 use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
 
 /// A terminal event as stored with its job.
@@ -74,6 +76,8 @@ pub struct ClaimedJob {
     pub lease_losses: u32,
     /// Whether this is the first claim of the job.
     pub first_claim: bool,
+    /// Why nothing may be paid for: the job is cancelled or has expired.
+    pub over: Option<JobOver>,
     /// The trace of the previous claim, if it was traced.
     pub previous_trace: Option<TraceContext>,
     /// Number of attempts that have ended.
@@ -169,6 +173,13 @@ impl Store {
                 finished_at: Set(Some(now)),
                 ..Default::default()
             };
+            // An invalid command fails as such, also if its cancellation came first.
+            job::Entity::delete_many()
+                .filter(job::Column::Id.eq(key.job_id))
+                .filter(job::Column::Status.eq(JobState::Cancelled.as_str()))
+                .exec(&self.db)
+                .with_timeout(doing)
+                .await?;
             let inserted = job::Entity::insert(row)
                 .on_conflict_do_nothing()
                 .exec_without_returning(&self.db)
@@ -198,7 +209,8 @@ async fn claim_in_transaction(
     // The insert comes first: it takes the write lock at once, and only one of two concurrent claims inserts.
     let inserted =
         job::Entity::insert(new_job_row(command, &digest)).on_conflict_do_nothing().exec_without_returning(db).await?;
-    let first = matches!(inserted, TryInsertResult::Inserted(1..));
+    let inserted = matches!(inserted, TryInsertResult::Inserted(1..));
+    let first = inserted || fill_remembered_job(db, command, &digest).await?;
     if first {
         let style = style::resolve_style(db, command, terms.default_style).await?;
         let style = serde_json::to_value(style).expect("a style is serializable");
@@ -223,7 +235,7 @@ async fn claim_in_transaction(
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Ended(terminal));
     }
-    let (lease, row) = if first {
+    let (lease, row) = if inserted {
         (lease::create_lease(db, row.id, terms.lease_duration).await?, row)
     } else {
         // The row as it is under the new lease: before, its last holder may have changed it.
@@ -232,6 +244,8 @@ async fn claim_in_transaction(
         };
         (Lease { job_id: row.id, token: row.lease_token }, row)
     };
+    let over =
+        if row.cancelled_at.is_some() || row.expires_at_ms.is_some() { read_over(db, row.id).await? } else { None };
     let previous_trace = TraceContext::parse(row.trace_parent.as_deref(), None);
     if let Some(trace) = trace {
         job::Entity::update_many()
@@ -251,6 +265,7 @@ async fn claim_in_transaction(
         lease,
         lease_losses: to_u32(row.lease_losses),
         first_claim: first,
+        over,
         previous_trace,
         attempts: to_u32(row.attempts),
         cost: MicroUsd::from_usd(row.cost_usd),
@@ -286,10 +301,34 @@ fn new_job_row(command: &Command, digest: &str) -> job::ActiveModel {
         total: Set(i32::try_from(command.image_descriptions.len()).expect("a command has at most 200 images")),
         attempts: Set(0),
         cost_usd: Set(0.0),
+        expires_at_ms: Set(expires_at_ms(command)),
         created_at: Set(now),
         updated_at: Set(now),
         ..Default::default()
     }
+}
+
+fn expires_at_ms(command: &Command) -> Option<i64> {
+    let ms = command.config.expires_at?.unix_timestamp_nanos() / 1_000_000;
+    Some(i64::try_from(ms).expect("milliseconds of a time fit into 64 bits"))
+}
+
+/// Fills the row of a job that was cancelled before its command arrived. Returns whether there was such a row.
+async fn fill_remembered_job(db: &DatabaseTransaction, command: &Command, digest: &str) -> Result<bool, DbErr> {
+    let row = new_job_row(command, digest);
+    let filled = job::Entity::update_many()
+        .col_expr(job::Column::ProjectId, Expr::value(command.project_id))
+        .col_expr(job::Column::Digest, Expr::value(digest))
+        .col_expr(job::Column::Command, Expr::value(row.command.unwrap()))
+        .col_expr(job::Column::Total, Expr::value(row.total.unwrap()))
+        .col_expr(job::Column::ExpiresAtMs, Expr::value(expires_at_ms(command)))
+        .col_expr(job::Column::CreatedAt, Expr::value(OffsetDateTime::now_utc()))
+        .filter(job::Column::Id.eq(command.job_id))
+        .filter(job::Column::Status.eq(JobState::Cancelled.as_str()))
+        .filter(job::Column::Digest.eq(""))
+        .exec(db)
+        .await?;
+    Ok(filled.rows_affected == 1)
 }
 
 fn new_asset_rows(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {

@@ -1,18 +1,21 @@
 //! Finishing a job, and tracking whether its terminal event is published.
 
 use domain::event::{Event, JobError};
+use domain::failure::JobFailureCode;
+use domain::job_over::JobOver;
 use domain::outcome::ImageState;
 use domain::state::{JobState, job as step};
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use tracing::Instrument;
 
+use super::cancel::read_over;
 use super::claim::{TerminalEvent, terminal_event};
 use super::image::mark_failed;
-use super::lease::{precondition, require_lease};
+use super::lease::precondition;
 use super::{Lease, QueryExt, Store, StoreError, job};
 
 /// The end of a job.
@@ -28,6 +31,15 @@ pub struct JobEnd<'a> {
     pub cost_usd: f64,
     /// The terminal event.
     pub event: &'a Event,
+}
+
+/// The result of ending a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// Outcome and terminal event are stored.
+    Stored,
+    /// Nothing was written: the job was cancelled before.
+    Over(JobOver),
 }
 
 /// A job that has a row in `jobs`.
@@ -59,12 +71,14 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written. [`StoreError::LeaseLost`] if another worker has claimed or ended the job.
-    pub async fn finish(&self, ending: &JobEnd<'_>) -> Result<(), StoreError> {
+    pub async fn finish(&self, ending: &JobEnd<'_>) -> Result<Finish, StoreError> {
         async {
             let doing = "finish a job";
             let now = OffsetDateTime::now_utc();
             let transition = if ending.error.is_none() { step::COMPLETE } else { step::FAIL };
             let transaction = self.begin_with_lease(ending.lease, doing).await?;
+            let is_cancellation = ending.error.is_some_and(|error| error.code == JobFailureCode::Cancelled);
+            let not_cancelled = job::Column::CancelledAt.is_null();
             let ended = job::Entity::update_many()
                 .col_expr(job::Column::Status, Expr::value(transition.to.as_str()))
                 .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
@@ -77,16 +91,23 @@ impl Store {
                 .col_expr(job::Column::FinishedAt, Expr::value(now))
                 .filter(job::Column::Id.eq(ending.lease.job_id))
                 .filter(precondition(transition))
+                .filter(Condition::all().add_option((!is_cancellation).then_some(not_cancelled)))
                 .exec(&transaction)
                 .with_timeout(doing)
                 .await?;
-            require_lease(ended.rows_affected)?;
+            if ended.rows_affected == 0 {
+                // The row is locked and the lease was checked: the job was cancelled first.
+                let over = read_over(&transaction, ending.lease.job_id).with_timeout(doing).await?;
+                transaction.rollback().with_timeout(doing).await?;
+                return over.map(Finish::Over).ok_or(StoreError::LeaseLost);
+            }
             for (id, state) in ending.images {
                 if let ImageState::Failed(failure) = state {
                     mark_failed(&transaction, *id, failure).with_timeout(doing).await?;
                 }
             }
-            transaction.commit().with_timeout(doing).await
+            transaction.commit().with_timeout(doing).await?;
+            Ok(Finish::Stored)
         }
         .instrument(self.operation_span("finish", "jobs"))
         .await
@@ -95,7 +116,9 @@ impl Store {
     /// Finds a job; `None` if it has no row: no worker has claimed it or recorded its failure.
     pub async fn find_job(&self, job_id: Uuid) -> Result<Option<KnownJob>, StoreError> {
         async {
-            let row = job::Entity::find_by_id(job_id).one(&self.db).with_timeout("find a job").await?;
+            // A job of which only the cancellation is known was never claimed.
+            let claimed = job::Column::Status.ne(JobState::Cancelled.as_str());
+            let row = job::Entity::find_by_id(job_id).filter(claimed).one(&self.db).with_timeout("find a job").await?;
             let is_running = |row: &job::Model| row.status == JobState::Running.as_str();
             Ok(row.map(|row| KnownJob { terminal_event: terminal_event(&row), is_running: is_running(&row) }))
         }

@@ -74,7 +74,7 @@ impl Store {
                 uri: Some(asset.uri.clone()),
             };
             let no_losses = (job::Column::LeaseLosses, Expr::value(0));
-            let transaction = self.begin_and_update_job(lease, operation, Some(no_losses)).await?;
+            let transaction = self.begin_and_update_job(lease, operation, Some(no_losses), None).await?;
             asset::Entity::update_many()
                 .col_expr(asset::Column::Status, Expr::value(step::COMPLETE.to.as_str()))
                 .col_expr(asset::Column::FilePath, Expr::value(asset.file_path.as_str()))

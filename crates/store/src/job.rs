@@ -29,6 +29,10 @@ pub(super) struct Model {
     pub(super) created_at: TimeDateTimeWithTimeZone,
     pub(super) updated_at: TimeDateTimeWithTimeZone,
     pub(super) finished_at: Option<TimeDateTimeWithTimeZone>,
+    pub(super) cancelled_at: Option<TimeDateTimeWithTimeZone>,
+    pub(super) cancel_reason: Option<String>,
+    pub(super) expires_at_ms: Option<i64>,
+    pub(super) publish_due_at: Option<TimeDateTimeWithTimeZone>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use domain::state::{JobState, Transition, job as step};
 use sea_orm::sea_query::{Expr, SimpleExpr};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, QueryFilter,
-    TransactionTrait,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait,
+    QueryFilter, TransactionTrait,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -84,15 +84,17 @@ impl Store {
         lease: Lease,
         doing: &'static str,
     ) -> Result<DatabaseTransaction, StoreError> {
-        self.begin_and_update_job(lease, doing, None).await
+        self.begin_and_update_job(lease, doing, None, None).await
     }
 
-    /// Begins a transaction of the lease holder as [`Self::begin_with_lease`] does, and sets a column of the job.
+    /// Begins a transaction of the lease holder as [`Self::begin_with_lease`] does, and sets a column of the job. If the
+    /// job does not satisfy `condition`, the lease counts as lost.
     pub(super) async fn begin_and_update_job(
         &self,
         lease: Lease,
         doing: &'static str,
         change: Option<(job::Column, SimpleExpr)>,
+        condition: Option<SimpleExpr>,
     ) -> Result<DatabaseTransaction, StoreError> {
         let transaction = self.db.begin().with_timeout(doing).await?;
         let update =
@@ -105,6 +107,7 @@ impl Store {
             .filter(job::Column::Id.eq(lease.job_id))
             .filter(job::Column::LeaseToken.eq(lease.token))
             .filter(precondition(step::RENEW))
+            .filter(Condition::all().add_option(condition))
             .exec(&transaction)
             .with_timeout(doing)
             .await?;
@@ -169,6 +172,6 @@ fn lease_expiry(backend: DbBackend, length: Duration) -> SimpleExpr {
 }
 
 /// Milliseconds since 1970 by the database's clock at the time of the statement.
-fn now_ms(backend: DbBackend) -> SimpleExpr {
+pub(super) fn now_ms(backend: DbBackend) -> SimpleExpr {
     Expr::cust(format!("({}) / 1000", Dialect::for_backend(backend).clock_us))
 }

@@ -7,6 +7,7 @@
 mod account_key;
 mod asset;
 mod cache;
+mod cancel;
 mod claim;
 mod connect;
 mod dialect;
@@ -20,6 +21,7 @@ mod quota;
 mod report;
 mod spending;
 mod style;
+mod sweep;
 mod translation;
 
 use std::path::PathBuf;
@@ -33,15 +35,17 @@ use url::Url;
 
 pub use account_key::{KeyHash, KeyStatus, Payer, Probe, Refusal};
 pub use cache::CachedImage;
+pub use cancel::Cancellation;
 pub use claim::{Claim, ClaimOptions, ClaimedImage, ClaimedJob, TerminalEvent};
 pub use connect::DEFAULT_MAX_CONNECTIONS;
-pub use finish::{JobEnd, KnownJob, UnpublishedEvent};
+pub use finish::{Finish, JobEnd, KnownJob, UnpublishedEvent};
 pub use lease::Lease;
 pub use migration::SchemaState;
 pub use pause::Pause;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
 pub use spending::{CostReservation, LeasedImage};
+pub use sweep::{DueJob, EndedJob};
 pub use translation::Translation;
 
 /// Timeout for each statement, which normally takes milliseconds.

@@ -1,5 +1,6 @@
 //! Reports for `asset-worker jobs`.
 
+use domain::state::JobState;
 use sea_orm::{ColumnTrait, DerivePartialModel, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -126,7 +127,9 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<JobReport>, StoreError> {
         let (created_at, id) = (job::Column::CreatedAt, job::Column::Id);
-        let mut query = job::Entity::find().order_by_desc(created_at).order_by_desc(id).limit(limit);
+        // Of a remembered cancellation, the job is not known.
+        let known = job::Column::Status.ne(JobState::Cancelled.as_str());
+        let mut query = job::Entity::find().filter(known).order_by_desc(created_at).order_by_desc(id).limit(limit);
         if let Some(project_id) = project_id {
             query = query.filter(job::Column::ProjectId.eq(project_id));
         }

@@ -3,6 +3,7 @@
 //! After a crash between this write and the response, the request stays counted, so that a crash loop spends at most
 //! the daily budget.
 
+use domain::job_over::JobOver;
 use domain::money::MicroUsd;
 use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::{Expr, SimpleExpr};
@@ -11,6 +12,7 @@ use sea_orm::{DatabaseTransaction, ExprTrait, Statement};
 use tracing::Instrument;
 
 use super::account_key::{self, Payer};
+use super::cancel::is_payable;
 use super::dialect::Dialect;
 use super::{Lease, QueryExt, Store, StoreError, asset, job, pause};
 
@@ -37,6 +39,8 @@ pub enum CostReservation {
     OverBudget,
     /// Not reserved: the workers are paused, or the API refuses the key and this job is not admitted.
     GateClosed,
+    /// Not reserved: the job is cancelled or has expired.
+    JobOver(JobOver),
 }
 
 /// The image whose request is counted, with the lease of its job.
@@ -49,7 +53,7 @@ pub struct LeasedImage {
 }
 
 impl Store {
-    /// Reserves the cost of one request for an image, unless the account gate is closed or the daily total of all
+    /// Reserves the cost of one request for an image, unless the job is over, the account gate is closed or the daily total of all
     /// workers would exceed `daily_limit`.
     ///
     /// The day is that of the database's clock, in UTC.
@@ -69,7 +73,16 @@ impl Store {
             if daily_limit.is_some_and(|daily_limit| price > daily_limit) {
                 return Ok(CostReservation::OverBudget);
             }
-            let transaction = self.begin_and_update_job(image.lease, doing, Some(cost_change(price))).await?;
+            // The statement that records the cost also refuses it, so that a cancellation needs no luck.
+            let payable = is_payable(self.db.get_database_backend());
+            let begun = self.begin_and_update_job(image.lease, doing, Some(cost_change(price)), Some(payable)).await;
+            let transaction = match begun {
+                Err(StoreError::LeaseLost) => {
+                    let over = self.read_job_over(image.lease.job_id).await?;
+                    return over.map(CostReservation::JobOver).ok_or(StoreError::LeaseLost);
+                }
+                begun => begun?,
+            };
             let is_closed = pause::is_paused(&transaction).with_timeout(doing).await?
                 || !account_key::may_pay(&transaction, payer, image.lease.job_id).with_timeout(doing).await?;
             if is_closed {
@@ -99,7 +112,7 @@ impl Store {
         async {
             let doing = "refund a request";
             let change = cost_change(MicroUsd(-price.0));
-            let transaction = self.begin_and_update_job(image.lease, doing, Some(change)).await?;
+            let transaction = self.begin_and_update_job(image.lease, doing, Some(change), None).await?;
             count_requests(&transaction, image, 0, -1).with_timeout(doing).await?;
             Entity::update_many()
                 .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))

@@ -172,7 +172,7 @@ async fn former_lease_holder_cannot_write() {
         ("refund", store.refund(paid, MicroUsd(20_000), "2026-11-24").await),
         ("renew", store.renew(former.lease, Duration::from_mins(1)).await),
         ("release", store.release(former.lease, true).await),
-        ("finish", store.finish(&ending).await),
+        ("finish", store.finish(&ending).await.map(drop)),
     ];
     for (what, outcome) in outcomes {
         assert!(matches!(outcome, Err(StoreError::LeaseLost)), "{what}: {outcome:?}");

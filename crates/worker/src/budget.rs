@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::failure::JobFailureCode;
+use domain::job_over::JobOver;
 use domain::money::MicroUsd;
 use stability_client::{Balance, Budget, BudgetError, Client, Reservation};
 use store::{CostReservation, Lease, LeasedImage, Payer, Probe, Store, StoreError};
@@ -183,6 +184,8 @@ enum Refusal {
     DailyBudget,
     /// The account gate is closed.
     GateClosed,
+    /// The job is cancelled or has expired.
+    JobOver(JobOver),
     /// The database failed, or the lease was lost.
     Store(StoreError),
 }
@@ -214,6 +217,7 @@ impl ImageBudget {
         let refusal = match store.reserve_cost(self.image, payer, price, daily_limit).await {
             Ok(CostReservation::Reserved(day)) => return Ok(Reservation(day)),
             Ok(CostReservation::GateClosed) => Refusal::GateClosed,
+            Ok(CostReservation::JobOver(over)) => Refusal::JobOver(over),
             Ok(CostReservation::OverBudget) => Refusal::DailyBudget,
             Err(error) => Refusal::Store(error),
         };
@@ -230,6 +234,7 @@ impl ImageBudget {
             Refusal::Store(StoreError::LeaseLost) => Some(CancelReason::LeaseLost),
             Refusal::DailyBudget => Some(CancelReason::DailyBudget),
             Refusal::GateClosed => Some(CancelReason::GateClosed),
+            Refusal::JobOver(over) => Some(CancelReason::JobOver(over.clone())),
         };
         if let Some(reason) = reason {
             cancel.cancel(reason);
@@ -241,6 +246,7 @@ impl ImageBudget {
                 gate.refresh().await;
                 BudgetError::Unavailable("nothing may be paid for now".into())
             }
+            Refusal::JobOver(_) => BudgetError::Unavailable("the job is over".into()),
         }
     }
 }
@@ -301,6 +307,7 @@ impl Budget for UpscaleBudget {
             Refusal::MaxCost(message) => BudgetError::Exceeded(message),
             Refusal::DailyBudget => BudgetError::Exceeded("the daily budget would be exceeded".to_owned()),
             Refusal::GateClosed => BudgetError::Exceeded("the account gate is closed".to_owned()),
+            Refusal::JobOver(_) => BudgetError::Exceeded("the job is over".to_owned()),
             Refusal::Store(StoreError::LeaseLost) => self.0.give_up(Refusal::Store(StoreError::LeaseLost)).await,
             Refusal::Store(error) => BudgetError::Unavailable(Box::new(error)),
         })

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use domain::failure::JobFailureCode;
+use domain::job_over::JobOver;
 use store::Probe;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,8 @@ pub(crate) enum CancelReason {
     LeaseLost,
     /// The database or the storage failed.
     Infrastructure,
+    /// The job is cancelled or has expired: nothing may be paid for.
+    JobOver(JobOver),
 }
 
 /// Cancels the work of one attempt. Clones share the token and its reason.

@@ -26,6 +26,7 @@ use stability_client::{
 };
 use store::{KeyHash, Lease, Store, StoreError};
 use tracing::{Span, info, info_span, warn};
+use uuid::Uuid;
 
 use crate::budget::JobBudget;
 use crate::cancel::{CancelReason, CancelToken};
@@ -35,7 +36,7 @@ use crate::image_pool::ImagePool;
 use crate::outage::UnstoredImages;
 use crate::storage::Storage;
 use crate::telemetry::metrics::{ErrorCode, Metrics, Stage};
-use adopt::find_adoptable_file;
+use adopt::{find_adoptable_file, read_own_file};
 use cache::copy_cached;
 use file::{ImageFiles, StoredFile};
 
@@ -130,6 +131,18 @@ impl ImageGenerator {
             }
         };
         ImageReport { task, span: Span::current(), result, usage }
+    }
+
+    /// Adopts the stored file of an image of this job, whatever the parameters it was made with.
+    pub(crate) async fn adopt_any(
+        &self,
+        id: Uuid,
+        index: u32,
+        description: &str,
+        path: &str,
+    ) -> Result<Option<Asset>, ImageError> {
+        let stored = read_own_file(&self.files, index, path).await?;
+        Ok(stored.map(|stored| self.describe(id, index, description, stored)))
     }
 
     /// Generates a new image and stores it under its own path.
@@ -251,11 +264,15 @@ impl ImageGenerator {
 
     /// Describes a stored file for the image's row and events.
     fn build_asset(&self, task: &ImageTask, stored: StoredFile) -> Asset {
+        self.describe(task.id, task.index, &task.description, stored)
+    }
+
+    fn describe(&self, id: Uuid, index: u32, description: &str, stored: StoredFile) -> Asset {
         let spec = self.files.pool.spec();
         let StoredFile { file_path, format, size_bytes, sha256, seed, origin, params } = stored;
         Asset {
-            id: task.id,
-            index: task.index,
+            id,
+            index,
             uri: self.files.storage.uri(&file_path),
             file_path,
             width: spec.width,
@@ -263,7 +280,7 @@ impl ImageGenerator {
             format,
             size_bytes,
             sha256,
-            description: task.description.clone(),
+            description: description.to_owned(),
             params,
             seed,
             origin,

@@ -5,6 +5,7 @@
 mod attempt;
 mod events;
 mod outcome;
+mod over;
 mod plan;
 mod progress;
 
@@ -19,7 +20,7 @@ use domain::outcome::{Decision, ImageState, Tally, decide};
 use domain::style::Style;
 use domain::trace::TraceContext;
 use stability_client::{Client, Engine};
-use store::{Claim, ClaimOptions, ClaimedJob, JobEnd, Lease, Probe, Store, StoreError, TerminalEvent};
+use store::{Claim, ClaimOptions, ClaimedJob, Finish, JobEnd, Lease, Probe, Store, StoreError, TerminalEvent};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -145,6 +146,7 @@ impl JobRunner {
         };
         failpoint::reach("after_claim").await;
         let (lease, attempts, created_at) = (claimed.lease, claimed.attempts, claimed.created_at);
+        let over = claimed.over.clone();
         let tally = Tally::from_images(claimed.images.iter().map(|image| &image.state));
         let exhausted_error = check_worker_losses(claimed.lease_losses, &tally, command.config.min_success_rate());
         let cancel = CancelToken::child_of(&shutdown.stop);
@@ -156,7 +158,9 @@ impl JobRunner {
             "job attempt started"
         );
         let mut attempt = self.build_attempt(command, options, sink, claimed, probe, cancel.clone());
-        let outcome = if let Some(error) = exhausted_error {
+        let outcome = if let Some(over) = over {
+            self.end_over(&mut attempt, created_at, over).await
+        } else if let Some(error) = exhausted_error {
             self.end_job(&mut attempt, created_at, Some(error)).await
         } else {
             let result = tokio::select! {
@@ -169,6 +173,7 @@ impl JobRunner {
                 never = preempt_after(self.settings.time_slice, &cancel) => match never {},
                 never = interrupt_admitted_job(&self.gate, probe, &cancel) => match never {},
                 never = cancel_when_interrupted(&self.gate, probe, &cancel) => match never {},
+                never = self.cancel_when_over(lease.job_id, &cancel) => match never {},
             };
             // No image task may run after the lease is released.
             attempt.tasks.shutdown().await;
@@ -207,11 +212,7 @@ impl JobRunner {
         shutdown: &Shutdown,
     ) -> Result<Option<Claim>, StoreError> {
         let deadline = Instant::now() + lease_wait;
-        let terms = ClaimOptions {
-            lease_duration: self.settings.lease,
-            default_style: &self.default_style,
-            default_engine: self.default_engine.id(),
-        };
+        let terms = self.claim_options();
         loop {
             failpoint::reach("before_claim").await;
             let current_trace = trace::current_context();
@@ -231,6 +232,14 @@ impl JobRunner {
             if shutdown.stop.run_until_cancelled(sleep(self.settings.leased_delay())).await.is_none() {
                 return Ok(None);
             }
+        }
+    }
+
+    fn claim_options(&self) -> ClaimOptions<'_> {
+        ClaimOptions {
+            lease_duration: self.settings.lease,
+            default_style: &self.default_style,
+            default_engine: self.default_engine.id(),
         }
     }
 
@@ -311,6 +320,9 @@ impl JobRunner {
         created_at: OffsetDateTime,
     ) -> Result<JobOutcome, JobRunError> {
         let JobAttempt { lease, ref cancel, ref progress, .. } = attempt;
+        if let Some(CancelReason::JobOver(over)) = cancel.reason().cloned() {
+            return self.end_over(&mut attempt, created_at, over).await;
+        }
         let mut attempts_left = self.has_attempts_left(attempts);
         let must_return = cancel.is_stopping()
             || matches!(cancel.reason(), Some(CancelReason::GateOpened | CancelReason::KeyReplaced));
@@ -373,7 +385,7 @@ impl JobRunner {
         Ok(JobOutcome::RetryAfter(delay))
     }
 
-    /// Ends a job: stores its outcome and its terminal event together.
+    /// Ends a job: stores its outcome and its terminal event together. A job that was cancelled before ends as such.
     async fn end_job(
         &self,
         attempt: &mut JobAttempt<'_>,
@@ -389,7 +401,11 @@ impl JobRunner {
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
         let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
         let ending = JobEnd { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
-        self.metrics().run_stage(Stage::Finalize, retry_store(|| self.store().finish(&ending))).await?;
+        failpoint::reach("before_finish").await;
+        let finishing = retry_store(|| self.store().finish(&ending));
+        if let Finish::Over(over) = self.metrics().run_stage(Stage::Finalize, finishing).await? {
+            return Box::pin(self.end_job(attempt, created_at, over.error(false))).await;
+        }
         let tally = progress.tally();
         let duration = Duration::from_millis(duration_ms);
         self.metrics().record_job_end(tally.completed, tally.total, duration, error.is_none());

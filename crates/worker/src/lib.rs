@@ -23,6 +23,7 @@ mod session;
 
 mod budget;
 mod cancel;
+mod cancel_queue;
 mod consumer;
 mod cost_policy;
 mod image;
@@ -35,6 +36,7 @@ mod phrase_book;
 pub mod shared_quota;
 pub mod shutdown;
 pub mod storage;
+mod sweep;
 pub mod translation;
 
 mod error_chain;

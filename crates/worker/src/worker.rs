@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::bootstrap;
+use crate::cancel_queue::handle_cancel_queue;
 use crate::consumer::CommandConsumer;
 use crate::delivery_limit::handle_delivery_limit_queue;
 use crate::error_chain::error_chain;
@@ -23,6 +24,7 @@ use crate::job::JobRunner;
 use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
 use crate::settings::{SettingError, Settings, StorageRoot};
 use crate::storage::{Storage, StorageError};
+use crate::sweep::sweep;
 use crate::telemetry::{Metrics, Telemetry};
 
 /// A session that lasts longer than this resets the reconnect backoff.
@@ -176,8 +178,16 @@ async fn run_session(
     // Boxed to keep this future, and those that contain it, small.
     let dead_lettered =
         Box::pin(handle_delivery_limit_queue(broker.consume_delivery_limit_queue().await?, handler.clone()));
+    let cancelled = Box::pin(handle_cancel_queue(
+        broker.consume_cancel_queue().await?,
+        runner.store().clone(),
+        publisher.clone(),
+        runner.metrics().clone(),
+    ));
+    let sweeping = Box::pin(sweep(runner.clone(), publisher.clone()));
     let lost = async {
         tokio::select! {
+            () = cancelled => "the consumer of cancellations ended".to_owned(),
             () = dead_lettered => "the consumer of dead-lettered messages ended".to_owned(),
             cause = watch_publisher(&publisher, health) => cause,
         }
@@ -187,6 +197,7 @@ async fn run_session(
     tokio::select! {
         ended = Box::pin(session.serve(stop, lost)) => Ok(ended),
         never = queue_watch => match never {},
+        never = sweeping => match never {},
     }
 }
 

@@ -3,19 +3,26 @@ use super::*;
 /// A transition with its name, and when and by which worker it is made.
 type DocumentedTransition<S> = (Transition<S>, &'static str, &'static str);
 
-const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 8] = [
+const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 11] = [
     (job::CREATE, "create", "a command is claimed for the first time"),
     (
         job::FAIL_UNCLAIMED,
         "fail unclaimed",
         "a command is invalid, or exceeds the delivery limit before its job is claimed",
     ),
-    (job::CLAIM, "claim", "its command is delivered again"),
+    (job::REMEMBER, "remember", "it is cancelled before its command has arrived"),
+    (job::CLAIM, "claim", "its command is delivered again, or arrives after its cancellation"),
     (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),
     (job::RENEW, "renew", "every quarter of `WORKER_LEASE`, by the holder of the lease"),
     (job::RELEASE, "release", "the holder shuts down, its time slice ends, or the missing images are retried later"),
     (job::COMPLETE, "complete", "the required success rate is reached; by the holder of the lease"),
     (job::FAIL, "fail", "the job cannot succeed any more, or its last attempt failed; by the holder of the lease"),
+    (job::FAIL_WAITING, "fail waiting", "it is cancelled, or expires, while no worker has its lease"),
+    (
+        job::COMPLETE_WAITING,
+        "complete waiting",
+        "it expires while no worker has its lease, and the required success rate is reached",
+    ),
 ];
 
 const ASSET_TRANSITIONS: [DocumentedTransition<RowState>; 3] = [

@@ -143,13 +143,13 @@ async fn endless_response_is_refused_at_the_size_limit() {
 #[test]
 fn base_url_that_is_not_http_is_refused() {
     for (url, shown) in [("ftp://127.0.0.1/", "ftp"), ("https//user:secret@host", "https//user"), ("", "")] {
-        let error = builder(url).build().err().expect("the URL is refused").to_string();
+        let error = builder(url).build().expect_err("the URL is refused").to_string();
         let expected =
             format!("cannot build the client: base URL: {shown:?} is not allowed; an http:// or https:// URL");
         assert_eq!(error, expected);
     }
     for url in ["https://user:hunter2@host/", "https://user@host/", "https://host/?key=hunter2", "https://host/#a"] {
-        let error = builder(url).build().err().expect("the URL is refused").to_string();
+        let error = builder(url).build().expect_err("the URL is refused").to_string();
         assert_eq!(error, "cannot build the client: base URL: a user, password, query or fragment is not allowed");
     }
 }

@@ -74,7 +74,7 @@ async fn errors_and_logs_never_contain_the_key() {
 
 #[test]
 fn invalid_header_values_and_certificates_are_refused() {
-    let refused = |builder: stability_client::ClientBuilder| builder.build().err().expect("refused").to_string();
+    let refused = |builder: stability_client::ClientBuilder| builder.build().expect_err("refused").to_string();
     assert_eq!(
         refused(Client::builder("sk-hunter2\n")),
         "cannot build the client: the API key contains characters that are not allowed in a header"

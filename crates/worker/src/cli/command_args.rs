@@ -3,9 +3,11 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use domain::command::{Command, InvalidCommand};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::exit::CliError;
@@ -26,6 +28,9 @@ pub(super) struct CommandArgs {
     /// The command's `config` object, for example '{"seed": 7, "style_preset": "cinematic"}'
     #[arg(long, value_name = "JSON")]
     config: Option<String>,
+    /// Set `config.expires_at` to this time from now, for example 30m: then no further request is sent for the job
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expires_in: Option<Duration>,
     /// Read the whole command from a JSON file, or from standard input if FILE is -. A missing job_id is generated
     #[arg(long, value_name = "FILE", conflicts_with_all = ["descriptions", "project", "job_id", "config"])]
     file: Option<PathBuf>,
@@ -42,9 +47,16 @@ impl CommandArgs {
             Some(file) => ensure_job_id(read_body(file)?),
             None => self.build_body()?,
         };
-        Command::parse(&body, &bootstrap::rules()).map_err(|InvalidCommand { violations, .. }| {
-            CliError::Usage(format!("invalid command:\n  {}", violations.join("\n  ")))
-        })
+        let mut command =
+            Command::parse(&body, &bootstrap::rules()).map_err(|InvalidCommand { violations, .. }| {
+                CliError::Usage(format!("invalid command:\n  {}", violations.join("\n  ")))
+            })?;
+        if let Some(expires_in) = self.expires_in {
+            // Whole seconds, as a person would write it.
+            let now = OffsetDateTime::now_utc().replace_nanosecond(0).expect("0 is a nanosecond");
+            command.config.expires_at = Some(now.saturating_add(expires_in.try_into().unwrap_or(time::Duration::MAX)));
+        }
+        Ok(command)
     }
 
     fn build_body(&self) -> Result<Vec<u8>, CliError> {

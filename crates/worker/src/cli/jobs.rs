@@ -1,11 +1,13 @@
-//! `jobs`: lists and shows jobs, and publishes terminal events again.
+//! `jobs`: lists, shows and cancels jobs, and publishes terminal events again.
 
 use std::time::Duration;
 
 use broker::{Broker, PublishOutcome, Publisher, Topology};
+use domain::cancel_request::MAX_REASON_CHARS;
 use domain::event::Event;
 use serde::Serialize;
-use store::Store;
+use serde_json::json;
+use store::{Cancellation, Store};
 use uuid::Uuid;
 
 use super::exit::CliError;
@@ -43,6 +45,24 @@ enum Subcommand {
         #[arg(long)]
         json: bool,
     },
+    /// Cancel jobs: nothing more is paid for, images in flight are kept, and the jobs fail with the code `cancelled`
+    ///
+    /// The cancellation of a job that is not known is remembered for 30 days, and the job ends when its command arrives. A
+    /// job that has ended is not changed.
+    Cancel {
+        /// Ids of the jobs
+        #[arg(value_name = "UUID", required_unless_present = "project")]
+        job_ids: Vec<Uuid>,
+        /// Cancel the known jobs of the project with this id that have not ended
+        #[arg(long, value_name = "ID", conflicts_with = "job_ids")]
+        project: Option<i64>,
+        /// Reason for the terminal event, at most 200 characters
+        #[arg(long, value_name = "TEXT", value_parser = parse_reason)]
+        reason: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Publish terminal events again, for example those that no queue was bound for
     Republish {
         /// Ids of the jobs
@@ -72,9 +92,32 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
             let job = job.ok_or_else(|| CliError::Usage(format!("job {job_id} is not in the database")))?;
             screen.print(&if *json { to_json(&job) } else { tables::job_details(&job) });
         }
+        Subcommand::Cancel { job_ids, project, reason, json } => {
+            let reason = reason.as_deref();
+            let result = match project {
+                Some(project) => {
+                    Cancellation { cancelled: store.cancel_project(*project, reason).await?, ..Cancellation::default() }
+                }
+                None => store.cancel_jobs(job_ids, reason).await?,
+            };
+            let Cancellation { cancelled, remembered, unchanged } = result;
+            screen.print(&if *json {
+                to_json(&json!({"cancelled": cancelled, "remembered": remembered, "unchanged": unchanged}))
+            } else {
+                format!("cancelled: {cancelled}, not known yet: {remembered}, ended or cancelled before: {unchanged}")
+            });
+        }
         Subcommand::Republish { job_ids, all } => republish(&store, job_ids, *all, settings, screen).await?,
     }
     Ok(())
+}
+
+fn parse_reason(text: &str) -> Result<String, String> {
+    let (text, length) = (text.trim(), text.trim().chars().count());
+    if length > MAX_REASON_CHARS || text.contains('\0') {
+        return Err(format!("{length} characters is not allowed; at most {MAX_REASON_CHARS}, without NUL"));
+    }
+    Ok(text.to_owned())
 }
 
 async fn republish(

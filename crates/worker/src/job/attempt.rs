@@ -16,6 +16,7 @@ use stability_client::Engine;
 use store::{ClaimedImage, Lease, StoreError};
 use tokio::task::JoinSet;
 use tracing::{Instrument, info, warn};
+use uuid::Uuid;
 
 use super::events::JobEvents;
 use super::outcome::JobRunError;
@@ -99,6 +100,26 @@ impl JobAttempt<'_> {
         first_error.map_or(Ok(()), Err)
     }
 
+    /// Completes the rows of images whose files an earlier attempt has stored. Sends no request.
+    pub(super) async fn adopt_stored_files(&mut self) -> Result<(), JobRunError> {
+        let stored: Vec<(Uuid, u32, String, String)> = self
+            .progress
+            .missing_images()
+            .into_iter()
+            .filter_map(|image| Some((image.id, image.index, image.description.clone(), image.file_path.clone()?)))
+            .collect();
+        for (id, index, description, path) in stored {
+            let span = image_span(index);
+            let adopting = self.generator.adopt_any(id, index, &description, &path).instrument(span.clone());
+            match adopting.await {
+                Ok(Some(asset)) => self.complete_image(asset).instrument(span).await?,
+                Ok(None) => {}
+                Err(error) => warn!(error = error_chain(&error), path, "stored file of an image cannot be read"),
+            }
+        }
+        Ok(())
+    }
+
     /// Whether another image can be started: after a fatal cause no request is sent, but a cached image can be used.
     fn can_start_image(&self) -> bool {
         match self.cancel.reason() {
@@ -113,7 +134,8 @@ impl JobAttempt<'_> {
                 | CancelReason::DailyBudget
                 | CancelReason::SuccessRateUnreachable
                 | CancelReason::LeaseLost
-                | CancelReason::Infrastructure,
+                | CancelReason::Infrastructure
+                | CancelReason::JobOver(_),
             ) => false,
         }
     }

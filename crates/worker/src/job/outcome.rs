@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use domain::failure::JobFailureCode;
 use store::{StoreError, TerminalEvent};
 
 use crate::telemetry::metrics::{ErrorCode, OUTCOME_ERROR};
@@ -34,6 +35,12 @@ impl JobOutcome {
     /// The outcome label of metrics and spans, and the failure code of a job that failed in this attempt.
     pub(crate) fn labels(&self) -> (&'static str, &'static str) {
         let label = match self {
+            Self::Ended(TerminalEvent {
+                error: Some(code @ (JobFailureCode::Cancelled | JobFailureCode::Expired)),
+                ..
+            }) => {
+                return (code.as_str(), code.as_str());
+            }
             Self::Ended(TerminalEvent { error: Some(code), .. }) => return ("failed", code.as_str()),
             Self::Ended(_) => "completed",
             Self::AlreadyEnded(_) => "already_ended",

@@ -128,9 +128,9 @@ impl JobProgress {
         for image in untried {
             count += 1;
             let message = match (image.row.requests, &self.fatal_cause) {
-                (0, _) => "the job ended before this image was requested",
+                (0, _) => ImageFailure::NOT_REQUESTED,
                 (_, Some((_, fatal))) => fatal,
-                (_, None) => "the job ended before this image was made",
+                (_, None) => ImageFailure::NOT_MADE,
             };
             image.row.state = ImageState::Failed(ImageFailure {
                 index: image.row.index,

@@ -233,6 +233,14 @@ impl Metrics {
         self.inner.dead_letters.add(1, &[KeyValue::new("reason", reason.as_str())]);
     }
 
+    /// Counts a job that a sweep has ended; `code` is that of its failure.
+    pub(crate) fn record_swept_job(&self, code: Option<JobFailureCode>) {
+        let code = code.map_or("", JobFailureCode::as_str);
+        self.inner
+            .jobs
+            .add(1, &[KeyValue::new("outcome", if code.is_empty() { "completed" } else { code }), error_type(code)]);
+    }
+
     /// Counts a terminal event; `outcome` is `published`, `unrouted` (no queue is bound for it) or `failed`.
     pub(crate) fn record_terminal_event(&self, outcome: &'static str) {
         self.inner.terminal_events.add(1, &[KeyValue::new("outcome", outcome)]);

@@ -72,11 +72,13 @@ pub(crate) enum DeadLetterReason {
     AttemptsExhausted,
     /// The broker gave it up: delivery limit exceeded.
     DeliveryLimit,
+    /// It is not a valid request to cancel a job.
+    InvalidCancel,
 }
 
 impl DeadLetterReason {
-    pub(super) const ALL: [Self; 4] =
-        [Self::InvalidRequest, Self::JobIdConflict, Self::AttemptsExhausted, Self::DeliveryLimit];
+    pub(super) const ALL: [Self; 5] =
+        [Self::InvalidRequest, Self::JobIdConflict, Self::AttemptsExhausted, Self::DeliveryLimit, Self::InvalidCancel];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -84,6 +86,7 @@ impl DeadLetterReason {
             Self::JobIdConflict => "job_id_conflict",
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DeliveryLimit => "delivery_limit",
+            Self::InvalidCancel => "invalid_cancel",
         }
     }
 }

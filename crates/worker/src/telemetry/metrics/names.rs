@@ -47,7 +47,7 @@ const fn duration_histogram(name: &'static str, boundaries: &'static [f64], desc
 pub(crate) const JOBS: MetricSpec = counter(
     "asset_worker.jobs",
     "{delivery}",
-    "Deliveries of commands by outcome: completed, failed (with the failure code), already_ended (the job had ended before), retried, preempted (time slice over), gate_closed (the account gate is closed), \
+    "Deliveries of commands, and ends of waiting jobs, by outcome: completed, failed (with the failure code), cancelled, expired, already_ended (the job had ended before), retried, preempted (time slice over), gate_closed (the account gate is closed), \
      interrupted (shutdown), leased (another worker holds the lease), lease_lost, conflict (job_id_conflict), error (database or broker failed), panicked",
 );
 pub(crate) const JOB_DURATION: MetricSpec = duration_histogram(
@@ -146,7 +146,7 @@ pub(crate) const LEASE_LOSSES: MetricSpec = counter(
 pub(crate) const DEAD_LETTERS: MetricSpec = counter(
     "asset_worker.dead_letters",
     "{message}",
-    "Dead-lettered messages by reason: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit",
+    "Dead-lettered messages by reason: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit, invalid_cancel",
 );
 pub(crate) const TERMINAL_EVENTS: MetricSpec = counter(
     "asset_worker.terminal_events",
