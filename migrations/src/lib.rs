@@ -12,6 +12,7 @@ mod m20261126_000006_account_keys;
 mod m20261126_000007_indexes;
 mod m20261126_000008_job_engine;
 mod m20261126_000009_stop_jobs;
+mod m20261126_000010_retries;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{DatabaseConnection, Statement};
@@ -85,5 +86,6 @@ fn own_migrations() -> Vec<Box<dyn MigrationTrait>> {
         Box::new(m20261126_000007_indexes::Migration),
         Box::new(m20261126_000008_job_engine::Migration),
         Box::new(m20261126_000009_stop_jobs::Migration),
+        Box::new(m20261126_000010_retries::Migration),
     ]
 }

@@ -19,6 +19,7 @@ mod quota;
 mod recovery;
 mod refused_account;
 mod repository;
+mod retried_jobs;
 mod s3_storage;
 mod services;
 mod stop_jobs;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::command::JobKey;
 use crate::failure::{ImageFailureCode, JobFailureCode};
 use crate::outcome::{Asset, ImageFailure, ImageState, Tally};
+use crate::retry::RetryOrigin;
 use crate::trace::TraceContext;
 
 /// The media type of an event's body.
@@ -137,11 +138,21 @@ struct ProgressData {
 struct AssetData<'a> {
     id: Uuid,
     index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_index: Option<u32>,
     #[serde(rename = "type")]
     kind: &'static str,
     status: &'static str,
     #[serde(flatten)]
     details: AssetDetails<'a>,
+}
+
+#[derive(Serialize)]
+struct FailureData<'a> {
+    #[serde(flatten)]
+    failure: &'a ImageFailure,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_index: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -159,11 +170,12 @@ struct AssetDetails<'a> {
     origin: &'static str,
 }
 
-impl<'a> From<&'a Asset> for AssetData<'a> {
-    fn from(asset: &'a Asset) -> Self {
+impl<'a> AssetData<'a> {
+    fn new(asset: &'a Asset, original_index: Option<u32>) -> Self {
         Self {
             id: asset.id,
             index: asset.index,
+            original_index,
             kind: "image",
             status: "completed",
             details: AssetDetails {
@@ -187,13 +199,15 @@ impl<'a> From<&'a Asset> for AssetData<'a> {
 struct TerminalData<'a> {
     job_id: Uuid,
     project_id: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_of: Option<Uuid>,
     total: u32,
     succeeded: u32,
     failed: u32,
     from_cache: u32,
     success_rate: f64,
     assets: Vec<AssetData<'a>>,
-    failures: Vec<&'a ImageFailure>,
+    failures: Vec<FailureData<'a>>,
     cost_usd: f64,
     duration_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,12 +239,21 @@ impl Event {
     }
 
     /// The terminal event: `completed` without an error, `failed` with one. Images are listed in the given order.
-    pub fn terminal(context: &EventContext, images: &[ImageState], totals: Totals, error: Option<&JobError>) -> Self {
+    /// `origin` is set for a job that makes images of another one again.
+    pub fn terminal(
+        context: &EventContext,
+        images: &[ImageState],
+        origin: Option<&RetryOrigin>,
+        totals: Totals,
+        error: Option<&JobError>,
+    ) -> Self {
+        let original_index = |index| origin.and_then(|origin| origin.original_index(index));
         let JobKey { job_id, project_id } = context.key;
         let tally = Tally::from_images(images);
         let data = TerminalData {
             job_id,
             project_id,
+            retry_of: origin.map(|origin| origin.retry_of),
             total: tally.total,
             succeeded: tally.completed,
             failed: tally.failed(),
@@ -239,14 +262,16 @@ impl Event {
             assets: images
                 .iter()
                 .filter_map(|image| match image {
-                    ImageState::Completed(asset) => Some(AssetData::from(asset.as_ref())),
+                    ImageState::Completed(asset) => Some(AssetData::new(asset, original_index(asset.index))),
                     ImageState::Untried | ImageState::Failed(_) => None,
                 })
                 .collect(),
             failures: images
                 .iter()
                 .filter_map(|image| match image {
-                    ImageState::Failed(failure) => Some(failure),
+                    ImageState::Failed(failure) => {
+                        Some(FailureData { failure, original_index: original_index(failure.index) })
+                    }
                     ImageState::Untried | ImageState::Completed(_) => None,
                 })
                 .collect(),

@@ -21,6 +21,7 @@ pub mod job_over;
 pub mod money;
 pub mod outcome;
 pub mod prompt;
+pub mod retry;
 pub mod rules;
 pub mod seed;
 pub mod state;

@@ -57,6 +57,8 @@ pub mod job {
     pub const CREATE: Transition<JobState> = Transition { from: &[], to: Running };
     /// The job fails before it was claimed: its command is invalid or exceeded the delivery limit.
     pub const FAIL_UNCLAIMED: Transition<JobState> = Transition { from: &[], to: Failed };
+    /// The row is created before the command is published.
+    pub const SUBMIT: Transition<JobState> = Transition { from: &[], to: Waiting };
     /// A cancellation creates the row of a job that is not known yet.
     pub const REMEMBER: Transition<JobState> = Transition { from: &[], to: Cancelled };
     /// A later claim of a job without a lease.

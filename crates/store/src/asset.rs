@@ -25,6 +25,7 @@ pub(super) struct Model {
     pub(super) file_path: Option<String>,
     pub(super) metadata: Json,
     pub(super) fingerprint: Option<Uuid>,
+    pub(super) original_index: Option<i32>,
     pub(super) format: Option<String>,
     pub(super) width: Option<i32>,
     pub(super) height: Option<i32>,

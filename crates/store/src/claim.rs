@@ -9,6 +9,7 @@ use domain::failure::JobFailureCode;
 use domain::job_over::JobOver;
 use domain::money::MicroUsd;
 use domain::outcome::ImageState;
+use domain::retry::RetryOrigin;
 use domain::state::{JobState, asset as image_step, job as step};
 use domain::style::Style;
 use domain::trace::TraceContext;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 use tracing::Instrument;
 
 use super::cancel::read_over;
+use super::retry::retry_origin;
 use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
 
 /// A terminal event as stored with its job.
@@ -47,7 +49,7 @@ impl TerminalEvent {
 #[derive(Debug)]
 pub enum Claim {
     /// This worker holds the job's lease now.
-    Acquired(ClaimedJob),
+    Acquired(Box<ClaimedJob>),
     /// Another worker holds its lease.
     Leased,
     /// The job has ended; this is its terminal event.
@@ -76,6 +78,8 @@ pub struct ClaimedJob {
     pub lease_losses: u32,
     /// Whether this is the first claim of the job.
     pub first_claim: bool,
+    /// Where its images come from, if it makes images of another job again.
+    pub origin: Option<RetryOrigin>,
     /// Why nothing may be paid for: the job is cancelled or has expired.
     pub over: Option<JobOver>,
     /// The trace of the previous claim, if it was traced.
@@ -210,30 +214,22 @@ async fn claim_in_transaction(
     let inserted =
         job::Entity::insert(new_job_row(command, &digest)).on_conflict_do_nothing().exec_without_returning(db).await?;
     let inserted = matches!(inserted, TryInsertResult::Inserted(1..));
-    let first = inserted || fill_remembered_job(db, command, &digest).await?;
-    if first {
-        let style = style::resolve_style(db, command, terms.default_style).await?;
-        let style = serde_json::to_value(style).expect("a style is serializable");
-        job::Entity::update_many()
-            .col_expr(job::Column::Style, Expr::value(style))
-            .col_expr(
-                job::Column::Engine,
-                Expr::value(command.config.engine.as_deref().unwrap_or(terms.default_engine)),
-            )
-            .filter(job::Column::Id.eq(command.job_id))
-            .exec(db)
-            .await?;
+    let new = inserted || fill_remembered_job(db, command, &digest).await?;
+    if new {
+        settle_defaults(db, command, terms).await?;
         asset::Entity::insert_many(new_asset_rows(command)).exec_without_returning(db).await?;
     }
-    let row = job::Entity::find_by_id(command.job_id)
-        .one(db)
-        .await?
-        .ok_or_else(|| DbErr::RecordNotFound(format!("job {}", command.job_id)))?;
+    let row = find_row(db, command.job_id).await?;
     if row.digest != digest {
         return Ok(Claim::Conflict);
     }
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Ended(terminal));
+    }
+    // The rows of a job that makes images again are written before its command is published.
+    let submitted = row.retry_of.is_some() && row.lease_token == 0;
+    if submitted {
+        settle_defaults(db, command, terms).await?;
     }
     let (lease, row) = if inserted {
         (lease::create_lease(db, row.id, terms.lease_duration).await?, row)
@@ -261,10 +257,11 @@ async fn claim_in_transaction(
         .all(db)
         .await?;
     let to_u32 = |value: i32| u32::try_from(value).unwrap_or_default();
-    Ok(Claim::Acquired(ClaimedJob {
+    Ok(Claim::Acquired(Box::new(ClaimedJob {
         lease,
         lease_losses: to_u32(row.lease_losses),
-        first_claim: first,
+        first_claim: new || submitted,
+        origin: retry_origin(&row, &rows),
         over,
         previous_trace,
         attempts: to_u32(row.attempts),
@@ -287,10 +284,29 @@ async fn claim_in_transaction(
                 file_path: row.file_path,
             })
             .collect(),
-    }))
+    })))
 }
 
-fn new_job_row(command: &Command, digest: &str) -> job::ActiveModel {
+async fn find_row(db: &DatabaseTransaction, job_id: Uuid) -> Result<job::Model, DbErr> {
+    let row = job::Entity::find_by_id(job_id).one(db).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound(format!("job {job_id}")))
+}
+
+/// Settles the style and the engine of a job when it is first claimed.
+async fn settle_defaults(db: &DatabaseTransaction, command: &Command, terms: ClaimOptions<'_>) -> Result<(), DbErr> {
+    let style = style::resolve_style(db, command, terms.default_style).await?;
+    let style = serde_json::to_value(style).expect("a style is serializable");
+    let engine = command.config.engine.as_deref().unwrap_or(terms.default_engine);
+    job::Entity::update_many()
+        .col_expr(job::Column::Style, Expr::value(style))
+        .col_expr(job::Column::Engine, Expr::value(engine))
+        .filter(job::Column::Id.eq(command.job_id))
+        .exec(db)
+        .await
+        .map(drop)
+}
+
+pub(super) fn new_job_row(command: &Command, digest: &str) -> job::ActiveModel {
     let now = OffsetDateTime::now_utc();
     job::ActiveModel {
         id: Set(command.job_id),
@@ -331,7 +347,7 @@ async fn fill_remembered_job(db: &DatabaseTransaction, command: &Command, digest
     Ok(filled.rows_affected == 1)
 }
 
-fn new_asset_rows(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
+pub(super) fn new_asset_rows(command: &Command) -> impl Iterator<Item = asset::ActiveModel> {
     let now = OffsetDateTime::now_utc();
     (1_u32..).zip(&command.image_descriptions).map(move |(index, description)| {
         let metadata = asset::Metadata { description: description.clone(), index, ..asset::Metadata::default() };

@@ -33,6 +33,7 @@ pub(super) struct Model {
     pub(super) cancel_reason: Option<String>,
     pub(super) expires_at_ms: Option<i64>,
     pub(super) publish_due_at: Option<TimeDateTimeWithTimeZone>,
+    pub(super) retry_of: Option<Uuid>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -10,6 +10,7 @@ use domain::event::{Event, JobError};
 use domain::failure::ImageFailureCode;
 use domain::job_over::JobOver;
 use domain::outcome::{ImageFailure, ImageState};
+use domain::retry::RetryOrigin;
 use domain::state::{JobState, RowState, job as step};
 use domain::trace::TraceContext;
 use sea_orm::sea_query::Expr;
@@ -26,6 +27,7 @@ use super::claim::terminal_event;
 use super::dialect::Dialect;
 use super::finish::UnpublishedEvent;
 use super::lease::{now_ms, precondition};
+use super::retry::retry_origin;
 use super::{QueryExt, Store, StoreError, asset, job};
 
 /// A cancelled or expired job that no worker holds.
@@ -35,6 +37,8 @@ pub struct DueJob {
     pub command: Command,
     /// Why it is over.
     pub over: JobOver,
+    /// Where its images come from, if it makes images of another job again.
+    pub origin: Option<RetryOrigin>,
     /// What it has cost, in USD.
     pub cost_usd: f64,
     /// When it was first claimed.
@@ -262,6 +266,7 @@ fn due_job(row: &job::Model, images: &[asset::Model]) -> Option<DueJob> {
     let needs_claim = row.status == JobState::Running.as_str() || images.iter().any(may_have_file);
     Some(DueJob {
         over: over_of(row)?,
+        origin: retry_origin(row, images),
         cost_usd: row.cost_usd,
         created_at: row.created_at,
         trace: TraceContext::parse(row.trace_parent.as_deref(), None),

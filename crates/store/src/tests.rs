@@ -161,7 +161,7 @@ async fn former_lease_holder_cannot_write() {
         retryable: true,
     };
     let context = EventContext { key: command.key(), trace: None, time: former.created_at };
-    let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, None);
+    let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, None);
     let ending = JobEnd { lease: former.lease, images: &[], error: None, cost_usd: 0.0, event: &event };
     let paid = LeasedImage { lease: former.lease, asset_id: image };
     let payer = Payer { key: &KeyHash::new(&"sk-key".into()), probe: None };
@@ -354,7 +354,7 @@ async fn lists_are_read_in_pages_by_index() {
     for number in 1..=JOBS {
         let key = domain::command::JobKey { job_id: uuid::Uuid::from_u128(number), project_id: 1 };
         let context = EventContext { key, trace: None, time: time::OffsetDateTime::now_utc() };
-        let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, None);
+        let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, None);
         let code = JobFailureCode::InvalidRequest;
         store.fail_unclaimed_job(key, "digest".to_owned(), code, "no", &event).await.expect("record a job");
     }

@@ -291,7 +291,7 @@ impl CommandHandler {
     ) -> Result<(), HandleError> {
         let trace = trace::current_context().or_else(|| message.trace());
         let context = EventContext { key, trace, time: OffsetDateTime::now_utc() };
-        let event = Event::terminal(&context, &[], Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error));
+        let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error));
         let recorded = self.store().fail_unclaimed_job(key, digest, error.code, &error.message, &event).await?;
         if let Some(event) = recorded {
             self.publish_terminal_event(key.job_id, &TerminalEvent::new(event, Some(error.code))).await?;

@@ -157,7 +157,7 @@ impl JobRunner {
             first = claimed.first_claim,
             "job attempt started"
         );
-        let mut attempt = self.build_attempt(command, options, sink, claimed, probe, cancel.clone());
+        let mut attempt = self.build_attempt(command, options, sink, *claimed, probe, cancel.clone());
         let outcome = if let Some(over) = over {
             self.end_over(&mut attempt, created_at, over).await
         } else if let Some(error) = exhausted_error {
@@ -254,8 +254,7 @@ impl JobRunner {
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
-        let ClaimedJob { lease, first_claim: first, style, engine, images, attempts: claimed_attempts, cost, .. } =
-            claimed;
+        let ClaimedJob { lease, first_claim: first, origin, style, engine, images, attempts, cost, .. } = claimed;
         let config = &command.config;
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
@@ -282,6 +281,7 @@ impl JobRunner {
             command,
             lease,
             is_first_claim: first,
+            origin,
             style,
             engine,
             planner: &self.planner,
@@ -294,7 +294,7 @@ impl JobRunner {
             progress,
             events: JobEvents { sink, key: command.key(), trace: options.trace, publishing_failed: false },
             tasks: JoinSet::new(),
-            is_last_attempt: !self.has_attempts_left(claimed_attempts),
+            is_last_attempt: !self.has_attempts_left(attempts),
             database_unavailable: false,
         }
     }
@@ -392,14 +392,15 @@ impl JobRunner {
         created_at: OffsetDateTime,
         error: Option<JobError>,
     ) -> Result<JobOutcome, JobRunError> {
-        let JobAttempt { progress, events, lease, budget, .. } = attempt;
+        let JobAttempt { progress, events, lease, budget, origin, .. } = attempt;
         let not_attempted = progress.mark_not_attempted();
         let context = events.context();
         let cost_usd = budget.cost_usd();
         let duration_ms = u64::try_from((context.time - created_at).whole_milliseconds()).unwrap_or_default();
         let images = progress.image_states();
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
-        let event = Event::terminal(&context, &states, Totals { cost_usd, duration_ms }, error.as_ref());
+        let totals = Totals { cost_usd, duration_ms };
+        let event = Event::terminal(&context, &states, origin.as_ref(), totals, error.as_ref());
         let ending = JobEnd { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
         failpoint::reach("before_finish").await;
         let finishing = retry_store(|| self.store().finish(&ending));

@@ -33,6 +33,7 @@ pub mod job;
 pub mod bootstrap;
 pub mod outage;
 mod phrase_book;
+mod retry;
 pub mod shared_quota;
 pub mod shutdown;
 pub mod storage;

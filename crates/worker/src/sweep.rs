@@ -101,12 +101,13 @@ async fn sweep_once(runner: &JobRunner, publisher: &Publisher, holder: Uuid) -> 
 /// The end of a job that was waiting.
 fn end(job: &DueJob) -> EndedJob<'_> {
     let now = OffsetDateTime::now_utc();
-    let DueJob { command, over, cost_usd, created_at, trace, images, .. } = job;
+    let DueJob { command, over, origin, cost_usd, created_at, trace, images, .. } = job;
     let reaches = Tally::from_images(images).reaches(command.config.min_success_rate());
     let error = JobOver::error(over, reaches);
     let duration_ms = u64::try_from((now - *created_at).whole_milliseconds()).unwrap_or_default();
     let context = EventContext { key: command.key(), trace: trace.clone(), time: now };
-    let event = Event::terminal(&context, images, Totals { cost_usd: *cost_usd, duration_ms }, error.as_ref());
+    let totals = Totals { cost_usd: *cost_usd, duration_ms };
+    let event = Event::terminal(&context, images, origin.as_ref(), totals, error.as_ref());
     EndedJob { job, error, event }
 }
 

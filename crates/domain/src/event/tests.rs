@@ -63,16 +63,24 @@ fn event_bodies_match_the_contract() {
             &Tally::from_images(&images)
         ))
     );
-    insta::assert_snapshot!("completed", to_pretty_json(&Event::terminal(&context(), &images, totals, None)));
+    insta::assert_snapshot!("completed", to_pretty_json(&Event::terminal(&context(), &images, None, totals, None)));
     let error = JobError { code: JobFailureCode::SuccessRateTooLow, message: "2 of 3 images, 3 needed".into() };
-    insta::assert_snapshot!("failed", to_pretty_json(&Event::terminal(&context(), &images, totals, Some(&error))));
+    insta::assert_snapshot!(
+        "failed",
+        to_pretty_json(&Event::terminal(&context(), &images, None, totals, Some(&error)))
+    );
 }
 
 #[test]
 fn event_keys_are_in_contract_order() {
-    let body =
-        Event::terminal(&context(), &[asset(1, Origin::Generated)], Totals { cost_usd: 0.02, duration_ms: 1 }, None)
-            .body;
+    let body = Event::terminal(
+        &context(),
+        &[asset(1, Origin::Generated)],
+        None,
+        Totals { cost_usd: 0.02, duration_ms: 1 },
+        None,
+    )
+    .body;
     let mut from = 0;
     for key in [
         "job_id",

@@ -3,13 +3,14 @@ use super::*;
 /// A transition with its name, and when and by which worker it is made.
 type DocumentedTransition<S> = (Transition<S>, &'static str, &'static str);
 
-const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 11] = [
+const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 12] = [
     (job::CREATE, "create", "a command is claimed for the first time"),
     (
         job::FAIL_UNCLAIMED,
         "fail unclaimed",
         "a command is invalid, or exceeds the delivery limit before its job is claimed",
     ),
+    (job::SUBMIT, "submit", "images of another job are to be made again; its command is published next"),
     (job::REMEMBER, "remember", "it is cancelled before its command has arrived"),
     (job::CLAIM, "claim", "its command is delivered again, or arrives after its cancellation"),
     (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),

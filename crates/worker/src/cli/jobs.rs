@@ -1,19 +1,22 @@
-//! `jobs`: lists, shows and cancels jobs, and publishes terminal events again.
+//! `jobs`: lists, shows and cancels jobs, makes their images again, and publishes terminal events again.
 
 use std::time::Duration;
 
 use broker::{Broker, PublishOutcome, Publisher, Topology};
 use domain::cancel_request::MAX_REASON_CHARS;
 use domain::event::Event;
+use domain::retry::Retry;
 use serde::Serialize;
 use serde_json::json;
 use store::{Cancellation, Store};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::exit::CliError;
 use super::screen::Screen;
 use super::tables;
 use crate::event_sink::EventSink;
+use crate::retry::{self, RetryError, Selection};
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Args)]
@@ -63,6 +66,47 @@ enum Subcommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make the failed images of ended jobs again, each as a new job with the same config
+    ///
+    /// A repetition has no effect until the new job has ended. `expires_at` is left out.
+    Retry {
+        /// Ids of the jobs
+        #[arg(value_name = "UUID", required_unless_present = "all_failed")]
+        job_ids: Vec<Uuid>,
+        /// Take the failed jobs that were not cancelled, have not expired and are not being made again
+        #[arg(long, conflicts_with = "job_ids", requires = "since")]
+        all_failed: bool,
+        /// With --all-failed: the time from which jobs failed, before now, for example 1h
+        #[arg(long, value_name = "DURATION", requires = "all_failed", value_parser = humantime::parse_duration)]
+        since: Option<Duration>,
+        /// With --all-failed: take only jobs of the project with this id
+        #[arg(long, value_name = "ID", requires = "all_failed")]
+        project: Option<i64>,
+        /// Also make images again that were refused by content policy
+        #[arg(long)]
+        include_refused: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a completed image of an ended job again with another seed, as a new job of one image
+    ///
+    /// The cache is not used. A repetition with the same --seed has no effect; without --seed it has none until the new job
+    /// has ended.
+    Redo {
+        /// Id of the job
+        #[arg(value_name = "UUID")]
+        job_id: Uuid,
+        /// Index of the image, from 1
+        #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u32).range(1..))]
+        image: u32,
+        /// Seed of the new image; chosen if absent
+        #[arg(long)]
+        seed: Option<u32>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Publish terminal events again, for example those that no queue was bound for
     Republish {
         /// Ids of the jobs
@@ -107,6 +151,22 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
                 format!("cancelled: {cancelled}, not known yet: {remembered}, ended or cancelled before: {unchanged}")
             });
         }
+        Subcommand::Retry { job_ids, since, project, include_refused, json, .. } => {
+            let selection = Selection::Failed { include_refused: *include_refused };
+            let retries = match since {
+                Some(since) => {
+                    let failed = store.read_failed_jobs(OffsetDateTime::now_utc() - *since, *project).await?;
+                    make_again(&store, settings, &failed, selection, true).await?
+                }
+                None => make_again(&store, settings, job_ids, selection, false).await?,
+            };
+            print_retries(&retries, *json, screen);
+        }
+        Subcommand::Redo { job_id, image, seed, json } => {
+            let selection = Selection::Image { index: *image, seed: *seed };
+            let retries = make_again(&store, settings, &[*job_id], selection, false).await?;
+            print_retries(&retries, *json, screen);
+        }
         Subcommand::Republish { job_ids, all } => republish(&store, job_ids, *all, settings, screen).await?,
     }
     Ok(())
@@ -118,6 +178,46 @@ fn parse_reason(text: &str) -> Result<String, String> {
         return Err(format!("{length} characters is not allowed; at most {MAX_REASON_CHARS}, without NUL"));
     }
     Ok(text.to_owned())
+}
+
+/// Makes images of these jobs again. `skip` leaves out jobs that have nothing to make again; otherwise they are errors.
+async fn make_again(
+    store: &Store,
+    settings: &Settings,
+    job_ids: &[Uuid],
+    selection: Selection,
+    skip: bool,
+) -> Result<Vec<Retry>, CliError> {
+    let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
+    let publisher = broker.create_publisher(Duration::ZERO).await?;
+    let mut retries = Vec::new();
+    for job_id in job_ids {
+        match retry::make_again(store, &publisher, settings.stability.engine, *job_id, selection).await {
+            Ok(retry) => retries.push(retry),
+            Err(error) if skip && error.is_nothing_to_do() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    broker.close().await;
+    Ok(retries)
+}
+
+fn print_retries(retries: &[Retry], as_json: bool, screen: &Screen) {
+    if as_json {
+        let retries = retries.iter().map(|Retry { command, origin }| {
+            let (job_id, retry_of, images) = (command.job_id, origin.retry_of, &origin.original_indexes);
+            json!({"job_id": job_id, "retry_of": retry_of, "images": images})
+        });
+        return screen.print(&to_json(&retries.collect::<Vec<_>>()));
+    }
+    for Retry { command, origin } in retries {
+        let indexes: Vec<String> = origin.original_indexes.iter().map(u32::to_string).collect();
+        let (job_id, images) = (command.job_id, indexes.join(", "));
+        screen.print(&format!("job {job_id} makes these images of job {} again: {images}", origin.retry_of));
+    }
+    if retries.is_empty() {
+        screen.print_note("no failed images");
+    }
 }
 
 async fn republish(
@@ -205,4 +305,14 @@ pub(super) async fn open_existing_store(settings: &Settings) -> Result<Store, Cl
 
 pub(super) fn to_json(data: &impl Serialize) -> String {
     serde_json::to_string_pretty(data).expect("plain data serialises")
+}
+
+impl From<RetryError> for CliError {
+    fn from(error: RetryError) -> Self {
+        match error {
+            RetryError::Store(error) => error.into(),
+            RetryError::Publish { .. } => Self::unreachable(error.to_string()),
+            error => Self::Usage(error.to_string()),
+        }
+    }
 }

@@ -10,6 +10,7 @@ use domain::event::Event;
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::generation_params::GenerationParams;
 use domain::outcome::{Asset, ImageFailure, ImageState};
+use domain::retry::RetryOrigin;
 use domain::style::Style;
 use domain::upscaler::Upscaler;
 use stability_client::Engine;
@@ -37,6 +38,8 @@ pub(super) struct JobAttempt<'a> {
     pub(super) lease: Lease,
     /// Whether this is the first claim of the job.
     pub(super) is_first_claim: bool,
+    /// Where its images come from, if it makes images of another job again.
+    pub(super) origin: Option<RetryOrigin>,
     /// Style shared by all images of the job.
     pub(super) style: Style,
     /// The name of the engine of all images.
@@ -200,7 +203,7 @@ impl JobAttempt<'_> {
         let texts = missing.iter().map(|image| image.description.as_str()).chain(plan::style_texts(&self.style));
         let translating = self.translator.translate(texts, self.cancel.token());
         let english = self.resources.metrics.run_stage(Stage::Translate, translating).await?;
-        Ok(self.planner.plan(self.command, &self.engine, &self.style, &english, &missing))
+        Ok(self.planner.plan(self.command, &self.engine, &self.style, &english, &missing, self.origin.as_ref()))
     }
 
     /// Completes the tasks that have a cached image; returns the remaining tasks.

@@ -37,7 +37,7 @@ impl JobRunner {
             return Ok(self.store().release(lease, false).await?);
         };
         let cancel = CancelToken::child_of(&CancellationToken::new());
-        let mut attempt = self.build_attempt(command, RunOptions::default(), sink, claimed, None, cancel);
+        let mut attempt = self.build_attempt(command, RunOptions::default(), sink, *claimed, None, cancel);
         let outcome = self.end_over(&mut attempt, created_at, over).await;
         if let Err(JobRunError::Store(StoreError::LeaseLost)) = outcome {
             return Ok(());

@@ -5,6 +5,7 @@ use domain::failure::ImageFailureCode;
 use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageSpec;
 use domain::prompt::{ComposedPrompt, DEFAULT_NEGATIVE_PROMPT, PromptTooLong, compose, says_something, shorten_list};
+use domain::retry::RetryOrigin;
 use domain::seed;
 use domain::style::Style;
 use gemini_client::TranslationError;
@@ -83,11 +84,14 @@ impl Planner {
         style: &Style,
         english: &Translations,
         missing: &[&ClaimedImage],
+        origin: Option<&RetryOrigin>,
     ) -> Plan {
         let mut plan = Plan { tasks: Vec::new(), failures: Vec::new() };
         for ClaimedImage { id, index, description, file_path, .. } in missing {
             let (id, index) = (*id, *index);
-            match self.plan_image(command, engine, style, english, index, description) {
+            // An image that is made again has the seed of its first index.
+            let seed_index = origin.and_then(|origin| origin.original_index(index)).unwrap_or(index);
+            match self.plan_image(command, engine, style, english, (index, seed_index), description) {
                 Ok((params, request)) => {
                     let GenerationParams { left_out, negative_left_out, .. } = &params;
                     if !left_out.is_empty() || !negative_left_out.is_empty() {
@@ -117,7 +121,7 @@ impl Planner {
         engine: &str,
         style: &Style,
         english: &Translations,
-        index: u32,
+        (index, seed_index): (u32, u32),
         description: &str,
     ) -> Result<(GenerationParams, TextToImage), PlanFailure> {
         let config = &command.config;
@@ -126,7 +130,7 @@ impl Planner {
         let mut params = GenerationParams { engine: engine.id().to_owned(), ..GenerationParams::default() };
         compose_prompts(&mut params, engine, style, english, index, description)?;
         params.upscaler = config.upscaler.unwrap_or_default();
-        params.requested_seed = seed::image_seed(config.seed.unwrap_or(0), index, engine.max_seed());
+        params.requested_seed = seed::image_seed(config.seed.unwrap_or(0), seed_index, engine.max_seed());
 
         let dimensions = engine.dimensions_for(self.spec.width, self.spec.height);
         let mut request = TextToImage::new(engine, dimensions, params.prompt.clone())?

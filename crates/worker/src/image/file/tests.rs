@@ -25,7 +25,7 @@ async fn claim(store: &Store, id: u128) -> (JobKey, ClaimedJob) {
     };
     let options = ClaimOptions { lease_duration: LEASE, default_style: &Style::default(), default_engine: "core" };
     match store.claim(&command, None, options).await.expect("claim the job") {
-        Claim::Acquired(claimed) => (command.key(), claimed),
+        Claim::Acquired(claimed) => (command.key(), *claimed),
         claim => panic!("a new job was not acquired: {claim:?}"),
     }
 }

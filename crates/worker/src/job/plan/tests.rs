@@ -23,7 +23,7 @@ fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConf
         file_path: None,
         requests: 0,
     };
-    let mut plan = Planner::new(&settings).plan(&command, &engine, style, &Translations::default(), &[&missing]);
+    let mut plan = Planner::new(&settings).plan(&command, &engine, style, &Translations::default(), &[&missing], None);
     assert_eq!(plan.tasks.len() + plan.failures.len(), 1);
     plan.tasks.pop().ok_or_else(|| plan.failures.remove(0).1)
 }
