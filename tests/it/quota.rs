@@ -59,7 +59,7 @@ async fn all_workers_together_stay_within_the_rate_limit() -> Result<()> {
 
 #[tokio::test]
 async fn lockout_of_one_worker_stops_all_workers() -> Result<()> {
-    let (env, _workers) = start_workers(600).await?;
+    let (env, workers) = start_workers(600).await?;
     let lockout = Duration::from_secs(3);
     env.sandbox
         .inject_fault(stability_sandbox::faults::FaultSpec {
@@ -82,6 +82,9 @@ async fn lockout_of_one_worker_stops_all_workers() -> Result<()> {
     });
     assert_eq!(during.count(), 0);
     assert!(arrivals.iter().any(|arrival| arrival.received_at > met + lockout));
+    for worker in &workers {
+        assert!(!worker.log().contains("could not be shared"), "{}", worker.log());
+    }
     Ok(())
 }
 

@@ -55,7 +55,7 @@ impl Store {
                 "WITH clock AS (SELECT {clock_us} AS now_us) UPDATE quotas \
              SET paused_until_us = {greatest}(paused_until_us, clock.now_us + $1), \
              due_us = {greatest}(due_us, clock.now_us + $1 + $2) \
-             FROM clock WHERE name = 'stability' RETURNING 0 AS wait_us"
+             FROM clock WHERE name = 'stability' RETURNING $1 AS wait_us"
             );
             self.query_wait(&sql, [to_micros(length), to_micros(pace.tolerance)])
                 .with_timeout("pause requests")
