@@ -14,7 +14,7 @@ pub struct Ledger {
     pub charged: u32,
     /// Upscaled, and therefore charged, images.
     pub upscaled: u32,
-    /// Requests to upscale an image that was not received whole.
+    /// Requests to upscale an image whose caller disconnected before its prompt was known, or whose form was broken.
     pub incomplete: u32,
     /// Image requests in flight now.
     pub in_flight: u32,

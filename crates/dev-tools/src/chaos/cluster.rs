@@ -9,7 +9,7 @@ use dev_services::process::Signal;
 use dev_services::wait::wait_until;
 use fastrand::Rng;
 use integration_tests::{API_KEY, BrokerClient, Database, Proxy, TestEnv, WAIT_TIMEOUT, Worker};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::expected_jobs::{API_TIMEOUT, ExpectedJob, conflicting_command};
@@ -62,6 +62,11 @@ impl StorageOutage {
     }
 }
 
+/// The query for the number of requests that were paid for a job.
+pub(super) fn paid_requests(job_id: &str) -> String {
+    format!("SELECT coalesce(sum(requests), 0) AS paid FROM assets WHERE job_id = '{job_id}'")
+}
+
 pub(super) struct Cluster {
     pub(super) env: TestEnv,
     pub(super) jobs: Vec<ExpectedJob>,
@@ -70,6 +75,8 @@ pub(super) struct Cluster {
     pub(super) interruptions: BTreeMap<ImageKey, u32>,
     /// Messages that must become dead letters: body, and the start of the expected reason.
     pub(super) expected_dead_letters: Vec<(Vec<u8>, &'static str)>,
+    /// Cancelled jobs with the number of requests that were paid for when the cancellation was recorded.
+    pub(super) cancelled: Vec<(String, Value)>,
     /// Violations found during the run.
     pub(super) violations: Vec<String>,
     slots: Vec<WorkerSlot>,
@@ -119,6 +126,7 @@ impl Cluster {
             remaining_failpoints: Vec::new(),
             first_outage: plan.first_outage,
             lease: plan.lease,
+            cancelled: Vec::new(),
             violations: Vec::new(),
         })
     }
@@ -132,7 +140,9 @@ impl Cluster {
         if self.published_count < wanted {
             let producer = self.connect_broker().await?;
             while self.published_count < wanted {
-                producer.publish(&self.jobs[self.published_count].body).await?;
+                let job = &mut self.jobs[self.published_count];
+                job.set_expiry();
+                producer.publish(&job.body).await?;
                 self.published_count += 1;
             }
         }
@@ -227,18 +237,67 @@ impl Cluster {
                 self.connect_broker().await?.publish(&body).await?;
                 self.expected_dead_letters.push((body.to_string().into_bytes(), "job_id_conflict"));
             }
+            Disturbance::Cancel => {
+                // The next job too, whose command is not published yet.
+                let job_index = rng.usize(..(self.published_count + 1).min(self.jobs.len()));
+                self.cancel(job_index).await?;
+            }
+            Disturbance::CancelAndKill => {
+                let body = json!({"job_id": self.jobs[job_index].job_id}).to_string();
+                self.connect_broker().await?.publish_cancel(body.as_bytes()).await?;
+                self.kill_worker(slot).await?;
+            }
+            Disturbance::Retry => {
+                if !self.retry(rng).await? {
+                    return Ok(());
+                }
+            }
         }
         *self.disturbance_counts.entry(disturbance).or_default() += 1;
         Ok(())
     }
 
+    /// Cancels a job, and notes what it had paid for by then.
+    async fn cancel(&mut self, job_index: usize) -> Result<()> {
+        let job_id = &self.jobs[job_index].job_id;
+        let output = self.run_until_success(&["jobs", "cancel", "--json", job_id, "--reason", "chaos"]).await?;
+        let result: Value = serde_json::from_slice(&output)?;
+        if result["unchanged"] == 0 {
+            let paid = self.query_rows(&paid_requests(job_id)).await?[0]["paid"].clone();
+            self.cancelled.push((job_id.clone(), paid));
+        }
+        Ok(())
+    }
+
+    /// Makes the failed images of an ended job again. Returns false if there is no such job.
+    async fn retry(&mut self, rng: &mut Rng) -> Result<bool> {
+        let sql = "SELECT DISTINCT job_id FROM assets JOIN jobs ON jobs.id = job_id WHERE terminal_event IS NOT NULL \
+                   AND assets.status = 'failed' AND assets.error_code <> 'content_policy'";
+        let mut failed: Vec<String> =
+            self.query_rows(sql).await?.iter().filter_map(|row| Some(row["job_id"].as_str()?.to_owned())).collect();
+        failed.sort_unstable();
+        let Some(job_id) = rng.choice(failed) else { return Ok(false) };
+        let output = self.run_until_success(&["jobs", "retry", "--json", &job_id]).await?;
+        let retries: Value = serde_json::from_slice(&output)?;
+        let new_id = retries[0]["job_id"].as_str().context("the new job has no id")?;
+        // A retry that has not ended is returned again.
+        if self.jobs.iter().any(|job| job.job_id == new_id) {
+            return Ok(true);
+        }
+        let indexes: Vec<usize> = serde_json::from_value(retries[0]["images"].clone())?;
+        let row = self.query_rows(&format!("SELECT command FROM jobs WHERE id = '{new_id}'")).await?;
+        let first = self.find_job(&json!(job_id)).context("the job is not one of this run")?;
+        let job = first.retry(new_id, &indexes, row[0]["command"].clone());
+        // Its command is published; those of the jobs behind it are not.
+        self.jobs.insert(self.published_count, job);
+        self.published_count += 1;
+        Ok(true)
+    }
+
     /// Runs an `asset-worker` command, with retries because the database may just have been restarted.
-    async fn run_until_success(&self, arguments: &[&str]) -> Result<()> {
-        wait_until(arguments[0], WAIT_TIMEOUT, async || {
-            self.env.run(arguments).await.ok().filter(|output| output.status.success())
-        })
-        .await
-        .map(drop)
+    async fn run_until_success(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+        let succeed = async || self.env.run(arguments).await.ok().filter(|output| output.status.success());
+        Ok(wait_until(arguments[0], WAIT_TIMEOUT, succeed).await?.stdout)
     }
 
     /// Connects to the broker, with retries because it may just have been restarted.

@@ -43,6 +43,12 @@ pub enum Disturbance {
     PublishInvalid,
     /// A different command with the id of a known job is published.
     PublishConflict,
+    /// A job is cancelled by `jobs cancel`: running, waiting, ended, or before its command arrives.
+    Cancel,
+    /// A job is cancelled by a message, and a worker is killed.
+    CancelAndKill,
+    /// The failed images of an ended job are made again by `jobs retry`.
+    Retry,
 }
 
 impl Disturbance {
@@ -70,6 +76,9 @@ impl Disturbance {
             Self::PublishDuplicate => "command published again",
             Self::PublishInvalid => "invalid message published",
             Self::PublishConflict => "different command published with the id of a known job",
+            Self::Cancel => "job cancelled (jobs cancel)",
+            Self::CancelAndKill => "job cancelled by a message, and a worker killed (SIGKILL)",
+            Self::Retry => "failed images of an ended job made again (jobs retry)",
         }
     }
 }
@@ -95,6 +104,11 @@ pub(super) fn available(services: &Services) -> Vec<Disturbance> {
         Disturbance::PublishDuplicate,
         Disturbance::PublishInvalid,
         Disturbance::PublishConflict,
+        Disturbance::Cancel,
+        Disturbance::Cancel,
+        Disturbance::CancelAndKill,
+        Disturbance::Retry,
+        Disturbance::Retry,
     ];
     if matches!(services, Services::Owned(_)) {
         all.extend([Disturbance::RestartBroker, Disturbance::BlockPublishing, Disturbance::CrashDatabase]);

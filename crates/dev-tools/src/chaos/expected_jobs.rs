@@ -1,7 +1,11 @@
 //! The jobs of a run and their expected results.
 
+use std::time::Duration;
+
 use fastrand::Rng;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::Plan;
 
@@ -58,8 +62,12 @@ const UPSCALE_FAULTS: [(&str, u32); 5] =
 /// One in this many jobs uses the fast upscaler.
 const UPSCALED_ONE_IN: usize = 6;
 
+/// One in this many jobs expires, within [`MAX_EXPIRY`] after its command is published.
+const EXPIRING_ONE_IN: usize = 10;
+const MAX_EXPIRY: Duration = Duration::from_secs(8);
+
 /// An image of a job and its expected result.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ExpectedImage {
     /// Text that only the prompt of this image contains.
     pub(super) marker: String,
@@ -87,6 +95,10 @@ pub(super) struct ExpectedJob {
     pub(super) body: Value,
     /// Empty if the command is invalid.
     pub(super) images: Vec<ExpectedImage>,
+    /// Time from publishing until `config.expires_at`, which is set when the command is published.
+    pub(super) expires_in: Option<Duration>,
+    /// Whether it makes images of another job again.
+    pub(super) is_retry: bool,
 }
 
 impl ExpectedJob {
@@ -98,6 +110,20 @@ impl ExpectedJob {
     pub(super) fn should_complete(&self) -> bool {
         let good = self.images.iter().filter(|image| image.failure_code().is_none()).count();
         !self.is_refused() && good * 5 >= self.images.len() * 4
+    }
+
+    /// The command, which expires from now on if it is to expire.
+    pub(super) fn set_expiry(&mut self) {
+        if let Some(expires_in) = self.expires_in {
+            let expires_at = OffsetDateTime::now_utc() + expires_in;
+            self.body["config"]["expires_at"] = json!(expires_at.format(&Rfc3339).expect("a time of this century"));
+        }
+    }
+
+    /// The job that makes images of this one again, with their indexes in this job.
+    pub(super) fn retry(&self, job_id: &str, indexes: &[usize], body: Value) -> Self {
+        let images = indexes.iter().filter_map(|index| self.images.get(index - 1)).cloned().collect();
+        Self { job_id: job_id.to_owned(), body, images, expires_in: None, is_retry: true }
     }
 
     /// The failure code of the job, if it fails.
@@ -123,7 +149,7 @@ fn generate_job(rng: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
         let config = json!({"steps": 5});
         let body =
             json!({"job_id": job_id, "project_id": project_id, "image_descriptions": ["A fox"], "config": config});
-        return ExpectedJob { job_id, body, images: Vec::new() };
+        return ExpectedJob { job_id, body, images: Vec::new(), expires_in: None, is_retry: false };
     }
     let is_upscaled = rng.usize(..UPSCALED_ONE_IN) == 0;
     let (images, descriptions): (Vec<ExpectedImage>, Vec<String>) = (1..=rng.usize(1..=plan.max_images))
@@ -146,9 +172,10 @@ fn generate_job(rng: &mut Rng, plan: &Plan, number: usize) -> ExpectedJob {
     if is_upscaled {
         config["upscaler"] = json!("fast");
     }
+    let expires_in = (rng.usize(..EXPIRING_ONE_IN) == 0).then(|| MAX_EXPIRY.mul_f64(rng.f64()));
     let body =
         json!({"job_id": job_id, "project_id": project_id, "image_descriptions": descriptions, "config": config});
-    ExpectedJob { job_id, body, images }
+    ExpectedJob { job_id, body, images, expires_in, is_retry: false }
 }
 
 /// Returns a different command with the same id.

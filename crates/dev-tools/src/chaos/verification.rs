@@ -8,7 +8,7 @@ use integration_tests::Message;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::cluster::{Cluster, EVENT_QUEUE};
+use super::cluster::{Cluster, EVENT_QUEUE, paid_requests};
 use super::expected_jobs::{ExpectedJob, PROJECT_COUNT};
 use super::report::Report;
 
@@ -31,6 +31,14 @@ pub(super) async fn verify(cluster: &Cluster, report: &mut Report) -> Result<()>
     }
     verify_files(cluster, &rows, report)?;
     verify_requests(cluster, &rows, report);
+    for (job_id, paid) in &cluster.cancelled {
+        let finally = &cluster.env.query_rows(&paid_requests(job_id)).await?[0]["paid"];
+        if finally != paid {
+            report.add_violation(format!(
+                "{finally} requests were paid for job {job_id}, {paid} before it was cancelled"
+            ));
+        }
+    }
     verify_dead_letters(cluster, &producer.drain_queue("assets.generate.dead").await?, report);
     Ok(())
 }
@@ -69,7 +77,8 @@ struct DatabaseRows {
 impl DatabaseRows {
     async fn load(cluster: &Cluster) -> Result<Self> {
         let id = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        let jobs = cluster.env.query_rows("SELECT id, status, terminal_event, published_at FROM jobs").await?;
+        let jobs =
+            cluster.env.query_rows("SELECT id, status, terminal_event, published_at, cancelled_at FROM jobs").await?;
         let sql =
             "SELECT job_id, \"index\", status, file_path, sha256, size_bytes, requests FROM assets ORDER BY \"index\"";
         let mut assets: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -89,15 +98,26 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
     let event: Value = serde_json::from_slice(body)?;
     let data = &event["data"];
     let mut violated = |what: String| report.add_violation(format!("job {number}: {what}"));
-    let ended = if order.should_complete() { "completed" } else { "failed" };
+    let code = data["error"]["code"].as_str().unwrap_or_default();
+    let count = rows.jobs.get(&order.job_id).with_context(|| format!("job {number} has no row"))?;
+    // What was recorded first counts: a cancellation, or the end of the job.
+    let cancelled = !count["cancelled_at"].is_null() && !order.is_refused();
+    let expired = !cancelled && order.expires_in.is_some() && code == "expired";
+    let (ended, expected_code) = match () {
+        () if cancelled => ("failed", "cancelled"),
+        () if expired => ("failed", "expired"),
+        () if order.should_complete() => ("completed", ""),
+        () => ("failed", order.failure_code()),
+    };
     if event["type"] != format!("assets.generation.{ended}") {
         violated(format!("expected {ended}, but the event is {}, {}", event["type"], data["error"]));
     }
-    let code = data["error"]["code"].as_str().unwrap_or_default();
-    if ended == "failed" && order.failure_code() != code {
-        violated(format!("failed with the unexpected code {code:?}"));
+    if code != expected_code {
+        violated(format!("ended with the unexpected code {code:?}"));
     }
-    let count = rows.jobs.get(&order.job_id).with_context(|| format!("job {number} has no row"))?;
+    if data["retry_of"].is_string() != order.is_retry {
+        violated(format!("retry_of is {}", data["retry_of"]));
+    }
     if count["status"] != ended {
         violated(format!("its row has the status {}", count["status"]));
     }
@@ -133,9 +153,11 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
             }
             (Some("failed"), [], [failure]) => {
                 let failed = failure["code"].as_str();
-                // If too few images can succeed, the remaining ones are not attempted.
-                let untried = failed == Some("not_attempted") && !order.should_complete();
-                if failed != image.failure_code() && !untried {
+                // If too few images can succeed, or the job expires, the remaining ones are not attempted. Of a stopped
+                // job an image may also have failed for now.
+                let may_be_untried = !order.should_complete() || order.expires_in.is_some();
+                let untried = failed == Some("not_attempted") && may_be_untried;
+                if failed != image.failure_code() && !untried && !cancelled && !expired {
                     violated(format!("image {index} failed unexpectedly: {failure}"));
                 }
             }
@@ -148,6 +170,9 @@ fn verify_job(number: usize, order: &ExpectedJob, body: &[u8], rows: &DatabaseRo
     }
     let count = if ended == "completed" { &mut report.completed } else { &mut report.failed };
     *count += 1;
+    report.cancelled += usize::from(cancelled);
+    report.expired += usize::from(expired);
+    report.retries += usize::from(order.is_retry);
     Ok(())
 }
 
@@ -190,40 +215,56 @@ fn verify_files(cluster: &Cluster, rows: &DatabaseRows, report: &mut Report) -> 
     Ok(())
 }
 
+/// Requests for an image that are allowed and recorded, in its job and in the jobs that make it again.
+#[derive(Default)]
+struct AllowedRequests {
+    requests: u32,
+    upscale_requests: u32,
+    caused_by_faults: u32,
+    recorded: u64,
+}
+
 /// Checks that no image was requested more often than its faults and the interruptions of its workers allow.
 fn verify_requests(cluster: &Cluster, rows: &DatabaseRows, report: &mut Report) {
     let ledger = cluster.env.sandbox.ledger();
     report.requests = ledger.requests;
     let mut known_requests = 0;
+    let mut by_image: BTreeMap<&str, AllowedRequests> = BTreeMap::new();
     for (number, order) in cluster.jobs.iter().enumerate() {
         let assets = rows.assets.get(&order.job_id).map(Vec::as_slice).unwrap_or_default();
         for ((index, image), row) in (1..).zip(&order.images).zip(assets) {
-            let asked = ledger.prompt_counts(&image.marker);
-            known_requests += asked.requests + asked.upscale_requests;
-            report.upscaled += asked.upscaled;
-            let cut = cluster.interruptions.get(&(number, index)).copied().unwrap_or_default();
-            let allowed = image.max_requests() + cut;
-            report.expected_retries += (image.max_requests() - 1).min(asked.requests.saturating_sub(1));
-            report.repeats_after_interruptions += asked.requests.saturating_sub(image.max_requests());
-            if asked.requests > allowed {
-                report.add_violation(format!(
-                    "image {index} of job {number} was requested {} times, and {allowed} were allowed",
-                    asked.requests
-                ));
-            }
-            if asked.upscale_requests > image.max_upscale_requests {
-                report.add_violation(format!(
-                    "image {index} of job {number} was to be upscaled {} times, and {} were allowed",
-                    asked.upscale_requests, image.max_upscale_requests
-                ));
-            }
-            // Each request must have been recorded in the row before it was sent.
-            if u64::from(asked.requests + asked.upscale_requests) > row["requests"].as_u64().unwrap_or_default() {
-                report.add_violation(format!(
-                    "image {index} of job {number} was requested {} times, and its row says {}",
-                    asked.requests, row["requests"]
-                ));
-            }
+            let interruptions = cluster.interruptions.get(&(number, index)).copied().unwrap_or_default();
+            let allowed = by_image.entry(&image.marker).or_default();
+            allowed.requests += image.max_requests() + interruptions;
+            allowed.upscale_requests += image.max_upscale_requests;
+            allowed.caused_by_faults += image.max_requests() - 1;
+            allowed.recorded += row["requests"].as_u64().unwrap_or_default();
+        }
+    }
+    for (image, allowed) in by_image {
+        let asked = ledger.prompt_counts(image);
+        known_requests += asked.requests + asked.upscale_requests;
+        report.upscaled += asked.upscaled;
+        report.expected_retries += allowed.caused_by_faults.min(asked.requests.saturating_sub(1));
+        report.repeats_after_interruptions += asked.requests.saturating_sub(1 + allowed.caused_by_faults);
+        if asked.requests > allowed.requests {
+            report.add_violation(format!(
+                "{image} was requested {} times, and {} were allowed",
+                asked.requests, allowed.requests
+            ));
+        }
+        if asked.upscale_requests > allowed.upscale_requests {
+            report.add_violation(format!(
+                "{image} was to be upscaled {} times, and {} were allowed",
+                asked.upscale_requests, allowed.upscale_requests
+            ));
+        }
+        // Each request must have been recorded in the row before it was sent.
+        if u64::from(asked.requests + asked.upscale_requests) > allowed.recorded {
+            report.add_violation(format!(
+                "{image} was requested {} times, and its rows say {}",
+                asked.requests, allowed.recorded
+            ));
         }
     }
     // The sandbox rejects a key before it reads the prompt, and of a killed worker it may receive only a part of an
@@ -248,7 +289,8 @@ fn verify_dead_letters(cluster: &Cluster, letters: &[Message], report: &mut Repo
             .any(|(body, why)| *body == letter.body && reason(letter).starts_with(why));
         // Before RabbitMQ 4.3, a command that cannot be published again while the broker blocks publishing may exceed
         // the delivery limit. Its job goes on, which the other checks show; a copy remains.
-        let is_job = cluster.jobs.iter().any(|job| job.body.to_string().as_bytes() == letter.body);
+        let command: Option<Value> = serde_json::from_slice(&letter.body).ok();
+        let is_job = cluster.jobs.iter().any(|job| Some(&job.body) == command.as_ref());
         if !known && reason(letter).is_empty() && is_job {
             report.given_up += 1;
         } else if !known {

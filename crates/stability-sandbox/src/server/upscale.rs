@@ -24,22 +24,22 @@ async fn handle(shared: &Arc<Shared>, headers: &HeaderMap, request: Request) -> 
     check_access(shared, headers)?;
     let wants_image = wants_image_file(headers)?;
     let receiving = Receiving { shared, is_complete: false };
-    let fields = receiving.receive(request).await?;
-    let request = spawn_blocking(move || parse(&fields)).await.map_err(|_| ApiError::from_status(500))??;
+    let request = receiving.receive(request).await?;
     Ok(upscale(shared, request).await?.into_v2beta(wants_image).await)
 }
 
-/// Counts an upload that fails or is dropped, because the caller disconnects, before it is complete.
+/// Counts an upload that fails or is dropped, because the caller disconnects, before its prompt is known.
 struct Receiving<'a> {
     shared: &'a Shared,
     is_complete: bool,
 }
 
 impl Receiving<'_> {
-    async fn receive(mut self, request: Request) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
+    async fn receive(mut self, request: Request) -> Result<UpscaleRequest, ApiError> {
         let fields = read_form(request).await?;
+        let request = spawn_blocking(move || parse(&fields)).await.map_err(|_| ApiError::from_status(500))?;
         self.is_complete = true;
-        Ok(fields)
+        request
     }
 }
 

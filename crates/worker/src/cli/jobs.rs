@@ -101,7 +101,7 @@ enum Subcommand {
         #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u32).range(1..))]
         image: u32,
         /// Seed of the new image; chosen if absent
-        #[arg(long)]
+        #[arg(long, value_name = "SEED")]
         seed: Option<u32>,
         /// Print JSON
         #[arg(long)]
@@ -153,18 +153,23 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         }
         Subcommand::Retry { job_ids, since, project, include_refused, json, .. } => {
             let selection = Selection::Failed { include_refused: *include_refused };
-            let retries = match since {
+            let mut retries = Vec::new();
+            let result = match since {
                 Some(since) => {
-                    let failed = store.read_failed_jobs(OffsetDateTime::now_utc() - *since, *project).await?;
-                    make_again(&store, settings, &failed, selection, true).await?
+                    let since = time::Duration::try_from(*since).unwrap_or(time::Duration::MAX);
+                    let since = OffsetDateTime::now_utc().saturating_sub(since);
+                    let failed = store.read_failed_jobs(since, *project).await?;
+                    make_again(&store, settings, &failed, selection, true, &mut retries).await
                 }
-                None => make_again(&store, settings, job_ids, selection, false).await?,
+                None => make_again(&store, settings, job_ids, selection, false, &mut retries).await,
             };
             print_retries(&retries, *json, screen);
+            result?;
         }
         Subcommand::Redo { job_id, image, seed, json } => {
             let selection = Selection::Image { index: *image, seed: *seed };
-            let retries = make_again(&store, settings, &[*job_id], selection, false).await?;
+            let mut retries = Vec::new();
+            make_again(&store, settings, &[*job_id], selection, false, &mut retries).await?;
             print_retries(&retries, *json, screen);
         }
         Subcommand::Republish { job_ids, all } => republish(&store, job_ids, *all, settings, screen).await?,
@@ -180,17 +185,18 @@ fn parse_reason(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Makes images of these jobs again. `skip` leaves out jobs that have nothing to make again; otherwise they are errors.
+/// Makes images of these jobs again, and adds each new job to `retries`. `skip` leaves out jobs that have nothing to make
+/// again; otherwise they are errors.
 async fn make_again(
     store: &Store,
     settings: &Settings,
     job_ids: &[Uuid],
     selection: Selection,
     skip: bool,
-) -> Result<Vec<Retry>, CliError> {
+    retries: &mut Vec<Retry>,
+) -> Result<(), CliError> {
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.create_publisher(Duration::ZERO).await?;
-    let mut retries = Vec::new();
     for job_id in job_ids {
         match retry::make_again(store, &publisher, settings.stability.engine, *job_id, selection).await {
             Ok(retry) => retries.push(retry),
@@ -199,7 +205,7 @@ async fn make_again(
         }
     }
     broker.close().await;
-    Ok(retries)
+    Ok(())
 }
 
 fn print_retries(retries: &[Retry], as_json: bool, screen: &Screen) {
