@@ -110,9 +110,16 @@ async fn all_failed_jobs_are_retried_once() -> Result<()> {
     let retries = jobs(&env, &all).await?.expect("jobs failed");
     assert_eq!(retries.as_array().map(Vec::len), Some(1), "{retries}");
     assert_eq!(retries[0]["retry_of"], failed["job_id"]);
+    // Its command could have been lost.
+    assert_eq!(jobs(&env, &all).await?.expect("a job failed"), retries);
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    let _worker = env.start_ready_worker().await?;
+    wait_for_job(&mut events, &retries[0]["job_id"]).await?;
     assert_eq!(jobs(&env, &all).await?.expect("nothing to do is no error"), json!([]));
     let others = jobs(&env, &["retry", "--all-failed", "--since", "1h"]).await?.expect("jobs failed");
     assert_eq!(others.as_array().map(Vec::len), Some(1), "{others}");
+    wait_for_job(&mut events, &others[0]["job_id"]).await?;
     let refused = jobs(&env, &["retry", "--all-failed", "--since", "1h", "--include-refused"]).await?;
     assert_eq!(refused.expect("jobs failed").as_array().map(Vec::len), Some(1));
     Ok(())
@@ -172,6 +179,35 @@ async fn jobs_with_nothing_to_make_again_are_refused_by_name() -> Result<()> {
         assert!(error.contains(&expected), "{error}");
     }
     assert!(env.query_rows("SELECT id FROM jobs WHERE retry_of IS NOT NULL").await?.is_empty());
+    Ok(())
+}
+
+/// Before it ends, a retry is not another one: its images are not lost without a word.
+#[tokio::test]
+async fn retry_with_other_images_waits_for_the_first_one() -> Result<()> {
+    let env = new_env(Database::Sqlite).await?;
+    let data = run_job_with_failures(&env).await?;
+    let id = data["job_id"].as_str().context("an id")?;
+    jobs(&env, &["retry", id]).await?.expect("an image failed");
+    let error = jobs(&env, &["retry", id, "--include-refused"]).await?.expect_err("the first one waits");
+    assert!(error.contains(&format!("makes other images of job {id} again")), "{error}");
+    Ok(())
+}
+
+/// Its images keep their first seeds.
+#[tokio::test]
+async fn retry_that_fails_is_retried_itself() -> Result<()> {
+    let env = new_env(Database::Postgres).await?;
+    let job = command(5, &["A fox", "A fox [fault:status=500 x4]"], &json!({"seed": 7, "min_success_rate": 0.5}));
+    env.generate(&job).await?.expect_data("completed")?;
+    let _worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    let first = jobs(&env, &["retry", job["job_id"].as_str().context("an id")?]).await?.expect("an image failed");
+    assert_eq!(events.wait_for_data("failed").await?["job_id"], first[0]["job_id"]);
+    let second = jobs(&env, &["retry", "--all-failed", "--since", "1h"]).await?.expect("the retry failed");
+    assert_eq!((&second[0]["retry_of"], &second[0]["images"]), (&first[0]["job_id"], &json!([1])));
+    assert_eq!(wait_for_job(&mut events, &second[0]["job_id"]).await?["assets"][0]["seed"], 8);
     Ok(())
 }
 

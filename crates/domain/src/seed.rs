@@ -14,16 +14,6 @@ pub fn image_seed(job_seed: u32, index: u32, max: u32) -> u32 {
     u32::try_from(seed).unwrap_or(max)
 }
 
-/// Returns the job's seed with which the image with `index` gets `image_seed`: the inverse of [`image_seed`].
-pub fn job_seed(image_seed: u32, index: u32, max: u32) -> u32 {
-    if image_seed == 0 || image_seed > max {
-        return image_seed;
-    }
-    let offset = u64::from(index.saturating_sub(1)) % u64::from(max);
-    let seed = (u64::from(image_seed) - 1 + u64::from(max) - offset) % u64::from(max) + 1;
-    u32::try_from(seed).unwrap_or(max)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,15 +33,5 @@ mod tests {
         check(u32::MAX - 1, 3, 1);
         assert_eq!(image_seed(u32::MAX, 1, u32::MAX - 1), u32::MAX);
         assert_eq!(image_seed(u32::MAX - 1, 2, u32::MAX - 1), 1);
-    }
-
-    #[test]
-    fn job_seed_is_the_inverse_of_image_seed() {
-        for max in [u32::MAX, u32::MAX - 1] {
-            for (seed, index) in [(0, 3), (1, 1), (1, 200), (7, 8), (7, 3), (max, 1), (max, 200), (max - 1, 2)] {
-                assert_eq!(image_seed(job_seed(seed, index, max), index, max), seed, "{seed} {index} {max}");
-            }
-        }
-        assert_eq!(job_seed(u32::MAX, 3, u32::MAX - 1), u32::MAX, "a seed that is out of range stays so");
     }
 }

@@ -26,6 +26,7 @@ pub(super) struct Model {
     pub(super) metadata: Json,
     pub(super) fingerprint: Option<Uuid>,
     pub(super) original_index: Option<i32>,
+    pub(super) seed_index: Option<i32>,
     pub(super) format: Option<String>,
     pub(super) width: Option<i32>,
     pub(super) height: Option<i32>,
@@ -71,6 +72,11 @@ impl Metadata {
 impl Model {
     pub(super) fn image_index(&self) -> u32 {
         u32::try_from(self.index).unwrap_or_default()
+    }
+
+    /// The index that its seed follows from.
+    pub(super) fn seed_index(&self) -> u32 {
+        self.seed_index.and_then(|index| u32::try_from(index).ok()).unwrap_or_else(|| self.image_index())
     }
 
     pub(super) fn parse_metadata(&self) -> Metadata {

@@ -105,6 +105,8 @@ pub struct ClaimedImage {
     pub id: Uuid,
     /// Index within the job, from 1.
     pub index: u32,
+    /// The index that its seed follows from: not its own if it is made again.
+    pub seed_index: u32,
     /// The description from the command.
     pub description: String,
     /// Whether it is untried, completed or failed.
@@ -230,6 +232,12 @@ async fn claim_in_transaction(
     let submitted = row.retry_of.is_some() && row.lease_token == 0;
     if submitted {
         settle_defaults(db, command, terms).await?;
+        job::Entity::update_many()
+            .col_expr(job::Column::CreatedAt, Expr::value(OffsetDateTime::now_utc()))
+            .filter(job::Column::Id.eq(row.id))
+            .filter(job::Column::LeaseToken.eq(0))
+            .exec(db)
+            .await?;
     }
     let (lease, row) = if inserted {
         (lease::create_lease(db, row.id, terms.lease_duration).await?, row)
@@ -279,6 +287,7 @@ async fn claim_in_transaction(
                 description: description.clone(),
                 id: row.id,
                 index: row.image_index(),
+                seed_index: row.seed_index(),
                 state: row.state(),
                 requests: to_u32(row.requests),
                 file_path: row.file_path,
@@ -301,6 +310,8 @@ async fn settle_defaults(db: &DatabaseTransaction, command: &Command, terms: Cla
         .col_expr(job::Column::Style, Expr::value(style))
         .col_expr(job::Column::Engine, Expr::value(engine))
         .filter(job::Column::Id.eq(command.job_id))
+        // Not of a job that another worker has claimed meanwhile.
+        .filter(job::Column::LeaseToken.eq(0))
         .exec(db)
         .await
         .map(drop)

@@ -45,7 +45,7 @@ pub use migration::SchemaState;
 pub use pause::Pause;
 pub use quota::Pace;
 pub use report::{AssetReport, JobReport};
-pub use retry::RetrySource;
+pub use retry::Submission;
 pub use spending::{CostReservation, LeasedImage};
 pub use sweep::{DueJob, EndedJob};
 pub use translation::Translation;

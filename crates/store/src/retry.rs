@@ -1,15 +1,12 @@
 //! Jobs that make images of another job again. Their rows are written before their commands are published.
 
-use domain::command::Command;
 use domain::failure::JobFailureCode;
-use domain::outcome::ImageState;
-use domain::retry::{Retry, RetryOrigin};
+use domain::retry::{Retry, RetryOrigin, RetrySource};
 use domain::state::{JobState, job as step};
 use sea_orm::ActiveValue::Set;
-use sea_orm::sea_query::{Expr, Query};
+use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ColumnTrait, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
-    TryInsertResult,
+    ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait, TryInsertResult,
 };
 use time::OffsetDateTime;
 use tracing::Instrument;
@@ -18,17 +15,17 @@ use uuid::Uuid;
 use super::claim::{new_asset_rows, new_job_row};
 use super::{QueryExt, Store, StoreError, asset, job};
 
-/// A job whose images may be made again.
-#[derive(Debug)]
-pub struct RetrySource {
-    /// Its command.
-    pub command: Command,
-    /// Its images by index.
-    pub images: Vec<ImageState>,
-    /// Whether it has ended.
-    pub has_ended: bool,
-    /// The number of its retries that have ended.
-    pub ended_retries: u32,
+/// What the row of a submitted job says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submission {
+    /// It waits for its first claim: its command is to be published.
+    Waiting,
+    /// It was claimed, and has not ended.
+    Running,
+    /// It has ended.
+    Ended,
+    /// It is a job with other images, or was cancelled before it was submitted. Nothing was written.
+    Conflict,
 }
 
 impl Store {
@@ -51,16 +48,20 @@ impl Store {
                 .with_timeout(doing)
                 .await?;
             let ended_retries = job::Entity::find()
+                .select_only()
+                .column(job::Column::Id)
                 .filter(job::Column::RetryOf.eq(job_id))
                 .filter(job::Column::TerminalEvent.is_not_null())
-                .count(&self.db)
+                .into_tuple()
+                .all(&self.db)
                 .with_timeout(doing)
                 .await?;
             Ok(Some(RetrySource {
                 command,
                 images: images.iter().map(asset::Model::state).collect(),
+                seed_indexes: images.iter().map(asset::Model::seed_index).collect(),
                 has_ended: row.terminal_event.is_some(),
-                ended_retries: u32::try_from(ended_retries).unwrap_or(u32::MAX),
+                ended_retries,
             }))
         }
         .instrument(self.operation_span("find", "jobs"))
@@ -68,7 +69,8 @@ impl Store {
     }
 
     /// The jobs that have failed since then, of all projects or one, oldest first. Jobs that were cancelled, that expired
-    /// or whose images are already being made again are left out.
+    /// or whose failed images another job makes or made again are left out; a job whose command may not have been
+    /// published does not count.
     ///
     /// # Errors
     ///
@@ -79,18 +81,18 @@ impl Store {
         project_id: Option<i64>,
     ) -> Result<Vec<Uuid>, StoreError> {
         let over = [JobFailureCode::Cancelled, JobFailureCode::Expired].map(JobFailureCode::as_str);
-        let retried = Query::select()
-            .column(job::Column::RetryOf)
-            .from(job::Entity)
-            .and_where(job::Column::RetryOf.is_not_null())
-            .to_owned();
+        let is_retried = Expr::cust(
+            "EXISTS (SELECT 1 FROM jobs retry JOIN assets made ON made.job_id = retry.id JOIN assets failed \
+             ON failed.job_id = retry.retry_of AND failed.\"index\" = made.original_index AND failed.status = 'failed' \
+             WHERE retry.retry_of = jobs.id AND (retry.lease_token > 0 OR retry.terminal_event IS NOT NULL))",
+        );
         let mut query = job::Entity::find()
             .select_only()
             .column(job::Column::Id)
             .filter(job::Column::Status.eq(JobState::Failed.as_str()))
             .filter(job::Column::FinishedAt.gte(since))
             .filter(job::Column::ErrorCode.is_not_in(over))
-            .filter(job::Column::Id.not_in_subquery(retried))
+            .filter(is_retried.not())
             .order_by_asc(job::Column::FinishedAt);
         if let Some(project_id) = project_id {
             query = query.filter(job::Column::ProjectId.eq(project_id));
@@ -98,18 +100,18 @@ impl Store {
         query.into_tuple().all(&self.db).with_timeout("find failed jobs").await
     }
 
-    /// Writes the rows of a job that makes images of another one again. Returns whether its command is to be published:
-    /// it was not claimed yet.
+    /// Writes the rows of a job that makes images of another one again, unless they exist.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn submit_retry(&self, retry: &Retry) -> Result<bool, StoreError> {
+    pub async fn submit_retry(&self, retry: &Retry) -> Result<Submission, StoreError> {
         async {
             let doing = "submit a job";
-            let Retry { command, origin } = retry;
+            let Retry { command, origin, seed_indexes } = retry;
+            let digest = command.digest();
             let transaction = self.db.begin().with_timeout(doing).await?;
-            let mut row = new_job_row(command, &command.digest());
+            let mut row = new_job_row(command, &digest);
             row.status = Set(step::SUBMIT.to.as_str().to_owned());
             row.retry_of = Set(Some(origin.retry_of));
             let inserted = job::Entity::insert(row)
@@ -118,22 +120,21 @@ impl Store {
                 .with_timeout(doing)
                 .await?;
             if matches!(inserted, TryInsertResult::Inserted(1..)) {
-                let original_index = |index: &u32| Set(i32::try_from(*index).ok());
-                let rows = new_asset_rows(command).zip(&origin.original_indexes).map(|(mut row, index)| {
-                    row.original_index = original_index(index);
-                    row
+                let index = |index: u32| Set(i32::try_from(index).ok());
+                let origins = origin.original_indexes.iter().zip(seed_indexes);
+                let rows = new_asset_rows(command).zip(origins).map(|(row, (original_index, seed_index))| {
+                    asset::ActiveModel { original_index: index(*original_index), seed_index: index(*seed_index), ..row }
                 });
                 asset::Entity::insert_many(rows).exec_without_returning(&transaction).with_timeout(doing).await?;
             }
-            let unclaimed = job::Entity::find_by_id(command.job_id)
-                .filter(job::Column::LeaseToken.eq(0))
-                .filter(job::Column::TerminalEvent.is_null())
-                .filter(Expr::col(job::Column::Status).eq(JobState::Waiting.as_str()))
-                .count(&transaction)
-                .with_timeout(doing)
-                .await?;
+            let row = job::Entity::find_by_id(command.job_id).one(&transaction).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await?;
-            Ok(unclaimed > 0)
+            Ok(match row {
+                Some(row) if row.digest != digest => Submission::Conflict,
+                Some(row) if row.terminal_event.is_some() => Submission::Ended,
+                Some(row) if row.lease_token > 0 => Submission::Running,
+                Some(_) | None => Submission::Waiting,
+            })
         }
         .instrument(self.operation_span("insert", "jobs"))
         .await

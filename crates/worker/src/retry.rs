@@ -1,13 +1,14 @@
 //! Making images of an ended job again, as a new job.
 
 use broker::{BrokerError, Publisher};
+use domain::command::{Command, InvalidCommand};
 use domain::outcome::ImageState;
-use domain::retry::Retry;
+use domain::retry::{Retry, RetrySource};
 use stability_client::Engine;
-use store::{RetrySource, Store, StoreError};
+use store::{Store, StoreError, Submission};
 use uuid::Uuid;
 
-use crate::failpoint;
+use crate::{bootstrap, failpoint};
 
 /// Which images to make again.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,10 @@ pub(crate) enum RetryError {
     NotCompleted { job_id: Uuid, index: u32 },
     #[error("seed {seed} is not allowed; engine {engine} takes 1 to {max}")]
     InvalidSeed { seed: u32, engine: Engine, max: u32 },
+    #[error("job {job_id} makes other images of job {retry_of} again, or was cancelled; wait until it has ended")]
+    Conflict { job_id: Uuid, retry_of: Uuid },
+    #[error("the command of job {job_id} is not valid any more:\n  {}", violations.join("\n  "))]
+    Invalid { job_id: Uuid, violations: Vec<String> },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{error}; if the command of job {job_id} was not sent, repeat this: it has no other effect")]
@@ -43,11 +48,12 @@ pub(crate) enum RetryError {
 impl RetryError {
     /// Whether the job has nothing to make again, rather than a fault.
     pub(crate) fn is_nothing_to_do(&self) -> bool {
-        matches!(self, Self::UnknownJob(_) | Self::NothingFailed(_) | Self::OnlyRefused(_))
+        matches!(self, Self::UnknownJob(_) | Self::NothingFailed(_) | Self::OnlyRefused(_) | Self::Conflict { .. })
     }
 }
 
-/// Submits a new job with images of an ended one. Repeating it has no effect until the new job has ended.
+/// Submits a new job with images of an ended one. Repeating it has no effect until the new job has ended. Returns the job,
+/// and what its row said before.
 ///
 /// `default_engine` is the engine of jobs that name none.
 pub(crate) async fn make_again(
@@ -56,7 +62,7 @@ pub(crate) async fn make_again(
     default_engine: Engine,
     job_id: Uuid,
     selection: Selection,
-) -> Result<Retry, RetryError> {
+) -> Result<(Retry, Submission), RetryError> {
     let source = store.read_retry_source(job_id).await?.ok_or(RetryError::UnknownJob(job_id))?;
     if !source.has_ended {
         return Err(RetryError::NotEnded(job_id));
@@ -65,19 +71,28 @@ pub(crate) async fn make_again(
         Selection::Failed { include_refused } => retry_of_failed(&source, include_refused)?,
         Selection::Image { index, seed } => retry_of_image(&source, default_engine, index, seed)?,
     };
+    let new_id = retry.command.job_id;
+    let body = serde_json::to_vec(&retry.command).expect("a command serialises");
+    // A worker would refuse it; the rules may have changed since the first job.
+    Command::parse(&body, &bootstrap::rules())
+        .map_err(|InvalidCommand { violations, .. }| RetryError::Invalid { job_id, violations })?;
     // The row is first: if the command is not sent, a repetition sends it.
-    if store.submit_retry(&retry).await? {
-        failpoint::reach("before_retry_command").await;
-        let body = serde_json::to_vec(&retry.command).expect("a command serialises");
-        let sent = publisher.submit(&body, || None).await;
-        sent.map_err(|error| RetryError::Publish { job_id: retry.command.job_id, error })?;
+    let submission = store.submit_retry(&retry).await?;
+    match submission {
+        Submission::Waiting => {
+            failpoint::reach("before_retry_command").await;
+            let sent = publisher.submit(&body, || None).await;
+            sent.map_err(|error| RetryError::Publish { job_id: new_id, error })?;
+        }
+        Submission::Running | Submission::Ended => {}
+        Submission::Conflict => return Err(RetryError::Conflict { job_id: new_id, retry_of: job_id }),
     }
-    Ok(retry)
+    Ok((retry, submission))
 }
 
 fn retry_of_failed(source: &RetrySource, include_refused: bool) -> Result<Retry, RetryError> {
-    let RetrySource { command, images, ended_retries, .. } = source;
-    Retry::of_failed(command, images, *ended_retries, include_refused).ok_or_else(|| {
+    let RetrySource { command, images, .. } = source;
+    Retry::of_failed(source, include_refused).ok_or_else(|| {
         if images.iter().any(|image| matches!(image, ImageState::Failed(_))) {
             RetryError::OnlyRefused(command.job_id)
         } else {
@@ -92,7 +107,7 @@ fn retry_of_image(
     index: u32,
     seed: Option<u32>,
 ) -> Result<Retry, RetryError> {
-    let RetrySource { command, images, ended_retries, .. } = source;
+    let RetrySource { command, images, .. } = source;
     let job_id = command.job_id;
     let position = index.checked_sub(1).map(|position| position as usize);
     match position.and_then(|position| images.get(position)) {
@@ -105,9 +120,5 @@ fn retry_of_image(
     if let Some(seed) = seed.filter(|seed| !(1..=max).contains(seed)) {
         return Err(RetryError::InvalidSeed { seed, engine, max });
     }
-    Retry::of_image(command, index, seed, *ended_retries, max).ok_or(RetryError::UnknownImage {
-        job_id,
-        index,
-        total: images.len(),
-    })
+    Retry::of_image(source, index, seed, max).ok_or(RetryError::UnknownImage { job_id, index, total: images.len() })
 }

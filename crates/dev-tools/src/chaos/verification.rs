@@ -241,6 +241,8 @@ fn verify_requests(cluster: &Cluster, rows: &DatabaseRows, report: &mut Report) 
             allowed.recorded += row["requests"].as_u64().unwrap_or_default();
         }
     }
+    let unknown_prompts: Vec<&String> =
+        ledger.by_prompt.keys().filter(|prompt| !by_image.keys().any(|image| prompt.contains(image))).collect();
     for (image, allowed) in by_image {
         let asked = ledger.prompt_counts(image);
         known_requests += asked.requests + asked.upscale_requests;
@@ -274,7 +276,10 @@ fn verify_requests(cluster: &Cluster, rows: &DatabaseRows, report: &mut Report) 
     let unreadable = rejected + ledger.incomplete;
     if known_requests + unreadable != ledger.requests {
         let unknown = ledger.requests - known_requests - unreadable;
-        report.add_violation(format!("{unknown} requests belong to no image of a job"));
+        report.add_violation(format!(
+            "{unknown} requests belong to no image of a job; responses by status: {:?}; prompts of no job: {unknown_prompts:?}",
+            ledger.by_status
+        ));
     }
 }
 

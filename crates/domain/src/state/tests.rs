@@ -12,7 +12,7 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 12] = [
     ),
     (job::SUBMIT, "submit", "images of another job are to be made again; its command is published next"),
     (job::REMEMBER, "remember", "it is cancelled before its command has arrived"),
-    (job::CLAIM, "claim", "its command is delivered again, or arrives after its cancellation"),
+    (job::CLAIM, "claim", "its command is delivered again, or arrives after its submission or cancellation"),
     (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),
     (job::RENEW, "renew", "every quarter of `WORKER_LEASE`, by the holder of the lease"),
     (job::RELEASE, "release", "the holder shuts down, its time slice ends, or the missing images are retried later"),

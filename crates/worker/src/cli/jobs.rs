@@ -8,7 +8,7 @@ use domain::event::Event;
 use domain::retry::Retry;
 use serde::Serialize;
 use serde_json::json;
-use store::{Cancellation, Store};
+use store::{Cancellation, Store, Submission};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -66,14 +66,14 @@ enum Subcommand {
         #[arg(long)]
         json: bool,
     },
-    /// Make the failed images of ended jobs again, each as a new job with the same config
+    /// Make the failed images of ended jobs again, as one new job for each job, with the same config
     ///
     /// A repetition has no effect until the new job has ended. `expires_at` is left out.
     Retry {
         /// Ids of the jobs
         #[arg(value_name = "UUID", required_unless_present = "all_failed")]
         job_ids: Vec<Uuid>,
-        /// Take the failed jobs that were not cancelled, have not expired and are not being made again
+        /// Take the failed jobs that were not cancelled, have not expired and were not retried
         #[arg(long, conflicts_with = "job_ids", requires = "since")]
         all_failed: bool,
         /// With --all-failed: the time from which jobs failed, before now, for example 1h
@@ -153,11 +153,11 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         }
         Subcommand::Retry { job_ids, since, project, include_refused, json, .. } => {
             let selection = Selection::Failed { include_refused: *include_refused };
-            let mut retries = Vec::new();
+            let mut retries: Retries = Vec::new();
             let result = match since {
                 Some(since) => {
                     let since = time::Duration::try_from(*since).unwrap_or(time::Duration::MAX);
-                    let since = OffsetDateTime::now_utc().saturating_sub(since);
+                    let since = OffsetDateTime::now_utc().saturating_sub(since).max(OffsetDateTime::UNIX_EPOCH);
                     let failed = store.read_failed_jobs(since, *project).await?;
                     make_again(&store, settings, &failed, selection, true, &mut retries).await
                 }
@@ -168,7 +168,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         }
         Subcommand::Redo { job_id, image, seed, json } => {
             let selection = Selection::Image { index: *image, seed: *seed };
-            let mut retries = Vec::new();
+            let mut retries: Retries = Vec::new();
             make_again(&store, settings, &[*job_id], selection, false, &mut retries).await?;
             print_retries(&retries, *json, screen);
         }
@@ -185,6 +185,9 @@ fn parse_reason(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Submitted jobs, each with what its row said before.
+type Retries = Vec<(Retry, Submission)>;
+
 /// Makes images of these jobs again, and adds each new job to `retries`. `skip` leaves out jobs that have nothing to make
 /// again; otherwise they are errors.
 async fn make_again(
@@ -193,7 +196,7 @@ async fn make_again(
     job_ids: &[Uuid],
     selection: Selection,
     skip: bool,
-    retries: &mut Vec<Retry>,
+    retries: &mut Retries,
 ) -> Result<(), CliError> {
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.create_publisher(Duration::ZERO).await?;
@@ -208,18 +211,25 @@ async fn make_again(
     Ok(())
 }
 
-fn print_retries(retries: &[Retry], as_json: bool, screen: &Screen) {
+fn print_retries(retries: &Retries, as_json: bool, screen: &Screen) {
     if as_json {
-        let retries = retries.iter().map(|Retry { command, origin }| {
+        let retries = retries.iter().map(|(Retry { command, origin, .. }, submission)| {
             let (job_id, retry_of, images) = (command.job_id, origin.retry_of, &origin.original_indexes);
-            json!({"job_id": job_id, "retry_of": retry_of, "images": images})
+            let ended = *submission == Submission::Ended;
+            json!({"job_id": job_id, "retry_of": retry_of, "images": images, "ended": ended})
         });
         return screen.print(&to_json(&retries.collect::<Vec<_>>()));
     }
-    for Retry { command, origin } in retries {
+    for (Retry { command, origin, .. }, submission) in retries {
+        let (job_id, retry_of) = (command.job_id, origin.retry_of);
         let indexes: Vec<String> = origin.original_indexes.iter().map(u32::to_string).collect();
-        let (job_id, images) = (command.job_id, indexes.join(", "));
-        screen.print(&format!("job {job_id} makes these images of job {} again: {images}", origin.retry_of));
+        let images = indexes.join(", ");
+        screen.print(&match submission {
+            Submission::Ended => {
+                format!("job {job_id} has ended; it made these images of job {retry_of} again: {images}")
+            }
+            _ => format!("job {job_id} makes these images of job {retry_of} again: {images}"),
+        });
     }
     if retries.is_empty() {
         screen.print_note("no failed images");

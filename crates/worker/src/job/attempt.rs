@@ -203,7 +203,7 @@ impl JobAttempt<'_> {
         let texts = missing.iter().map(|image| image.description.as_str()).chain(plan::style_texts(&self.style));
         let translating = self.translator.translate(texts, self.cancel.token());
         let english = self.resources.metrics.run_stage(Stage::Translate, translating).await?;
-        Ok(self.planner.plan(self.command, &self.engine, &self.style, &english, &missing, self.origin.as_ref()))
+        Ok(self.planner.plan(self.command, &self.engine, &self.style, &english, &missing))
     }
 
     /// Completes the tasks that have a cached image; returns the remaining tasks.

@@ -5,7 +5,6 @@ use domain::failure::ImageFailureCode;
 use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageSpec;
 use domain::prompt::{ComposedPrompt, DEFAULT_NEGATIVE_PROMPT, PromptTooLong, compose, says_something, shorten_list};
-use domain::retry::RetryOrigin;
 use domain::seed;
 use domain::style::Style;
 use gemini_client::TranslationError;
@@ -84,14 +83,11 @@ impl Planner {
         style: &Style,
         english: &Translations,
         missing: &[&ClaimedImage],
-        origin: Option<&RetryOrigin>,
     ) -> Plan {
         let mut plan = Plan { tasks: Vec::new(), failures: Vec::new() };
-        for ClaimedImage { id, index, description, file_path, .. } in missing {
+        for ClaimedImage { id, index, seed_index, description, file_path, .. } in missing {
             let (id, index) = (*id, *index);
-            // An image that is made again has the seed of its first index.
-            let seed_index = origin.and_then(|origin| origin.original_index(index)).unwrap_or(index);
-            match self.plan_image(command, engine, style, english, (index, seed_index), description) {
+            match self.plan_image(command, engine, style, english, (index, *seed_index), description) {
                 Ok((params, request)) => {
                     let GenerationParams { left_out, negative_left_out, .. } = &params;
                     if !left_out.is_empty() || !negative_left_out.is_empty() {

@@ -16,6 +16,7 @@ fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConf
     let command =
         Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec![description.to_owned()], config };
     let missing = ClaimedImage {
+        seed_index: index,
         id: Uuid::nil(),
         index,
         description: description.to_owned(),
@@ -23,7 +24,7 @@ fn plan_with_style(style: &Style, index: u32, description: &str, config: JobConf
         file_path: None,
         requests: 0,
     };
-    let mut plan = Planner::new(&settings).plan(&command, &engine, style, &Translations::default(), &[&missing], None);
+    let mut plan = Planner::new(&settings).plan(&command, &engine, style, &Translations::default(), &[&missing]);
     assert_eq!(plan.tasks.len() + plan.failures.len(), 1);
     plan.tasks.pop().ok_or_else(|| plan.failures.remove(0).1)
 }
