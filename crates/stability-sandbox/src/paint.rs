@@ -44,11 +44,8 @@ pub(crate) fn render_sketch(prompt: &str, seed: u32, width: u32, height: u32) ->
 pub(crate) fn render_blurred(prompt: &str, seed: u32, width: u32, height: u32) -> Vec<u8> {
     let mut canvas = Canvas::new(width as usize, height as usize);
     scene::paint(&mut canvas, prompt, seeded_rng(prompt, seed));
-    let sharp = image::load_from_memory(&canvas.into_png(prompt)).expect("a PNG made by the sandbox").into_rgb8();
-    let mut file = Cursor::new(Vec::new());
-    let blurred = image::imageops::fast_blur(&sharp, BLUR_SIGMA);
-    blurred.write_to(&mut file, image::ImageFormat::Png).expect("writing to memory");
-    file.into_inner()
+    canvas.blur(BLUR_SIGMA);
+    canvas.into_png(prompt)
 }
 
 fn seeded_rng(prompt: &str, seed: u32) -> SplitMix64 {
@@ -80,6 +77,10 @@ mod tests {
         assert_ne!(one, render_scene("A cat", 1, 320, 192));
         let decoded = image::load_from_memory(&one).expect("a PNG");
         assert_eq!((decoded.width(), decoded.height()), (320, 192));
+        let blurred = render_blurred("A fox", 1, 320, 192);
+        for file in [&one, &blurred] {
+            assert_eq!(read_prompt(file).as_deref(), Some("A fox"));
+        }
         let sketch = render_sketch("A fox", 1, 320, 192);
         assert_eq!(sketch, render_sketch("A fox", 1, 320, 192));
         assert_ne!(sketch, render_sketch("A fox", 2, 320, 192));

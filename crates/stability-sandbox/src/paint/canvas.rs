@@ -60,6 +60,14 @@ impl Canvas {
         self.set_pixel(x, y, Colour(r, g, b).mix(colour, share));
     }
 
+    /// Blurs the picture.
+    pub(super) fn blur(&mut self, sigma: f32) {
+        let side = |side: usize| u32::try_from(side).expect("an image side fits a u32");
+        let (width, height) = (side(self.width), side(self.height));
+        let sharp = image::RgbImage::from_raw(width, height, std::mem::take(&mut self.pixels));
+        self.pixels = image::imageops::fast_blur(&sharp.expect("three bytes a pixel"), sigma).into_raw();
+    }
+
     /// Encodes the picture, with its prompt: by the prompt, the sandbox recognises an image that it is to upscale.
     pub(super) fn into_png(self, prompt: &str) -> Vec<u8> {
         let side = |side: usize| u32::try_from(side).expect("an image side fits a u32");
