@@ -216,7 +216,7 @@ async fn doctor_detects_wrong_queue_arguments_and_unreachable_collector() -> Res
         assert_eq!(found(&well, "telemetry")?["status"], "ok");
         assert_eq!(
             found(&well, "queues")?["message"],
-            "0 of 5 queues exist with the expected arguments; the next start declares the others"
+            "0 of 6 queues exist with the expected arguments; the next start declares the others"
         );
         env.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
         let ill = env.run(&["doctor", "--json"]).await?;
@@ -228,7 +228,7 @@ async fn doctor_detects_wrong_queue_arguments_and_unreachable_collector() -> Res
     env.set("OTEL_EXPORTER_OTLP_ENDPOINT", "");
     drop(env.start_ready_worker().await?);
     let well = env.run(&["doctor", "--json"]).await?;
-    assert_eq!(found(&well, "queues")?["message"], "all 5 queues exist with the expected arguments");
+    assert_eq!(found(&well, "queues")?["message"], "all 6 queues exist with the expected arguments");
     let other = TestEnv::new().await?;
     other.connect_broker().await?.declare_plain_queue("assets.generate.dead").await?;
     let ill = other.run(&["doctor", "--json"]).await?;

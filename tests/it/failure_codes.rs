@@ -73,6 +73,7 @@ fn job_cases() -> Vec<Case> {
         Case { settings, ..Case::new(&["A fox [fault:status=402]"], "insufficient_credits", none) },
         Case::new(&["A fox [fault:status=404]"], "unknown_engine", none),
         Case { config: json!({"max_cost_usd": 0.01}), ..Case::new(&["A fox"], "budget_exceeded", none) },
+        Case { config: json!({"expires_at": "2001-01-01T00:00:00Z"}), ..Case::new(&["A fox"], "expired", none) },
     ]
 }
 
@@ -98,7 +99,7 @@ fn cases_cover_all_failure_codes() {
     let images: HashSet<&str> = cases().flat_map(|case| case.image_codes.iter().copied()).collect();
     assert_eq!(images, ImageFailureCode::ALL.iter().map(|code| code.as_str()).collect());
     let mut jobs: HashSet<&str> = cases().map(|case| case.job_code).collect();
-    // `invalid_request` needs a command from outside: the tests in `messages.rs` produce it.
-    jobs.insert("invalid_request");
+    // These need a message from outside: the tests in `messages.rs` and `stop_jobs.rs` produce them.
+    jobs.extend(["invalid_request", "cancelled"]);
     assert_eq!(jobs, JobFailureCode::ALL.iter().map(|code| code.as_str()).collect());
 }
