@@ -24,7 +24,6 @@ use uuid::Uuid;
 use tracing::Instrument;
 
 use super::cancel::read_over;
-use super::retry::retry_origin;
 use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
 
 /// A terminal event as stored with its job.
@@ -299,6 +298,12 @@ async fn claim_in_transaction(
 async fn find_row(db: &DatabaseTransaction, job_id: Uuid) -> Result<job::Model, DbErr> {
     let row = job::Entity::find_by_id(job_id).one(db).await?;
     row.ok_or_else(|| DbErr::RecordNotFound(format!("job {job_id}")))
+}
+
+/// Where the images of a job come from, if it makes images of another one again.
+pub(super) fn retry_origin(row: &job::Model, images: &[asset::Model]) -> Option<RetryOrigin> {
+    let original_index = |image: &asset::Model| u32::try_from(image.original_index?).ok();
+    Some(RetryOrigin { retry_of: row.retry_of?, original_indexes: images.iter().filter_map(original_index).collect() })
 }
 
 /// Settles the style and the engine of a job when it is first claimed.

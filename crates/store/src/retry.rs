@@ -1,7 +1,7 @@
 //! Jobs that make images of another job again. Their rows are written before their commands are published.
 
 use domain::failure::JobFailureCode;
-use domain::retry::{Retry, RetryOrigin, RetrySource};
+use domain::retry::{Retry, RetrySource};
 use domain::state::{JobState, job as step};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::Expr;
@@ -139,10 +139,4 @@ impl Store {
         .instrument(self.operation_span("insert", "jobs"))
         .await
     }
-}
-
-/// Where the images of a job come from, if it makes images of another one again.
-pub(super) fn retry_origin(row: &job::Model, images: &[asset::Model]) -> Option<RetryOrigin> {
-    let original_index = |image: &asset::Model| u32::try_from(image.original_index?).ok();
-    Some(RetryOrigin { retry_of: row.retry_of?, original_indexes: images.iter().filter_map(original_index).collect() })
 }

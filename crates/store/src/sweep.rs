@@ -23,11 +23,10 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::cancel::{is_over, over_of};
-use super::claim::terminal_event;
+use super::claim::{retry_origin, terminal_event};
 use super::dialect::Dialect;
 use super::finish::UnpublishedEvent;
 use super::lease::{now_ms, precondition};
-use super::retry::retry_origin;
 use super::{QueryExt, Store, StoreError, asset, job};
 
 /// A cancelled or expired job that no worker holds.
