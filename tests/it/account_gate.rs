@@ -23,10 +23,6 @@ async fn resume(env: &TestEnv) -> Result<()> {
     Ok(())
 }
 
-async fn wait_for_requests(env: &TestEnv, expected: u32) -> Result<()> {
-    wait::wait_until("requests", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests >= expected).then_some(())).await
-}
-
 #[tokio::test]
 async fn paused_workers_leave_commands_on_the_queue_until_resumed() -> Result<()> {
     let env = TestEnv::with_database(Database::Postgres).await?;
@@ -81,7 +77,7 @@ async fn pause_within_a_job_returns_it_uncounted(database: Database) -> Result<(
     let descriptions: Vec<String> = (1..=12).map(|number| format!("Animal {number}")).collect();
     let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
     producer.publish(&command(1, &descriptions, &json!({}))).await?;
-    wait_for_requests(&env, 1).await?;
+    env.wait_for_requests(1).await?;
     pause(&env, "test").await?;
     producer.wait_for_waiting_commands(1).await?;
     let requests = env.sandbox.ledger().requests;
@@ -107,7 +103,7 @@ async fn job_that_needs_no_further_payment_ends_while_paused() -> Result<()> {
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear"], &json!({}))).await?;
-    wait_for_requests(&env, 2).await?;
+    env.wait_for_requests(2).await?;
     pause(&env, "test").await?;
     worker.wait_for_log(CLOSED).await?;
     assert_eq!(events.wait_for_data("completed").await?["succeeded"], 2);
@@ -128,7 +124,7 @@ async fn reopened_worker_runs_no_more_jobs_than_allowed() -> Result<()> {
     for project in 1..=2 {
         producer.publish(&command(project, &["A fox"], &json!({"cache": "never"}))).await?;
     }
-    wait_for_requests(&env, 1).await?;
+    env.wait_for_requests(1).await?;
     pause(&env, "test").await?;
     worker.wait_for_log(CLOSED).await?;
     resume(&env).await?;
@@ -155,7 +151,7 @@ async fn no_payment_follows_a_pause() -> Result<()> {
         let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
         producer.publish(&command(project, &descriptions, &json!({"cache": "never"}))).await?;
     }
-    wait_for_requests(&env, 4).await?;
+    env.wait_for_requests(4).await?;
     pause(&env, "test").await?;
     // At most the requests whose payment came before the pause are still sent: one for each worker.
     let paid = env.query_rows("SELECT requests FROM spending").await?[0]["requests"].clone();
@@ -174,7 +170,7 @@ async fn job_of_a_worker_killed_while_paused_is_completed_after_resume() -> Resu
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear", "An owl"], &json!({"min_success_rate": 1.0}))).await?;
-    wait_for_requests(&env, 1).await?;
+    env.wait_for_requests(1).await?;
     pause(&env, "test").await?;
     killed.wait_for_log(CLOSED).await?;
     killed.signal(Signal::KILL);
@@ -208,7 +204,7 @@ async fn backlog_waits_while_paused() -> Result<()> {
     for quarter in 1..=3 {
         while requests < jobs * 3 * quarter / 4 {
             requests = (requests + 100).min(jobs * 3 * quarter / 4);
-            wait_for_requests(&env, requests).await?;
+            env.wait_for_requests(requests).await?;
         }
         pause(&env, "test").await?;
         let times = usize::try_from(quarter)?;

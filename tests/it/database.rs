@@ -107,8 +107,7 @@ async fn claim_counts_the_attempts_of_the_last_holder() -> Result<()> {
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear", "An owl"], &json!({"min_success_rate": 1.0}))).await?;
-    let requested = async || (env.sandbox.ledger().requests >= 1).then_some(());
-    wait_until("a request", WAIT_TIMEOUT, requested).await?;
+    env.wait_for_requests(1).await?;
     assert!(env.run(&["pause"]).await?.status.success());
     producer.wait_for_waiting_commands(1).await?;
     let session = begin_session(&env).await?;

@@ -5,9 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{
-    BrokerClient, Database, EventStream, Message, TestEnv, WAIT_TIMEOUT, Worker, command, failure_codes,
-};
+use integration_tests::{Database, EventStream, Message, TestEnv, WAIT_TIMEOUT, command, failure_codes};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -26,23 +24,12 @@ async fn wait_for_expired(events: &mut EventStream, job: &Value) -> Result<Value
     Ok(data)
 }
 
-async fn start(env: &TestEnv) -> Result<(Worker, BrokerClient, EventStream)> {
-    let worker = env.start_ready_worker().await?;
-    let producer = env.connect_broker().await?;
-    let events = producer.subscribe_to_events().await?;
-    Ok((worker, producer, events))
-}
-
-async fn wait_for_requests(env: &TestEnv, expected: u32) -> Result<()> {
-    wait::wait_until("requests", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests >= expected).then_some(())).await
-}
-
 /// Neither started nor translated: the second text has no translation.
 #[tokio::test]
 async fn job_that_has_expired_before_it_arrives_ends_at_once() -> Result<()> {
     for database in [Database::Sqlite, Database::Postgres] {
         let env = TestEnv::with_database(database).await?;
-        let (_worker, producer, mut events) = start(&env).await?;
+        let (_worker, producer, mut events) = env.start_worker_and_events().await?;
         let job = command(1, &["A fox", "一隻熊"], &json!({"expires_at": "2026-01-01T12:00:00+08:00"}));
         producer.publish(&job).await?;
         let seen = events.wait_for("failed").await?;
@@ -62,7 +49,7 @@ async fn running_job_completes_if_its_success_rate_is_reached() -> Result<()> {
         let mut env = TestEnv::new().await?;
         env.make_images_small();
         env.sandbox.set_latency(Duration::from_millis(400));
-        let (_worker, producer, mut events) = start(&env).await?;
+        let (_worker, producer, mut events) = env.start_worker_and_events().await?;
         let descriptions: Vec<String> = (1..=100).map(|number| format!("Fox {number}")).collect();
         let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
         let config = json!({"max_concurrent": 2, "min_success_rate": rate});
@@ -83,10 +70,10 @@ async fn running_job_completes_if_its_success_rate_is_reached() -> Result<()> {
 async fn wait_for_a_retry_ends_when_the_job_expires() -> Result<()> {
     let mut env = TestEnv::new().await?;
     env.set("STABILITY_RETRY_DELAYS", "4m");
-    let (_worker, producer, mut events) = start(&env).await?;
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
     let job = command(1, &["A fox [fault:status=500]"], &expiring_in(Duration::from_secs(3), &json!({})));
     producer.publish(&job).await?;
-    wait_for_requests(&env, 1).await?;
+    env.wait_for_requests(1).await?;
     let data = wait_for_expired(&mut events, &job).await?;
     assert_eq!(failure_codes(&data), ["not_attempted"]);
     assert_eq!(env.sandbox.ledger().requests, 1);
@@ -99,7 +86,7 @@ async fn job_in_a_retry_queue_expires_without_its_message() -> Result<()> {
     env.make_images_small();
     env.set("STABILITY_RETRY_DELAYS", "0s");
     env.set("WORKER_JOB_RETRY_DELAYS", "10m");
-    let (_worker, producer, mut events) = start(&env).await?;
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
     let config = json!({"min_success_rate": 1.0, "cache": "never"});
     let job = command(1, &["A fox", "A bear [fault:status=500]"], &expiring_in(Duration::from_secs(4), &config));
     producer.publish(&job).await?;
@@ -114,11 +101,11 @@ async fn known_job_expires_behind_a_closed_gate() -> Result<()> {
     let mut env = TestEnv::new().await?;
     env.make_images_small();
     env.sandbox.set_latency(Duration::from_millis(500));
-    let (worker, producer, mut events) = start(&env).await?;
+    let (worker, producer, mut events) = env.start_worker_and_events().await?;
     let config = expiring_in(Duration::from_secs(7), &json!({"max_concurrent": 1}));
     let job = command(1, &["A fox", "A bear", "An owl", "A cat", "A dog", "An ox", "A hen", "A yak"], &config);
     producer.publish(&job).await?;
-    wait_for_requests(&env, 1).await?;
+    env.wait_for_requests(1).await?;
     env.run(&["pause"]).await?;
     worker.wait_for_log("account gate closed; moving the command").await?;
     let requests = env.sandbox.ledger().requests;
@@ -134,7 +121,7 @@ async fn job_of_a_lost_worker_expires() -> Result<()> {
     env.make_images_small();
     env.set("WORKER_LEASE", "3s");
     env.set("ASSET_WORKER_PAUSE_AT", "before_row");
-    let (mut worker, producer, mut events) = start(&env).await?;
+    let (mut worker, producer, mut events) = env.start_worker_and_events().await?;
     let config = expiring_in(Duration::from_secs(5), &json!({"max_concurrent": 1}));
     let job = command(1, &["A fox", "A bear"], &config);
     producer.publish(&job).await?;
@@ -156,7 +143,7 @@ async fn cancelled_job_that_has_expired_counts_as_cancelled() -> Result<()> {
     let job = command(1, &["A fox"], &json!({"expires_at": "2026-01-01T00:00:00Z"}));
     env.run(&["migrate"]).await?;
     env.run(&["jobs", "cancel", job["job_id"].as_str().unwrap_or_default()]).await?;
-    let (_worker, producer, mut events) = start(&env).await?;
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
     producer.publish(&job).await?;
     assert_eq!(events.wait_for_data("failed").await?["error"]["code"], "cancelled");
     Ok(())

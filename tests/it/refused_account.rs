@@ -311,8 +311,7 @@ async fn probe_does_not_expose_the_backlog_to_the_balance_check() -> Result<()> 
     }
     make_probe_due(&env).await?;
     // Its three images are requested at the same time.
-    let requests = async || (env.sandbox.ledger().requests >= 2).then_some(());
-    wait_until("a request of the admitted job", WAIT_TIMEOUT, requests).await?;
+    env.wait_for_requests(2).await?;
     producer.wait_for_waiting_commands(3).await?;
     assert_eq!(env.query_rows("SELECT id FROM jobs WHERE status = 'failed'").await?.len(), 1);
     env.sandbox.clear_faults();

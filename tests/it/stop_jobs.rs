@@ -5,9 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{
-    BrokerClient, Database, EventStream, TestEnv, WAIT_TIMEOUT, Worker, backlog_size, command, failure_codes,
-};
+use integration_tests::{Database, EventStream, TestEnv, WAIT_TIMEOUT, backlog_size, command, failure_codes};
 use serde_json::{Value, json};
 
 async fn cancel(env: &TestEnv, arguments: &[&str]) -> Result<Value> {
@@ -27,28 +25,17 @@ async fn wait_for_cancelled(events: &mut EventStream, job: &Value) -> Result<Val
     Ok(data)
 }
 
-async fn start(env: &TestEnv) -> Result<(Worker, BrokerClient, EventStream)> {
-    let worker = env.start_ready_worker().await?;
-    let producer = env.connect_broker().await?;
-    let events = producer.subscribe_to_events().await?;
-    Ok((worker, producer, events))
-}
-
-async fn wait_for_requests(env: &TestEnv, expected: u32) -> Result<()> {
-    wait::wait_until("requests", WAIT_TIMEOUT, async || (env.sandbox.ledger().requests >= expected).then_some(())).await
-}
-
 /// Images in flight are kept; the others are not attempted, and nothing more is paid for.
 async fn running_job_keeps_its_images(database: Database) -> Result<()> {
     let mut env = TestEnv::with_database(database).await?;
     env.make_images_small();
     env.sandbox.set_latency(Duration::from_millis(600));
-    let (_worker, producer, mut events) = start(&env).await?;
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
     let descriptions: Vec<String> = (1..=30).map(|number| format!("Fox {number}")).collect();
     let descriptions: Vec<&str> = descriptions.iter().map(String::as_str).collect();
     let job = command(1, &descriptions, &json!({"max_concurrent": 2}));
     producer.publish(&job).await?;
-    wait_for_requests(&env, 3).await?;
+    env.wait_for_requests(3).await?;
     let body = json!({"job_id": job["job_id"], "reason": "wrong style"});
     producer.publish_cancel(body.to_string().as_bytes()).await?;
     let recorded = async || {
@@ -88,10 +75,10 @@ async fn waits_of_a_cancelled_job_end_at_once() -> Result<()> {
     env.make_images_small();
     // All images wait for their second request.
     env.set("STABILITY_RETRY_DELAYS", "4m");
-    let (_worker, producer, mut events) = start(&env).await?;
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
     let job = command(1, &["A fox [fault:status=500]", "A bear [fault:status=500]"], &json!({}));
     producer.publish(&job).await?;
-    wait_for_requests(&env, 2).await?;
+    env.wait_for_requests(2).await?;
     cancel(&env, &[job_id(&job)]).await?;
     let data = wait_for_cancelled(&mut events, &job).await?;
     assert_eq!(failure_codes(&data), ["not_attempted"; 2]);
@@ -105,7 +92,7 @@ async fn job_in_a_retry_queue_ends_without_its_message() -> Result<()> {
     env.make_images_small();
     env.set("STABILITY_RETRY_DELAYS", "0s");
     env.set("WORKER_JOB_RETRY_DELAYS", "10m");
-    let (_worker, producer, mut events) = start(&env).await?;
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
     let job = command(1, &["A fox", "A bear [fault:status=500]"], &json!({"min_success_rate": 1.0}));
     producer.publish(&job).await?;
     let waiting = async || {
@@ -127,10 +114,10 @@ async fn known_job_ends_behind_a_closed_gate() -> Result<()> {
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.make_images_small();
     env.sandbox.set_latency(Duration::from_millis(500));
-    let (worker, producer, mut events) = start(&env).await?;
+    let (worker, producer, mut events) = env.start_worker_and_events().await?;
     let job = command(1, &["A fox", "A bear", "An owl", "A cat"], &json!({"max_concurrent": 1}));
     producer.publish(&job).await?;
-    wait_for_requests(&env, 1).await?;
+    env.wait_for_requests(1).await?;
     env.run(&["pause"]).await?;
     worker.wait_for_log("account gate closed; moving the command").await?;
     let requests = env.sandbox.ledger().requests;
@@ -149,7 +136,7 @@ async fn known_job_ends_behind_a_closed_gate() -> Result<()> {
 async fn job_cancelled_before_its_command_ends_on_arrival() -> Result<()> {
     for database in [Database::Sqlite, Database::Postgres] {
         let env = TestEnv::with_database(database).await?;
-        let (_worker, producer, mut events) = start(&env).await?;
+        let (_worker, producer, mut events) = env.start_worker_and_events().await?;
         let job = command(7, &["A fox", "一隻熊"], &json!({"cache": "prefer"}));
         assert_eq!(cancel(&env, &[job_id(&job)]).await?, json!({"cancelled": 0, "remembered": 1, "unchanged": 0}));
         assert!(String::from_utf8(env.run(&["jobs", "list"]).await?.stderr)?.contains("no jobs yet"));
@@ -190,7 +177,7 @@ async fn cancellation_before_the_end_is_stored_wins() -> Result<()> {
     let go_on = env.folder().join("go-on");
     env.set("ASSET_WORKER_PAUSE_AT", "before_finish");
     env.set("ASSET_WORKER_PAUSE_UNTIL", go_on.display().to_string());
-    let (worker, producer, mut events) = start(&env).await?;
+    let (worker, producer, mut events) = env.start_worker_and_events().await?;
     let job = command(1, &["A fox"], &json!({}));
     producer.publish(&job).await?;
     worker.wait_for_log("\"point\":\"before_finish\"").await?;
@@ -204,7 +191,7 @@ async fn cancellation_before_the_end_is_stored_wins() -> Result<()> {
 #[tokio::test]
 async fn invalid_cancellation_is_dead_lettered_and_replayed_with_its_key() -> Result<()> {
     let env = TestEnv::new().await?;
-    let (worker, producer, _events) = start(&env).await?;
+    let (worker, producer, _events) = env.start_worker_and_events().await?;
     producer.publish_cancel(b"{\"job_id\": 7}").await?;
     worker.wait_for_log("not a valid request to cancel").await?;
     let list = async || {
@@ -232,7 +219,7 @@ async fn cancel_after_kill_at(point: &'static str) -> Result<(Value, u32)> {
     env.make_images_small();
     env.set("WORKER_LEASE", "3s");
     env.set("ASSET_WORKER_PAUSE_AT", point);
-    let (mut worker, producer, mut events) = start(&env).await?;
+    let (mut worker, producer, mut events) = env.start_worker_and_events().await?;
     let job = command(1, &["A fox", "A bear"], &json!({"max_concurrent": 1}));
     producer.publish(&job).await?;
     worker.wait_for_log(&format!("\"point\":\"{point}\"")).await?;
@@ -265,7 +252,7 @@ async fn killed_sweep_is_repeated_by_another_worker() -> Result<()> {
         env.set("STABILITY_RETRY_DELAYS", "0s");
         env.set("WORKER_JOB_RETRY_DELAYS", "10m");
         env.set("ASSET_WORKER_PAUSE_AT", point);
-        let (mut worker, producer, mut events) = start(&env).await?;
+        let (mut worker, producer, mut events) = env.start_worker_and_events().await?;
         let job = command(1, &["A fox [fault:status=500]"], &json!({}));
         producer.publish(&job).await?;
         worker.wait_for_log("job will be retried after a delay").await?;

@@ -82,8 +82,7 @@ async fn paid_images_are_stored_after_an_outage_of_the_storage() -> Result<()> {
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(1, &["A fox", "A bear", "An owl"], &json!({}))).await?;
     // The check before the first request has passed.
-    let requested = async || (env.sandbox.ledger().requests >= 1).then_some(());
-    wait_until("a request", WAIT_TIMEOUT, requested).await?;
+    env.wait_for_requests(1).await?;
     let outage = Outage::begin(&env, 1)?;
     // Far more than the attempts of a few seconds.
     let retried = async || (worker.log().matches("storage unavailable; retrying").count() >= 15).then_some(());

@@ -137,8 +137,7 @@ async fn check_job_resumes_first(signals: &[Signal]) -> Result<()> {
     }
     for (requests, signal) in (2..).zip(signals) {
         // Each worker is interrupted during a slow image.
-        let requested = async || (env.sandbox.ledger().requests >= requests).then_some(());
-        dev_services::wait::wait_until("a slow image", integration_tests::WAIT_TIMEOUT, requested).await?;
+        env.wait_for_requests(requests).await?;
         worker.signal(*signal);
         worker.wait_for_exit().await?;
         worker = env.start_ready_worker().await?;

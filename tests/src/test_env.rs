@@ -17,7 +17,7 @@ use tokio::process::Command;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{API_KEY, BrokerClient, Bucket, Proxy, Samples, WAIT_TIMEOUT, bucket};
+use crate::{API_KEY, BrokerClient, Bucket, EventStream, Proxy, Samples, WAIT_TIMEOUT, bucket};
 
 /// Database of a test environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,6 +222,20 @@ impl TestEnv {
             .await
             .with_context(|| format!("{arguments:?} did not exit in time"))?
             .map_err(Into::into)
+    }
+
+    /// Starts a worker, and connects a producer and a consumer of events.
+    pub async fn start_worker_and_events(&self) -> Result<(Worker, BrokerClient, EventStream)> {
+        let worker = self.start_ready_worker().await?;
+        let producer = self.connect_broker().await?;
+        let events = producer.subscribe_to_events().await?;
+        Ok((worker, producer, events))
+    }
+
+    /// Waits until the sandbox has received this many image requests.
+    pub async fn wait_for_requests(&self, expected: u32) -> Result<()> {
+        let received = async || (self.sandbox.ledger().requests >= expected).then_some(());
+        wait::wait_until("requests", WAIT_TIMEOUT, received).await
     }
 
     /// Starts a worker without waiting until it is ready.
