@@ -74,6 +74,12 @@ async fn failed_images_are_made_again(database: Database) -> Result<()> {
     assert_eq!(commands.len(), 1);
     assert!(!commands[0]["command"].to_string().contains("expires_at"), "{commands:?}");
 
+    let new_id = first[0]["job_id"].as_str().context("an id")?;
+    let shown = jobs(&env, &["show", new_id]).await?.expect("it is known");
+    assert_eq!((&shown["retry_of"], &shown["assets"][0]["original_index"]), (&json!(id), &json!(2)));
+    let shown = String::from_utf8(env.run(&["jobs", "show", new_id]).await?.stdout)?;
+    assert!(shown.contains(&format!("makes again     images 2 of job {id}")), "{shown}");
+
     // The next retry is another job, here with the refused image.
     let next = jobs(&env, &["retry", id, "--include-refused"]).await?.expect("images failed");
     assert_eq!(next[0]["images"], json!([2, 4]));

@@ -18,8 +18,11 @@ pub struct JobReport {
     pub job_id: Uuid,
     /// The id of its project.
     pub project_id: i64,
-    /// `running`, `completed` or `failed`.
+    /// `waiting`, `running`, `completed`, `failed` or `cancelled`.
     pub status: String,
+    /// The job whose images it makes again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<Uuid>,
     /// Number of images requested by the command.
     pub total: i32,
     /// Number of attempts that have ended without ending the job.
@@ -32,7 +35,7 @@ pub struct JobReport {
     pub cost_usd: f64,
     /// Whether a queue has received its terminal event.
     pub event_published: bool,
-    /// When the job was first claimed.
+    /// When the job was first claimed; before that, when it was submitted or cancelled.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// When the job ended.
@@ -48,6 +51,9 @@ pub struct JobReport {
 pub struct AssetReport {
     /// Index within the job, from 1.
     pub index: i32,
+    /// The index in the job whose images are made again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_index: Option<i32>,
     /// `pending`, `completed` or `failed`.
     pub status: String,
     /// The path relative to the storage root.
@@ -71,6 +77,7 @@ struct JobRow {
     id: Uuid,
     project_id: i64,
     status: String,
+    retry_of: Option<Uuid>,
     total: i32,
     attempts: i32,
     error_code: Option<String>,
@@ -87,6 +94,7 @@ impl From<JobRow> for JobReport {
             job_id: row.id,
             project_id: row.project_id,
             status: row.status,
+            retry_of: row.retry_of,
             total: row.total,
             attempts: row.attempts,
             error_code: row.error_code,
@@ -155,6 +163,7 @@ impl Store {
             .into_iter()
             .map(|row| AssetReport {
                 index: row.index,
+                original_index: row.original_index,
                 status: row.status,
                 file_path: row.file_path,
                 size_bytes: row.size_bytes,

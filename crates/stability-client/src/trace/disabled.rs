@@ -1,4 +1,5 @@
 //! The same functions without the `tracing` crate: they do nothing.
+#![expect(clippy::unused_self, reason = "the methods of the module `enabled`")]
 
 use std::time::Duration;
 

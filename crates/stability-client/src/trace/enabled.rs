@@ -11,6 +11,9 @@ use crate::operation::GEN_AI_PROVIDER_NAME;
 use crate::request::ApiRequest;
 use crate::wire::{HttpRequest, HttpResponse};
 
+/// The name by which log filters select the crate.
+const TARGET: &str = "stability_client";
+
 /// The span of one call, with all its requests and waits.
 pub(crate) struct CallSpan(Span);
 
@@ -19,6 +22,7 @@ impl CallSpan {
     pub(crate) fn new(request: &ApiRequest<'_>, server: Option<&(String, u16)>) -> Self {
         let (operation, model) = (request.operation.as_str(), request.model);
         Self(info_span!(
+            target: TARGET,
             "api call",
             otel.name = format!("{operation} {model}"),
             otel.kind = "client",
@@ -58,7 +62,7 @@ impl CallSpan {
 
     /// Logs the full prompt, so that an operator can see what was refused.
     pub(crate) fn log_refused_prompt(&self, prompt: &str, error: &Error) {
-        self.0.in_scope(|| warn!(prompt, %error, "prompt refused by content policy"));
+        self.0.in_scope(|| warn!(target: TARGET, prompt, %error, "prompt refused by content policy"));
     }
 }
 
@@ -70,6 +74,7 @@ impl RequestSpan {
     pub(crate) fn new(request: &HttpRequest, url: &Url) -> Self {
         let method = request.body.method();
         Self(info_span!(
+            target: TARGET,
             "http request",
             otel.name = method,
             otel.kind = "client",
@@ -109,24 +114,24 @@ impl RequestSpan {
 
 /// Runs the wait for a turn and the quota in its own span.
 pub(crate) async fn in_quota_span<T>(future: impl Future<Output = T>) -> T {
-    future.instrument(info_span!("quota wait")).await
+    future.instrument(info_span!(target: TARGET, "quota wait")).await
 }
 
 pub(crate) fn log_sending(attempt: u32) {
-    debug!(attempt, "sending paid request");
+    debug!(target: TARGET, attempt, "sending paid request");
 }
 
 pub(crate) fn log_lockout(attempt: u32, pause: Duration) {
-    warn!(attempt, ?pause, "rate limit exceeded, retrying after the rate-limit pause");
+    warn!(target: TARGET, attempt, ?pause, "rate limit exceeded, retrying after the rate-limit pause");
 }
 
 pub(crate) fn log_retry(attempt: u32, wait: Duration, error: &Error) {
     let cause = error.kind();
     match error {
-        Error::RateLimited { .. } => warn!(attempt, cause, ?wait, "rate limit exceeded, retrying"),
+        Error::RateLimited { .. } => warn!(target: TARGET, attempt, cause, ?wait, "rate limit exceeded, retrying"),
         Error::Damaged { .. } | Error::Unusable(_) => {
-            warn!(attempt, cause, %error, "image unusable, requesting it once more");
+            warn!(target: TARGET, attempt, cause, %error, "image unusable, requesting it once more");
         }
-        error => warn!(attempt, cause, ?wait, %error, "request failed, retrying"),
+        error => warn!(target: TARGET, attempt, cause, ?wait, %error, "request failed, retrying"),
     }
 }

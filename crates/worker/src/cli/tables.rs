@@ -191,6 +191,7 @@ pub(super) fn job_details(job: &JobReport) -> String {
     let mut pairs = vec![("status", job_status(job))];
     pairs.extend(job.error_message.clone().map(|message| ("error", message)));
     let requests: i32 = job.assets.iter().map(|asset| asset.requests).sum();
+    pairs.extend(job.retry_of.map(|first| ("makes again", retried_images(first, job))));
     pairs.extend([
         ("created", format_time(job.created_at)),
         ("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), format_time)),
@@ -215,6 +216,12 @@ pub(super) fn job_details(job: &JobReport) -> String {
     }
     align_right(&mut table, &[0, 3, 4]);
     format!("{text}\n{table}\n")
+}
+
+/// The first job of a retry, with the indexes that its images have there.
+fn retried_images(first: Uuid, job: &JobReport) -> String {
+    let indexes = job.assets.iter().filter_map(|asset| asset.original_index).map(|index| index.to_string());
+    format!("images {} of job {first}", indexes.collect::<Vec<_>>().join(", "))
 }
 
 fn job_status(job: &JobReport) -> String {
