@@ -173,8 +173,6 @@ async fn run_session(
     let consumer = CommandConsumer::new(broker.open_command_stream().await?, prefetch);
     let publisher = broker.create_publisher(MAX_PUBLISH_BLOCKED).await?;
     let handler = CommandHandler::new(runner.clone(), publisher.clone(), bootstrap::rules(), &settings.jobs);
-    health.set_broker_connected(true);
-    info!(prefetch, "connected to the broker; consuming commands while the account gate is open");
     // Boxed to keep this future, and those that contain it, small.
     let dead_lettered =
         Box::pin(handle_delivery_limit_queue(broker.consume_delivery_limit_queue().await?, handler.clone()));
@@ -184,6 +182,9 @@ async fn run_session(
         publisher.clone(),
         runner.metrics().clone(),
     ));
+    // Ready only with all consumers.
+    health.set_broker_connected(true);
+    info!(prefetch, "connected to the broker; consuming commands while the account gate is open");
     let sweeping = Box::pin(sweep(runner.clone(), publisher.clone()));
     let lost = async {
         tokio::select! {

@@ -21,6 +21,8 @@ pub(super) const EVENT_QUEUE: &str = "chaos.events";
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Unfinished jobs for each worker: two that it runs, and one that waits.
 const OPEN_JOBS_PER_WORKER: usize = 3;
+/// A job is cancelled among this many published last.
+const NEWEST_JOBS: usize = 6;
 /// Failpoints at which a worker is killed.
 const FAILPOINTS: [&str; 7] =
     ["before_parse", "before_claim", "after_claim", "before_file", "before_row", "before_event", "after_event"];
@@ -238,8 +240,9 @@ impl Cluster {
                 self.expected_dead_letters.push((body.to_string().into_bytes(), "job_id_conflict"));
             }
             Disturbance::Cancel => {
-                // The next job too, whose command is not published yet.
-                let job_index = rng.usize(..(self.published_count + 1).min(self.jobs.len()));
+                // One of the newest, so that it has seldom ended; the next job too, whose command is not published yet.
+                let newest = self.published_count.min(self.jobs.len() - 1);
+                let job_index = rng.usize(newest.saturating_sub(NEWEST_JOBS)..=newest);
                 self.cancel(job_index).await?;
             }
             Disturbance::CancelAndKill => {

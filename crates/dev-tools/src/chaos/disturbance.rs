@@ -43,7 +43,7 @@ pub enum Disturbance {
     PublishInvalid,
     /// A different command with the id of a known job is published.
     PublishConflict,
-    /// A job is cancelled by `jobs cancel`: running, waiting, ended, or before its command arrives.
+    /// A job is cancelled by `jobs cancel`: running, waiting, seldom ended, or before its command arrives.
     Cancel,
     /// A job is cancelled by a message, and a worker is killed.
     CancelAndKill,
