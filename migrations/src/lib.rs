@@ -13,6 +13,7 @@ mod m20261126_000007_indexes;
 mod m20261126_000008_job_engine;
 mod m20261126_000009_stop_jobs;
 mod m20261126_000010_retries;
+mod m20261126_000011_replies;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{DatabaseConnection, Statement};
@@ -87,5 +88,6 @@ fn own_migrations() -> Vec<Box<dyn MigrationTrait>> {
         Box::new(m20261126_000008_job_engine::Migration),
         Box::new(m20261126_000009_stop_jobs::Migration),
         Box::new(m20261126_000010_retries::Migration),
+        Box::new(m20261126_000011_replies::Migration),
     ]
 }

@@ -16,15 +16,15 @@ pub struct ConnectionLost(pub String);
 /// A stream of messages from one queue, over one channel.
 pub struct CommandStream {
     channel: Channel,
-    queue: &'static str,
+    queue: String,
     /// `None` before the first [`start`](Self::start).
     consumer: Option<Consumer>,
 }
 
 impl CommandStream {
     /// Creates a stream that has not started.
-    pub(super) fn new(channel: Channel, queue: &'static str) -> Self {
-        Self { channel, queue, consumer: None }
+    pub(super) fn new(channel: Channel, queue: &str) -> Self {
+        Self { channel, queue: queue.to_owned(), consumer: None }
     }
 
     /// Starts a consumer with at most `prefetch` unsettled messages. May be called again after [`stop`](Self::stop).
@@ -35,7 +35,7 @@ impl CommandStream {
     pub async fn start(&mut self, prefetch: u16) -> Result<(), BrokerError> {
         with_timeout("set the prefetch count", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let consuming = self.channel.basic_consume(self.queue.into(), "".into(), options, arguments);
+        let consuming = self.channel.basic_consume(self.queue.as_str().into(), "".into(), options, arguments);
         self.consumer = Some(with_timeout("consume commands", consuming).await?);
         Ok(())
     }

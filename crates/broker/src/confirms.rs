@@ -83,12 +83,13 @@ impl Confirms {
     pub(super) async fn publish(
         &self,
         channel: &Channel,
-        message: OutgoingMessage<'_>,
+        message: Publication<'_>,
     ) -> Result<PublishOutcome, BrokerError> {
         let failed = |cause: String| BrokerError { operation: "publish a message", cause };
-        let OutgoingMessage { exchange, key, mandatory, body, properties } = message;
+        let Publication { exchange, key, mandatory, body, properties } = message;
         let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
-        let properties = properties.with_delivery_mode(PERSISTENT);
+        let properties =
+            if properties.delivery_mode().is_some() { properties } else { properties.with_delivery_mode(PERSISTENT) };
         // Boxed: lapin's future is large.
         let confirming = Box::pin(async {
             channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await
@@ -195,7 +196,7 @@ async fn within_limits<T>(
 }
 
 /// A message to be published.
-pub(super) struct OutgoingMessage<'a> {
+pub(super) struct Publication<'a> {
     pub(super) exchange: &'a str,
     pub(super) key: &'a str,
     /// Whether the broker says that no queue received it.

@@ -11,7 +11,9 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::message::{REASON_HEADER, REJECTED_AT_HEADER, now_rfc3339, rejection_reason, text_header};
+use super::message::{
+    BrokerDeath, REASON_HEADER, REJECTED_AT_HEADER, broker_death, now_rfc3339, rejection_reason, text_header,
+};
 use super::publisher::{Publisher, forwarded_properties};
 use super::topology::{CANCEL_KEY, DEAD_LETTER_QUEUE, GENERATE_KEY};
 use super::{BrokerError, with_timeout};
@@ -47,7 +49,8 @@ pub struct DeadLetter {
     pub id: String,
     /// The body's `job_id`, if it can be parsed.
     pub job_id: Option<Uuid>,
-    /// Why it was dead-lettered; `delivery_limit` if it has no reason header, as the broker's own dead letters.
+    /// Why it was dead-lettered; for the broker's own dead letters, which have no reason header, `expired` or
+    /// `delivery_limit`.
     pub reason: String,
     /// When it was rejected, from its header: RFC 3339 in UTC.
     pub rejected_at: Option<String>,
@@ -147,7 +150,10 @@ impl DeadLetter {
         let body = std::mem::take(&mut message.delivery.data);
         let properties = &message.delivery.properties;
         // Messages that the broker itself dead-lettered have no such header, only the broker's own.
-        let reason = rejection_reason(properties).unwrap_or_else(|| "delivery_limit".to_owned());
+        let reason = rejection_reason(properties).unwrap_or_else(|| match broker_death(properties) {
+            Some(BrokerDeath::Expired) => "expired".to_owned(),
+            Some(BrokerDeath::DeliveryLimit) | None => "delivery_limit".to_owned(),
+        });
         let rejected_at = text_header(properties, REJECTED_AT_HEADER);
         let digest_input = [reason.as_bytes(), rejected_at.as_deref().unwrap_or_default().as_bytes(), &body].concat();
         let id = digest::sha256(digest_input)[..ID_DIGITS].to_owned();

@@ -6,11 +6,13 @@ mod command_stream;
 mod confirms;
 mod dead_letters;
 mod event_watcher;
+mod headers;
+mod mailbox;
 mod message;
 mod publisher;
 mod topology;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -26,8 +28,9 @@ pub use command_stream::{CommandStream, ConnectionLost};
 pub use confirms::{PublishOutcome, PublisherState};
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use event_watcher::{EventWatcher, WatchedMessage};
-pub use message::{AckHandle, Message, Settlement};
-pub use publisher::Publisher;
+pub use mailbox::{SharedExchange, SharedExchangeKind};
+pub use message::{AckHandle, BrokerDeath, Message, Settlement};
+pub use publisher::{Publisher, SubmittedCommand};
 pub use topology::{CONSUME_DESTINATION, GENERATE_KEY, QueueMatch, QueueState, Topology};
 
 /// Timeout for connecting and for each response of the broker, which normally takes milliseconds.
@@ -78,7 +81,7 @@ pub struct Broker {
     /// Consumes, acknowledges, declares and inspects.
     connection: Connection,
     /// Opened for the first publisher.
-    publish_connection: OnceCell<Connection>,
+    publish_connection: OnceCell<Arc<Connection>>,
     url: SecretString,
     /// Kept until the connections are closed: lapin logs an error if a channel is dropped at the same moment.
     channels: Mutex<Vec<Channel>>,
@@ -173,12 +176,12 @@ impl Broker {
     ///
     /// [`BrokerError`] if the broker cannot be reached.
     pub async fn create_publisher(&self, blocked_limit: Duration) -> Result<Publisher, BrokerError> {
-        let open = || open_connection(&self.url, "asset-worker publishing");
+        let open = async || open_connection(&self.url, "asset-worker publishing").await.map(Arc::new);
         let connection = self.publish_connection.get_or_try_init(open).await?;
         let open_channel = || self.open_channel(connection);
         let channels = [open_channel().await?, open_channel().await?, open_channel().await?];
         let confirms = Confirms::new(connection.status().clone(), blocked_limit);
-        Publisher::open(channels, confirms, self.server.clone()).await
+        Publisher::open(connection.clone(), channels, confirms, self.server.clone()).await
     }
 
     /// Opens the stream of commands, which has not started.
@@ -188,7 +191,7 @@ impl Broker {
 
     /// Starts to consume copies of all dead-lettered messages, with a prefetch count of one.
     ///
-    /// [`Message::exceeded_delivery_limit`] tells which of them the broker itself dead-lettered.
+    /// [`Message::broker_death`] tells which of them the broker itself dead-lettered.
     pub async fn consume_delivery_limit_queue(&self) -> Result<CommandStream, BrokerError> {
         let mut stream = CommandStream::new(self.create_channel().await?, topology::DELIVERY_LIMIT_QUEUE);
         stream.start(1).await?;
@@ -214,7 +217,8 @@ impl Broker {
 
     /// Closes the connections, waiting at most 2 s for the broker.
     pub async fn close(self) {
-        let closing = [Some(&self.connection), self.publish_connection.get()].into_iter().flatten();
+        let publishing = self.publish_connection.get().map(AsRef::as_ref);
+        let closing = [Some(&self.connection), publishing].into_iter().flatten();
         let closing = closing.map(|connection| connection.close(200, "done".into()));
         // The result is ignored: the connections end either way.
         let _ = tokio::time::timeout(Duration::from_secs(2), join_all(closing)).await;

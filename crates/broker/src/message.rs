@@ -5,12 +5,14 @@ use std::time::{Duration, SystemTime};
 use domain::trace::TraceContext;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, ShortString};
 use lapin::{Acker, BasicProperties};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::topology::DELIVERY_LIMIT;
+use super::headers;
+use super::topology::{DELIVERY_LIMIT, GENERATE_QUEUE};
 use super::{BrokerError, with_timeout};
 
 /// A received message with the handle that acknowledges it.
@@ -31,10 +33,9 @@ impl Message {
         Self { body, properties, previous_deliveries, ack: AckHandle(acker) }
     }
 
-    /// Whether the broker itself dead-lettered the message. Messages dead-lettered by a worker have no broker headers.
-    pub fn exceeded_delivery_limit(&self) -> bool {
-        let headers = self.properties.headers().as_ref();
-        headers.is_some_and(|headers| headers.inner().contains_key(FIRST_DEATH_HEADER))
+    /// Why the broker itself dead-lettered the message. Messages dead-lettered by a worker have no broker headers.
+    pub fn broker_death(&self) -> Option<BrokerDeath> {
+        broker_death(&self.properties)
     }
 
     /// Whether the message was delivered before: a worker requeued it, crashed or lost its connection.
@@ -55,18 +56,47 @@ impl Message {
     /// A sentence about the content type or content encoding if it is not supported.
     pub fn unsupported_encoding(&self) -> Option<String> {
         let is_one_of = |value: &str, allowed: &[&str]| allowed.iter().any(|one| value.eq_ignore_ascii_case(one));
-        let content_type = self.properties.content_type().as_ref().map(ToString::to_string).unwrap_or_default();
-        let kind = content_type.split(';').next().unwrap_or_default().trim();
+        let kind = self.content_type().split(';').next().unwrap_or_default().trim();
         if !is_one_of(kind, &["", "application/json", "text/json"]) && !kind.ends_with("+json") {
             let shown: String = kind.chars().take(60).collect();
             return Some(format!("content_type: {shown:?} is not allowed; application/json"));
         }
-        let encoding = self.properties.content_encoding().as_ref().map(ToString::to_string).unwrap_or_default();
+        let encoding = self.content_encoding();
         if !is_one_of(encoding.trim(), &["", "identity", "utf-8", "utf8"]) {
             let shown: String = encoding.chars().take(60).collect();
             return Some(format!("content_encoding: {shown:?} is not allowed; none, the body is UTF-8"));
         }
         None
+    }
+
+    /// The headers as JSON.
+    pub fn headers(&self) -> Map<String, Value> {
+        self.properties.headers().as_ref().map(headers::to_json).unwrap_or_default()
+    }
+
+    /// The property `content_type`; empty if absent.
+    pub fn content_type(&self) -> &str {
+        text_of(self.properties.content_type()).unwrap_or_default()
+    }
+
+    /// The property `content_encoding`; empty if absent.
+    pub fn content_encoding(&self) -> &str {
+        text_of(self.properties.content_encoding()).unwrap_or_default()
+    }
+
+    /// The property `reply_to`.
+    pub fn reply_to(&self) -> Option<&str> {
+        text_of(self.properties.reply_to())
+    }
+
+    /// The property `correlation_id`.
+    pub fn correlation_id(&self) -> Option<&str> {
+        text_of(self.properties.correlation_id())
+    }
+
+    /// The property `priority`.
+    pub fn priority(&self) -> Option<u8> {
+        *self.properties.priority()
     }
 
     /// The producer's trace context from the headers, if it is well formed.
@@ -83,13 +113,36 @@ impl Message {
 
     /// The `message_id` property set by the producer.
     pub fn message_id(&self) -> Option<&str> {
-        self.properties.message_id().as_ref().map(lapin::types::ShortString::as_str)
+        text_of(self.properties.message_id())
     }
 
     /// The number of deliveries before this one.
     pub fn previous_deliveries(&self) -> u32 {
         self.previous_deliveries
     }
+}
+
+fn text_of(property: &Option<ShortString>) -> Option<&str> {
+    property.as_ref().map(ShortString::as_str)
+}
+
+/// Why the broker dead-letters a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerDeath {
+    /// Its own time to live had passed.
+    Expired,
+    /// Its delivery limit was exceeded.
+    DeliveryLimit,
+}
+
+/// A message that waited on a retry queue has expired there: only its time on the command queue counts.
+pub(super) fn broker_death(properties: &BasicProperties) -> Option<BrokerDeath> {
+    let headers = headers::to_json(properties.headers().as_ref()?);
+    let deaths = headers.get(DEATHS_HEADER).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if deaths.iter().any(|death| death["queue"] == GENERATE_QUEUE && death["reason"] == "expired") {
+        return Some(BrokerDeath::Expired);
+    }
+    headers.contains_key(FIRST_DEATH_HEADER).then_some(BrokerDeath::DeliveryLimit)
 }
 
 /// Header of a dead letter: why it was rejected.
@@ -112,6 +165,8 @@ pub(super) fn text_header(properties: &BasicProperties, name: &str) -> Option<St
 
 /// Header in which quorum queues count the deliveries before the current one.
 const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
+/// Header in which the broker lists from which queues it dead-lettered a message, and why.
+const DEATHS_HEADER: &str = "x-death";
 /// Header in which the broker says why it dead-lettered a message for the first time.
 const FIRST_DEATH_HEADER: &str = "x-first-death-reason";
 

@@ -5,23 +5,27 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use domain::event::{CONTENT_TYPE, Event, EventKind};
+use domain::outgoing::OutgoingMessage;
 use domain::trace::TraceContext;
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel};
+use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::Mutex;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
+use uuid::Uuid;
 
-use super::confirms::{Confirms, OutgoingMessage, PublishOutcome, PublisherState};
+use super::confirms::{Confirms, Publication, PublishOutcome, PublisherState};
 use super::message::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_header, now_rfc3339};
 use super::topology::{
     CANCEL_KEY, COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name,
 };
-use super::{BrokerError, ServerAddress, with_timeout};
+use super::{BrokerError, ServerAddress, headers, topology, with_timeout};
 
 /// Maximum length of `otel.status_description`.
 const MAX_DESCRIPTION_CHARS: usize = 300;
+/// Delivery mode of messages that a restart of the broker may lose.
+const TRANSIENT: u8 = 1;
 /// Maximum length of a rejection reason: one that lists every violation of a large command would be unreadable.
 const MAX_REASON_CHARS: usize = 2_000;
 
@@ -34,6 +38,8 @@ pub struct Publisher {
     terminal_events: Arc<MandatoryChannel>,
     /// For `started` and `progress` events, which may be lost.
     progress_events: Channel,
+    /// For channels that a check may close.
+    connection: Arc<Connection>,
     confirms: Confirms,
     server: ServerAddress,
 }
@@ -45,6 +51,7 @@ struct MandatoryChannel(Mutex<Channel>);
 impl Publisher {
     /// Enables publisher confirms on the channels: for commands, terminal events and progress events.
     pub(super) async fn open(
+        connection: Arc<Connection>,
         channels: [Channel; 3],
         confirms: Confirms,
         server: ServerAddress,
@@ -55,7 +62,7 @@ impl Publisher {
         let [commands, terminal_events, progress_events] = channels;
         let mandatory = |channel| Arc::new(MandatoryChannel(Mutex::new(channel)));
         let (commands, terminal_events) = (mandatory(commands), mandatory(terminal_events));
-        Ok(Self { commands, terminal_events, progress_events, confirms, server })
+        Ok(Self { commands, terminal_events, progress_events, connection, confirms, server })
     }
 
     /// Whether messages can be published.
@@ -100,7 +107,7 @@ impl Publisher {
     ) -> Result<PublishOutcome, BrokerError> {
         let turn = self.confirms.within_limits(channel.0.lock()).await;
         let channel = turn.map_err(|cause| BrokerError { operation: "publish a message", cause })?;
-        self.confirms.publish(&channel, OutgoingMessage { exchange, key, mandatory: true, body, properties }).await
+        self.confirms.publish(&channel, Publication { exchange, key, mandatory: true, body, properties }).await
     }
 
     /// Publishes a message that must reach a queue, in a span.
@@ -128,6 +135,28 @@ impl Publisher {
         let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
         let properties = properties.with_headers(trace_headers(span.in_scope(trace).as_ref()));
         self.publish_to_queue(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties, span).await
+    }
+
+    /// Publishes commands, all before the first confirm is awaited.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] if it is not confirmed that all of them are on their queue.
+    pub async fn submit_all(&self, commands: &[SubmittedCommand<'_>]) -> Result<(), BrokerError> {
+        let messages = commands.iter().map(|command| {
+            let mut properties = BasicProperties::default()
+                .with_content_type("application/json".into())
+                .with_message_id(command.job_id.to_string().into())
+                .with_headers(trace_headers(command.trace));
+            if let Some(priority) = command.priority {
+                properties = properties.with_priority(priority);
+            }
+            (GENERATE_KEY, command.body.as_bytes(), properties)
+        });
+        let turn = self.confirms.within_limits(self.commands.0.lock()).await;
+        let channel = turn.map_err(|cause| BrokerError { operation: "publish a message", cause })?;
+        let returned = self.confirms.publish_all(&channel, COMMANDS_EXCHANGE, messages).await?;
+        require_routed(if returned.is_empty() { PublishOutcome::Routed } else { PublishOutcome::Unrouted })
     }
 
     /// Publishes a command, or with the key of cancellations a request to cancel, with the given properties.
@@ -213,6 +242,52 @@ impl Publisher {
         Ok(events.iter().map(outcome).collect())
     }
 
+    /// Publishes a message for one receiver and reports whether a queue received it. An exchange that does not exist
+    /// counts as one without queues. A message that is not kept is transient.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] if the broker has not confirmed the message.
+    pub async fn publish_message(&self, message: &OutgoingMessage) -> Result<PublishOutcome, BrokerError> {
+        let OutgoingMessage { exchange, routing_key: key, .. } = message;
+        let span = self.publish_span(exchange, key, "send");
+        let publishing = async {
+            if !exchange.is_empty() && !self.has_exchange(exchange).await? {
+                return Ok(PublishOutcome::Unrouted);
+            }
+            let body = message.body.to_string();
+            let properties = message_properties(message);
+            self.publish(&self.terminal_events, exchange, key, body.as_bytes(), properties).await
+        };
+        publish_in_span(publishing, span).await
+    }
+
+    /// Publishes a message that may be lost to an existing exchange, unless the broker blocks the connection.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`] if the broker has not confirmed the message.
+    pub async fn publish_transient(&self, message: &OutgoingMessage) -> Result<(), BrokerError> {
+        let OutgoingMessage { exchange, routing_key: key, .. } = message;
+        let (body, properties) = (message.body.to_string(), message_properties(message).with_delivery_mode(TRANSIENT));
+        let message = Publication { exchange, key, mandatory: false, body: body.as_bytes(), properties };
+        tokio::select! {
+            biased;
+            () = self.confirms.until_blocked() => Ok(()),
+            published = self.confirms.publish(&self.progress_events, message) => published.map(drop),
+        }
+    }
+
+    /// Whether an exchange exists. Checked on a channel of its own: publishing to a missing one closes the channel.
+    async fn has_exchange(&self, name: &str) -> Result<bool, BrokerError> {
+        let channel = with_timeout("open a channel", self.connection.create_channel()).await?;
+        let exists = topology::has_exchange(&channel, name).await?;
+        if exists {
+            let _ = with_timeout("close a channel", channel.close(200, "done".into())).await;
+        }
+        Ok(exists)
+    }
+
     /// Publishes an event and reports whether a queue received it.
     ///
     /// For `started` and `progress` events this is not known: the result is always [`PublishOutcome::Routed`]. They are
@@ -229,8 +304,7 @@ impl Publisher {
         let published = async {
             match event.kind {
                 EventKind::Started | EventKind::Progress => {
-                    let message =
-                        OutgoingMessage { exchange: EVENTS_EXCHANGE, key, mandatory: false, body, properties };
+                    let message = Publication { exchange: EVENTS_EXCHANGE, key, mandatory: false, body, properties };
                     tokio::select! {
                         biased;
                         () = self.confirms.until_blocked() => Ok(PublishOutcome::Routed),
@@ -244,6 +318,19 @@ impl Publisher {
         };
         publish_in_span(published, span).await
     }
+}
+
+/// A command that was stored before it is published.
+#[derive(Debug)]
+pub struct SubmittedCommand<'a> {
+    /// The id of its job.
+    pub job_id: Uuid,
+    /// The command as JSON.
+    pub body: &'a str,
+    /// The priority of its message.
+    pub priority: Option<u8>,
+    /// The trace context for its headers.
+    pub trace: Option<&'a TraceContext>,
 }
 
 /// Publishes in a span and records an error on it.
@@ -263,6 +350,21 @@ async fn publish_in_span<T>(
     }
     .instrument(span)
     .await
+}
+
+fn message_properties(message: &OutgoingMessage) -> BasicProperties {
+    let mut properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_correlation_id(message.correlation_id.as_str().into())
+        .with_headers(headers::from_json(&message.headers));
+    if let Some(reply_to) = &message.reply_to {
+        properties = properties.with_reply_to(reply_to.as_str().into());
+    }
+    if let Some(priority) = message.priority {
+        properties = properties.with_priority(priority);
+    }
+    if message.kept_if_unrouted { properties } else { properties.with_delivery_mode(TRANSIENT) }
 }
 
 fn event_properties(event: &Event) -> BasicProperties {
@@ -299,6 +401,9 @@ pub(super) fn forwarded_properties(properties: &BasicProperties) -> BasicPropert
     }
     if let Some(message_id) = properties.message_id() {
         forwarded = forwarded.with_message_id(message_id.clone());
+    }
+    if let Some(reply_to) = properties.reply_to() {
+        forwarded = forwarded.with_reply_to(reply_to.clone());
     }
     if let Some(correlation_id) = properties.correlation_id() {
         forwarded = forwarded.with_correlation_id(correlation_id.clone());

@@ -20,14 +20,15 @@ pub mod image_spec;
 pub mod job_over;
 pub mod money;
 pub mod outcome;
+pub mod outgoing;
 pub mod prompt;
 pub mod retry;
 pub mod rules;
 pub mod seed;
 pub mod state;
+pub mod strict_json;
 pub mod style;
 pub mod trace;
 pub mod upscaler;
 
 mod fields;
-mod strict_json;

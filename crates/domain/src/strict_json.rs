@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value};
 /// # Errors
 ///
 /// The input is not JSON in UTF-8, is nested deeper than 128 levels, or has a duplicate key; the error names the key.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+pub fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = StrictVisitor.deserialize(&mut deserializer)?;
     deserializer.end()?;

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use domain::command::{Command, JobKey};
-
-use domain::event::{Event, EventKind, event_id};
+use domain::event::{Event, EventKind, JobError, event_id};
 use domain::failure::JobFailureCode;
 use domain::job_over::JobOver;
 use domain::money::MicroUsd;
 use domain::outcome::ImageState;
+use domain::outgoing::OutgoingMessage;
 use domain::retry::RetryOrigin;
 use domain::state::{JobState, asset as image_step, job as step};
 use domain::style::Style;
@@ -18,12 +18,13 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, TransactionTrait, TryInsertResult,
 };
+use serde_json::Value;
 use time::OffsetDateTime;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use tracing::Instrument;
-
 use super::cancel::read_over;
+use super::outbox::insert_messages;
 use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
 
 /// A terminal event as stored with its job.
@@ -35,12 +36,14 @@ pub struct TerminalEvent {
     pub published: bool,
     /// Why the job failed; `None` if it completed.
     pub error: Option<JobFailureCode>,
+    /// Who is told about the job beside the consumers of its events: then it may have messages in the outbox.
+    pub reply: Option<Value>,
 }
 
 impl TerminalEvent {
     /// Creates the terminal event of a job that has just ended; it is not published yet.
-    pub fn new(event: Event, error: Option<JobFailureCode>) -> Self {
-        Self { event, published: false, error }
+    pub fn new(event: Event, error: Option<JobFailureCode>, reply: Option<Value>) -> Self {
+        Self { event, published: false, error, reply }
     }
 }
 
@@ -66,6 +69,8 @@ pub struct ClaimOptions<'a> {
     pub default_style: &'a Style,
     /// The engine of a new job whose command names none.
     pub default_engine: &'a str,
+    /// Who is told about a new job beside the consumers of its events.
+    pub reply: Option<&'a Value>,
 }
 
 /// A job whose lease this worker holds.
@@ -81,6 +86,8 @@ pub struct ClaimedJob {
     pub origin: Option<RetryOrigin>,
     /// Why nothing may be paid for: the job is cancelled or has expired.
     pub over: Option<JobOver>,
+    /// Who is told about it beside the consumers of its events.
+    pub reply: Option<Value>,
     /// The trace of the previous claim, if it was traced.
     pub previous_trace: Option<TraceContext>,
     /// Number of attempts that have ended.
@@ -141,22 +148,16 @@ impl Store {
         .await
     }
 
-    /// Records a job that was never claimed as failed and returns its terminal event.
+    /// Records a job that has no row as failed and returns its terminal event, with messages that are published before.
     ///
     /// Writes nothing if a job with this id is known. The job's stored terminal event is then returned only if
-    /// its `digest` is the same, so that a repeat after a crash publishes the event.
+    /// its digest is the same, so that a repeat after a crash publishes the event.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn fail_unclaimed_job(
-        &self,
-        key: JobKey,
-        digest: String,
-        code: JobFailureCode,
-        message: &str,
-        event: &Event,
-    ) -> Result<Option<Event>, StoreError> {
+    pub async fn fail_unclaimed_job(&self, failed: &UnclaimedJob<'_>) -> Result<Option<TerminalEvent>, StoreError> {
+        let UnclaimedJob { key, digest, error, event, reply, messages } = failed;
         async {
             let doing = "record an unclaimed job as failed";
             let now = OffsetDateTime::now_utc();
@@ -164,44 +165,61 @@ impl Store {
                 id: Set(key.job_id),
                 project_id: Set(key.project_id),
                 status: Set(step::FAIL_UNCLAIMED.to.as_str().to_owned()),
-                digest: Set(digest.clone()),
+                digest: Set((*digest).to_owned()),
                 total: Set(0),
                 attempts: Set(0),
                 cost_usd: Set(0.0),
-                error_code: Set(Some(code.as_str().to_owned())),
-                error_message: Set(Some(message.to_owned())),
+                error_code: Set(Some(error.code.as_str().to_owned())),
+                error_message: Set(Some(error.message.clone())),
                 trace_parent: Set(event.trace.as_ref().map(|trace| trace.parent.as_str().to_owned())),
                 terminal_type: Set(Some(event.kind.as_str().to_owned())),
                 terminal_event: Set(Some(event.body.clone())),
                 created_at: Set(now),
                 updated_at: Set(now),
                 finished_at: Set(Some(now)),
+                reply: Set(reply.cloned()),
                 ..Default::default()
             };
+            let transaction = self.db.begin().with_timeout(doing).await?;
             // An invalid command fails as such, also if its cancellation came first.
             job::Entity::delete_many()
                 .filter(job::Column::Id.eq(key.job_id))
                 .filter(job::Column::Status.eq(JobState::Cancelled.as_str()))
-                .exec(&self.db)
+                .exec(&transaction)
                 .with_timeout(doing)
                 .await?;
             let inserted = job::Entity::insert(row)
                 .on_conflict_do_nothing()
-                .exec_without_returning(&self.db)
+                .exec_without_returning(&transaction)
                 .with_timeout(doing)
                 .await?;
             if matches!(inserted, TryInsertResult::Inserted(1..)) {
-                return Ok(Some(event.clone()));
+                insert_messages(&transaction, key.job_id, messages).with_timeout(doing).await?;
             }
-            let known = job::Entity::find_by_id(key.job_id).one(&self.db).with_timeout(doing).await?;
-            Ok(known
-                .filter(|row| row.digest == digest)
-                .and_then(|row| terminal_event(&row))
-                .map(|terminal| terminal.event))
+            let row = job::Entity::find_by_id(key.job_id).one(&transaction).with_timeout(doing).await?;
+            transaction.commit().with_timeout(doing).await?;
+            Ok(row.filter(|row| row.digest == *digest).and_then(|row| terminal_event(&row)))
         }
         .instrument(self.operation_span("fail", "jobs"))
         .await
     }
+}
+
+/// A job that fails before it was claimed.
+#[derive(Debug)]
+pub struct UnclaimedJob<'a> {
+    /// The ids of the job and of its project.
+    pub key: JobKey,
+    /// The digest of its command, or of the message if that is not a valid command.
+    pub digest: &'a str,
+    /// Why it failed.
+    pub error: &'a JobError,
+    /// The terminal event.
+    pub event: &'a Event,
+    /// Who is told about it beside the consumers of its events.
+    pub reply: Option<&'a Value>,
+    /// Messages that are published before the terminal event.
+    pub messages: &'a [OutgoingMessage],
 }
 
 async fn claim_in_transaction(
@@ -212,10 +230,12 @@ async fn claim_in_transaction(
 ) -> Result<Claim, DbErr> {
     let digest = command.digest();
     // The insert comes first: it takes the write lock at once, and only one of two concurrent claims inserts.
-    let inserted =
-        job::Entity::insert(new_job_row(command, &digest)).on_conflict_do_nothing().exec_without_returning(db).await?;
+    let inserted = job::Entity::insert(new_job_row(command, &digest, terms.reply))
+        .on_conflict_do_nothing()
+        .exec_without_returning(db)
+        .await?;
     let inserted = matches!(inserted, TryInsertResult::Inserted(1..));
-    let new = inserted || fill_remembered_job(db, command, &digest).await?;
+    let new = inserted || fill_remembered_job(db, command, &digest, terms.reply).await?;
     if new {
         settle_defaults(db, command, terms).await?;
         asset::Entity::insert_many(new_asset_rows(command)).exec_without_returning(db).await?;
@@ -227,12 +247,13 @@ async fn claim_in_transaction(
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Ended(terminal));
     }
-    // The rows of a job that makes images again are written before its command is published.
-    let submitted = row.retry_of.is_some() && row.lease_token == 0;
+    // The rows of a submitted job are written before its command is published.
+    let submitted = !new && row.lease_token == 0;
     if submitted {
         settle_defaults(db, command, terms).await?;
         job::Entity::update_many()
             .col_expr(job::Column::CreatedAt, Expr::value(OffsetDateTime::now_utc()))
+            .col_expr(job::Column::DueAtMs, Expr::value(Option::<i64>::None))
             .filter(job::Column::Id.eq(row.id))
             .filter(job::Column::LeaseToken.eq(0))
             .exec(db)
@@ -270,6 +291,7 @@ async fn claim_in_transaction(
         first_claim: new || submitted,
         origin: retry_origin(&row, &rows),
         over,
+        reply: row.reply.clone(),
         previous_trace,
         attempts: to_u32(row.attempts),
         cost: MicroUsd::from_usd(row.cost_usd),
@@ -322,7 +344,7 @@ async fn settle_defaults(db: &DatabaseTransaction, command: &Command, terms: Cla
         .map(drop)
 }
 
-pub(super) fn new_job_row(command: &Command, digest: &str) -> job::ActiveModel {
+pub(super) fn new_job_row(command: &Command, digest: &str, reply: Option<&Value>) -> job::ActiveModel {
     let now = OffsetDateTime::now_utc();
     job::ActiveModel {
         id: Set(command.job_id),
@@ -334,6 +356,7 @@ pub(super) fn new_job_row(command: &Command, digest: &str) -> job::ActiveModel {
         attempts: Set(0),
         cost_usd: Set(0.0),
         expires_at_ms: Set(expires_at_ms(command)),
+        reply: Set(reply.cloned()),
         created_at: Set(now),
         updated_at: Set(now),
         ..Default::default()
@@ -346,14 +369,20 @@ fn expires_at_ms(command: &Command) -> Option<i64> {
 }
 
 /// Fills the row of a job that was cancelled before its command arrived. Returns whether there was such a row.
-async fn fill_remembered_job(db: &DatabaseTransaction, command: &Command, digest: &str) -> Result<bool, DbErr> {
-    let row = new_job_row(command, digest);
+async fn fill_remembered_job(
+    db: &DatabaseTransaction,
+    command: &Command,
+    digest: &str,
+    reply: Option<&Value>,
+) -> Result<bool, DbErr> {
+    let row = new_job_row(command, digest, reply);
     let filled = job::Entity::update_many()
         .col_expr(job::Column::ProjectId, Expr::value(command.project_id))
         .col_expr(job::Column::Digest, Expr::value(digest))
         .col_expr(job::Column::Command, Expr::value(row.command.unwrap()))
         .col_expr(job::Column::Total, Expr::value(row.total.unwrap()))
         .col_expr(job::Column::ExpiresAtMs, Expr::value(expires_at_ms(command)))
+        .col_expr(job::Column::Reply, Expr::value(reply.cloned()))
         .col_expr(job::Column::CreatedAt, Expr::value(OffsetDateTime::now_utc()))
         .filter(job::Column::Id.eq(command.job_id))
         .filter(job::Column::Status.eq(JobState::Cancelled.as_str()))
@@ -389,5 +418,5 @@ pub(super) fn terminal_event(row: &job::Model) -> Option<TerminalEvent> {
     let kind = EventKind::parse(row.terminal_type.as_deref()?)?;
     let event = Event::from_stored(kind, event_id(row.id, kind, None), row.terminal_event.clone()?);
     let error = row.error_code.as_deref().and_then(|code| code.parse().ok());
-    Some(TerminalEvent { event, published: row.published_at.is_some(), error })
+    Some(TerminalEvent { event, published: row.published_at.is_some(), error, reply: row.reply.clone() })
 }

@@ -4,6 +4,7 @@ use domain::event::{Event, JobError};
 use domain::failure::JobFailureCode;
 use domain::job_over::JobOver;
 use domain::outcome::ImageState;
+use domain::outgoing::OutgoingMessage;
 use domain::state::{JobState, job as step};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
@@ -16,6 +17,7 @@ use super::cancel::read_over;
 use super::claim::{TerminalEvent, terminal_event};
 use super::image::mark_failed;
 use super::lease::precondition;
+use super::outbox::insert_messages;
 use super::{Lease, QueryExt, Store, StoreError, job};
 
 /// The end of a job.
@@ -31,6 +33,8 @@ pub struct JobEnd<'a> {
     pub cost_usd: f64,
     /// The terminal event.
     pub event: &'a Event,
+    /// Messages that are published before the terminal event.
+    pub messages: &'a [OutgoingMessage],
 }
 
 /// The result of ending a job.
@@ -49,6 +53,8 @@ pub struct KnownJob {
     pub terminal_event: Option<TerminalEvent>,
     /// Whether a worker has claimed it and neither ended nor released it. That worker is running it or was lost.
     pub is_running: bool,
+    /// Whether a worker has claimed it. The rows of a job that was submitted are written before.
+    pub was_claimed: bool,
 }
 
 /// Maximum number of events of one query; a terminal event can take a megabyte.
@@ -62,7 +68,7 @@ pub struct UnpublishedEvent {
     /// When the job ended.
     pub finished_at: OffsetDateTime,
     /// The event.
-    pub event: Event,
+    pub terminal: TerminalEvent,
 }
 
 impl Store {
@@ -106,6 +112,7 @@ impl Store {
                     mark_failed(&transaction, *id, failure).with_timeout(doing).await?;
                 }
             }
+            insert_messages(&transaction, ending.lease.job_id, ending.messages).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await?;
             Ok(Finish::Stored)
         }
@@ -113,14 +120,18 @@ impl Store {
         .await
     }
 
-    /// Finds a job; `None` if it has no row: no worker has claimed it or recorded its failure.
+    /// Finds a job; `None` if it has no row: it was not submitted, claimed, or recorded as failed.
     pub async fn find_job(&self, job_id: Uuid) -> Result<Option<KnownJob>, StoreError> {
         async {
             // A job of which only the cancellation is known was never claimed.
             let claimed = job::Column::Status.ne(JobState::Cancelled.as_str());
             let row = job::Entity::find_by_id(job_id).filter(claimed).one(&self.db).with_timeout("find a job").await?;
             let is_running = |row: &job::Model| row.status == JobState::Running.as_str();
-            Ok(row.map(|row| KnownJob { terminal_event: terminal_event(&row), is_running: is_running(&row) }))
+            Ok(row.map(|row| KnownJob {
+                terminal_event: terminal_event(&row),
+                is_running: is_running(&row),
+                was_claimed: row.lease_token > 0,
+            }))
         }
         .instrument(self.operation_span("find", "jobs"))
         .await
@@ -149,7 +160,7 @@ impl Store {
         let rows = query.all(&self.db).with_timeout("find unpublished terminal events").await?;
         let event = |row: &job::Model| {
             let (job_id, finished_at) = (row.id, row.finished_at?);
-            Some(UnpublishedEvent { job_id, finished_at, event: terminal_event(row)?.event })
+            Some(UnpublishedEvent { job_id, finished_at, terminal: terminal_event(row)? })
         };
         Ok(rows.iter().filter_map(event).collect())
     }

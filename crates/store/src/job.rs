@@ -34,6 +34,8 @@ pub(super) struct Model {
     pub(super) expires_at_ms: Option<i64>,
     pub(super) publish_due_at: Option<TimeDateTimeWithTimeZone>,
     pub(super) retry_of: Option<Uuid>,
+    pub(super) reply: Option<Json>,
+    pub(super) due_at_ms: Option<i64>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

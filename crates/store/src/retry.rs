@@ -5,28 +5,14 @@ use domain::retry::{Retry, RetrySource};
 use domain::state::{JobState, job as step};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::Expr;
-use sea_orm::{
-    ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait, TryInsertResult,
-};
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait};
 use time::OffsetDateTime;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::claim::{new_asset_rows, new_job_row};
+use super::submit::{Submission, insert_submitted};
 use super::{QueryExt, Store, StoreError, asset, job};
-
-/// What the row of a submitted job says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Submission {
-    /// It waits for its first claim: its command is to be published.
-    Waiting,
-    /// It was claimed, and has not ended.
-    Running,
-    /// It has ended.
-    Ended,
-    /// It is a job with other images, or was cancelled before it was submitted. Nothing was written.
-    Conflict,
-}
 
 impl Store {
     /// Reads a job whose images may be made again; `None` if it is not known, or its command was invalid.
@@ -111,30 +97,19 @@ impl Store {
             let Retry { command, origin, seed_indexes } = retry;
             let digest = command.digest();
             let transaction = self.db.begin().with_timeout(doing).await?;
-            let mut row = new_job_row(command, &digest);
-            row.status = Set(step::SUBMIT.to.as_str().to_owned());
-            row.retry_of = Set(Some(origin.retry_of));
-            let inserted = job::Entity::insert(row)
-                .on_conflict_do_nothing()
-                .exec_without_returning(&transaction)
-                .with_timeout(doing)
-                .await?;
-            if matches!(inserted, TryInsertResult::Inserted(1..)) {
-                let index = |index: u32| Set(i32::try_from(index).ok());
-                let origins = origin.original_indexes.iter().zip(seed_indexes);
-                let rows = new_asset_rows(command).zip(origins).map(|(row, (original_index, seed_index))| {
-                    asset::ActiveModel { original_index: index(*original_index), seed_index: index(*seed_index), ..row }
-                });
-                asset::Entity::insert_many(rows).exec_without_returning(&transaction).with_timeout(doing).await?;
-            }
-            let row = job::Entity::find_by_id(command.job_id).one(&transaction).with_timeout(doing).await?;
+            let row = job::ActiveModel {
+                status: Set(step::SUBMIT.to.as_str().to_owned()),
+                retry_of: Set(Some(origin.retry_of)),
+                ..new_job_row(command, &digest, None)
+            };
+            let index = |index: u32| Set(i32::try_from(index).ok());
+            let origins = origin.original_indexes.iter().zip(seed_indexes);
+            let assets = new_asset_rows(command).zip(origins).map(|(row, (original_index, seed_index))| {
+                asset::ActiveModel { original_index: index(*original_index), seed_index: index(*seed_index), ..row }
+            });
+            let submission = insert_submitted(&transaction, row, assets).with_timeout(doing).await?;
             transaction.commit().with_timeout(doing).await?;
-            Ok(match row {
-                Some(row) if row.digest != digest => Submission::Conflict,
-                Some(row) if row.terminal_event.is_some() => Submission::Ended,
-                Some(row) if row.lease_token > 0 => Submission::Running,
-                Some(_) | None => Submission::Waiting,
-            })
+            Ok(submission)
         }
         .instrument(self.operation_span("insert", "jobs"))
         .await

@@ -10,6 +10,7 @@ use domain::event::{Event, JobError};
 use domain::failure::ImageFailureCode;
 use domain::job_over::JobOver;
 use domain::outcome::{ImageFailure, ImageState};
+use domain::outgoing::OutgoingMessage;
 use domain::retry::RetryOrigin;
 use domain::state::{JobState, RowState, job as step};
 use domain::trace::TraceContext;
@@ -18,6 +19,7 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Statement,
     TransactionTrait,
 };
+use serde_json::Value;
 use time::OffsetDateTime;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -27,6 +29,7 @@ use super::claim::{retry_origin, terminal_event};
 use super::dialect::Dialect;
 use super::finish::UnpublishedEvent;
 use super::lease::{now_ms, precondition};
+use super::outbox::insert_messages;
 use super::{QueryExt, Store, StoreError, asset, job};
 
 /// A cancelled or expired job that no worker holds.
@@ -34,8 +37,10 @@ use super::{QueryExt, Store, StoreError, asset, job};
 pub struct DueJob {
     /// Its command.
     pub command: Command,
-    /// Why it is over.
-    pub over: JobOver,
+    /// Why it is over; `None` if it is not, but was read to end it.
+    pub over: Option<JobOver>,
+    /// Who is told about it beside the consumers of its events.
+    pub reply: Option<Value>,
     /// Where its images come from, if it makes images of another job again.
     pub origin: Option<RetryOrigin>,
     /// What it has cost, in USD.
@@ -60,6 +65,8 @@ pub struct EndedJob<'a> {
     pub error: Option<JobError>,
     /// The terminal event.
     pub event: Event,
+    /// Messages that are published before the terminal event.
+    pub messages: Vec<OutgoingMessage>,
 }
 
 impl Store {
@@ -122,6 +129,29 @@ impl Store {
         .await
     }
 
+    /// Reads a job that was submitted and has not been claimed or ended; `None` if there is no such job.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if it cannot be read.
+    pub async fn read_unclaimed_job(&self, job_id: Uuid) -> Result<Option<DueJob>, StoreError> {
+        let doing = "read a job";
+        let row = job::Entity::find_by_id(job_id)
+            .filter(job::Column::Status.eq(JobState::Waiting.as_str()))
+            .filter(job::Column::LeaseToken.eq(0))
+            .one(&self.db)
+            .with_timeout(doing)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let images = asset::Entity::find()
+            .filter(asset::Column::JobId.eq(job_id))
+            .order_by_asc(asset::Column::Index)
+            .all(&self.db)
+            .with_timeout(doing)
+            .await?;
+        Ok(due_job(&row, &images))
+    }
+
     /// Ends jobs that were waiting, in one transaction; their events are due to be published. Returns the number of jobs
     /// that had not been claimed or ended meanwhile.
     ///
@@ -134,7 +164,7 @@ impl Store {
             let now = OffsetDateTime::now_utc();
             let transaction = self.db.begin().with_timeout(doing).await?;
             let mut ids = Vec::new();
-            for EndedJob { job: due, error, event } in ended {
+            for EndedJob { job: due, error, event, messages } in ended {
                 let transition = if error.is_none() { step::COMPLETE_WAITING } else { step::FAIL_WAITING };
                 let job_id = due.command.job_id;
                 let updated = job::Entity::update_many()
@@ -147,6 +177,7 @@ impl Store {
                     .col_expr(job::Column::TerminalType, Expr::value(event.kind.as_str()))
                     .col_expr(job::Column::TerminalEvent, Expr::value(event.body.as_str()))
                     .col_expr(job::Column::PublishDueAt, Expr::value(now))
+                    .col_expr(job::Column::DueAtMs, Expr::value(Option::<i64>::None))
                     .col_expr(job::Column::UpdatedAt, Expr::value(now))
                     .col_expr(job::Column::FinishedAt, Expr::value(now))
                     .filter(job::Column::Id.eq(job_id))
@@ -156,6 +187,7 @@ impl Store {
                     .with_timeout(doing)
                     .await?;
                 if updated.rows_affected == 1 {
+                    insert_messages(&transaction, job_id, messages).with_timeout(doing).await?;
                     ids.push(job_id);
                 }
             }
@@ -213,7 +245,7 @@ impl Store {
             .await?;
         let event = |row: &job::Model| {
             let (job_id, finished_at) = (row.id, row.finished_at?);
-            Some(UnpublishedEvent { job_id, finished_at, event: terminal_event(row)?.event })
+            Some(UnpublishedEvent { job_id, finished_at, terminal: terminal_event(row)? })
         };
         Ok(rows.iter().filter_map(event).collect())
     }
@@ -264,7 +296,8 @@ fn due_job(row: &job::Model, images: &[asset::Model]) -> Option<DueJob> {
         |image: &asset::Model| image.status != RowState::Completed.as_str() && image.file_path.is_some();
     let needs_claim = row.status == JobState::Running.as_str() || images.iter().any(may_have_file);
     Some(DueJob {
-        over: over_of(row)?,
+        over: over_of(row),
+        reply: row.reply.clone(),
         origin: retry_origin(row, images),
         cost_usd: row.cost_usd,
         created_at: row.created_at,

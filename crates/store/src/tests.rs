@@ -2,7 +2,7 @@
 //! refused key.
 
 use domain::command::{Command, JobConfig};
-use domain::event::{Event, EventContext, Totals};
+use domain::event::{Event, EventContext, JobError, Totals};
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::money::MicroUsd;
 use domain::outcome::{ImageFailure, ImageState};
@@ -65,8 +65,12 @@ async fn job_started_by_an_older_version_continues() {
     assert!(store.migrate().await.expect("apply the other migrations") > 0);
 
     let usual_style = Style { steps: Some(40), ..Style::default() };
-    let terms =
-        ClaimOptions { lease_duration: Duration::from_secs(12), default_style: &usual_style, default_engine: "core" };
+    let terms = ClaimOptions {
+        lease_duration: Duration::from_secs(12),
+        default_style: &usual_style,
+        default_engine: "core",
+        reply: None,
+    };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("the job was not acquired")
     };
@@ -111,7 +115,8 @@ async fn engine_is_settled_at_the_first_claim() {
     store.migrate().await.expect("migrate");
     let style = Style::default();
     let claim_engine = async |command: &Command, default_engine| {
-        let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style, default_engine };
+        let terms =
+            ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style, default_engine, reply: None };
         let claim = store.claim(command, None, terms).await.expect("claim the job");
         let Claim::Acquired(job) = claim else { panic!("the job is not acquired") };
         store.release(job.lease, true).await.expect("release the job");
@@ -139,7 +144,7 @@ async fn former_lease_holder_cannot_write() {
     let command = one_image_command();
     let style = Style::default();
     let claim = async |lease| {
-        let terms = ClaimOptions { lease_duration: lease, default_style: &style, default_engine: "core" };
+        let terms = ClaimOptions { lease_duration: lease, default_style: &style, default_engine: "core", reply: None };
         store.claim(&command, None, terms).await.expect("claim the job")
     };
     // A lease of zero duration has expired at the next tick of the database's clock.
@@ -162,7 +167,7 @@ async fn former_lease_holder_cannot_write() {
     };
     let context = EventContext { key: command.key(), trace: None, time: former.created_at };
     let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, None);
-    let ending = JobEnd { lease: former.lease, images: &[], error: None, cost_usd: 0.0, event: &event };
+    let ending = JobEnd { lease: former.lease, images: &[], error: None, cost_usd: 0.0, event: &event, messages: &[] };
     let paid = LeasedImage { lease: former.lease, asset_id: image };
     let payer = Payer { key: &KeyHash::new(&"sk-key".into()), probe: None };
     let outcomes = [
@@ -221,6 +226,7 @@ async fn no_cost_is_reserved_while_paused() {
         lease_duration: Duration::from_mins(1),
         default_style: &Style::default(),
         default_engine: "core",
+        reply: None,
     };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("a new job was not acquired")
@@ -248,7 +254,12 @@ async fn no_cost_is_reserved_while_paused() {
 /// Two jobs with one image each, leased for a minute.
 async fn claim_two_jobs(store: &Store) -> [LeasedImage; 2] {
     let style = Style::default();
-    let terms = ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style, default_engine: "core" };
+    let terms = ClaimOptions {
+        lease_duration: Duration::from_mins(1),
+        default_style: &style,
+        default_engine: "core",
+        reply: None,
+    };
     let claim = async |id| {
         let command = Command { job_id: uuid::Uuid::from_u128(id), ..one_image_command() };
         let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
@@ -355,8 +366,9 @@ async fn lists_are_read_in_pages_by_index() {
         let key = domain::command::JobKey { job_id: uuid::Uuid::from_u128(number), project_id: 1 };
         let context = EventContext { key, trace: None, time: time::OffsetDateTime::now_utc() };
         let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, None);
-        let code = JobFailureCode::InvalidRequest;
-        store.fail_unclaimed_job(key, "digest".to_owned(), code, "no", &event).await.expect("record a job");
+        let error = &JobError { code: JobFailureCode::InvalidRequest, message: "no".to_owned() };
+        let job = UnclaimedJob { key, digest: "digest", error, event: &event, reply: None, messages: &[] };
+        store.fail_unclaimed_job(&job).await.expect("record a job");
     }
     // The pages are complete also if several jobs have the same time.
     store

@@ -1,11 +1,11 @@
-//! Handles messages that the broker dead-lettered because their delivery limit was exceeded.
+//! Handles messages that the broker itself dead-lettered: their delivery limit was exceeded, or they expired.
 //!
-//! Such a command was delivered too often without being settled: its worker crashed or was lost each time.
+//! A command exceeds its delivery limit if its worker crashes or is lost each time.
 
 use std::time::Duration;
 
-use broker::{CommandStream, Message, Settlement};
-use domain::command::{Command, InvalidCommand, JobKey};
+use broker::{BrokerDeath, CommandStream, Message, Settlement};
+use domain::command::JobKey;
 use domain::digest;
 use domain::event::JobError;
 use domain::failure::JobFailureCode;
@@ -13,9 +13,12 @@ use store::KnownJob;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{Instrument, error, info_span, warn};
+use uuid::Uuid;
 
 use crate::error_chain::error_chain;
 use crate::handler::{CommandHandler, HandleError};
+use crate::incoming::{Incoming, Rejected};
+use crate::sweep::end_waiting;
 use crate::telemetry::metrics::DeadLetterReason;
 use crate::telemetry::trace;
 
@@ -43,31 +46,37 @@ pub(crate) async fn handle_delivery_limit_queue(mut messages: CommandStream, han
 }
 
 async fn handle_message(handler: CommandHandler, message: Message) -> Settlement {
-    if !message.exceeded_delivery_limit() {
-        // Dead-lettered by a worker, which has already handled its job.
-        return Settlement::Acknowledge;
-    }
+    // Dead-lettered by a worker, which has already handled its job.
+    let Some(death) = message.broker_death() else { return Settlement::Acknowledge };
     let span = handler.consumer_span("process", "consumer", &message);
     trace::set_parent(&span, message.trace().as_ref());
-    match fail_or_resume_job(&handler, &message).instrument(span).await {
+    match fail_or_resume_job(&handler, &message, death).instrument(span).await {
         Ok(()) => Settlement::Acknowledge,
         Err(error) => {
             let error = error_chain(&error);
-            warn!(error, delay = ?RETRY_DELAY, "handling a command that exceeded its delivery limit failed; retrying");
+            warn!(error, delay = ?RETRY_DELAY, "handling a dead-lettered command failed; retrying");
             Settlement::Requeue
         }
     }
 }
 
-/// Requeues the command of an unfinished job. Any other command stays dead-lettered: the terminal event of a finished
-/// job is published again, and an unknown job is recorded as failed.
-async fn fail_or_resume_job(handler: &CommandHandler, message: &Message) -> Result<(), HandleError> {
-    let (key, digest) = match Command::parse(&message.body, &handler.rules) {
-        Ok(command) => (Some(command.key()), command.digest()),
-        Err(InvalidCommand { key, .. }) => (key, digest::sha256(&message.body)),
+/// Requeues the command of an unfinished job. Any other command stays dead-lettered: what follows the end of a finished
+/// job is published again, and a job that was never claimed fails.
+async fn fail_or_resume_job(
+    handler: &CommandHandler,
+    message: &Message,
+    death: BrokerDeath,
+) -> Result<(), HandleError> {
+    let (key, digest, reply) = match handler.parse(message) {
+        Ok(Incoming { command, reply, .. }) => (Some(command.key()), command.digest(), reply),
+        Err(Rejected { invalid, reply }) => (invalid.key, digest::sha256(&message.body), reply),
     };
+    let error = death_error(death);
     let Some(key) = key else {
-        record_dead_letter(handler);
+        if let Some(reply) = reply {
+            handler.publish_failure(&reply, error.code.as_str(), &error.message).await?;
+        }
+        record_dead_letter(handler, death);
         return Ok(());
     };
     let JobKey { job_id, project_id } = key;
@@ -75,28 +84,59 @@ async fn fail_or_resume_job(handler: &CommandHandler, message: &Message) -> Resu
     let span = info_span!("job", job.id = %job_id, project.id = project_id);
     let ending = async {
         match handler.store().find_job(job_id).await? {
-            Some(KnownJob { terminal_event: None, .. }) => {
+            Some(KnownJob { terminal_event: Some(terminal), .. }) => {
+                handler.publish_end(job_id, &terminal, reply.as_ref()).await?;
+            }
+            Some(KnownJob { was_claimed, .. })
+                if was_claimed || !end_unclaimed_job(handler, job_id, &error).await? =>
+            {
                 handler.publisher.requeue_at_end(message).await?;
-                warn!("delivery limit exceeded; the command of the unfinished job is requeued");
+                warn!(?death, "the broker gave up the command of an unfinished job; the command is requeued");
                 return Ok(());
             }
-            Some(KnownJob { terminal_event: Some(terminal), .. }) => {
-                handler.publish_terminal_event(job_id, &terminal).await?;
-            }
-            None => {
-                let code = JobFailureCode::AttemptsExhausted;
-                let reason = "the delivery limit of its command was exceeded: its worker crashed or was lost each time";
-                handler.fail_unstarted_job(message, key, digest, JobError { code, message: reason.to_owned() }).await?;
-            }
+            // A sweep publishes its terminal event.
+            Some(_) => {}
+            None => handler.fail_unstarted_job(message, key, &digest, &error, reply.as_ref()).await?,
         }
-        record_dead_letter(handler);
+        record_dead_letter(handler, death);
         Ok(())
     };
     ending.instrument(span).await
 }
 
+/// Why a job fails whose command the broker gave up before a worker has claimed it.
+fn death_error(death: BrokerDeath) -> JobError {
+    match death {
+        BrokerDeath::Expired => JobError {
+            code: JobFailureCode::Expired,
+            message: "the time to live of its command passed on the queue".to_owned(),
+        },
+        BrokerDeath::DeliveryLimit => JobError {
+            code: JobFailureCode::AttemptsExhausted,
+            message: "the delivery limit of its command was exceeded: its worker crashed or was lost each time"
+                .to_owned(),
+        },
+    }
+}
+
+/// Fails a job whose rows were written before its command was published. Returns false if a worker has claimed it.
+async fn end_unclaimed_job(handler: &CommandHandler, job_id: Uuid, error: &JobError) -> Result<bool, HandleError> {
+    let Some(job) = handler.store().read_unclaimed_job(job_id).await? else { return Ok(false) };
+    let ended = end_waiting(&job, Some(error.clone()));
+    Ok(handler.store().end_waiting_jobs(&[ended]).await? == 1)
+}
+
 /// Must be called last: if an earlier step fails, the message is handled again and would be counted twice.
-fn record_dead_letter(handler: &CommandHandler) {
-    handler.metrics().record_dead_letter(DeadLetterReason::DeliveryLimit);
-    error!("delivery limit exceeded; the command stays dead-lettered");
+fn record_dead_letter(handler: &CommandHandler, death: BrokerDeath) {
+    let reason = match death {
+        BrokerDeath::Expired => {
+            warn!("the command expired on the queue; it stays dead-lettered");
+            DeadLetterReason::Expired
+        }
+        BrokerDeath::DeliveryLimit => {
+            error!("delivery limit exceeded; the command stays dead-lettered");
+            DeadLetterReason::DeliveryLimit
+        }
+    };
+    handler.metrics().record_dead_letter(reason);
 }

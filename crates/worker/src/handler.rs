@@ -1,24 +1,29 @@
 //! Handles one message: parses it, runs its job, publishes the terminal event and settles the message.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker::{BrokerError, CONSUME_DESTINATION, GENERATE_KEY, Message, PublishOutcome, Publisher, Settlement};
-use domain::command::{Command, InvalidCommand, JobKey};
+use celery::Reply;
+use domain::command::{Command, JobKey};
 use domain::digest;
 use domain::event::{Event, EventContext, JobError, Totals};
 use domain::failure::JobFailureCode;
 use domain::rules::Rules;
-use store::{Store, StoreError, TerminalEvent};
+use store::{Store, StoreError, Submission, TerminalEvent, UnclaimedJob};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{Instrument, Span, info, info_span, warn};
 use uuid::Uuid;
 
+use crate::celery_node::CeleryNode;
 use crate::error_chain::error_chain;
 use crate::event_sink::{EventSink, PublishError};
 use crate::failpoint;
+use crate::incoming::{self, Incoming, Rejected};
 use crate::job::{JobOutcome, JobRunError, JobRunner, RunOptions, record_outcome};
-use crate::settings::JobSettings;
+use crate::replies::{ReplyError, publish_all, publish_outbox};
+use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::{DeadLetterReason, ErrorCode, Metrics, OUTCOME_ERROR, Stage};
 use crate::telemetry::trace;
@@ -37,6 +42,8 @@ pub(crate) enum HandleError {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Reply(#[from] ReplyError),
 }
 
 impl ErrorCode for HandleError {
@@ -46,6 +53,7 @@ impl ErrorCode for HandleError {
             Self::Store(error) => error.code(),
             Self::Broker(error) => error.code(),
             Self::Publish(error) => error.code(),
+            Self::Reply(error) => error.code(),
         }
     }
 }
@@ -58,7 +66,9 @@ type OutcomeLabels = (&'static str, &'static str);
 pub struct CommandHandler {
     runner: JobRunner,
     pub(crate) publisher: Publisher,
-    pub(crate) rules: Rules,
+    rules: Arc<Rules>,
+    celery_tasks: Arc<[String]>,
+    celery_node: CeleryNode,
     /// The delay before a failed command is delivered again.
     failure_delay: Duration,
     /// The delay before a command whose job is leased elsewhere is delivered again.
@@ -68,11 +78,19 @@ pub struct CommandHandler {
 }
 
 impl CommandHandler {
-    /// Creates a handler; its delays are derived from `jobs`.
-    pub fn new(runner: JobRunner, publisher: Publisher, rules: Rules, jobs: &JobSettings) -> Self {
+    /// Creates a handler; its delays are derived from the settings.
+    pub(crate) fn new(
+        runner: JobRunner,
+        publisher: Publisher,
+        rules: Rules,
+        celery_node: CeleryNode,
+        settings: &Settings,
+    ) -> Self {
+        let jobs = &settings.jobs;
         let leased_delay = jobs.leased_delay();
         let (failure_delay, lease_wait) = (jobs.job_retry_delay(1), jobs.lease + leased_delay);
-        Self { runner, publisher, rules, failure_delay, leased_delay, lease_wait }
+        let (rules, celery_tasks) = (Arc::new(rules), settings.celery_tasks.clone().into());
+        Self { runner, publisher, rules, celery_tasks, celery_node, failure_delay, leased_delay, lease_wait }
     }
 
     /// Handles one message and settles it.
@@ -94,28 +112,39 @@ impl CommandHandler {
                 self.parse(&message)
             };
             let (span, handled) = match parsing.instrument(self.consumer_span("receive", "client", &message)).await {
-                Ok(command) => {
+                Ok(Incoming { command, due_at, reply }) => {
                     let span = trace::job_span(&command);
-                    let trace = message.trace();
+                    let (trace, stored_reply) = (message.trace(), reply.as_ref().map(Reply::to_stored));
                     let lease_wait = if message.was_redelivered() { self.lease_wait } else { Duration::ZERO };
-                    let options = RunOptions { trace: trace.as_ref(), urgent: message.is_urgent(), lease_wait };
+                    let options = RunOptions {
+                        trace: trace.as_ref(),
+                        urgent: message.is_urgent(),
+                        reply: stored_reply.as_ref(),
+                        lease_wait,
+                    };
                     let running = async {
+                        if let Some(due_at) = due_at.filter(|due_at| *due_at > OffsetDateTime::now_utc())
+                            && self.submit_for_later(&command, due_at, options).await?
+                        {
+                            return Ok((Settlement::Acknowledge, ("scheduled", "")));
+                        }
                         if message.is_last_delivery() && self.may_have_lost_worker(command.job_id).await? {
                             // Republished: losing one more worker would exceed the delivery limit. The row of a known
                             // job counts its lost workers. A job that its workers released goes on.
-                            return self
-                                .apply_outcome(&message, &command, JobOutcome::RetryAfter(self.leased_delay))
-                                .await;
+                            let outcome = JobOutcome::RetryAfter(self.leased_delay);
+                            return self.apply_outcome(&message, &command, reply.as_ref(), outcome).await;
                         }
+                        let running = self.celery_node.start(&command, reply.as_ref());
                         let outcome = self.runner.run(&command, options, &self.publisher, &shutdown).await;
+                        drop(running);
                         record_outcome(outcome.as_ref());
-                        self.apply_outcome(&message, &command, outcome?).await
+                        self.apply_outcome(&message, &command, reply.as_ref(), outcome?).await
                     };
                     (span.clone(), running.instrument(span).await)
                 }
-                Err(invalid) => {
-                    trace::set_error(JobFailureCode::InvalidRequest.as_str(), &invalid.to_string());
-                    (Span::current(), self.reject(&message, invalid).await)
+                Err(rejected) => {
+                    trace::set_error(JobFailureCode::InvalidRequest.as_str(), &rejected.invalid.to_string());
+                    (Span::current(), self.reject(&message, rejected).await)
                 }
             };
             let settlement = match handled {
@@ -186,16 +215,26 @@ impl CommandHandler {
     ///
     /// # Errors
     ///
-    /// [`InvalidCommand`] lists every rule that the body or the properties violate.
-    fn parse(&self, message: &Message) -> Result<Command, InvalidCommand> {
-        let parsed = Command::parse(&message.body, &self.rules);
-        let Some(violation) = message.unsupported_encoding() else { return parsed };
-        let (mut violations, key) = match parsed {
-            Ok(command) => (Vec::new(), Some(command.key())),
-            Err(InvalidCommand { violations, key }) => (violations, key),
-        };
-        violations.insert(0, violation);
-        Err(InvalidCommand { violations, key })
+    /// [`Rejected`] lists every rule that the body or the properties violate.
+    pub(crate) fn parse(&self, message: &Message) -> Result<Incoming, Rejected> {
+        incoming::parse(message, &self.rules, &self.celery_tasks)
+    }
+
+    /// Writes the rows of a job that is due later; a sweep publishes its command then. Returns false if the job has to
+    /// be run instead: its id is known, and it was claimed, has ended or was cancelled.
+    async fn submit_for_later(
+        &self,
+        command: &Command,
+        due_at: OffsetDateTime,
+        options: RunOptions<'_>,
+    ) -> Result<bool, StoreError> {
+        let submission = self.store().submit_for_later(command, due_at, options.trace, options.reply).await?;
+        let is_waiting = submission == Submission::Waiting;
+        if is_waiting {
+            failpoint::reach("after_submission").await;
+            info!(%due_at, "job is due later; its command is kept in the database");
+        }
+        Ok(is_waiting)
     }
 
     /// Whether the last worker that claimed the job has not released it.
@@ -208,12 +247,13 @@ impl CommandHandler {
         &self,
         message: &Message,
         command: &Command,
+        reply: Option<&Reply>,
         outcome: JobOutcome,
     ) -> Result<(Settlement, OutcomeLabels), HandleError> {
         let labels = outcome.labels();
         let settlement = match outcome {
             JobOutcome::Ended(terminal) | JobOutcome::AlreadyEnded(terminal) => {
-                self.publish_terminal_event(command.job_id, &terminal).await?;
+                self.publish_end(command.job_id, &terminal, reply).await?;
                 failpoint::reach("after_event").await;
                 if terminal.error == Some(JobFailureCode::AttemptsExhausted) {
                     self.publisher.dead_letter(message, JobFailureCode::AttemptsExhausted.as_str()).await?;
@@ -248,6 +288,10 @@ impl CommandHandler {
             }
             JobOutcome::Conflict => {
                 warn!("job id belongs to another command; command dead-lettered");
+                if let Some(reply) = reply {
+                    let reason = "the job id belongs to another command";
+                    self.publish_failure(reply, CONFLICT_REASON, reason).await?;
+                }
                 self.publisher.dead_letter(message, CONFLICT_REASON).await?;
                 self.metrics().record_dead_letter(DeadLetterReason::JobIdConflict);
                 Settlement::Acknowledge
@@ -256,12 +300,27 @@ impl CommandHandler {
         Ok((settlement, labels))
     }
 
-    /// Publishes the terminal event of a job with a publisher confirm. An unroutable event is kept with the job.
-    pub(crate) async fn publish_terminal_event(
+    /// Publishes what follows the end of a job, with publisher confirms: linked tasks, results, and the terminal event. An
+    /// unroutable event is kept with the job. `reply` is that of a message for the job, who is told too.
+    pub(crate) async fn publish_end(
         &self,
         job_id: Uuid,
         terminal: &TerminalEvent,
+        reply: Option<&Reply>,
     ) -> Result<(), HandleError> {
+        failpoint::reach("before_replies").await;
+        let stored = terminal.reply.as_ref().and_then(Reply::from_stored);
+        if stored.is_some() {
+            publish_outbox(self.store(), &self.publisher, job_id).await?;
+        }
+        // The message of another task for the same job.
+        if let Some(reply) = reply.filter(|reply| stored.is_none_or(|stored| stored.id != reply.id)) {
+            let messages = reply.end(&terminal.event, OffsetDateTime::now_utc());
+            publish_all(&self.publisher, &messages).await?;
+        }
+        if !terminal.published {
+            self.celery_node.report_end(job_id, &terminal.event, terminal.reply.as_ref());
+        }
         failpoint::reach("before_event").await;
         let publishing = EventSink::publish(&self.publisher, &terminal.event);
         let published = self.metrics().run_stage(Stage::Publish, publishing).await;
@@ -281,36 +340,44 @@ impl CommandHandler {
         Ok(())
     }
 
-    /// Fails a job that was never started and publishes its terminal event; no effect if a job with this id is known.
+    /// Tells those who wait for a task that it failed, where no job came of it.
+    pub(crate) async fn publish_failure(&self, reply: &Reply, code: &str, message: &str) -> Result<(), BrokerError> {
+        publish_all(&self.publisher, &reply.failure(code, message, OffsetDateTime::now_utc())).await
+    }
+
+    /// Fails a job that has no row and publishes its terminal event. If a job with this id is known, only `reply` is told.
     pub(crate) async fn fail_unstarted_job(
         &self,
         message: &Message,
         key: JobKey,
-        digest: String,
-        error: JobError,
+        digest: &str,
+        error: &JobError,
+        reply: Option<&Reply>,
     ) -> Result<(), HandleError> {
         let trace = trace::current_context().or_else(|| message.trace());
         let context = EventContext { key, trace, time: OffsetDateTime::now_utc() };
-        let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, Some(&error));
-        let recorded = self.store().fail_unclaimed_job(key, digest, error.code, &error.message, &event).await?;
-        if let Some(event) = recorded {
-            self.publish_terminal_event(key.job_id, &TerminalEvent::new(event, Some(error.code))).await?;
+        let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, Some(error));
+        let messages = reply.map(|reply| reply.end(&event, context.time)).unwrap_or_default();
+        let stored_reply = reply.map(Reply::to_stored);
+        let failed =
+            UnclaimedJob { key, digest, error, event: &event, reply: stored_reply.as_ref(), messages: &messages };
+        match self.store().fail_unclaimed_job(&failed).await? {
+            Some(terminal) => self.publish_end(key.job_id, &terminal, reply).await,
+            None => Ok(publish_all(&self.publisher, &messages).await?),
         }
-        Ok(())
     }
 
     /// Dead-letters a message that is not a valid command, and fails the job that it names, if any.
-    async fn reject(
-        &self,
-        message: &Message,
-        invalid: InvalidCommand,
-    ) -> Result<(Settlement, OutcomeLabels), HandleError> {
+    async fn reject(&self, message: &Message, rejected: Rejected) -> Result<(Settlement, OutcomeLabels), HandleError> {
         let code = JobFailureCode::InvalidRequest;
+        let Rejected { invalid, reply } = rejected;
         let reason = invalid.to_string();
         warn!(reason, "message is not a valid command; dead-lettered");
         if let Some(key) = invalid.key {
             let error = JobError { code, message: reason.clone() };
-            self.fail_unstarted_job(message, key, digest::sha256(&message.body), error).await?;
+            self.fail_unstarted_job(message, key, &digest::sha256(&message.body), &error, reply.as_ref()).await?;
+        } else if let Some(reply) = reply {
+            self.publish_failure(&reply, code.as_str(), &reason).await?;
         }
         self.publisher.dead_letter(message, &format!("{code}: {reason}")).await?;
         self.metrics().record_dead_letter(DeadLetterReason::InvalidRequest);

@@ -13,12 +13,14 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use celery::Reply;
 use domain::command::Command;
 use domain::event::{Event, JobError, Totals};
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::{Decision, ImageState, Tally, decide};
 use domain::style::Style;
 use domain::trace::TraceContext;
+use serde_json::Value;
 use stability_client::{Client, Engine};
 use store::{Claim, ClaimOptions, ClaimedJob, Finish, JobEnd, Lease, Probe, Store, StoreError, TerminalEvent};
 use time::OffsetDateTime;
@@ -61,6 +63,8 @@ pub struct RunOptions<'a> {
     pub trace: Option<&'a TraceContext>,
     /// Whether the job gets two request turns for each turn of another job in this process.
     pub urgent: bool,
+    /// Who is told about the job beside the consumers of its events; stored at its first claim.
+    pub reply: Option<&'a Value>,
     /// How long to wait for the job's lease if another worker holds it. That worker may be lost.
     pub lease_wait: Duration,
 }
@@ -137,7 +141,7 @@ impl JobRunner {
             Intake::One(probe) => Some(probe),
             Intake::Closed => return Ok(JobOutcome::GateClosed),
         };
-        let claimed = match self.claim(command, options.lease_wait, shutdown).await? {
+        let claimed = match self.claim(command, options, shutdown).await? {
             None => return Ok(JobOutcome::Interrupted),
             Some(Claim::Leased) => return Ok(JobOutcome::Leased),
             Some(Claim::Conflict) => return Ok(JobOutcome::Conflict),
@@ -202,17 +206,17 @@ impl JobRunner {
         }
     }
 
-    /// Claims the job of a command, waiting up to `lease_wait` while another worker holds the lease.
+    /// Claims the job of a command, waiting up to the option `lease_wait` while another worker holds the lease.
     ///
     /// Returns `None` if a shutdown interrupted the wait.
     async fn claim(
         &self,
         command: &Command,
-        lease_wait: Duration,
+        options: RunOptions<'_>,
         shutdown: &Shutdown,
     ) -> Result<Option<Claim>, StoreError> {
-        let deadline = Instant::now() + lease_wait;
-        let terms = self.claim_options();
+        let deadline = Instant::now() + options.lease_wait;
+        let terms = self.claim_options(options.reply);
         loop {
             failpoint::reach("before_claim").await;
             let current_trace = trace::current_context();
@@ -235,8 +239,9 @@ impl JobRunner {
         }
     }
 
-    fn claim_options(&self) -> ClaimOptions<'_> {
+    fn claim_options<'a>(&'a self, reply: Option<&'a Value>) -> ClaimOptions<'a> {
         ClaimOptions {
+            reply,
             lease_duration: self.settings.lease,
             default_style: &self.default_style,
             default_engine: self.default_engine.id(),
@@ -254,7 +259,9 @@ impl JobRunner {
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
-        let ClaimedJob { lease, first_claim: first, origin, style, engine, images, attempts, cost, .. } = claimed;
+        let ClaimedJob { lease, first_claim: first, origin, reply, style, engine, images, attempts, cost, .. } =
+            claimed;
+        let reply = reply.as_ref().and_then(Reply::from_stored);
         let config = &command.config;
         let resources = &self.resources;
         let progress = JobProgress::new(images, config.min_success_rate());
@@ -292,7 +299,7 @@ impl JobRunner {
             generator: Arc::new(generator),
             cancel,
             progress,
-            events: JobEvents { sink, key: command.key(), trace: options.trace, publishing_failed: false },
+            events: JobEvents { sink, key: command.key(), trace: options.trace, reply, publishing_failed: false },
             tasks: JoinSet::new(),
             is_last_attempt: !self.has_attempts_left(attempts),
             database_unavailable: false,
@@ -401,7 +408,15 @@ impl JobRunner {
         let states: Vec<ImageState> = images.iter().map(|(_, state)| state.clone()).collect();
         let totals = Totals { cost_usd, duration_ms };
         let event = Event::terminal(&context, &states, origin.as_ref(), totals, error.as_ref());
-        let ending = JobEnd { lease: *lease, images: &images, error: error.as_ref(), cost_usd, event: &event };
+        let messages = events.reply.as_ref().map(|reply| reply.end(&event, context.time)).unwrap_or_default();
+        let ending = JobEnd {
+            lease: *lease,
+            images: &images,
+            error: error.as_ref(),
+            cost_usd,
+            event: &event,
+            messages: &messages,
+        };
         failpoint::reach("before_finish").await;
         let finishing = retry_store(|| self.store().finish(&ending));
         if let Finish::Over(over) = self.metrics().run_stage(Stage::Finalize, finishing).await? {
@@ -429,7 +444,8 @@ impl JobRunner {
                 warn!(code, reason, succeeded, failed, cost_usd, duration_ms, "job failed");
             }
         }
-        Ok(JobOutcome::Ended(TerminalEvent::new(event, error.map(|error| error.code))))
+        let reply = events.reply.as_ref().map(Reply::to_stored);
+        Ok(JobOutcome::Ended(TerminalEvent::new(event, error.map(|error| error.code), reply)))
     }
 }
 

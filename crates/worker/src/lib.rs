@@ -19,11 +19,14 @@ mod delivery_limit;
 pub mod event_sink;
 mod gate;
 pub mod handler;
+mod incoming;
+mod replies;
 mod session;
 
 mod budget;
 mod cancel;
 mod cancel_queue;
+mod celery_node;
 mod consumer;
 mod cost_policy;
 mod image;

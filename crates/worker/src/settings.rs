@@ -82,6 +82,8 @@ pub const ALL: &[Setting] = &[
     setting("WORKER_LEASE", "12s"),
     setting("WORKER_DAILY_BUDGET_USD", ""),
     setting("WORKER_SHUTDOWN_GRACE", "25s"),
+    setting("CELERY_TASKS", ""),
+    setting("CELERY_EVENTS", "false"),
     setting("HTTP_ADDR", "0.0.0.0:8080"),
     setting("LOG_FORMAT", ""),
     setting("RUST_LOG", "info"),
@@ -157,6 +159,10 @@ pub struct Settings {
     pub steps: u8,
     /// Concurrency, attempts, lease and budget of jobs.
     pub jobs: JobSettings,
+    /// Names of tasks that are accepted in Celery's message format; none: its messages are refused.
+    pub celery_tasks: Vec<String>,
+    /// Whether the worker sends Celery's events and answers its remote control.
+    pub celery_events: bool,
     /// Grace period: from SIGTERM until requests in flight are dropped.
     pub shutdown_grace: Duration,
     /// Listen address of `/livez`, `/readyz` and `/metrics`.
@@ -305,6 +311,8 @@ impl Settings {
                 lease: reader.duration("WORKER_LEASE", 1..=120)?,
                 daily_budget_usd: reader.optional_float("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
+            celery_tasks: reader.task_names("CELERY_TASKS")?,
+            celery_events: reader.boolean("CELERY_EVENTS")?,
             shutdown_grace: reader.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: reader.address("HTTP_ADDR")?,
             telemetry: TelemetrySettings::read(&reader)?,

@@ -5,20 +5,22 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use broker::{PublishOutcome, Publisher};
-use domain::event::{Event, EventContext, Totals};
-use domain::job_over::JobOver;
+use broker::{BrokerError, PublishOutcome, Publisher, SubmittedCommand};
+use celery::Reply;
+use domain::event::{Event, EventContext, JobError, Totals};
 use domain::outcome::Tally;
-use store::{DueJob, EndedJob, StoreError, UnpublishedEvent};
+use store::{DueCommand, DueJob, EndedJob, StoreError, TerminalEvent, UnpublishedEvent};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::celery_node::CeleryNode;
 use crate::error_chain::error_chain;
 use crate::event_sink::PublishError;
 use crate::failpoint;
 use crate::job::{JobRunError, JobRunner};
+use crate::replies::{ReplyError, publish_outbox};
 use crate::telemetry::metrics::ErrorCode;
 
 /// A waiting job that is cancelled ends within this time and that of a batch.
@@ -39,6 +41,10 @@ enum SweepError {
     Job(#[from] JobRunError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Reply(#[from] ReplyError),
 }
 
 impl ErrorCode for SweepError {
@@ -47,23 +53,30 @@ impl ErrorCode for SweepError {
             Self::Store(error) => error.code(),
             Self::Job(error) => error.code(),
             Self::Publish(error) => error.code(),
+            Self::Broker(error) => error.code(),
+            Self::Reply(error) => error.code(),
         }
     }
 }
 
 /// Sweeps periodically, while this worker has the turn; never returns.
-pub(crate) async fn sweep(runner: JobRunner, publisher: Publisher) -> Infallible {
+pub(crate) async fn sweep(runner: JobRunner, publisher: Publisher, celery_node: CeleryNode) -> Infallible {
     let holder = Uuid::now_v7();
     loop {
         sleep(INTERVAL).await;
-        if let Err(error) = sweep_once(&runner, &publisher, holder).await {
+        if let Err(error) = sweep_once(&runner, &publisher, &celery_node, holder).await {
             let (code, error) = (error.code(), error_chain(&error));
             warn!(code, error, "sweep of cancelled and expired jobs failed; retrying");
         }
     }
 }
 
-async fn sweep_once(runner: &JobRunner, publisher: &Publisher, holder: Uuid) -> Result<(), SweepError> {
+async fn sweep_once(
+    runner: &JobRunner,
+    publisher: &Publisher,
+    celery_node: &CeleryNode,
+    holder: Uuid,
+) -> Result<(), SweepError> {
     let store = runner.store();
     loop {
         if !store.take_sweep_turn(holder, TURN).await? {
@@ -73,7 +86,7 @@ async fn sweep_once(runner: &JobRunner, publisher: &Publisher, holder: Uuid) -> 
         let (lost, waiting): (Vec<_>, Vec<_>) = due.iter().partition(|job| job.needs_claim);
         let mut ended = 0;
         if !waiting.is_empty() {
-            let endings: Vec<_> = waiting.into_iter().map(end).collect();
+            let endings: Vec<_> = waiting.into_iter().filter_map(end_over).collect();
             failpoint::reach("before_sweep").await;
             ended = store.end_waiting_jobs(&endings).await?;
             for ending in &endings {
@@ -87,38 +100,78 @@ async fn sweep_once(runner: &JobRunner, publisher: &Publisher, holder: Uuid) -> 
         if ended > 0 {
             info!(ended, "cancelled or expired jobs ended");
         }
+        let commands = store.read_due_commands(BATCH).await?;
+        if !commands.is_empty() {
+            publish_commands(runner, publisher, &commands).await?;
+        }
         let events = store.read_due_events(BATCH).await?;
         if !events.is_empty() {
-            publish(runner, publisher, &events).await?;
+            publish(runner, publisher, celery_node, &events).await?;
         }
-        if due.is_empty() && events.is_empty() {
+        if due.is_empty() && commands.is_empty() && events.is_empty() {
             store.forget_cancellations(REMEMBERED_DAYS).await?;
             return Ok(());
         }
     }
 }
 
-/// The end of a job that was waiting.
-fn end(job: &DueJob) -> EndedJob<'_> {
+/// Publishes the commands of jobs that are due.
+async fn publish_commands(runner: &JobRunner, publisher: &Publisher, due: &[DueCommand]) -> Result<(), SweepError> {
+    let commands: Vec<_> = due
+        .iter()
+        .map(|due| SubmittedCommand {
+            job_id: due.job_id,
+            body: &due.body,
+            priority: due.reply.as_ref().and_then(Reply::from_stored).and_then(|reply| reply.priority),
+            trace: due.trace.as_ref(),
+        })
+        .collect();
+    publisher.submit_all(&commands).await?;
+    failpoint::reach("after_due_commands").await;
+    let ids: Vec<Uuid> = due.iter().map(|due| due.job_id).collect();
+    runner.store().mark_commands_published(&ids).await?;
+    info!(jobs = ids.len(), "commands of jobs that are due are on the queue");
+    Ok(())
+}
+
+/// The end of a cancelled or expired job that was waiting.
+fn end_over(job: &DueJob) -> Option<EndedJob<'_>> {
+    let reaches = Tally::from_images(&job.images).reaches(job.command.config.min_success_rate());
+    Some(end_waiting(job, job.over.as_ref()?.error(reaches)))
+}
+
+/// The end of a job that was waiting: it completed if there is no error.
+pub(crate) fn end_waiting(job: &DueJob, error: Option<JobError>) -> EndedJob<'_> {
     let now = OffsetDateTime::now_utc();
-    let DueJob { command, over, origin, cost_usd, created_at, trace, images, .. } = job;
-    let reaches = Tally::from_images(images).reaches(command.config.min_success_rate());
-    let error = JobOver::error(over, reaches);
+    let DueJob { command, reply, origin, cost_usd, created_at, trace, images, .. } = job;
     let duration_ms = u64::try_from((now - *created_at).whole_milliseconds()).unwrap_or_default();
     let context = EventContext { key: command.key(), trace: trace.clone(), time: now };
     let totals = Totals { cost_usd: *cost_usd, duration_ms };
     let event = Event::terminal(&context, images, origin.as_ref(), totals, error.as_ref());
-    EndedJob { job, error, event }
+    let reply = reply.as_ref().and_then(Reply::from_stored);
+    let messages = reply.map(|reply| reply.end(&event, now)).unwrap_or_default();
+    EndedJob { job, error, event, messages }
 }
 
 /// Publishes events that are due, and records which of them a queue has received.
-async fn publish(runner: &JobRunner, publisher: &Publisher, due: &[UnpublishedEvent]) -> Result<(), SweepError> {
-    let events: Vec<&Event> = due.iter().map(|due| &due.event).collect();
+async fn publish(
+    runner: &JobRunner,
+    publisher: &Publisher,
+    celery_node: &CeleryNode,
+    due: &[UnpublishedEvent],
+) -> Result<(), SweepError> {
+    for due in due.iter().filter(|due| due.terminal.reply.is_some()) {
+        publish_outbox(runner.store(), publisher, due.job_id).await?;
+    }
+    let events: Vec<&Event> = due.iter().map(|due| &due.terminal.event).collect();
     failpoint::reach("before_swept_events").await;
     let outcomes = publisher.publish_terminal_events(&events).await.map_err(|error| PublishError(error.to_string()))?;
     failpoint::reach("after_swept_events").await;
     let (mut received, mut kept) = (Vec::new(), Vec::new());
-    for (UnpublishedEvent { job_id, event, .. }, outcome) in due.iter().zip(outcomes) {
+    for (UnpublishedEvent { job_id, terminal: TerminalEvent { event, reply, .. }, .. }, outcome) in
+        due.iter().zip(outcomes)
+    {
+        celery_node.report_end(*job_id, event, reply.as_ref());
         match outcome {
             PublishOutcome::Routed => {
                 runner.metrics().record_terminal_event("published");

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::bootstrap;
 use crate::cancel_queue::handle_cancel_queue;
+use crate::celery_node::CeleryNode;
 use crate::consumer::CommandConsumer;
 use crate::delivery_limit::handle_delivery_limit_queue;
 use crate::error_chain::error_chain;
@@ -106,8 +107,9 @@ async fn open_and_supervise(
     health.set_gate(runner.gate().clone());
     // The first session starts with the stored state.
     runner.gate().refresh().await;
+    let celery_node = CeleryNode::new(settings);
     tokio::select! {
-        () = run_sessions_until_stopped(settings, &runner, health, stop) => Ok(()),
+        () = run_sessions_until_stopped(settings, &runner, &celery_node, health, stop) => Ok(()),
         never = runner.gate().poll() => match never {},
     }
 }
@@ -126,6 +128,7 @@ async fn report_unknown_migrations(store: &Store, health: &Health) {
 async fn run_sessions_until_stopped(
     settings: &Settings,
     runner: &JobRunner,
+    celery_node: &CeleryNode,
     health: &Health,
     stop: &CancellationToken,
 ) {
@@ -140,7 +143,7 @@ async fn run_sessions_until_stopped(
             runner.metrics().record_reconnect();
         }
         connected_before = true;
-        let ended = match run_session(settings, runner, &broker, health, stop).await {
+        let ended = match run_session(settings, runner, celery_node, &broker, health, stop).await {
             Ok(ended) => ended,
             Err(error) => SessionEnd::BrokerLost(error.to_string()),
         };
@@ -165,6 +168,7 @@ async fn run_sessions_until_stopped(
 async fn run_session(
     settings: &Settings,
     runner: &JobRunner,
+    celery_node: &CeleryNode,
     broker: &Broker,
     health: &Health,
     stop: &CancellationToken,
@@ -172,7 +176,8 @@ async fn run_session(
     let prefetch = u16::try_from(settings.jobs.max_in_flight.get()).unwrap_or(u16::MAX);
     let consumer = CommandConsumer::new(broker.open_command_stream().await?, prefetch);
     let publisher = broker.create_publisher(MAX_PUBLISH_BLOCKED).await?;
-    let handler = CommandHandler::new(runner.clone(), publisher.clone(), bootstrap::rules(), &settings.jobs);
+    let handler =
+        CommandHandler::new(runner.clone(), publisher.clone(), bootstrap::rules(), celery_node.clone(), settings);
     // Boxed to keep this future, and those that contain it, small.
     let dead_lettered =
         Box::pin(handle_delivery_limit_queue(broker.consume_delivery_limit_queue().await?, handler.clone()));
@@ -185,7 +190,7 @@ async fn run_session(
     // Ready only with all consumers.
     health.set_broker_connected(true);
     info!(prefetch, "connected to the broker; consuming commands while the account gate is open");
-    let sweeping = Box::pin(sweep(runner.clone(), publisher.clone()));
+    let sweeping = Box::pin(sweep(runner.clone(), publisher.clone(), celery_node.clone()));
     let lost = async {
         tokio::select! {
             () = cancelled => "the consumer of cancellations ended".to_owned(),
@@ -195,11 +200,15 @@ async fn run_session(
     };
     let queue_watch = Box::pin(update_queue_gauges(broker, health));
     let session = Session::new(consumer, runner.gate(), handler, settings.shutdown_grace, stop, health);
-    tokio::select! {
-        ended = Box::pin(session.serve(stop, lost)) => Ok(ended),
+    let node = Box::pin(celery_node.run(broker, &publisher, runner.store()));
+    let ended = tokio::select! {
+        ended = Box::pin(session.serve(stop, lost)) => ended,
+        never = node => match never {},
         never = queue_watch => match never {},
         never = sweeping => match never {},
-    }
+    };
+    celery_node.stop(&publisher).await;
+    Ok(ended)
 }
 
 /// Reports whether the broker blocks publishing. Returns the cause when the publisher cannot be used any more.

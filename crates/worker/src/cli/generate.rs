@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use broker::PublishOutcome;
 use domain::command::Command;
 use domain::event::Event;
+use domain::outgoing::OutgoingMessage;
 use tracing::Instrument;
 
 use super::command_args::CommandArgs;
@@ -123,5 +124,9 @@ impl EventSink for Progress {
             self.show(&event);
         }
         Ok(PublishOutcome::Routed)
+    }
+
+    async fn send(&self, _: &OutgoingMessage) -> Result<(), PublishError> {
+        Ok(())
     }
 }

@@ -15,7 +15,9 @@ use uuid::Uuid;
 use super::exit::CliError;
 use super::screen::Screen;
 use super::tables;
+use crate::error_chain::error_chain;
 use crate::event_sink::EventSink;
+use crate::replies::{self, Sent};
 use crate::retry::{self, RetryError, Selection};
 use crate::settings::Settings;
 
@@ -248,19 +250,23 @@ async fn republish(
         let terminal = store.find_job(*id).await?.and_then(|job| job.terminal_event);
         let terminal =
             terminal.ok_or_else(|| CliError::Usage(format!("job {id} is not in the database or has not ended")))?;
-        selected.push((*id, terminal.event));
+        selected.push((*id, terminal));
     }
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.create_publisher(Duration::ZERO).await?;
     let mut republished = Republished::default();
-    for (id, event) in selected {
-        republished.publish(store, &publisher, id, &event).await?;
+    let with_messages = if all { store.read_jobs_in_outbox().await? } else { job_ids.to_vec() };
+    for job_id in with_messages {
+        republished.publish_outbox(store, &publisher, job_id).await?;
+    }
+    for (id, terminal) in selected {
+        republished.publish(store, &publisher, id, &terminal.event).await?;
     }
     let mut page = if all { store.read_unpublished_events(None).await? } else { Vec::new() };
     while let Some(last) = page.last() {
         let next = store.read_unpublished_events(Some(last)).await?;
         for unpublished in page {
-            republished.publish(store, &publisher, unpublished.job_id, &unpublished.event).await?;
+            republished.publish(store, &publisher, unpublished.job_id, &unpublished.terminal.event).await?;
         }
         page = next;
     }
@@ -268,12 +274,12 @@ async fn republish(
     let Republished { routed, unrouted } = republished;
     screen.print(&format!("sent: {routed}"));
     if unrouted > 0 {
-        return Err(CliError::JobFailed(format!("no queue is bound for {unrouted} of {} events", routed + unrouted)));
+        return Err(CliError::JobFailed(format!("no queue is bound for {unrouted} of {} messages", routed + unrouted)));
     }
     Ok(())
 }
 
-/// Numbers of events that were published again.
+/// Numbers of events and other messages that were published again.
 #[derive(Default)]
 struct Republished {
     routed: usize,
@@ -296,6 +302,14 @@ impl Republished {
             }
             PublishOutcome::Unrouted => self.unrouted += 1,
         }
+        Ok(())
+    }
+
+    async fn publish_outbox(&mut self, store: &Store, publisher: &Publisher, job_id: Uuid) -> Result<(), CliError> {
+        let sent = replies::publish_outbox(store, publisher, job_id).await;
+        let Sent { routed, kept } = sent.map_err(|error| CliError::unreachable(error_chain(&error)))?;
+        self.routed += routed;
+        self.unrouted += kept;
         Ok(())
     }
 }

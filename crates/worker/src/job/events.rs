@@ -1,11 +1,13 @@
 //! Informational events of one attempt: `started` and `progress`.
 
+use celery::Reply;
 use domain::command::JobKey;
 use domain::event::{Event, EventContext};
 use domain::trace::TraceContext;
 use time::OffsetDateTime;
 use tracing::warn;
 
+use crate::celery_node;
 use crate::event_sink::EventSink;
 use crate::telemetry::trace;
 
@@ -15,6 +17,8 @@ pub(super) struct JobEvents<'a> {
     pub(super) key: JobKey,
     /// The trace context that the command was published with.
     pub(super) trace: Option<&'a TraceContext>,
+    /// Who is told about the job beside the consumers of its events.
+    pub(super) reply: Option<Reply>,
     /// An event could not be published. No further one is tried, since each can block long on an unavailable broker.
     pub(super) publishing_failed: bool,
 }
@@ -31,7 +35,15 @@ impl JobEvents<'_> {
         if self.publishing_failed {
             return;
         }
-        if let Err(error) = self.sink.publish(event).await {
+        let state = self.reply.as_ref().and_then(|reply| reply.state(event, celery_node::name()));
+        let publishing = async {
+            self.sink.publish(event).await?;
+            match state {
+                Some(state) => self.sink.send(&state).await,
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = publishing.await {
             self.publishing_failed = true;
             let event = event.kind.as_str();
             warn!(%error, event, "event not published; no further progress events of this attempt are published");

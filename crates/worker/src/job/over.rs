@@ -29,7 +29,7 @@ impl JobRunner {
     ///
     /// [`JobRunError`] if the worker's own infrastructure failed.
     pub(crate) async fn end_due_job(&self, command: &Command, sink: &dyn EventSink) -> Result<(), JobRunError> {
-        let terms = self.claim_options();
+        let terms = self.claim_options(None);
         let Claim::Acquired(claimed) = self.store().claim(command, None, terms).await? else { return Ok(()) };
         let (lease, created_at) = (claimed.lease, claimed.created_at);
         let Some(over) = claimed.over.clone() else {

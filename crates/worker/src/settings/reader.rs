@@ -237,6 +237,17 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A comma-separated list of names of Celery tasks; empty if unset.
+    pub(super) fn task_names(&self, name: &str) -> Result<Vec<String>, SettingError> {
+        let Some(text) = self.get_or_default(name)? else { return Ok(Vec::new()) };
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        let is_name = |name: &String| {
+            (1..=255).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-:".contains(c))
+        };
+        let allowed = "names of letters, digits, '.', '_', '-' and ':', separated by commas, such as assets.generate";
+        if names.iter().all(is_name) { Ok(names) } else { Err(SettingError::invalid(name, &text, allowed)) }
+    }
+
     /// The name of an engine.
     pub(super) fn engine(&self, name: &str) -> Result<Engine, SettingError> {
         let names: Vec<&str> = Engine::ALL.iter().map(Engine::id).collect();

@@ -72,13 +72,21 @@ pub(crate) enum DeadLetterReason {
     AttemptsExhausted,
     /// The broker gave it up: delivery limit exceeded.
     DeliveryLimit,
+    /// The broker gave it up: its time to live passed on the queue.
+    Expired,
     /// It is not a valid request to cancel a job.
     InvalidCancel,
 }
 
 impl DeadLetterReason {
-    pub(super) const ALL: [Self; 5] =
-        [Self::InvalidRequest, Self::JobIdConflict, Self::AttemptsExhausted, Self::DeliveryLimit, Self::InvalidCancel];
+    pub(super) const ALL: [Self; 6] = [
+        Self::InvalidRequest,
+        Self::JobIdConflict,
+        Self::AttemptsExhausted,
+        Self::DeliveryLimit,
+        Self::Expired,
+        Self::InvalidCancel,
+    ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -86,6 +94,7 @@ impl DeadLetterReason {
             Self::JobIdConflict => "job_id_conflict",
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DeliveryLimit => "delivery_limit",
+            Self::Expired => "expired",
             Self::InvalidCancel => "invalid_cancel",
         }
     }

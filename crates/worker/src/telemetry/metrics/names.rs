@@ -146,7 +146,7 @@ pub(crate) const LEASE_LOSSES: MetricSpec = counter(
 pub(crate) const DEAD_LETTERS: MetricSpec = counter(
     "asset_worker.dead_letters",
     "{message}",
-    "Dead-lettered messages by reason: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit, invalid_cancel",
+    "Dead-lettered messages by reason: invalid_request, job_id_conflict, attempts_exhausted, delivery_limit, expired, invalid_cancel",
 );
 pub(crate) const TERMINAL_EVENTS: MetricSpec = counter(
     "asset_worker.terminal_events",
