@@ -4,6 +4,7 @@ mod account_gate;
 mod architecture;
 mod broker_faults;
 mod cache;
+mod celery;
 mod command_line;
 mod cost_limits;
 mod database;

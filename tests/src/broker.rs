@@ -126,6 +126,22 @@ impl BrokerClient {
         self.publish_with_key("generate", body, properties).await
     }
 
+    /// Publishes a Celery task with these headers and reply queue. `body` is the list of args, kwargs and what follows.
+    pub async fn publish_task(&self, headers: &Value, reply_to: &str, body: &Value) -> Result<()> {
+        let mut table = FieldTable::default();
+        for (name, value) in headers.as_object().into_iter().flatten() {
+            let value = value.as_str().map_or(AMQPValue::Void, |text| AMQPValue::LongString(text.into()));
+            table.insert(name.as_str().into(), value);
+        }
+        let id = headers["id"].as_str().unwrap_or_default();
+        let properties = BasicProperties::default()
+            .with_content_encoding("utf-8".into())
+            .with_correlation_id(id.into())
+            .with_reply_to(reply_to.into())
+            .with_headers(table);
+        self.publish_with_properties(body.to_string().as_bytes(), properties).await
+    }
+
     /// Publishes bytes as a request to cancel a job.
     pub async fn publish_cancel(&self, body: &[u8]) -> Result<()> {
         let properties = BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(2);
@@ -210,6 +226,13 @@ impl BrokerClient {
             messages.push(message.delivery.into());
         }
         Ok(messages)
+    }
+
+    /// Waits until a queue has this many messages, and takes them off it.
+    pub async fn take_messages(&self, queue: &str, expected: u32) -> Result<Vec<Message>> {
+        let ready = async || (self.ready_count(queue).await.ok()? >= expected).then_some(());
+        dev_services::wait::wait_until(&format!("{expected} messages on {queue}"), WAIT_TIMEOUT, ready).await?;
+        self.drain_queue(queue).await
     }
 
     /// Returns how many messages of a queue are ready.

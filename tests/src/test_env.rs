@@ -186,6 +186,17 @@ impl TestEnv {
         self.folder.path().join("data/assets").join(path)
     }
 
+    /// Builds a command of a Python interpreter with the broker of this environment; `RECORD` is a file in its folder.
+    pub fn python_command(&self, python: &Path, folder: &Path) -> Command {
+        let mut command = command_with_death_signal(python, "TERM");
+        command
+            .current_dir(folder)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("AMQP_URL", &self.amqp_url)
+            .env("RECORD", self.folder.path().join("record.jsonl"));
+        command
+    }
+
     /// Builds an `asset-worker` command with the settings of this environment; short delays make retries immediate.
     pub fn asset_worker_command(&self, arguments: &[&str]) -> Result<Command> {
         let program = self.program.clone().map_or_else(|| programs::find("asset-worker"), Ok)?;

@@ -76,22 +76,22 @@ impl Message {
 
     /// The property `content_type`; empty if absent.
     pub fn content_type(&self) -> &str {
-        text_of(self.properties.content_type()).unwrap_or_default()
+        text_of(self.properties.content_type().as_ref()).unwrap_or_default()
     }
 
     /// The property `content_encoding`; empty if absent.
     pub fn content_encoding(&self) -> &str {
-        text_of(self.properties.content_encoding()).unwrap_or_default()
+        text_of(self.properties.content_encoding().as_ref()).unwrap_or_default()
     }
 
     /// The property `reply_to`.
     pub fn reply_to(&self) -> Option<&str> {
-        text_of(self.properties.reply_to())
+        text_of(self.properties.reply_to().as_ref())
     }
 
     /// The property `correlation_id`.
     pub fn correlation_id(&self) -> Option<&str> {
-        text_of(self.properties.correlation_id())
+        text_of(self.properties.correlation_id().as_ref())
     }
 
     /// The property `priority`.
@@ -113,7 +113,7 @@ impl Message {
 
     /// The `message_id` property set by the producer.
     pub fn message_id(&self) -> Option<&str> {
-        text_of(self.properties.message_id())
+        text_of(self.properties.message_id().as_ref())
     }
 
     /// The number of deliveries before this one.
@@ -122,8 +122,8 @@ impl Message {
     }
 }
 
-fn text_of(property: &Option<ShortString>) -> Option<&str> {
-    property.as_ref().map(ShortString::as_str)
+fn text_of(property: Option<&ShortString>) -> Option<&str> {
+    property.map(ShortString::as_str)
 }
 
 /// Why the broker dead-letters a command.

@@ -81,7 +81,7 @@ impl Control {
     }
 
     /// The reply with the node's answer, if one is expected.
-    pub fn reply(&self, node: &str, answer: Value) -> Option<OutgoingMessage> {
+    pub fn reply(&self, node: &str, answer: &Value) -> Option<OutgoingMessage> {
         let routing_key = self.reply_to.clone()?;
         let mut headers = Map::new();
         headers.insert("ticket".to_owned(), self.ticket.clone());

@@ -27,7 +27,7 @@ pub struct Reply {
     parent_id: Option<String>,
     group: Option<String>,
     /// The queue that receives its results; `None` if its sender asked for none.
-    reply_to: Option<String>,
+    result_queue: Option<String>,
     correlation_id: String,
     on_success: Vec<Link>,
     on_failure: Vec<Link>,
@@ -47,7 +47,7 @@ impl Reply {
             root_id: header("root_id").unwrap_or_else(|| id.clone()),
             parent_id: header("parent_id"),
             group: header("group"),
-            reply_to: envelope.reply_to.filter(|queue| !queue.is_empty() && !is_ignored).map(str::to_owned),
+            result_queue: envelope.reply_to.filter(|queue| !queue.is_empty() && !is_ignored).map(str::to_owned),
             correlation_id: envelope.correlation_id.unwrap_or(&id).to_owned(),
             id,
             on_success: Vec::new(),
@@ -84,13 +84,13 @@ impl Reply {
         let data = event_data(event);
         match event.kind {
             EventKind::Started => {
-                self.result("STARTED", json!({"pid": std::process::id(), "hostname": node}), &event_time(event))
+                self.result("STARTED", &json!({"pid": std::process::id(), "hostname": node}), &event_time(event))
             }
             EventKind::Progress => {
                 let keys = ["index", "status", "code", "total", "succeeded", "failed", "from_cache"];
                 let counts: Map<String, Value> =
                     keys.iter().filter_map(|key| Some(((*key).to_owned(), data.get(key)?.clone()))).collect();
-                self.result("PROGRESS", counts.into(), &event_time(event))
+                self.result("PROGRESS", &counts.into(), &event_time(event))
             }
             EventKind::Completed | EventKind::Failed => None,
         }
@@ -103,7 +103,7 @@ impl Reply {
         let time = event_time(event);
         if event.kind == EventKind::Completed {
             let linked = self.link_messages(&self.on_success, &data, now);
-            return linked.chain(self.result("SUCCESS", data.clone(), &time)).collect();
+            return linked.chain(self.result("SUCCESS", &data, &time)).collect();
         }
         let field = |name: &str| data["error"][name].as_str().unwrap_or_default();
         let code = field("code");
@@ -124,18 +124,18 @@ impl Reply {
         let time = format_time(now);
         let id = Value::from(self.id.as_str());
         let linked = self.link_messages(&self.on_failure, &id, now);
-        let own = self.result("FAILURE", error.clone(), &time);
+        let own = self.result("FAILURE", &error, &time);
         // As Celery does, so that a caller that waits for the last task of the chain is told.
-        let later = self.later.iter().map(|(id, reply_to)| {
+        let later = self.later.iter().map(|(id, queue)| {
             let later = Self { id: id.clone(), correlation_id: id.clone(), ..self.clone() };
-            result_message(reply_to, &later, "FAILURE", error.clone(), &time)
+            result_message(queue, &later, "FAILURE", &error, &time)
         });
         linked.chain(own).chain(later).collect()
     }
 
     fn revoked(&self, reason: &str, time: &str) -> Option<OutgoingMessage> {
         let error = json!({"exc_type": "TaskRevokedError", "exc_message": [reason], "exc_module": "celery.exceptions"});
-        self.result("REVOKED", error, time)
+        self.result("REVOKED", &error, time)
     }
 
     fn link_messages<'a>(
@@ -147,16 +147,16 @@ impl Reply {
         links.iter().enumerate().map(move |(position, link)| link.message(self, position, argument, now))
     }
 
-    fn result(&self, status: &str, result: Value, time: &str) -> Option<OutgoingMessage> {
-        Some(result_message(self.reply_to.as_deref()?, self, status, result, time))
+    fn result(&self, status: &str, result: &Value, time: &str) -> Option<OutgoingMessage> {
+        Some(result_message(self.result_queue.as_deref()?, self, status, result, time))
     }
 }
 
 /// A message of the result backend `rpc://`: on the default exchange, to the queue of the caller.
-fn result_message(reply_to: &str, task: &Reply, status: &str, result: Value, time: &str) -> OutgoingMessage {
+fn result_message(queue: &str, task: &Reply, status: &str, result: &Value, time: &str) -> OutgoingMessage {
     OutgoingMessage {
         exchange: String::new(),
-        routing_key: reply_to.to_owned(),
+        routing_key: queue.to_owned(),
         kept_if_unrouted: false,
         correlation_id: task.correlation_id.clone(),
         reply_to: None,

@@ -47,7 +47,7 @@ pub struct Refused {
     /// Field, value and what is allowed.
     pub reason: String,
     /// Who is told about it, if the message is of protocol 2.
-    pub reply: Option<Reply>,
+    pub reply: Option<Box<Reply>>,
     /// The command in JSON, as far as it was read.
     pub command: Map<String, Value>,
 }
@@ -61,7 +61,7 @@ impl Task {
             let read = read(envelope, accepted, &mut reply, &mut command);
             return Some(match read {
                 Ok(due_at) => Ok(Self { command, due_at, reply }),
-                Err(reason) => Err(Refused { reason, reply: Some(reply), command }),
+                Err(reason) => Err(Refused { reason, reply: Some(Box::new(reply)), command }),
             });
         }
         is_protocol_1(envelope).then(|| {
@@ -160,13 +160,11 @@ fn time(headers: &Map<String, Value>, name: &str) -> Result<Option<OffsetDateTim
         let with_offset = OffsetDateTime::parse(text, &Rfc3339);
         with_offset.or_else(|_| OffsetDateTime::parse(&format!("{text}Z"), &Rfc3339)).ok()
     });
-    match parsed {
-        Some(time) => Ok(Some(time.to_offset(UtcOffset::UTC))),
-        None => {
-            let shown = shorten(&value.to_string());
-            Err(format!("{name}: {shown} is not allowed; a time such as \"2026-12-01T12:00:00+00:00\""))
-        }
-    }
+    let refusal = || {
+        let shown = shorten(&value.to_string());
+        format!("{name}: {shown} is not allowed; a time such as \"2026-12-01T12:00:00+00:00\"")
+    };
+    parsed.map(|time| Some(time.to_offset(UtcOffset::UTC))).ok_or_else(refusal)
 }
 
 /// A time as Python's `datetime.fromisoformat` reads it: RFC 3339 with microseconds at most.

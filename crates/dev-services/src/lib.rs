@@ -8,6 +8,7 @@ pub mod demo;
 pub mod live;
 pub mod process;
 pub mod programs;
+pub mod python;
 pub mod services;
 pub mod wait;
 

@@ -7,7 +7,7 @@
 
 #[cfg_attr(not(feature = "containers"), path = "services/no_docker.rs")]
 mod docker;
-mod install;
+pub(crate) mod install;
 mod postgres;
 mod prometheus;
 mod rabbitmq;

@@ -204,7 +204,7 @@ impl Shared {
                     let message = message?;
                     if let Some(control) = Control::parse(&message.body, name()) {
                         let answer = self.answer(&control.request, store).await?;
-                        if let Some(reply) = control.reply(name(), answer) {
+                        if let Some(reply) = control.reply(name(), &answer) {
                             publisher.publish_transient(&reply).await?;
                         }
                     }

@@ -68,7 +68,7 @@ async fn fail_or_resume_job(
     death: BrokerDeath,
 ) -> Result<(), HandleError> {
     let (key, digest, reply) = match handler.parse(message) {
-        Ok(Incoming { command, reply, .. }) => (Some(command.key()), command.digest(), reply),
+        Ok(Incoming { command, reply, .. }) => (Some(command.key()), command.digest(), reply.map(Box::new)),
         Err(Rejected { invalid, reply }) => (invalid.key, digest::sha256(&message.body), reply),
     };
     let error = death_error(death);
@@ -85,7 +85,7 @@ async fn fail_or_resume_job(
     let ending = async {
         match handler.store().find_job(job_id).await? {
             Some(KnownJob { terminal_event: Some(terminal), .. }) => {
-                handler.publish_end(job_id, &terminal, reply.as_ref()).await?;
+                handler.publish_end(job_id, &terminal, reply.as_deref()).await?;
             }
             Some(KnownJob { was_claimed, .. })
                 if was_claimed || !end_unclaimed_job(handler, job_id, &error).await? =>
@@ -96,7 +96,7 @@ async fn fail_or_resume_job(
             }
             // A sweep publishes its terminal event.
             Some(_) => {}
-            None => handler.fail_unstarted_job(message, key, &digest, &error, reply.as_ref()).await?,
+            None => handler.fail_unstarted_job(message, key, &digest, &error, reply.as_deref()).await?,
         }
         record_dead_letter(handler, death);
         Ok(())

@@ -375,7 +375,7 @@ impl CommandHandler {
         warn!(reason, "message is not a valid command; dead-lettered");
         if let Some(key) = invalid.key {
             let error = JobError { code, message: reason.clone() };
-            self.fail_unstarted_job(message, key, &digest::sha256(&message.body), &error, reply.as_ref()).await?;
+            self.fail_unstarted_job(message, key, &digest::sha256(&message.body), &error, reply.as_deref()).await?;
         } else if let Some(reply) = reply {
             self.publish_failure(&reply, code.as_str(), &reason).await?;
         }

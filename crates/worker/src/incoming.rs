@@ -22,7 +22,7 @@ pub(crate) struct Incoming {
 pub(crate) struct Rejected {
     pub(crate) invalid: InvalidCommand,
     /// Who is told that it is rejected.
-    pub(crate) reply: Option<Reply>,
+    pub(crate) reply: Option<Box<Reply>>,
 }
 
 /// Parses a message. `celery_tasks` are the names of tasks that are accepted.
@@ -48,7 +48,7 @@ pub(crate) fn parse(message: &Message, rules: &Rules, celery_tasks: &[String]) -
         },
         Some(Ok(Task { command, due_at, reply })) => match parse_object(command, rules) {
             Ok(command) => Ok(Incoming { command, due_at, reply: Some(reply) }),
-            Err(invalid) => Err(Rejected { invalid, reply: Some(reply) }),
+            Err(invalid) => Err(Rejected { invalid, reply: Some(Box::new(reply)) }),
         },
         Some(Err(Refused { reason, reply, command })) => {
             let key = match parse_object(command, rules) {

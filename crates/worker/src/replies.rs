@@ -6,6 +6,7 @@ use store::{Store, StoreError};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::failpoint;
 use crate::telemetry::metrics::ErrorCode;
 
 /// Messages could not be published, or it could not be recorded which of them were.
@@ -54,6 +55,7 @@ pub(crate) async fn publish_outbox(store: &Store, publisher: &Publisher, job_id:
             }
             PublishOutcome::Unrouted => {}
         }
+        failpoint::reach("between_replies").await;
         done.push(stored);
     }
     if !done.is_empty() {

@@ -21,7 +21,7 @@ const LOCK_TIMEOUT_OPTION: &str = "DPkg::Lock::Timeout=300";
 /// Installs a package with apt without starting its service: a private server is started later, on private ports.
 ///
 /// Blocks on purpose: signals are handled after the installation, so that no package is left half-installed.
-pub(super) fn install_package(name: &str) -> Result<()> {
+pub(crate) fn install_package(name: &str) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").is_file() {
         bail!("this system has no apt-get");
     }
