@@ -98,12 +98,6 @@ def formats():
             {"pickle": pickled, "yaml": yaml, "lzma": lzma, "bomb": bomb}.items()}
 
 
-def silent():
-    """Nobody asked for these results: one is ignored, the other has no queue."""
-    generate(1, ignore_result=True).apply_async()
-    return {}
-
-
 def links():
     note, failed = app.signature("tasks.note"), app.signature("tasks.failed")
     good = generate(1, link=[note, note.clone(args=("with", "more"))], link_error=failed).apply_async()

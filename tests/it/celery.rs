@@ -476,7 +476,7 @@ async fn unroutable_link_is_kept_and_republished() -> Result<()> {
     producer.bind_event_queue("events").await?;
     let mut task = Task::new(TASK_ID, "A fox");
     task.body[2]["callbacks"][0]["options"] = json!({"exchange": "missing", "routing_key": "x"});
-    // Nobody reads the results: the queue `replies` does not exist.
+    // The queue of the results does not exist.
     task.publish(&producer).await?;
     let ended = async || {
         let rows = env.query_rows("SELECT published_at FROM jobs WHERE published_at IS NOT NULL").await.ok()?;

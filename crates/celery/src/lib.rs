@@ -12,3 +12,6 @@ mod task;
 
 pub use reply::Reply;
 pub use task::{Envelope, Refused, Task};
+
+#[cfg(test)]
+mod tests;

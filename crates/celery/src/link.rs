@@ -15,6 +15,9 @@ use crate::task::format_time;
 /// The queue of a signature that names none: Celery's default for `task_default_queue`.
 const DEFAULT_QUEUE: &str = "celery";
 
+/// The longest name that AMQP allows, of a queue for example.
+const MAX_NAME_BYTES: usize = 255;
+
 /// A task that is published when another one has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Link {
@@ -67,6 +70,11 @@ fn expand(signature: &Value, mut chain: Vec<Value>, links: &mut Vec<Link>) -> Re
         name => {
             if !signature["options"]["chord"].is_null() || chain.iter().any(|next| next["task"] == "celery.chord") {
                 return Err(CHORD.to_owned());
+            }
+            let names =
+                ["task_id", "reply_to", "exchange", "routing_key", "queue"].map(|name| &signature["options"][name]);
+            if names.iter().any(|name| name.as_str().is_some_and(|name| name.len() > MAX_NAME_BYTES)) {
+                return Err(format!("options of the linked task {:?}: a name of more than 255 bytes", shorten(name)));
             }
             if !matches!(signature["args"], Value::Array(_) | Value::Null) {
                 return Err(format!("args of the linked task {:?}: not allowed; a list", shorten(name)));
