@@ -52,11 +52,15 @@ async fn call_with_both(env: &TestEnv, scenario: &str) -> Result<Vec<Value>> {
 
 /// Starts a Celery worker that runs the tasks of `tasks.py`.
 async fn start_celery_worker(env: &TestEnv, celery: usize) -> Result<Process> {
+    start_celery_worker_of(env, celery, "tasks", &programs()).await
+}
+
+/// Starts a Celery worker with an application in a folder.
+async fn start_celery_worker_of(env: &TestEnv, celery: usize, app: &str, folder: &Path) -> Result<Process> {
     let python = python_with(celery).await?;
-    let mut command = env.python_command(&python, &programs());
-    let options = ["-m", "celery", "-A", "tasks", "worker", "-P", "solo", "--without-gossip", "--without-mingle"];
-    command.args(options).args(["-n", &format!("tasks-{celery}@%h")]);
-    let process = Process::start_logged("celery worker", command, &env.folder().join(format!("celery-{celery}.log")))?;
+    let mut command = env.python_command(&python, folder);
+    command.args(["-m", "celery", "-A", app, "worker", "-P", "solo", "--without-gossip", "--without-mingle"]);
+    let process = Process::start_logged("celery worker", command, &env.folder().join("celery.log"))?;
     // A message for its queue would be kept before.
     let declared = async || env.queue_names().await.ok()?.iter().any(|queue| queue == "celery").then_some(());
     wait::wait_until("the queue of the Celery worker", WAIT_TIMEOUT, declared).await?;
@@ -324,6 +328,24 @@ async fn flower_shows_worker_and_tasks() -> Result<()> {
         let shown = wait::wait_until("a task in Flower", WAIT_TIMEOUT, async || task_shown(id, state).await).await?;
         assert_eq!(shown["name"], "assets.generate", "{shown}");
     }
+    Ok(())
+}
+
+/// As docs/celery.md says.
+#[tokio::test]
+async fn example_pipeline_renders_a_video() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    let _worker = start_worker(&mut env).await?;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/celery");
+    let requirements = std::fs::read_to_string(folder.join("requirements.txt"))?;
+    assert_eq!(requirements.trim(), CELERY[1].1, "the version that this test runs");
+    let _celery = start_celery_worker_of(&env, 1, "pipeline", &folder).await?;
+    let mut command = env.python_command(&python_with(1).await?, &folder);
+    command.args(["pipeline.py", "A lighthouse"]).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(WAIT_TIMEOUT, command.output()).await??;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let expected = "a video of 3 images: projects/42/assets/image_001.png, projects/42/assets/image_002.png, ";
+    assert!(printed.starts_with(expected), "{printed} {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

@@ -248,7 +248,9 @@ async fn claim_in_transaction(
         return Ok(Claim::Ended(terminal));
     }
     // The rows of a submitted job are written before its command is published.
-    let submitted = !new && row.lease_token == 0;
+    // Attempts were counted before there were leases.
+    let is_waiting = row.status == JobState::Waiting.as_str();
+    let submitted = !new && is_waiting && row.lease_token == 0 && row.attempts == 0;
     if submitted {
         settle_defaults(db, command, terms).await?;
         job::Entity::update_many()
