@@ -553,6 +553,9 @@ async fn due_job_whose_command_crashes_workers_fails() -> Result<()> {
     task.headers["eta"] = json!(due_at.format(&time::format_description::well_known::Rfc3339)?);
     task.publish(&producer).await?;
     worker.wait_for_log("job is due later").await?;
+    let shown = env.run(&["jobs", "show", "--json", TASK_ID]).await?;
+    let shown: Value = serde_json::from_slice(&shown.stdout)?;
+    assert!(shown["status"] == "waiting" && shown["due_at"].is_string(), "{shown}");
     worker.signal(Signal::KILL);
     worker.wait_for_exit().await?;
     env.set("ASSET_WORKER_PAUSE_AT", "before_claim");

@@ -6,6 +6,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::account_key::time_from_ms;
 use super::{QueryExt, Store, StoreError, asset, job};
 
 /// Maximum number of rows of one query.
@@ -38,6 +39,9 @@ pub struct JobReport {
     /// When the job was first claimed; before that, when it was submitted or cancelled.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// When the command of a job that waits in the database is published.
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<OffsetDateTime>,
     /// When the job ended.
     #[serde(with = "time::serde::rfc3339::option")]
     pub finished_at: Option<OffsetDateTime>,
@@ -85,6 +89,7 @@ struct JobRow {
     cost_usd: f64,
     published_at: Option<OffsetDateTime>,
     created_at: OffsetDateTime,
+    due_at_ms: Option<i64>,
     finished_at: Option<OffsetDateTime>,
 }
 
@@ -102,6 +107,7 @@ impl From<JobRow> for JobReport {
             cost_usd: row.cost_usd,
             event_published: row.published_at.is_some(),
             created_at: row.created_at,
+            due_at: row.due_at_ms.and_then(|ms| time_from_ms(ms).ok()),
             finished_at: row.finished_at,
             assets: Vec::new(),
         }

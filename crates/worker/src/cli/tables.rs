@@ -192,8 +192,9 @@ pub(super) fn job_details(job: &JobReport) -> String {
     pairs.extend(job.error_message.clone().map(|message| ("error", message)));
     let requests: i32 = job.assets.iter().map(|asset| asset.requests).sum();
     pairs.extend(job.retry_of.map(|first| ("makes again", retried_images(first, job))));
+    pairs.push(("created", format_time(job.created_at)));
+    pairs.extend(job.due_at.map(|due_at| ("due", format_time(due_at))));
     pairs.extend([
-        ("created", format_time(job.created_at)),
         ("finished", job.finished_at.map_or_else(|| "not yet".to_owned(), format_time)),
         ("cost", format!("USD {:.2}, {requests} requests", job.cost_usd)),
         ("terminal event", if job.event_published { "published" } else { "not published" }.to_owned()),
