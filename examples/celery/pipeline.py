@@ -13,7 +13,9 @@ from celery import Celery, chain
 
 app = Celery("pipeline", broker=os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//"), backend="rpc://")
 # To the exchange: Celery would declare a queue of this name as a classic one.
-app.conf.task_routes = {"assets.generate": {"exchange": "assets.commands", "routing_key": "generate"}}
+app.conf.task_routes = {
+    "assets.generate": {"exchange": "assets.commands", "exchange_type": "direct", "routing_key": "generate"},
+}
 # RabbitMQ 4.3 refuses queues that are neither durable nor exclusive.
 app.conf.control_queue_exclusive = True
 

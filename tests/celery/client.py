@@ -3,12 +3,15 @@
 import json
 import os
 import sys
+import time
+import uuid
 
 from celery import Celery, chain, chord, group
+from kombu import Queue
 
 app = Celery("client", broker=os.environ["AMQP_URL"], backend="rpc://")
 app.conf.update(
-    task_routes={"assets.*": {"exchange": "assets.commands", "routing_key": "generate"}},
+    task_routes={"assets.*": {"exchange": "assets.commands", "exchange_type": "direct", "routing_key": "generate"}},
     control_queue_exclusive=True,
     result_expires=60,
 )
@@ -45,6 +48,16 @@ def arguments():
     own_id = "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10"
     named = [generate(4).clone(kwargs={"job_id": own_id}).apply_async() for _ in range(2)]
     return [outcome(result) for result in [positional, whole, *named]]
+
+
+def queues():
+    """The worker's queue by its name, without declaring it; and in a program that has a quorum queue of its own."""
+    queue = Queue("assets.generate", no_declare=True)
+    command = {"project_id": 1, "image_descriptions": ["A fox"]}
+    # Without the route, which names an exchange.
+    app.conf.task_routes, app.amqp.router = {}, app.amqp.Router()
+    named = app.send_task(TASK, kwargs=command, queue=queue)
+    return outcome(named)
 
 
 def failures():
@@ -107,7 +120,7 @@ def links():
 
 
 def pipelines():
-    render = app.signature("tasks.render")
+    render = app.signature("tasks.render", link_error=app.signature("tasks.failed"))
     whole = chain(app.signature("tasks.describe", args=(1,)), app.signature(TASK), render, app.signature("tasks.note"))
     broken = chain(generate(2, ["A bear [fault:status=400]"]), render)
     several = group(generate(3), chain(generate(4), render))
@@ -122,9 +135,14 @@ def pipelines():
 def later():
     """A job that is due in some seconds, with a link; and one that expires before it is due."""
     options = {"link": app.signature("tasks.note"), "link_error": app.signature("tasks.failed")}
+    started_at = time.monotonic()
     due = generate(1).apply_async(countdown=2, expires=50, **options)
     expired = generate(2).apply_async(countdown=30, expires=1)
-    return {"due": outcome(due), "expired": outcome(expired)}
+    job_id = str(uuid.uuid4())
+    shared = [generate(3).clone(kwargs={"job_id": job_id}).apply_async(countdown=2) for _ in range(2)]
+    due = outcome(due)
+    elapsed = time.monotonic() - started_at
+    return {"due": due, "elapsed": elapsed, "expired": outcome(expired), "shared": [outcome(one) for one in shared]}
 
 
 def expires():

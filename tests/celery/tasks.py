@@ -7,7 +7,7 @@ from celery import Celery
 
 app = Celery("tasks", broker=os.environ["AMQP_URL"], backend="rpc://")
 app.conf.update(
-    task_routes={"assets.*": {"exchange": "assets.commands", "routing_key": "generate"}},
+    task_routes={"assets.*": {"exchange": "assets.commands", "exchange_type": "direct", "routing_key": "generate"}},
     control_queue_exclusive=True,
 )
 

@@ -59,7 +59,7 @@ async fn start_celery_worker(env: &TestEnv, celery: usize) -> Result<Process> {
 async fn start_celery_worker_of(env: &TestEnv, celery: usize, app: &str, folder: &Path) -> Result<Process> {
     let python = python_with(celery).await?;
     let mut command = env.python_command(&python, folder);
-    command.args(["-m", "celery", "-A", app, "worker", "-P", "solo", "--without-gossip", "--without-mingle"]);
+    command.args(["-m", "celery", "-A", app, "worker", "-P", "solo"]);
     let process = Process::start_logged("celery worker", command, &env.folder().join("celery.log"))?;
     // A message for its queue would be kept before.
     let declared = async || env.queue_names().await.ok()?.iter().any(|queue| queue == "celery").then_some(());
@@ -123,6 +123,9 @@ async fn arguments_are_named_positional_or_one_object() -> Result<()> {
     assert_eq!(outcomes[2]["value"], outcomes[3]["value"]);
     assert_ne!(outcomes[2]["id"], outcomes[3]["id"]);
     assert_eq!(env.sandbox.ledger().charged, 3);
+    for outcome in call_with_both(&env, "queues").await? {
+        assert_eq!(outcome["value"]["succeeded"], 1, "the queue is named and not declared: {outcome}");
+    }
     Ok(())
 }
 
@@ -241,6 +244,10 @@ async fn job_with_countdown_is_run_when_it_is_due() -> Result<()> {
     let _celery = start_celery_worker(&env, 1).await?;
     for seen in call_with_both(&env, "later").await? {
         assert_eq!(seen["due"]["value"]["succeeded"], 1, "{seen}");
+        assert!(seen["elapsed"].as_f64() >= Some(1.9), "not before it is due: {seen}");
+        // Two tasks share a job that is due later: both get its result.
+        let shared = &seen["shared"];
+        assert!(shared[0]["value"]["job_id"].is_string() && shared[0]["value"] == shared[1]["value"], "{shared}");
         assert_eq!(assert_raises(&seen["expired"], "celery.exceptions.TaskRevokedError"), ["expired"]);
     }
     let notes = wait_for_records(&env, "tasks.note", 2).await?;
@@ -416,6 +423,9 @@ async fn links_and_result_survive_kill_at(point: &str, prompt: &str, database: D
     let is_failure = prompt.contains("fault");
     let expected: &[&str] = if is_failure { &["failed"] } else { &["first", "second", "next"] };
     let (before, after) = (names_and_ids(&before), names_and_ids(&producer.drain_queue("render").await?));
+    if !matches!(point, "before_replies" | "between_replies") {
+        assert!(after.is_empty(), "{point}: linked tasks are not repeated once they are confirmed: {after:?}");
+    }
     let mut all: Vec<_> = [before.clone(), after.clone()].concat();
     all.sort_unstable();
     all.dedup();
@@ -574,6 +584,93 @@ async fn due_job_whose_command_crashes_workers_fails() -> Result<()> {
     let results: Vec<Value> = producer.drain_queue("replies").await?.iter().map(Message::json).collect();
     assert_eq!((results.len(), &results[0]["status"]), (1, &json!("FAILURE")), "{results:?}");
     assert_eq!(env.sandbox.ledger().requests, 0);
+    Ok(())
+}
+
+/// Workers are killed after the rows of a job that is due later are written, and after its command is published.
+#[tokio::test]
+async fn due_job_runs_once_although_workers_are_lost() -> Result<()> {
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "after_submission");
+    let mut worker = start_worker(&mut env).await?;
+    let producer = env.connect_broker().await?;
+    declare_queues(&producer).await?;
+    let mut task = Task::new(TASK_ID, "A fox");
+    let due_at = time::OffsetDateTime::now_utc() + Duration::from_secs(2);
+    task.headers["eta"] = json!(due_at.format(&time::format_description::well_known::Rfc3339)?);
+    task.publish(&producer).await?;
+    for point in ["after_submission", "after_due_commands"] {
+        worker.wait_for_log(&format!("\"point\":\"{point}\"")).await?;
+        worker.signal(Signal::KILL);
+        worker.wait_for_exit().await?;
+        env.set("ASSET_WORKER_PAUSE_AT", "after_due_commands");
+        worker = env.start_ready_worker().await?;
+    }
+    worker.signal(Signal::KILL);
+    worker.wait_for_exit().await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "");
+    let _worker = env.start_ready_worker().await?;
+    let linked = names_and_ids(&producer.take_messages("render", 3).await?);
+    assert_eq!(linked.len(), 3, "{linked:?}");
+    let idle = async || (producer.ready_count("assets.generate").await.ok()? == 0).then_some(());
+    wait::wait_until("an empty queue", WAIT_TIMEOUT, idle).await?;
+    assert_eq!(env.sandbox.ledger().charged, 1);
+    let rows = env.query_rows("SELECT status, due_at_ms FROM jobs").await?;
+    assert_eq!(rows, [json!({"status": "completed", "due_at_ms": null})]);
+    Ok(())
+}
+
+/// Names and headers that AMQP cannot encode, and an exchange that refuses messages, must not harm a worker.
+#[tokio::test]
+async fn linked_task_that_cannot_be_published_harms_no_worker() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    let mut worker = start_worker(&mut env).await?;
+    let producer = env.connect_broker().await?;
+    declare_queues(&producer).await?;
+    let mut task = Task::new(TASK_ID, "A fox");
+    // The broker lets no client publish to this exchange.
+    task.body[2]["callbacks"] = json!([
+        {"task": "first", "options": {"exchange": "amq.rabbitmq.trace", "routing_key": "x"}},
+        {"task": "second", "options": {"queue": "render", "shadow": "s".repeat(200_000)}},
+        {"task": "third", "options": {"queue": "render", "eta": {"k".repeat(300): 1}}},
+    ]);
+    task.publish(&producer).await?;
+    let results = producer.take_messages("replies", 3).await?;
+    assert_eq!(results[2].json()["status"], "SUCCESS");
+    assert_eq!(names_and_ids(&producer.take_messages("render", 1).await?)[0].0, "next");
+    let ended = async || {
+        (env.query_rows("SELECT id FROM jobs WHERE published_at IS NOT NULL").await.ok()?.len() == 1).then_some(())
+    };
+    wait::wait_until("the terminal event", WAIT_TIMEOUT, ended).await?;
+    assert_eq!(env.query_rows("SELECT position FROM outbox").await?.len(), 3, "they are kept");
+    assert!(worker.is_running() && !worker.log().contains("broker connection lost"));
+    let metrics = worker.metrics().await?;
+    assert_eq!(metrics.value("asset_worker_terminal_events_total", &[("outcome", "unrouted")]), Some(3.0));
+    Ok(())
+}
+
+/// The message is sent again after its job has ended: the result is repeated, and linked tasks are not.
+#[tokio::test]
+async fn repeated_task_gets_its_result_again() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    let _worker = start_worker(&mut env).await?;
+    let producer = env.connect_broker().await?;
+    declare_queues(&producer).await?;
+    let task = Task::new(TASK_ID, "A fox");
+    task.publish(&producer).await?;
+    let first = producer.take_messages("replies", 3).await?;
+    assert_eq!(producer.take_messages("render", 3).await?.len(), 3);
+    task.publish(&producer).await?;
+    let again = producer.take_messages("replies", 1).await?;
+    assert_eq!(again[0].json(), first[2].json());
+    let idle = async || (producer.ready_count("assets.generate").await.ok()? == 0).then_some(());
+    wait::wait_until("an empty queue", WAIT_TIMEOUT, idle).await?;
+    assert!(producer.drain_queue("render").await?.is_empty());
+    // Another command with this id: its own caller is told.
+    let conflict = Task::new(TASK_ID, "A bear");
+    conflict.publish(&producer).await?;
+    let failure = producer.take_messages("replies", 1).await?[0].json();
+    assert_eq!(failure["result"]["exc_message"][0], "job_id_conflict", "{failure}");
     Ok(())
 }
 

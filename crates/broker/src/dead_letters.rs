@@ -47,7 +47,7 @@ pub struct DeadLetters {
 pub struct DeadLetter {
     /// The first 12 hex digits of the SHA-256 of reason, time of rejection and body.
     pub id: String,
-    /// The body's `job_id`, if it can be parsed.
+    /// The body's `job_id`, or the id of a Celery task, if it can be parsed.
     pub job_id: Option<Uuid>,
     /// Why it was dead-lettered; for the broker's own dead letters, which have no reason header, `expired` or
     /// `delivery_limit`.
@@ -158,7 +158,9 @@ impl DeadLetter {
         let digest_input = [reason.as_bytes(), rejected_at.as_deref().unwrap_or_default().as_bytes(), &body].concat();
         let id = digest::sha256(digest_input)[..ID_DIGITS].to_owned();
         let job_id = serde_json::from_slice::<Value>(&body).ok();
-        let job_id = job_id.and_then(|body| Uuid::try_parse(body["job_id"].as_str()?).ok());
+        let task_id = || text_header(properties, "task").and_then(|_| text_header(properties, "id"));
+        let job_id = job_id.and_then(|body| body["job_id"].as_str().map(str::to_owned)).or_else(task_id);
+        let job_id = job_id.and_then(|id| Uuid::try_parse(&id).ok());
         Self { id, job_id, reason, rejected_at, body, message, removed: AtomicBool::new(false) }
     }
 

@@ -10,9 +10,10 @@ use domain::trace::TraceContext;
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection};
+use serde_json::Value;
 use tokio::sync::Mutex;
 use tracing::field::Empty;
-use tracing::{Instrument, Span, info_span};
+use tracing::{Instrument, Span, info_span, warn};
 use uuid::Uuid;
 
 use super::confirms::{Confirms, Publication, PublishOutcome, PublisherState};
@@ -20,7 +21,7 @@ use super::message::{Message, REASON_HEADER, REJECTED_AT_HEADER, is_broker_heade
 use super::topology::{
     CANCEL_KEY, COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name,
 };
-use super::{BrokerError, ServerAddress, headers, topology, with_timeout};
+use super::{BrokerError, ServerAddress, headers, with_timeout};
 
 /// Maximum length of `otel.status_description`.
 const MAX_DESCRIPTION_CHARS: usize = 300;
@@ -38,7 +39,7 @@ pub struct Publisher {
     terminal_events: Arc<MandatoryChannel>,
     /// For `started` and `progress` events, which may be lost.
     progress_events: Channel,
-    /// For channels that a check may close.
+    /// For channels that the broker may close.
     connection: Arc<Connection>,
     confirms: Confirms,
     server: ServerAddress,
@@ -250,16 +251,42 @@ impl Publisher {
     /// [`BrokerError`] if the broker has not confirmed the message.
     pub async fn publish_message(&self, message: &OutgoingMessage) -> Result<PublishOutcome, BrokerError> {
         let OutgoingMessage { exchange, routing_key: key, .. } = message;
+        if !is_within_limits(message) {
+            warn!(exchange, "a message exceeds the limits of AMQP for names and headers; it cannot be published");
+            return Ok(PublishOutcome::Unrouted);
+        }
         let span = self.publish_span(exchange, key, "send");
+        let body = message.body.to_string();
         let publishing = async {
-            if !exchange.is_empty() && !self.has_exchange(exchange).await? {
-                return Ok(PublishOutcome::Unrouted);
-            }
-            let body = message.body.to_string();
             let properties = message_properties(message);
-            self.publish(&self.terminal_events, exchange, key, body.as_bytes(), properties).await
+            if exchange.is_empty() {
+                return self.publish(&self.terminal_events, exchange, key, body.as_bytes(), properties).await;
+            }
+            let message = Publication { exchange, key, mandatory: true, body: body.as_bytes(), properties };
+            self.publish_to_foreign_exchange(message).await
         };
         publish_in_span(publishing, span).await
+    }
+
+    /// Publishes to an exchange that is not declared here, on a channel of its own: the broker closes it if the exchange
+    /// does not exist or may not be written to.
+    async fn publish_to_foreign_exchange(&self, message: Publication<'_>) -> Result<PublishOutcome, BrokerError> {
+        let channel = with_timeout("open a channel", self.connection.create_channel()).await?;
+        with_timeout("enable publisher confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let exchange = message.exchange;
+        let published =
+            Confirms::new(self.connection.status().clone(), Duration::ZERO).publish(&channel, message).await;
+        let was_closed = !channel.status().connected() && self.connection.status().connected();
+        match published {
+            Err(error) if was_closed => {
+                warn!(exchange, %error, "the broker refused a message; its exchange counts as one without queues");
+                Ok(PublishOutcome::Unrouted)
+            }
+            published => {
+                let _ = with_timeout("close a channel", channel.close(200, "done".into())).await;
+                published
+            }
+        }
     }
 
     /// Publishes a message that may be lost to an existing exchange, unless the broker blocks the connection.
@@ -269,6 +296,9 @@ impl Publisher {
     /// [`BrokerError`] if the broker has not confirmed the message.
     pub async fn publish_transient(&self, message: &OutgoingMessage) -> Result<(), BrokerError> {
         let OutgoingMessage { exchange, routing_key: key, .. } = message;
+        if !is_within_limits(message) {
+            return Ok(());
+        }
         let (body, properties) = (message.body.to_string(), message_properties(message).with_delivery_mode(TRANSIENT));
         let message = Publication { exchange, key, mandatory: false, body: body.as_bytes(), properties };
         tokio::select! {
@@ -276,16 +306,6 @@ impl Publisher {
             () = self.confirms.until_blocked() => Ok(()),
             published = self.confirms.publish(&self.progress_events, message) => published.map(drop),
         }
-    }
-
-    /// Whether an exchange exists. Checked on a channel of its own: publishing to a missing one closes the channel.
-    async fn has_exchange(&self, name: &str) -> Result<bool, BrokerError> {
-        let channel = with_timeout("open a channel", self.connection.create_channel()).await?;
-        let exists = topology::has_exchange(&channel, name).await?;
-        if exists {
-            let _ = with_timeout("close a channel", channel.close(200, "done".into())).await;
-        }
-        Ok(exists)
     }
 
     /// Publishes an event and reports whether a queue received it.
@@ -350,6 +370,30 @@ async fn publish_in_span<T>(
     }
     .instrument(span)
     .await
+}
+
+/// The longest name that AMQP allows.
+const MAX_NAME_BYTES: usize = 255;
+/// The most bytes of headers, in JSON. In AMQP they must fit into one frame, of 128 KiB by default.
+const MAX_HEADER_BYTES: usize = 60_000;
+
+/// Whether names and headers of a message can be encoded.
+fn is_within_limits(message: &OutgoingMessage) -> bool {
+    let OutgoingMessage { exchange, routing_key, correlation_id, reply_to, headers, .. } = message;
+    let names = [exchange, routing_key, correlation_id].into_iter().chain(reply_to);
+    names.into_iter().all(|name| name.len() <= MAX_NAME_BYTES)
+        && headers.iter().all(|(name, value)| name.len() <= MAX_NAME_BYTES && has_short_keys(value))
+        && serde_json::to_string(headers).is_ok_and(|headers| headers.len() <= MAX_HEADER_BYTES)
+}
+
+fn has_short_keys(value: &Value) -> bool {
+    match value {
+        Value::Array(values) => values.iter().all(has_short_keys),
+        Value::Object(object) => {
+            object.iter().all(|(name, value)| name.len() <= MAX_NAME_BYTES && has_short_keys(value))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+    }
 }
 
 fn message_properties(message: &OutgoingMessage) -> BasicProperties {

@@ -148,21 +148,6 @@ pub(super) async fn queue_state(channel: &Channel, name: &str) -> Result<QueueSt
     with_timeout("inspect a queue", inspection).await
 }
 
-/// Whether an exchange exists. The broker closes the channel if it does not.
-pub(super) async fn has_exchange(channel: &Channel, name: &str) -> Result<bool, BrokerError> {
-    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    // The kind and the other options of a passive declaration are ignored.
-    let declared = channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default());
-    let inspection = async {
-        match declared.await {
-            Ok(()) => Ok(true),
-            Err(error) if is_soft_error(&error, &AMQPSoftError::NOTFOUND) => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    with_timeout("inspect an exchange", inspection).await
-}
-
 fn is_soft_error(error: &lapin::Error, soft: &AMQPSoftError) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_id() == soft.get_id(),

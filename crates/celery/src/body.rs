@@ -42,13 +42,39 @@ impl Body {
         let compressed = decoded.as_deref().unwrap_or(envelope.body);
         let bytes = decompress(compressed, text(envelope.headers, "compression").unwrap_or_default())?;
         let value = strict_json::parse(&bytes).map_err(|error| format!("body: not JSON in UTF-8 ({error})"))?;
-        let Value::Array(parts) = unwrap_typed(value) else { return Err(BODY_FORMAT.to_owned()) };
+        check_value(&value, MAX_DEPTH)?;
+        let Value::Array(parts) = value else { return Err(BODY_FORMAT.to_owned()) };
         let Ok([args, kwargs, embed]) = <[Value; 3]>::try_from(parts) else { return Err(BODY_FORMAT.to_owned()) };
-        match (args, kwargs, embed) {
+        // What follows the task is passed on as it is: Python reads its types again.
+        match (unwrap_typed(args), unwrap_typed(kwargs), embed) {
             (Value::Array(args), Value::Object(kwargs), Value::Object(embed)) => Ok(Self { args, kwargs, embed }),
             (Value::Array(args), Value::Object(kwargs), Value::Null) => Ok(Self { args, kwargs, embed: Map::new() }),
             _ => Err(BODY_FORMAT.to_owned()),
         }
+    }
+}
+
+/// The deepest nesting of a body. It is stored some levels deeper, where 128 are read.
+const MAX_DEPTH: usize = 64;
+
+/// Refuses what PostgreSQL cannot store in a JSON column, and what could not be read again.
+fn check_value(value: &Value, depth: usize) -> Result<(), String> {
+    let check_text = |text: &str| {
+        let has_nul = text.contains('\0');
+        if has_nul { Err("body: the character NUL is not allowed".to_owned()) } else { Ok(()) }
+    };
+    let inner = || depth.checked_sub(1).ok_or_else(|| format!("body: nested more than {MAX_DEPTH} levels deep"));
+    match value {
+        Value::String(text) => check_text(text),
+        Value::Array(values) => {
+            let depth = inner()?;
+            values.iter().try_for_each(|value| check_value(value, depth))
+        }
+        Value::Object(object) => {
+            let depth = inner()?;
+            object.iter().try_for_each(|(key, value)| check_text(key).and_then(|()| check_value(value, depth)))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
     }
 }
 
@@ -77,7 +103,7 @@ fn decompress(bytes: &[u8], compression: &str) -> Result<Vec<u8>, String> {
 
 /// Replaces `{"__type__": …, "__value__": …}`, by which Celery marks Python types, with the plain value. A UUID has the
 /// value `{"hex": …}`. Source: `kombu/utils/json.py`.
-fn unwrap_typed(value: Value) -> Value {
+pub(crate) fn unwrap_typed(value: Value) -> Value {
     match value {
         Value::Array(items) => items.into_iter().map(unwrap_typed).collect(),
         Value::Object(mut object) if object.len() == 2 && object.contains_key("__type__") => {

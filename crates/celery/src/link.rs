@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::body::shorten;
+use crate::body::{shorten, unwrap_typed};
 use crate::reply::Reply;
 use crate::task::format_time;
 
@@ -56,32 +56,80 @@ fn signatures<'a>(list: Option<&'a Value>, name: &str) -> Result<&'a [Value], St
 /// Adds the tasks that a signature consists of and that can be published at once.
 fn expand(signature: &Value, mut chain: Vec<Value>, links: &mut Vec<Link>) -> Result<(), String> {
     let name = signature["task"].as_str().ok_or("a linked signature has no task")?;
-    let tasks = || signature["kwargs"]["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let options = &signature["options"];
+    let tasks = || signature["kwargs"]["tasks"].as_array().cloned().unwrap_or_default();
     match name {
         "celery.chord" => Err(CHORD.to_owned()),
         // A group with a successor is a chord.
         "celery.group" if !chain.is_empty() => Err(CHORD.to_owned()),
-        "celery.group" => tasks().iter().try_for_each(|task| expand(task, Vec::new(), links)),
+        "celery.group" => (0..).zip(tasks()).try_for_each(|(index, mut task)| {
+            extend_option(&mut task, "link_error", &options["link_error"]);
+            if task["options"]["group_id"].is_null() && options["task_id"].is_string() {
+                set_option(&mut task, "group_id", options["task_id"].clone());
+                set_option(&mut task, "group_index", Value::from(index));
+            }
+            expand(&task, Vec::new(), links)
+        }),
         "celery.chain" => {
-            let Some((first, later)) = tasks().split_first() else { return Ok(()) };
+            let mut tasks = tasks();
+            tasks.iter_mut().for_each(|task| extend_option(task, "link_error", &options["link_error"]));
+            if let Some(last) = tasks.last_mut() {
+                extend_option(last, "link", &options["link"]);
+            }
+            let Some((first, later)) = tasks.split_first_mut() else { return Ok(()) };
+            if signature["immutable"] == true && first.is_object() {
+                first["immutable"] = true.into();
+            }
             chain.extend(later.iter().rev().cloned());
             expand(first, chain, links)
         }
         name => {
-            if !signature["options"]["chord"].is_null() || chain.iter().any(|next| next["task"] == "celery.chord") {
+            if !options["chord"].is_null() || chain.iter().any(|next| next["task"] == "celery.chord") {
                 return Err(CHORD.to_owned());
             }
-            let names =
-                ["task_id", "reply_to", "exchange", "routing_key", "queue"].map(|name| &signature["options"][name]);
-            if names.iter().any(|name| name.as_str().is_some_and(|name| name.len() > MAX_NAME_BYTES)) {
+            let link = Link { signature: signature.clone(), chain };
+            let (exchange, routing_key) = route(options);
+            let ids = ["task_id", "reply_to"].map(|name| options[name].as_str().unwrap_or_default().to_owned());
+            if [exchange, routing_key].iter().chain(&ids).any(|name| name.len() > MAX_NAME_BYTES) {
                 return Err(format!("options of the linked task {:?}: a name of more than 255 bytes", shorten(name)));
             }
             if !matches!(signature["args"], Value::Array(_) | Value::Null) {
                 return Err(format!("args of the linked task {:?}: not allowed; a list", shorten(name)));
             }
-            links.push(Link { signature: signature.clone(), chain });
+            links.push(link);
             Ok(())
         }
+    }
+}
+
+/// Sets an option of a signature that is an object.
+fn set_option(signature: &mut Value, name: &str, value: Value) {
+    let Value::Object(signature) = signature else { return };
+    let options = signature.entry("options").or_insert(Value::Null);
+    if options.is_null() {
+        *options = Map::new().into();
+    }
+    if let Value::Object(options) = options {
+        options.insert(name.to_owned(), value);
+    }
+}
+
+/// Adds signatures to an option that holds one of them or a list.
+fn extend_option(signature: &mut Value, name: &str, added: &Value) {
+    if let Value::Array(added) = list(added) {
+        let Value::Array(mut all) = list(&signature["options"][name]) else {
+            return set_option(signature, name, added.into());
+        };
+        all.extend(added);
+        set_option(signature, name, all.into());
+    }
+}
+
+/// An option that holds one signature or a list of them as a list; null if it is not set.
+fn list(option: &Value) -> Value {
+    match option {
+        Value::Null | Value::Array(_) => option.clone(),
+        one => json!([one]),
     }
 }
 
@@ -127,13 +175,18 @@ impl Link {
             || Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{}/{position}", parent.id).as_bytes()).to_string(),
             str::to_owned,
         );
+        let stamped = options["stamped_headers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let stamps: Map<String, Value> = stamped
+            .iter()
+            .filter_map(|name| Some((name.as_str()?.to_owned(), options[name.as_str()?].clone())))
+            .collect();
         let after = |seconds: &Value| {
             seconds
                 .as_f64()
                 .map(|seconds| Value::from(format_time(now + Duration::seconds_f64(seconds.clamp(0.0, 1e9)))))
         };
-        let eta = after(&options["countdown"]).unwrap_or_else(|| options["eta"].clone());
-        let expires = after(&options["expires"]).unwrap_or_else(|| options["expires"].clone());
+        let eta = after(&options["countdown"]).unwrap_or_else(|| unwrap_typed(options["eta"].clone()));
+        let expires = after(&options["expires"]).unwrap_or_else(|| unwrap_typed(options["expires"].clone()));
         let repr = |value: &Value| value.to_string().chars().take(1_000).collect::<String>();
         let (args, headers_of) = (Value::from(args), |name: &str| options[name].clone());
         let headers = json!({
@@ -155,11 +208,11 @@ impl Link {
             "ignore_result": options["ignore_result"] == true,
             "replaced_task_nesting": 0,
             "stamped_headers": options["stamped_headers"],
-            "stamps": {},
+            "stamps": stamps,
         });
         let embed = json!({
-            "callbacks": options["link"],
-            "errbacks": options["link_error"],
+            "callbacks": list(&options["link"]),
+            "errbacks": list(&options["link_error"]),
             "chain": if chain.is_empty() { Value::Null } else { chain.clone().into() },
             "chord": null,
         });
@@ -170,11 +223,21 @@ impl Link {
             kept_if_unrouted: true,
             correlation_id: id,
             reply_to: option("reply_to").map(str::to_owned),
-            priority: options["priority"].as_u64().and_then(|priority| u8::try_from(priority).ok()).or(parent.priority),
-            headers: if let Value::Object(headers) = headers { headers } else { Map::new() },
+            priority: options["priority"].as_u64().and_then(|priority| u8::try_from(priority).ok()),
+            headers: options["headers"]
+                .as_object()
+                .into_iter()
+                .chain(headers.as_object())
+                .flatten()
+                .map(owned)
+                .collect(),
             body: json!([args, kwargs, embed]),
         }
     }
+}
+
+fn owned((name, value): (&String, &Value)) -> (String, Value) {
+    (name.clone(), value.clone())
 }
 
 /// Exchange and routing key of a signature. Without them, the default exchange and the queue.

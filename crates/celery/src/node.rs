@@ -101,15 +101,30 @@ fn texts(value: &Value) -> Vec<String> {
     list.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect()
 }
 
-/// Whether a name matches a pattern with `*` for any characters and `?` for one.
+/// Whether a name matches a pattern with `*` for any characters and `?` for one. Takes at most the product of their
+/// lengths.
 fn matches_glob(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skipped| matches_glob(rest, &name[skipped..])),
-        ([b'?', rest @ ..], [_, name @ ..]) => matches_glob(rest, name),
-        ([first, rest @ ..], [character, name @ ..]) if first == character => matches_glob(rest, name),
-        ([], []) => true,
-        _ => false,
+    let (mut in_pattern, mut in_name) = (0, 0);
+    // The last `*`, and where the rest of the name was compared with what follows it.
+    let mut star = None;
+    while in_name < name.len() {
+        match pattern.get(in_pattern) {
+            Some(b'*') => {
+                star = Some((in_pattern, in_name));
+                in_pattern += 1;
+            }
+            Some(character) if *character == b'?' || *character == name[in_name] => {
+                in_pattern += 1;
+                in_name += 1;
+            }
+            _ => {
+                let Some((after, compared)) = star else { return false };
+                star = Some((after, compared + 1));
+                (in_pattern, in_name) = (after + 1, compared + 1);
+            }
+        }
     }
+    pattern[in_pattern..].iter().all(|character| *character == b'*')
 }
 
 /// An event of a node. `kind` is its type, such as `task-received`, and `fields` are those of its own.

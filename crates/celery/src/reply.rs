@@ -36,36 +36,47 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The reply for a message of protocol 2, without links.
-    pub(crate) fn new(envelope: &Envelope<'_>) -> Self {
-        let header = |name: &str| text(envelope.headers, name).map(str::to_owned);
-        let id = header("id").unwrap_or_default();
+    /// The reply for the message of a task, without links.
+    pub(crate) fn new(envelope: &Envelope<'_>, task: &str, id: &str) -> Self {
+        let header = |name: &str| text(envelope.headers, name).map(clean);
         let is_ignored = envelope.headers.get("ignore_result") == Some(&Value::Bool(true));
         Self {
-            task: header("task").unwrap_or_default(),
+            task: clean(task),
+            id: clean(id),
             priority: envelope.priority,
-            root_id: header("root_id").unwrap_or_else(|| id.clone()),
+            root_id: header("root_id").unwrap_or_else(|| clean(id)),
             parent_id: header("parent_id"),
             group: header("group"),
             result_queue: envelope.reply_to.filter(|queue| !queue.is_empty() && !is_ignored).map(str::to_owned),
-            correlation_id: envelope.correlation_id.unwrap_or(&id).to_owned(),
-            id,
+            correlation_id: envelope.correlation_id.map_or_else(|| clean(id), str::to_owned),
             on_success: Vec::new(),
             on_failure: Vec::new(),
             later: Vec::new(),
         }
     }
 
-    /// Reads the linked tasks from the third part of the body.
-    pub(crate) fn set_links(&mut self, embed: &Map<String, Value>) -> Result<(), String> {
-        let chain = embed.get("chain");
-        find_results(chain.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default(), &mut self.later);
-        self.on_failure = read_links(embed.get("errbacks"), "errbacks")?;
-        self.on_success = read_links(embed.get("callbacks"), "callbacks")?;
-        self.on_success.extend(read_chain(chain)?);
+    /// Reads what is told about a failure from the third part of the body.
+    pub(crate) fn set_errbacks(&mut self, embed: &Map<String, Value>) -> Result<(), String> {
+        let mut later = Vec::new();
+        let chain = embed.get("chain").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        find_results(chain, &mut later);
+        check_count(later.len())?;
+        self.later = later;
+        let errbacks = read_links(embed.get("errbacks"), "errbacks")?;
+        check_count(errbacks.len())?;
+        self.on_failure = errbacks;
+        Ok(())
+    }
+
+    /// Reads what follows a success from the third part of the body.
+    pub(crate) fn set_successors(&mut self, embed: &Map<String, Value>) -> Result<(), String> {
         if embed.get("chord").is_some_and(|chord| !chord.is_null()) {
             return Err(CHORD.to_owned());
         }
+        let mut successors = read_links(embed.get("callbacks"), "callbacks")?;
+        successors.extend(read_chain(embed.get("chain"))?);
+        check_count(successors.len())?;
+        self.on_success = successors;
         Ok(())
     }
 
@@ -106,19 +117,18 @@ impl Reply {
             return linked.chain(self.result("SUCCESS", &data, &time)).collect();
         }
         let field = |name: &str| data["error"][name].as_str().unwrap_or_default();
-        let code = field("code");
-        // Celery publishes no errbacks of revoked tasks.
-        if code == JobFailureCode::Cancelled.as_str() {
-            return self.revoked("revoked", &time).into_iter().collect();
-        }
-        if code == JobFailureCode::Expired.as_str() {
-            return self.revoked("expired", &time).into_iter().collect();
-        }
-        self.failure(code, field("message"), now)
+        self.failure(field("code"), field("message"), now)
     }
 
     /// The messages for a message that is rejected, or for a job that failed.
     pub fn failure(&self, code: &str, message: &str, now: OffsetDateTime) -> Vec<OutgoingMessage> {
+        // Celery publishes no errbacks of revoked tasks.
+        if code == JobFailureCode::Cancelled.as_str() {
+            return self.revoked("revoked", now).into_iter().collect();
+        }
+        if code == JobFailureCode::Expired.as_str() {
+            return self.revoked("expired", now).into_iter().collect();
+        }
         // A name that is no exception class raises SecurityError in the caller.
         let error = json!({"exc_type": "RuntimeError", "exc_message": [code, message], "exc_module": "builtins"});
         let time = format_time(now);
@@ -133,9 +143,9 @@ impl Reply {
         linked.chain(own).chain(later).collect()
     }
 
-    fn revoked(&self, reason: &str, time: &str) -> Option<OutgoingMessage> {
+    fn revoked(&self, reason: &str, now: OffsetDateTime) -> Option<OutgoingMessage> {
         let error = json!({"exc_type": "TaskRevokedError", "exc_message": [reason], "exc_module": "celery.exceptions"});
-        self.result("REVOKED", &error, time)
+        self.result("REVOKED", &error, &format_time(now))
     }
 
     fn link_messages<'a>(
@@ -150,6 +160,18 @@ impl Reply {
     fn result(&self, status: &str, result: &Value, time: &str) -> Option<OutgoingMessage> {
         Some(result_message(self.result_queue.as_deref()?, self, status, result, time))
     }
+}
+
+/// The most tasks that are linked to one task in one way.
+const MAX_LINKS: usize = 100;
+
+fn check_count(count: usize) -> Result<(), String> {
+    if count > MAX_LINKS { Err(format!("{count} linked tasks are not allowed; at most {MAX_LINKS}")) } else { Ok(()) }
+}
+
+/// A text of a header that can be stored and sent: without NUL, and of at most 255 characters.
+fn clean(text: &str) -> String {
+    text.chars().filter(|character| *character != '\0').take(255).collect()
 }
 
 /// A message of the result backend `rpc://`: on the default exchange, to the queue of the caller.

@@ -46,35 +46,40 @@ pub struct Task {
 pub struct Refused {
     /// Field, value and what is allowed.
     pub reason: String,
-    /// Who is told about it, if the message is of protocol 2.
-    pub reply: Option<Box<Reply>>,
+    /// Who is told about it.
+    pub reply: Box<Reply>,
     /// The command in JSON, as far as it was read.
     pub command: Map<String, Value>,
 }
 
 impl Task {
-    /// Reads the task of a message; `None` if Celery did not send the message. `accepted` are names of tasks.
+    /// Reads the task of a message; `None` if the message is not of protocol 2. `accepted` are names of tasks.
     pub fn read(envelope: &Envelope<'_>, accepted: &[String]) -> Option<Result<Self, Refused>> {
-        if envelope.headers.contains_key("task") {
-            let mut reply = Reply::new(envelope);
-            let mut command = Map::new();
-            let read = read(envelope, accepted, &mut reply, &mut command);
-            return Some(match read {
-                Ok(due_at) => Ok(Self { command, due_at, reply }),
-                Err(reason) => Err(Refused { reason, reply: Some(Box::new(reply)), command }),
-            });
+        if !envelope.headers.contains_key("task") {
+            return None;
         }
-        is_protocol_1(envelope).then(|| {
-            let reason = "body: Celery's protocol 1 is not allowed; protocol 2, so task_protocol=2".to_owned();
-            Err(Refused { reason, reply: None, command: Map::new() })
+        let header = |name| text(envelope.headers, name).unwrap_or_default();
+        let mut reply = Reply::new(envelope, header("task"), header("id"));
+        let mut command = Map::new();
+        Some(match read(envelope, accepted, &mut reply, &mut command) {
+            Ok(due_at) => Ok(Self { command, due_at, reply }),
+            Err(reason) => Err(Refused { reason, reply: Box::new(reply), command }),
         })
     }
 }
 
-/// Protocol 1 has the name and id of the task in its body, which is an object.
-fn is_protocol_1(envelope: &Envelope<'_>) -> bool {
-    let is_task = |value: Value| ["task", "id", "args", "kwargs"].iter().all(|key| value.get(key).is_some());
-    strict_json::parse(envelope.body).is_ok_and(is_task)
+impl Refused {
+    /// Recognises a message of protocol 1, which has the name and the id of the task in its body.
+    pub fn of_protocol_1(envelope: &Envelope<'_>) -> Option<Self> {
+        let body = strict_json::parse(envelope.body).ok()?;
+        let is_task = ["task", "id", "args", "kwargs"].iter().all(|key| body.get(key).is_some());
+        is_task.then(|| {
+            let text = |name: &str| body[name].as_str().unwrap_or_default();
+            let reason = "body: Celery's protocol 1 is not allowed; protocol 2, so task_protocol=2".to_owned();
+            let reply = Box::new(Reply::new(envelope, text("task"), text("id")));
+            Self { reason, reply, command: Map::new() }
+        })
+    }
 }
 
 /// Reads a task into the given reply and command, and returns when it is due.
@@ -86,8 +91,8 @@ fn read(
 ) -> Result<Option<OffsetDateTime>, String> {
     let body = Body::parse(envelope);
     if let Ok(body) = &body {
-        // Known first, so that tasks linked to a failure are told of each reason below.
-        reply.set_links(&body.embed)?;
+        // First, so that the tasks linked to a failure are told of each reason below.
+        reply.set_errbacks(&body.embed)?;
     }
     let name = text(envelope.headers, "task").unwrap_or_default();
     if !accepted.iter().any(|one| one == name) {
@@ -97,11 +102,11 @@ fn read(
             names => format!("task: {name:?} is not allowed; {}", names.join(", ")),
         });
     }
-    let Body { args, kwargs, .. } = body?;
+    let Body { args, kwargs, embed } = body?;
     *command = arguments(args, kwargs)?;
-    if let Some(id) = text(envelope.headers, "id") {
-        command.entry("job_id").or_insert_with(|| id.into());
-    }
+    let id = text(envelope.headers, "id").filter(|id| !id.is_empty()).ok_or("id: missing; the id of the task")?;
+    command.entry("job_id").or_insert_with(|| id.into());
+    reply.set_successors(&embed)?;
     if let Some(expires) = time(envelope.headers, "expires")? {
         set_expiry(command, expires);
     }
@@ -164,10 +169,11 @@ fn time(headers: &Map<String, Value>, name: &str) -> Result<Option<OffsetDateTim
         let shown = shorten(&value.to_string());
         format!("{name}: {shown} is not allowed; a time such as \"2026-12-01T12:00:00+00:00\"")
     };
-    parsed.map(|time| Some(time.to_offset(UtcOffset::UTC))).ok_or_else(refusal)
+    let in_utc = parsed.and_then(|time| time.checked_to_offset(UtcOffset::UTC));
+    in_utc.filter(|time| (0..=9_999).contains(&time.year())).map(Some).ok_or_else(refusal)
 }
 
-/// A time as Python's `datetime.fromisoformat` reads it: RFC 3339 with microseconds at most.
+/// A time in ISO 8601 as Python writes it: with microseconds at most, and an offset in digits.
 pub(crate) fn format_time(time: OffsetDateTime) -> String {
     let microseconds = time.to_offset(UtcOffset::UTC).replace_nanosecond(time.microsecond() * 1_000).unwrap_or(time);
     let text = microseconds.format(&Rfc3339).expect("a UTC time can be formatted as RFC 3339");

@@ -11,7 +11,7 @@ use time::macros::datetime;
 use uuid::Uuid;
 
 use crate::node::{self, Control, Request};
-use crate::{Envelope, Reply, Task};
+use crate::{Envelope, Refused, Reply, Task};
 
 const ID: &str = "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10";
 const NOW: OffsetDateTime = datetime!(2026-12-01 12:00 UTC);
@@ -145,7 +145,19 @@ fn only_messages_of_celery_are_read() {
     assert!(read(&json!({}), br#"{"job_id": "x", "project_id": 1}"#).is_none());
     assert!(read(&json!({}), b"no").is_none());
     let old = br#"{"task": "assets.generate", "id": "x", "args": [], "kwargs": {}}"#;
-    assert!(refusal(&json!({}), old).contains("protocol 1 is not allowed"));
+    let headers_of_old = Map::new();
+    let envelope = Envelope {
+        headers: &headers_of_old,
+        content_type: "application/json",
+        content_encoding: "",
+        reply_to: Some("replies"),
+        correlation_id: Some("x"),
+        priority: None,
+        body: old,
+    };
+    let refused = Refused::of_protocol_1(&envelope).expect("protocol 1");
+    assert!(refused.reason.contains("protocol 1 is not allowed"));
+    assert_eq!(refused.reply.failure("code", "why", NOW)[0].body["task_id"], "x");
     let other = with(headers(), "task", "assets.paint".into());
     assert_eq!(refusal(&other, b"[[], {}, {}]"), "task: \"assets.paint\" is not allowed; assets.generate");
 }
@@ -284,16 +296,113 @@ fn remote_control_is_for_named_nodes() {
     assert_eq!((&event.body["timestamp"], &event.body["freq"]), (&json!(1_796_126_400.0), &json!(2)));
 }
 
+/// As Celery sends them: options of a chain and of a group are those of their tasks.
+#[test]
+fn options_of_chains_and_groups_reach_their_tasks() {
+    let options = json!({"link_error": {"task": "failed"}, "link": [{"task": "done"}]});
+    let chain =
+        json!({"task": "celery.chain", "kwargs": {"tasks": [{"task": "a"}, {"task": "b"}]}, "options": options});
+    let messages = reply(&json!({"callbacks": [chain]})).end(&terminal(None), NOW);
+    let embed = &messages[0].body[2];
+    assert_eq!((&embed["errbacks"], &embed["callbacks"]), (&json!([{"task": "failed"}]), &Value::Null));
+    let last = &embed["chain"][0]["options"];
+    assert_eq!((&last["link_error"], &last["link"]), (&json!([{"task": "failed"}]), &json!([{"task": "done"}])));
+    let options = json!({"task_id": "group-id", "link_error": [{"task": "failed"}]});
+    let group =
+        json!({"task": "celery.group", "kwargs": {"tasks": [{"task": "a"}, {"task": "b"}]}, "options": options});
+    let messages = reply(&json!({"chain": [group]})).end(&terminal(None), NOW);
+    let headers: Vec<_> =
+        messages[..2].iter().map(|one| (&one.headers["group"], &one.headers["group_index"])).collect();
+    assert_eq!(headers, [(&json!("group-id"), &json!(0)), (&json!("group-id"), &json!(1))]);
+    assert_eq!(messages[1].body[2]["errbacks"], json!([{"task": "failed"}]));
+}
+
+#[test]
+fn types_of_linked_arguments_are_kept() {
+    let typed = json!({"__type__": "decimal", "__value__": "1.5"});
+    let eta = json!({"__type__": "datetime", "__value__": "2026-12-02T12:00:00+00:00"});
+    let next = json!({"task": "a", "args": [typed], "options": {"eta": eta, "stamped_headers": ["s"], "s": 7}});
+    let messages = reply(&json!({"callbacks": [next]})).end(&terminal(None), NOW);
+    assert_eq!((&messages[0].body[0][1], &messages[0].headers["eta"]), (&typed, &json!("2026-12-02T12:00:00+00:00")));
+    assert_eq!(messages[0].headers["stamps"], json!({"s": 7}));
+}
+
+#[test]
+fn bodies_that_cannot_be_stored_are_refused() {
+    let refused = |embed: Value| refusal(&headers(), json!([[], {}, embed]).to_string().as_bytes());
+    assert_eq!(refused(json!({"callbacks": [{"task": "a\0"}]})), "body: the character NUL is not allowed");
+    assert_eq!(refused(json!({"chain": [{"a\0": 1}]})), "body: the character NUL is not allowed");
+    let deep = (0..70).fold(json!(1), |inner, _| json!([inner]));
+    assert_eq!(refused(json!({"callbacks": [deep]})), "body: nested more than 64 levels deep");
+    let many: Vec<Value> = (0..101).map(|_| json!({"task": "a"})).collect();
+    assert_eq!(refused(json!({"callbacks": many})), "101 linked tasks are not allowed; at most 100");
+    assert_eq!(refused(json!({"errbacks": many})), "101 linked tasks are not allowed; at most 100");
+    let named = json!([{"task": "a", "options": {"queue": {"name": "q".repeat(256)}}}]);
+    assert!(refused(json!({"callbacks": named})).contains("more than 255 bytes"));
+    let body = b"[[], {\"job_id\": \"x\"}, {}]";
+    assert_eq!(refusal(&with(headers(), "id", Value::Null), body), "id: missing; the id of the task");
+    for time in ["9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00+01:00"] {
+        assert!(refusal(&with(headers(), "eta", time.into()), b"[[], {}, {}]").starts_with("eta: "), "{time}");
+        assert!(refusal(&with(headers(), "expires", time.into()), b"[[], {}, {}]").starts_with("expires: "), "{time}");
+    }
+    let long = with(with(headers(), "id", "i\0".repeat(300).into()), "root_id", "r\0".into());
+    let task = read(&long, b"[[], {}, {}]").expect("a task").expect("accepted");
+    assert_eq!((task.reply.id.len(), task.reply.root_id.as_str()), (255, "r"));
+}
+
+#[test]
+fn glob_takes_no_time_for_many_stars() {
+    let pattern = format!("{}x", "*".repeat(100_000));
+    let message = json!({"method": "ping", "pattern": pattern, "matcher": "glob"}).to_string();
+    assert!(Control::parse(message.as_bytes(), &"a".repeat(250)).is_none());
+}
+
+/// Any JSON, with the keys that are read here among others.
+fn any_json() -> impl Strategy<Value = Value> {
+    let keys = "task|args|kwargs|options|tasks|link|link_error|chain|chord|callbacks|errbacks|eta|countdown|queue|name|task_id|x";
+    let names = "celery.group|celery.chain|celery.chord|a";
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        names.prop_map(Value::from),
+        any::<String>().prop_map(Value::from)
+    ];
+    leaf.prop_recursive(6, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            prop::collection::hash_map(keys, inner, 0..8).prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
 proptest! {
-    /// Whatever arrives, reading it neither panics nor loses the reply.
+    /// No body makes the adapter panic, neither when it is read nor when its job ends.
     #[test]
-    fn any_body_is_read_or_refused(body: Vec<u8>, compression in "application/(x-gzip|x-bz2|zstd)|") {
-        let mut headers = headers();
-        headers["compression"] = compression.into();
+    fn any_task_is_read_and_ended(body in prop::collection::vec(any_json(), 0..4), embed in any_json(), eta in any_json(),
+            bytes: Vec<u8>, raw: bool, compression in "application/(x-gzip|x-bz2|zstd)|") {
+        let body = if raw { bytes } else if body.len() == 2 { json!([body[0], body[1], embed]).to_string().into_bytes() }
+            else { Value::from(body).to_string().into_bytes() };
+        let headers = json!({"task": "assets.generate", "id": ID, "compression": compression, "eta": eta, "expires": eta});
         let map: &Map<String, Value> = headers.as_object().expect("an object");
         let envelope = Envelope { headers: map, content_type: "application/json", content_encoding: "", reply_to: Some("r"),
             correlation_id: None, priority: None, body: &body };
-        let read = Task::read(&envelope, &["assets.generate".to_owned()]).expect("a task");
-        prop_assert!(read.is_ok() || read.is_err_and(|refused| refused.reply.is_some()));
+        let reply = match Task::read(&envelope, &["assets.generate".to_owned()]).expect("a task") {
+            Ok(task) => task.reply,
+            Err(refused) => *refused.reply,
+        };
+        prop_assert!(Reply::from_stored(&reply.to_stored()).is_some_and(|restored| restored == reply));
+        prop_assert!(!reply.end(&terminal(None), NOW).is_empty());
+        prop_assert!(!reply.failure("code", "why", NOW).is_empty());
+    }
+
+    /// The tree of a signature is unfolded without a panic, with any options.
+    #[test]
+    fn any_successors_are_read(callbacks in prop::collection::vec(any_json(), 0..3), chain in any_json()) {
+        let body = json!([[], {}, {"callbacks": callbacks, "chain": chain}]).to_string();
+        if let Some(Ok(task)) = read(&headers(), body.as_bytes()) {
+            prop_assert!(!task.reply.end(&terminal(None), NOW).is_empty());
+        }
     }
 }

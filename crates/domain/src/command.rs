@@ -234,7 +234,8 @@ impl JobConfig {
                 "expires_at",
                 "a time by RFC 3339, such as \"2026-12-01T12:00:00Z\"",
                 |value| {
-                    OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok().map(|time| time.to_offset(UtcOffset::UTC))
+                    let time = OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC);
+                    time.filter(|time| (0..=9_999).contains(&time.year()))
                 },
             ),
         };

@@ -8,6 +8,7 @@ use domain::outgoing::OutgoingMessage;
 use domain::state::{JobState, job as step};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
+use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -55,6 +56,8 @@ pub struct KnownJob {
     pub is_running: bool,
     /// Whether a worker has claimed it. The rows of a job that was submitted are written before.
     pub was_claimed: bool,
+    /// Who is told about it beside the consumers of its events.
+    pub reply: Option<Value>,
 }
 
 /// Maximum number of events of one query; a terminal event can take a megabyte.
@@ -131,6 +134,7 @@ impl Store {
                 terminal_event: terminal_event(&row),
                 is_running: is_running(&row),
                 was_claimed: row.lease_token > 0,
+                reply: row.reply,
             }))
         }
         .instrument(self.operation_span("find", "jobs"))

@@ -52,6 +52,25 @@ impl Store {
         Ok(rows.into_iter().filter_map(message).collect())
     }
 
+    /// Stores messages that no queue has received, under the id of the job or task that they follow.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was written.
+    pub async fn keep_messages(&self, id: Uuid, messages: &[OutgoingMessage]) -> Result<(), StoreError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        // The same messages may be kept again after a crash.
+        Entity::insert_many(rows(id, messages))
+            .on_conflict_do_nothing()
+            .exec_without_returning(&self.db)
+            .with_timeout("keep messages in the outbox")
+            .instrument(self.operation_span("insert", "outbox"))
+            .await
+            .map(drop)
+    }
+
     /// Removes messages that need not be published again.
     ///
     /// # Errors
@@ -91,11 +110,14 @@ pub(super) async fn insert_messages(
     job_id: Uuid,
     messages: &[OutgoingMessage],
 ) -> Result<(), DbErr> {
-    let rows = (0..).zip(messages).map(|(position, message)| ActiveModel {
-        job_id: Set(job_id),
+    // Inserted by one transaction only, which ends the job.
+    Entity::insert_many(rows(job_id, messages)).exec_without_returning(db).await.map(drop)
+}
+
+fn rows(id: Uuid, messages: &[OutgoingMessage]) -> impl Iterator<Item = ActiveModel> {
+    (0..).zip(messages).map(move |(position, message)| ActiveModel {
+        job_id: Set(id),
         position: Set(position),
         message: Set(serde_json::to_value(message).expect("a message is serialisable")),
-    });
-    // Inserted by one transaction only, which ends the job.
-    Entity::insert_many(rows).exec_without_returning(db).await.map(drop)
+    })
 }

@@ -77,20 +77,23 @@ impl Store {
         .await
     }
 
-    /// Jobs that have not ended, with those who are told about them beside the consumers of their events.
+    /// Jobs that have not ended and whose reply has one of these ids, each with that id.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if they cannot be read.
-    pub async fn read_open_replies(&self) -> Result<Vec<(Uuid, Value)>, StoreError> {
+    pub async fn find_open_jobs_by_reply(&self, ids: &[String]) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let reply_id = "reply ->> 'id'";
         job::Entity::find()
             .select_only()
-            .columns([job::Column::Id, job::Column::Reply])
+            .column(job::Column::Id)
+            .expr_as(Expr::cust(reply_id), "reply_id")
             .filter(job::Column::TerminalEvent.is_null())
             .filter(job::Column::Reply.is_not_null())
+            .filter(Expr::cust(reply_id).is_in(ids))
             .into_tuple()
             .all(&self.db)
-            .with_timeout("read the replies of jobs")
+            .with_timeout("find jobs by their replies")
             .instrument(self.operation_span("find", "jobs"))
             .await
     }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use broker::{Broker, BrokerError, Publisher, Settlement, SharedExchange, SharedExchangeKind};
+use async_trait::async_trait;
+use broker::{Broker, BrokerError, PublishOutcome, Publisher, Settlement, SharedExchange, SharedExchangeKind};
 use celery::Reply;
 use celery::node::{self, Control, Request};
 use domain::command::Command;
@@ -18,17 +19,21 @@ use serde_json::{Value, json};
 use store::{Store, StoreError};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::error_chain::error_chain;
+use crate::event_sink::{EventSink, PublishError};
+use crate::outage::retry_store;
 use crate::settings::Settings;
 
 /// The most events that wait to be published; further ones are dropped.
 const MAX_WAITING_EVENTS: usize = 1_000;
 /// The delay before the node is connected again after a failure.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// How long a worker that stops tries to tell it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The exchanges of a node, declared as Celery does; its queue is bound to the first.
 const EXCHANGES: [SharedExchange; 3] = [
     SharedExchange { name: node::CONTROL_EXCHANGE, kind: SharedExchangeKind::Fanout, is_durable: false },
@@ -65,6 +70,7 @@ struct Shared {
 /// A job that is running.
 struct ActiveTask {
     id: String,
+    root: String,
     name: String,
     arguments: Value,
     started_at: OffsetDateTime,
@@ -87,24 +93,27 @@ impl CeleryNode {
         Self(settings.celery_events.then(|| Arc::new(shared())))
     }
 
-    /// A job is run by this process until the result is dropped.
-    pub(crate) fn start(&self, command: &Command, reply: Option<&Reply>) -> Option<RunningTask> {
-        let shared = self.0.clone()?;
-        let job_id = command.job_id;
-        let id = reply.map_or_else(|| job_id.to_string(), |reply| reply.id.clone());
-        let name = reply.map_or_else(|| shared.default_task.clone(), |reply| reply.task.clone());
-        let arguments = json!({"project_id": command.project_id, "images": command.image_descriptions.len()});
-        let root = reply.map_or(&id, |reply| &reply.root_id);
-        let now = OffsetDateTime::now_utc();
-        let received = json!({
-            "uuid": id, "name": name, "args": "()", "kwargs": arguments.to_string(), "root_id": root,
-            "parent_id": null, "retries": 0, "eta": null, "expires": null,
-        });
-        shared.send("task-received", received);
-        shared.send("task-started", json!({"uuid": id}));
-        let task = ActiveTask { id, name, arguments, started_at: now };
-        shared.active.lock().unwrap_or_else(PoisonError::into_inner).insert(job_id, task);
-        Some(RunningTask { shared, job_id })
+    /// Returns the destination of a job's events, by which Celery's tools see the job until it is dropped.
+    pub(crate) fn watch<'a>(
+        &self,
+        command: &Command,
+        reply: Option<&Reply>,
+        publisher: &'a Publisher,
+    ) -> WatchedEvents<'a> {
+        let watch = |shared: &Arc<Shared>| {
+            let job_id = command.job_id;
+            let id = reply.map_or_else(|| job_id.to_string(), |reply| reply.id.clone());
+            let task = ActiveTask {
+                root: reply.map_or_else(|| id.clone(), |reply| reply.root_id.clone()),
+                name: reply.map_or_else(|| shared.default_task.clone(), |reply| reply.task.clone()),
+                arguments: json!({"project_id": command.project_id, "images": command.image_descriptions.len()}),
+                started_at: OffsetDateTime::now_utc(),
+                id,
+            };
+            shared.active.lock().unwrap_or_else(PoisonError::into_inner).insert(job_id, task);
+            (shared.clone(), job_id)
+        };
+        WatchedEvents { publisher, watched: self.0.as_ref().map(watch) }
     }
 
     /// Reports the end of a job.
@@ -147,21 +156,38 @@ impl CeleryNode {
     /// Tells Celery's tools that the worker is stopping.
     pub(crate) async fn stop(&self, publisher: &Publisher) {
         if let Some(shared) = &self.0 {
-            // Without it they miss the heartbeats a minute later.
-            let _ = publisher.publish_transient(&shared.event("worker-offline", shared.state())).await;
+            // Without it they notice a minute later that the heartbeats are missing.
+            let event = shared.event("worker-offline", shared.state());
+            let _ = timeout(STOP_TIMEOUT, publisher.publish_transient(&event)).await;
         }
     }
 }
 
-/// A job that this process runs.
-pub(crate) struct RunningTask {
-    shared: Arc<Shared>,
-    job_id: Uuid,
+/// Publishes the events of a job that this process runs.
+pub(crate) struct WatchedEvents<'a> {
+    publisher: &'a Publisher,
+    watched: Option<(Arc<Shared>, Uuid)>,
 }
 
-impl Drop for RunningTask {
+#[async_trait]
+impl EventSink for WatchedEvents<'_> {
+    async fn publish(&self, event: &Event) -> Result<PublishOutcome, PublishError> {
+        if let Some((shared, job_id)) = self.watched.as_ref().filter(|_| event.kind == EventKind::Started) {
+            shared.report_start(*job_id);
+        }
+        EventSink::publish(self.publisher, event).await
+    }
+
+    async fn send(&self, message: &OutgoingMessage) -> Result<(), PublishError> {
+        self.publisher.send(message).await
+    }
+}
+
+impl Drop for WatchedEvents<'_> {
     fn drop(&mut self) {
-        self.shared.active.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.job_id);
+        if let Some((shared, job_id)) = &self.watched {
+            shared.active.lock().unwrap_or_else(PoisonError::into_inner).remove(job_id);
+        }
     }
 }
 
@@ -173,6 +199,18 @@ impl Shared {
     fn send(&self, kind: &str, fields: Value) {
         // An event that finds no place is dropped: tools that miss it show an older state.
         let _ = self.events.try_send(self.event(kind, fields));
+    }
+
+    /// Reports that a job was claimed for the first time.
+    fn report_start(&self, job_id: Uuid) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ActiveTask { id, root, name, arguments, .. }) = active.get(&job_id) else { return };
+        let received = json!({
+            "uuid": id, "name": name, "args": "()", "kwargs": arguments.to_string(), "root_id": root,
+            "parent_id": null, "retries": 0, "eta": null, "expires": null,
+        });
+        self.send("task-received", received);
+        self.send("task-started", json!({"uuid": id}));
     }
 
     /// The fields of an event about the worker.
@@ -217,8 +255,10 @@ impl Shared {
     async fn answer(&self, request: &Request, store: &Store) -> Result<Value, StoreError> {
         Ok(match request {
             Request::Revoke(ids) => {
-                let jobs = find_jobs(ids, store).await?;
-                let cancellation = store.cancel_jobs(&jobs, Some("revoked by Celery's remote control")).await?;
+                // The message is not delivered again, so it is not given up while the database fails.
+                let jobs = retry_store(|| find_jobs(ids, store)).await?;
+                let cancel = || store.cancel_jobs(&jobs, Some("revoked by Celery's remote control"));
+                let cancellation = retry_store(cancel).await?;
                 info!(?jobs, ?cancellation, "tasks revoked");
                 json!({"ok": format!("tasks {} flagged as revoked", ids.join(", "))})
             }
@@ -272,13 +312,9 @@ impl Shared {
 
 /// The jobs of tasks. A job has the id of its task, unless the arguments of the task name another one.
 async fn find_jobs(tasks: &[String], store: &Store) -> Result<Vec<Uuid>, StoreError> {
-    let open: HashMap<String, Uuid> = store
-        .read_open_replies()
-        .await?
-        .iter()
-        .filter_map(|(job_id, reply)| Some((Reply::from_stored(reply)?.id, *job_id)))
-        .collect();
-    Ok(tasks.iter().filter_map(|id| open.get(id).copied().or_else(|| Uuid::try_parse(id).ok())).collect())
+    let open = store.find_open_jobs_by_reply(tasks).await?;
+    let find = |task: &String| open.iter().find(|(_, id)| id == task).map(|(job_id, _)| *job_id);
+    Ok(tasks.iter().filter_map(|task| find(task).or_else(|| Uuid::try_parse(task).ok())).collect())
 }
 
 /// The node lost its mailbox, or its answer is not known.

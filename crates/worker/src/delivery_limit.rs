@@ -13,12 +13,10 @@ use store::KnownJob;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{Instrument, error, info_span, warn};
-use uuid::Uuid;
 
 use crate::error_chain::error_chain;
-use crate::handler::{CommandHandler, HandleError};
+use crate::handler::{CommandHandler, HandleError, is_told};
 use crate::incoming::{Incoming, Rejected};
-use crate::sweep::end_waiting;
 use crate::telemetry::metrics::DeadLetterReason;
 use crate::telemetry::trace;
 
@@ -87,15 +85,19 @@ async fn fail_or_resume_job(
             Some(KnownJob { terminal_event: Some(terminal), .. }) => {
                 handler.publish_end(job_id, &terminal, reply.as_deref()).await?;
             }
-            Some(KnownJob { was_claimed, .. })
-                if was_claimed || !end_unclaimed_job(handler, job_id, &error).await? =>
+            // A sweep publishes what follows the end of a job that was never claimed.
+            Some(KnownJob { was_claimed: false, reply: stored, .. })
+                if handler.end_unclaimed_job(job_id, &digest, &error).await? =>
             {
+                if let Some(reply) = reply.as_deref().filter(|reply| !is_told(Some(reply), stored.as_ref())) {
+                    handler.publish_failure(reply, error.code.as_str(), &error.message).await?;
+                }
+            }
+            Some(_) => {
                 handler.publisher.requeue_at_end(message).await?;
                 warn!(?death, "the broker gave up the command of an unfinished job; the command is requeued");
                 return Ok(());
             }
-            // A sweep publishes its terminal event.
-            Some(_) => {}
             None => handler.fail_unstarted_job(message, key, &digest, &error, reply.as_deref()).await?,
         }
         record_dead_letter(handler, death);
@@ -117,13 +119,6 @@ fn death_error(death: BrokerDeath) -> JobError {
                 .to_owned(),
         },
     }
-}
-
-/// Fails a job whose rows were written before its command was published. Returns false if a worker has claimed it.
-async fn end_unclaimed_job(handler: &CommandHandler, job_id: Uuid, error: &JobError) -> Result<bool, HandleError> {
-    let Some(job) = handler.store().read_unclaimed_job(job_id).await? else { return Ok(false) };
-    let ended = end_waiting(&job, Some(error.clone()));
-    Ok(handler.store().end_waiting_jobs(&[ended]).await? == 1)
 }
 
 /// Must be called last: if an earlier step fails, the message is handled again and would be counted twice.

@@ -10,6 +10,7 @@ use domain::digest;
 use domain::event::{Event, EventContext, JobError, Totals};
 use domain::failure::JobFailureCode;
 use domain::rules::Rules;
+use serde_json::Value;
 use store::{Store, StoreError, Submission, TerminalEvent, UnclaimedJob};
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -22,9 +23,10 @@ use crate::event_sink::{EventSink, PublishError};
 use crate::failpoint;
 use crate::incoming::{self, Incoming, Rejected};
 use crate::job::{JobOutcome, JobRunError, JobRunner, RunOptions, record_outcome};
-use crate::replies::{ReplyError, publish_all, publish_outbox};
+use crate::replies::{ReplyError, Sent, publish_directly, publish_outbox};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
+use crate::sweep::end_waiting;
 use crate::telemetry::metrics::{DeadLetterReason, ErrorCode, Metrics, OUTCOME_ERROR, Stage};
 use crate::telemetry::trace;
 
@@ -58,6 +60,19 @@ impl ErrorCode for HandleError {
     }
 }
 
+/// What has written the rows of a job that is due later.
+enum Submitted {
+    /// This message, or an earlier one of the same task.
+    Here,
+    /// A message of another task.
+    ByAnotherTask,
+}
+
+/// Whether those whom `reply` names are told by way of the job, which has the stored reply.
+pub(crate) fn is_told(reply: Option<&Reply>, stored: Option<&Value>) -> bool {
+    reply.is_none_or(|reply| stored.and_then(Reply::from_stored).is_some_and(|stored| stored.id == reply.id))
+}
+
 /// The outcome label and failure code of [`JobOutcome::labels`].
 type OutcomeLabels = (&'static str, &'static str);
 
@@ -73,6 +88,8 @@ pub struct CommandHandler {
     failure_delay: Duration,
     /// The delay before a command whose job is leased elsewhere is delivered again.
     leased_delay: Duration,
+    /// The delay before a command for a job that is due later is delivered again.
+    longest_delay: Duration,
     /// How long a redelivered command waits for the lease of its previous worker, which may be lost.
     lease_wait: Duration,
 }
@@ -89,8 +106,19 @@ impl CommandHandler {
         let jobs = &settings.jobs;
         let leased_delay = jobs.leased_delay();
         let (failure_delay, lease_wait) = (jobs.job_retry_delay(1), jobs.lease + leased_delay);
+        let longest_delay = jobs.retry_delays.iter().max().copied().unwrap_or(leased_delay);
         let (rules, celery_tasks) = (Arc::new(rules), settings.celery_tasks.clone().into());
-        Self { runner, publisher, rules, celery_tasks, celery_node, failure_delay, leased_delay, lease_wait }
+        Self {
+            runner,
+            publisher,
+            rules,
+            celery_tasks,
+            celery_node,
+            failure_delay,
+            leased_delay,
+            longest_delay,
+            lease_wait,
+        }
     }
 
     /// Handles one message and settles it.
@@ -123,10 +151,18 @@ impl CommandHandler {
                         lease_wait,
                     };
                     let running = async {
-                        if let Some(due_at) = due_at.filter(|due_at| *due_at > OffsetDateTime::now_utc())
-                            && self.submit_for_later(&command, due_at, options).await?
-                        {
-                            return Ok((Settlement::Acknowledge, ("scheduled", "")));
+                        if let Some(due_at) = due_at.filter(|due_at| *due_at > OffsetDateTime::now_utc()) {
+                            match self.submit_for_later(&command, due_at, reply.as_ref(), options).await? {
+                                Some(Submitted::Here) => {
+                                    return Ok((Settlement::Acknowledge, ("scheduled", "")));
+                                }
+                                // Its own task is told when the job has ended.
+                                Some(Submitted::ByAnotherTask) => {
+                                    let outcome = JobOutcome::RetryAfter(self.longest_delay);
+                                    return self.apply_outcome(&message, &command, reply.as_ref(), outcome).await;
+                                }
+                                None => {}
+                            }
                         }
                         if message.is_last_delivery() && self.may_have_lost_worker(command.job_id).await? {
                             // Republished: losing one more worker would exceed the delivery limit. The row of a known
@@ -134,9 +170,9 @@ impl CommandHandler {
                             let outcome = JobOutcome::RetryAfter(self.leased_delay);
                             return self.apply_outcome(&message, &command, reply.as_ref(), outcome).await;
                         }
-                        let running = self.celery_node.start(&command, reply.as_ref());
-                        let outcome = self.runner.run(&command, options, &self.publisher, &shutdown).await;
-                        drop(running);
+                        let sink = self.celery_node.watch(&command, reply.as_ref(), &self.publisher);
+                        let outcome = self.runner.run(&command, options, &sink, &shutdown).await;
+                        drop(sink);
                         record_outcome(outcome.as_ref());
                         self.apply_outcome(&message, &command, reply.as_ref(), outcome?).await
                     };
@@ -220,21 +256,26 @@ impl CommandHandler {
         incoming::parse(message, &self.rules, &self.celery_tasks)
     }
 
-    /// Writes the rows of a job that is due later; a sweep publishes its command then. Returns false if the job has to
-    /// be run instead: its id is known, and it was claimed, has ended or was cancelled.
+    /// Writes the rows of a job that is due later; a sweep publishes its command then. Returns `None` if the job has to be
+    /// run instead: its id is known, and it was claimed, has ended or was cancelled.
     async fn submit_for_later(
         &self,
         command: &Command,
         due_at: OffsetDateTime,
+        reply: Option<&Reply>,
         options: RunOptions<'_>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Submitted>, StoreError> {
         let submission = self.store().submit_for_later(command, due_at, options.trace, options.reply).await?;
-        let is_waiting = submission == Submission::Waiting;
-        if is_waiting {
-            failpoint::reach("after_submission").await;
-            info!(%due_at, "job is due later; its command is kept in the database");
+        if submission != Submission::Waiting {
+            return Ok(None);
         }
-        Ok(is_waiting)
+        failpoint::reach("after_submission").await;
+        let stored = self.store().find_job(command.job_id).await?.and_then(|job| job.reply);
+        if !is_told(reply, stored.as_ref()) {
+            return Ok(Some(Submitted::ByAnotherTask));
+        }
+        info!(%due_at, "job is due later; its command is kept in the database");
+        Ok(Some(Submitted::Here))
     }
 
     /// Whether the last worker that claimed the job has not released it.
@@ -309,15 +350,19 @@ impl CommandHandler {
         reply: Option<&Reply>,
     ) -> Result<(), HandleError> {
         failpoint::reach("before_replies").await;
-        let stored = terminal.reply.as_ref().and_then(Reply::from_stored);
-        if stored.is_some() {
-            publish_outbox(self.store(), &self.publisher, job_id).await?;
+        let mut sent = Sent::default();
+        if terminal.reply.is_some() {
+            sent = publish_outbox(self.store(), &self.publisher, job_id).await?;
         }
-        // The message of another task for the same job.
-        if let Some(reply) = reply.filter(|reply| stored.is_none_or(|stored| stored.id != reply.id)) {
-            let messages = reply.end(&terminal.event, OffsetDateTime::now_utc());
-            publish_all(&self.publisher, &messages).await?;
+        if let Some(reply) = reply {
+            let mut messages = reply.end(&terminal.event, OffsetDateTime::now_utc());
+            if is_told(Some(reply), terminal.reply.as_ref()) {
+                // Linked tasks are published once. The result is, each time that its task is sent.
+                messages.retain(|message| sent == Sent::default() && !message.kept_if_unrouted);
+            }
+            sent.kept += publish_directly(self.store(), &self.publisher, &reply.id, messages).await?;
         }
+        self.record_kept(sent.kept);
         if !terminal.published {
             self.celery_node.report_end(job_id, &terminal.event, terminal.reply.as_ref());
         }
@@ -341,8 +386,16 @@ impl CommandHandler {
     }
 
     /// Tells those who wait for a task that it failed, where no job came of it.
-    pub(crate) async fn publish_failure(&self, reply: &Reply, code: &str, message: &str) -> Result<(), BrokerError> {
-        publish_all(&self.publisher, &reply.failure(code, message, OffsetDateTime::now_utc())).await
+    pub(crate) async fn publish_failure(&self, reply: &Reply, code: &str, message: &str) -> Result<(), ReplyError> {
+        let messages = reply.failure(code, message, OffsetDateTime::now_utc());
+        self.record_kept(publish_directly(self.store(), &self.publisher, &reply.id, messages).await?);
+        Ok(())
+    }
+
+    fn record_kept(&self, messages: usize) {
+        for _ in 0..messages {
+            self.metrics().record_terminal_event("unrouted");
+        }
     }
 
     /// Fails a job that has no row and publishes its terminal event. If a job with this id is known, only `reply` is told.
@@ -363,8 +416,26 @@ impl CommandHandler {
             UnclaimedJob { key, digest, error, event: &event, reply: stored_reply.as_ref(), messages: &messages };
         match self.store().fail_unclaimed_job(&failed).await? {
             Some(terminal) => self.publish_end(key.job_id, &terminal, reply).await,
-            None => Ok(publish_all(&self.publisher, &messages).await?),
+            None => match reply {
+                Some(reply) => Ok(self.publish_failure(reply, error.code.as_str(), &error.message).await?),
+                None => Ok(()),
+            },
         }
+    }
+
+    /// Fails a job whose rows were written before its command was published; a sweep publishes its terminal event. Returns
+    /// false if there is no such job: it was claimed, or has another command.
+    pub(crate) async fn end_unclaimed_job(
+        &self,
+        job_id: Uuid,
+        digest: &str,
+        error: &JobError,
+    ) -> Result<bool, StoreError> {
+        let Some(job) = self.store().read_unclaimed_job(job_id).await? else { return Ok(false) };
+        if job.command.digest() != digest {
+            return Ok(false);
+        }
+        Ok(self.store().end_waiting_jobs(&[end_waiting(&job, Some(error.clone()))]).await? == 1)
     }
 
     /// Dead-letters a message that is not a valid command, and fails the job that it names, if any.
@@ -375,6 +446,11 @@ impl CommandHandler {
         warn!(reason, "message is not a valid command; dead-lettered");
         if let Some(key) = invalid.key {
             let error = JobError { code, message: reason.clone() };
+            // The rules may have changed since it was submitted.
+            let submitted = serde_json::from_slice::<Command>(&message.body).map(|command| command.digest());
+            if let Ok(digest) = submitted {
+                self.end_unclaimed_job(key.job_id, &digest, &error).await?;
+            }
             self.fail_unstarted_job(message, key, &digest::sha256(&message.body), &error, reply.as_deref()).await?;
         } else if let Some(reply) = reply {
             self.publish_failure(&reply, code.as_str(), &reason).await?;

@@ -44,20 +44,26 @@ pub(crate) fn parse(message: &Message, rules: &Rules, celery_tasks: &[String]) -
     match Task::read(&envelope, celery_tasks) {
         None => match parse_own(message, rules) {
             Ok(command) => Ok(Incoming { command, due_at: None, reply: None }),
-            Err(invalid) => Err(Rejected { invalid, reply: None }),
+            Err(invalid) => Err(match Refused::of_protocol_1(&envelope) {
+                None => Rejected { invalid, reply: None },
+                Some(refused) => reject(refused, rules),
+            }),
         },
         Some(Ok(Task { command, due_at, reply })) => match parse_object(command, rules) {
             Ok(command) => Ok(Incoming { command, due_at, reply: Some(reply) }),
             Err(invalid) => Err(Rejected { invalid, reply: Some(Box::new(reply)) }),
         },
-        Some(Err(Refused { reason, reply, command })) => {
-            let key = match parse_object(command, rules) {
-                Ok(command) => Some(command.key()),
-                Err(invalid) => invalid.key,
-            };
-            Err(Rejected { invalid: InvalidCommand { violations: vec![reason], key }, reply })
-        }
+        Some(Err(refused)) => Err(reject(refused, rules)),
     }
+}
+
+fn reject(refused: Refused, rules: &Rules) -> Rejected {
+    let Refused { reason, reply, command } = refused;
+    let key = match parse_object(command, rules) {
+        Ok(command) => Some(command.key()),
+        Err(invalid) => invalid.key,
+    };
+    Rejected { invalid: InvalidCommand { violations: vec![reason], key }, reply: Some(reply) }
 }
 
 fn parse_object(command: Map<String, Value>, rules: &Rules) -> Result<Command, InvalidCommand> {

@@ -44,18 +44,13 @@ pub(crate) async fn publish_outbox(store: &Store, publisher: &Publisher, job_id:
     let stored = store.read_outbox(job_id).await?;
     let (mut sent, mut done) = (Sent::default(), Vec::new());
     for stored in stored {
-        let message = &stored.message;
-        match publisher.publish_message(message).await? {
-            PublishOutcome::Routed => sent.routed += 1,
-            PublishOutcome::Unrouted if message.kept_if_unrouted => {
-                let (exchange, key) = (&message.exchange, &message.routing_key);
-                warn!(exchange, key, "no queue receives the message of a linked task; it is kept with the job");
-                sent.kept += 1;
-                continue;
-            }
-            PublishOutcome::Unrouted => {}
-        }
+        let outcome = publisher.publish_message(&stored.message).await?;
         failpoint::reach("between_replies").await;
+        if is_kept(outcome, &stored.message) {
+            sent.kept += 1;
+            continue;
+        }
+        sent.routed += usize::from(outcome == PublishOutcome::Routed);
         done.push(stored);
     }
     if !done.is_empty() {
@@ -64,17 +59,34 @@ pub(crate) async fn publish_outbox(store: &Store, publisher: &Publisher, job_id:
     Ok(sent)
 }
 
-/// Publishes messages that are not stored. One that no queue receives is dropped.
+/// Publishes messages that follow a task and are not stored with a job: its job is another one, or there is none. Those
+/// of linked tasks that no queue receives are kept in the outbox. Returns their number.
 ///
 /// # Errors
 ///
-/// [`BrokerError`]; some of them may have been published.
-pub(crate) async fn publish_all(publisher: &Publisher, messages: &[OutgoingMessage]) -> Result<(), BrokerError> {
+/// [`ReplyError`]; some of them may have been published.
+pub(crate) async fn publish_directly(
+    store: &Store,
+    publisher: &Publisher,
+    task_id: &str,
+    messages: Vec<OutgoingMessage>,
+) -> Result<usize, ReplyError> {
+    let mut kept = Vec::new();
     for message in messages {
-        if publisher.publish_message(message).await? == PublishOutcome::Unrouted && message.kept_if_unrouted {
-            let (exchange, key) = (&message.exchange, &message.routing_key);
-            warn!(exchange, key, "no queue receives the message of a linked task; it is dropped");
+        if is_kept(publisher.publish_message(&message).await?, &message) {
+            kept.push(message);
         }
     }
-    Ok(())
+    store.keep_messages(Uuid::new_v5(&Uuid::NAMESPACE_OID, task_id.as_bytes()), &kept).await?;
+    Ok(kept.len())
+}
+
+fn is_kept(outcome: PublishOutcome, message: &OutgoingMessage) -> bool {
+    let is_kept = outcome == PublishOutcome::Unrouted && message.kept_if_unrouted;
+    if is_kept {
+        let (exchange, key, task) = (&message.exchange, &message.routing_key, message.headers.get("task"));
+        let task = task.and_then(serde_json::Value::as_str);
+        warn!(exchange, key, task, "no queue receives the message of a linked task; it is kept");
+    }
+    is_kept
 }

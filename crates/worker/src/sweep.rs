@@ -11,7 +11,7 @@ use domain::event::{Event, EventContext, JobError, Totals};
 use domain::outcome::Tally;
 use store::{DueCommand, DueJob, EndedJob, StoreError, TerminalEvent, UnpublishedEvent};
 use time::OffsetDateTime;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -19,14 +19,14 @@ use crate::celery_node::CeleryNode;
 use crate::error_chain::error_chain;
 use crate::event_sink::PublishError;
 use crate::failpoint;
-use crate::job::{JobRunError, JobRunner};
-use crate::replies::{ReplyError, publish_outbox};
+use crate::job::JobRunner;
+use crate::replies::{Sent, publish_outbox};
 use crate::telemetry::metrics::ErrorCode;
 
 /// A waiting job that is cancelled ends within this time and that of a batch.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a worker has the turn to sweep. If it is lost, another one sweeps after this time.
-const TURN: Duration = Duration::from_secs(4);
+const TURN: Duration = Duration::from_secs(3);
 /// The most jobs of one batch.
 const BATCH: u64 = 200;
 /// How long the cancellation of a job that is not known is remembered, in days.
@@ -38,23 +38,17 @@ enum SweepError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Job(#[from] JobRunError),
-    #[error(transparent)]
     Publish(#[from] PublishError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error(transparent)]
-    Reply(#[from] ReplyError),
 }
 
 impl ErrorCode for SweepError {
     fn code(&self) -> &'static str {
         match self {
             Self::Store(error) => error.code(),
-            Self::Job(error) => error.code(),
             Self::Publish(error) => error.code(),
             Self::Broker(error) => error.code(),
-            Self::Reply(error) => error.code(),
         }
     }
 }
@@ -82,9 +76,13 @@ async fn sweep_once(
         if !store.take_sweep_turn(holder, TURN).await? {
             return Ok(());
         }
+        let commands = store.read_due_commands(BATCH).await?;
+        if !commands.is_empty() {
+            publish_commands(runner, publisher, &commands).await?;
+        }
         let due = store.read_due_jobs(BATCH).await?;
         let (lost, waiting): (Vec<_>, Vec<_>) = due.iter().partition(|job| job.needs_claim);
-        let mut ended = 0;
+        let (mut ended, mut is_complete) = (0, true);
         if !waiting.is_empty() {
             let endings: Vec<_> = waiting.into_iter().filter_map(end_over).collect();
             failpoint::reach("before_sweep").await;
@@ -94,19 +92,26 @@ async fn sweep_once(
             }
         }
         for job in lost {
-            runner.end_due_job(&job.command, publisher).await?;
-            ended += 1;
+            // A job that cannot be ended does not hold up the others.
+            match runner.end_due_job(&job.command, publisher).await {
+                Ok(()) => ended += 1,
+                Err(error) => {
+                    let (job_id, error) = (job.command.job_id, error_chain(&error));
+                    warn!(job.id = %job_id, error, "cancelled or expired job not ended; retrying");
+                    is_complete = false;
+                }
+            }
         }
         if ended > 0 {
             info!(ended, "cancelled or expired jobs ended");
         }
-        let commands = store.read_due_commands(BATCH).await?;
-        if !commands.is_empty() {
-            publish_commands(runner, publisher, &commands).await?;
-        }
         let events = store.read_due_events(BATCH).await?;
         if !events.is_empty() {
-            publish(runner, publisher, celery_node, &events).await?;
+            is_complete &= publish(runner, publisher, celery_node, &events).await?;
+        }
+        if !is_complete {
+            // What failed is repeated after the interval.
+            return Ok(());
         }
         if due.is_empty() && commands.is_empty() && events.is_empty() {
             store.forget_cancellations(REMEMBERED_DAYS).await?;
@@ -153,23 +158,45 @@ pub(crate) fn end_waiting(job: &DueJob, error: Option<JobError>) -> EndedJob<'_>
     EndedJob { job, error, event, messages }
 }
 
-/// Publishes events that are due, and records which of them a queue has received.
+/// Publishes events that are due, and the messages before them, and records which of them a queue has received. Returns
+/// false if some of them could not be published.
 async fn publish(
     runner: &JobRunner,
     publisher: &Publisher,
     celery_node: &CeleryNode,
     due: &[UnpublishedEvent],
-) -> Result<(), SweepError> {
-    for due in due.iter().filter(|due| due.terminal.reply.is_some()) {
-        publish_outbox(runner.store(), publisher, due.job_id).await?;
+) -> Result<bool, SweepError> {
+    let started_at = Instant::now();
+    let (mut ready, mut is_complete) = (Vec::new(), true);
+    for due in due {
+        if due.terminal.reply.is_some() {
+            // The turn may be over soon: the next round goes on.
+            if started_at.elapsed() > TURN / 2 {
+                break;
+            }
+            match publish_outbox(runner.store(), publisher, due.job_id).await {
+                Ok(Sent { kept, .. }) => {
+                    for _ in 0..kept {
+                        runner.metrics().record_terminal_event("unrouted");
+                    }
+                }
+                Err(error) => {
+                    let error = error_chain(&error);
+                    warn!(job.id = %due.job_id, error, "messages that follow the end of a job not published; retrying");
+                    is_complete = false;
+                    continue;
+                }
+            }
+        }
+        ready.push(due);
     }
-    let events: Vec<&Event> = due.iter().map(|due| &due.terminal.event).collect();
+    let events: Vec<&Event> = ready.iter().map(|due| &due.terminal.event).collect();
     failpoint::reach("before_swept_events").await;
     let outcomes = publisher.publish_terminal_events(&events).await.map_err(|error| PublishError(error.to_string()))?;
     failpoint::reach("after_swept_events").await;
     let (mut received, mut kept) = (Vec::new(), Vec::new());
     for (UnpublishedEvent { job_id, terminal: TerminalEvent { event, reply, .. }, .. }, outcome) in
-        due.iter().zip(outcomes)
+        ready.into_iter().zip(outcomes)
     {
         celery_node.report_end(*job_id, event, reply.as_ref());
         match outcome {
@@ -185,5 +212,6 @@ async fn publish(
             }
         }
     }
-    Ok(runner.store().record_sent_events(&received, &kept).await?)
+    runner.store().record_sent_events(&received, &kept).await?;
+    Ok(is_complete)
 }

@@ -207,7 +207,9 @@ async fn run_session(
         never = queue_watch => match never {},
         never = sweeping => match never {},
     };
-    celery_node.stop(&publisher).await;
+    if let SessionEnd::Stopped = ended {
+        celery_node.stop(&publisher).await;
+    }
     Ok(ended)
 }
 

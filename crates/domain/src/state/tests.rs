@@ -10,7 +10,11 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 12] = [
         "fail unclaimed",
         "a command is invalid, or exceeds the delivery limit before its job is claimed",
     ),
-    (job::SUBMIT, "submit", "images of another job are to be made again, or the job is due later; its command is published next, or when it is due"),
+    (
+        job::SUBMIT,
+        "submit",
+        "images of another job are to be made again, or the job is due later; its command is published next, or when it is due",
+    ),
     (job::REMEMBER, "remember", "it is cancelled before its command has arrived"),
     (job::CLAIM, "claim", "its command is delivered again, or arrives after its submission or cancellation"),
     (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),
@@ -18,7 +22,11 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 12] = [
     (job::RELEASE, "release", "the holder shuts down, its time slice ends, or the missing images are retried later"),
     (job::COMPLETE, "complete", "the required success rate is reached; by the holder of the lease"),
     (job::FAIL, "fail", "the job cannot succeed any more, or its last attempt failed; by the holder of the lease"),
-    (job::FAIL_WAITING, "fail waiting", "it is cancelled, or expires, while no worker has its lease; or the broker gives up its command before it is claimed"),
+    (
+        job::FAIL_WAITING,
+        "fail waiting",
+        "it is cancelled, or expires, while no worker has its lease; or the broker gives up its command before it is claimed",
+    ),
     (
         job::COMPLETE_WAITING,
         "complete waiting",

@@ -47,7 +47,7 @@ const fn duration_histogram(name: &'static str, boundaries: &'static [f64], desc
 pub(crate) const JOBS: MetricSpec = counter(
     "asset_worker.jobs",
     "{delivery}",
-    "Deliveries of commands, and ends of waiting jobs, by outcome: completed, failed (with the failure code), cancelled, expired, already_ended (the job had ended before), retried, preempted (time slice over), gate_closed (the account gate is closed), \
+    "Deliveries of commands, and ends of waiting jobs, by outcome: completed, failed (with the failure code), cancelled, expired, already_ended (the job had ended before), scheduled (the job is due later), retried, preempted (time slice over), gate_closed (the account gate is closed), \
      interrupted (shutdown), leased (another worker holds the lease), lease_lost, conflict (job_id_conflict), error (database or broker failed), panicked",
 );
 pub(crate) const JOB_DURATION: MetricSpec = duration_histogram(
@@ -151,7 +151,7 @@ pub(crate) const DEAD_LETTERS: MetricSpec = counter(
 pub(crate) const TERMINAL_EVENTS: MetricSpec = counter(
     "asset_worker.terminal_events",
     "{event}",
-    "Terminal events by outcome: published, unrouted (no queue is bound for them), failed (publishing failed)",
+    "Terminal events by outcome: published, unrouted (no queue is bound for them; linked tasks that no queue receives are counted too), failed (publishing failed)",
 );
 pub(crate) const RECONNECTS: MetricSpec = counter(
     "asset_worker.broker.reconnects",
