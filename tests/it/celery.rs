@@ -406,9 +406,7 @@ async fn links_and_result_survive_kill_at(point: &str, prompt: &str, database: D
     let producer = env.connect_broker().await?;
     declare_queues(&producer).await?;
     Task::new(TASK_ID, prompt).publish(&producer).await?;
-    worker.wait_for_log(&format!("\"point\":\"{point}\"")).await?;
-    worker.signal(Signal::KILL);
-    worker.wait_for_exit().await?;
+    worker.kill_at_failpoint(point).await?;
     let charged = env.sandbox.ledger().requests;
     let before = producer.drain_queue("render").await?;
     env.set("ASSET_WORKER_PAUSE_AT", "");
@@ -570,10 +568,7 @@ async fn due_job_whose_command_crashes_workers_fails() -> Result<()> {
     worker.wait_for_exit().await?;
     env.set("ASSET_WORKER_PAUSE_AT", "before_claim");
     for _ in 0..3 {
-        let mut worker = env.start_worker()?;
-        worker.wait_for_log("\"point\":\"before_claim\"").await?;
-        worker.signal(Signal::KILL);
-        worker.wait_for_exit().await?;
+        env.start_worker()?.kill_at_failpoint("before_claim").await?;
     }
     env.set("ASSET_WORKER_PAUSE_AT", "");
     let _worker = env.start_ready_worker().await?;
@@ -600,9 +595,7 @@ async fn due_job_runs_once_although_workers_are_lost() -> Result<()> {
     task.headers["eta"] = json!(due_at.format(&time::format_description::well_known::Rfc3339)?);
     task.publish(&producer).await?;
     for point in ["after_submission", "after_due_commands"] {
-        worker.wait_for_log(&format!("\"point\":\"{point}\"")).await?;
-        worker.signal(Signal::KILL);
-        worker.wait_for_exit().await?;
+        worker.kill_at_failpoint(point).await?;
         env.set("ASSET_WORKER_PAUSE_AT", "after_due_commands");
         worker = env.start_ready_worker().await?;
     }

@@ -4,19 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
-use integration_tests::{BrokerClient, Database, TestEnv, Worker, assert_files, command};
+use integration_tests::{BrokerClient, Database, TestEnv, assert_files, command};
 use serde_json::{Value, json};
 
 /// Bound within which another worker continues the job, including the default lease.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Kills a worker as soon as it has reached this failpoint.
-async fn kill_at_failpoint(worker: &mut Worker, point: &str) -> Result<()> {
-    worker.wait_for_log(&format!("\"point\":\"{point}\"")).await?;
-    worker.signal(Signal::KILL);
-    worker.wait_for_exit().await?;
-    Ok(())
-}
 
 /// Kills three workers in turn at a failpoint that each reaches with the same command; later workers do not pause
 /// there.
@@ -25,9 +17,9 @@ async fn kill_three_workers(env: &mut TestEnv, point: &'static str, order: &Valu
     let mut worker = env.start_ready_worker().await?;
     let producer = env.connect_broker().await?;
     producer.publish(order).await?;
-    kill_at_failpoint(&mut worker, point).await?;
+    worker.kill_at_failpoint(point).await?;
     for _ in 0..2 {
-        kill_at_failpoint(&mut env.start_ready_worker().await?, point).await?;
+        env.start_ready_worker().await?.kill_at_failpoint(point).await?;
     }
     env.set("ASSET_WORKER_PAUSE_AT", "");
     Ok(producer)
@@ -46,7 +38,7 @@ async fn requests_after_kill_at(point: &str, database: Database) -> Result<u32> 
     let mut events = producer.subscribe_to_events().await?;
     let order = command(7, &["A fox", "A bear", "An owl"], &json!({"max_concurrent": 1}));
     producer.publish(&order).await?;
-    kill_at_failpoint(&mut worker, point).await?;
+    worker.kill_at_failpoint(point).await?;
     let begun = Instant::now();
     env.set("ASSET_WORKER_PAUSE_AT", "");
     let mut worker = env.start_ready_worker().await?;
@@ -107,7 +99,7 @@ async fn worker_killed_before_acknowledgement_repeats_identical_terminal_event()
     let mut events = producer.subscribe_to_events().await?;
     producer.publish(&command(7, &["A fox"], &json!({}))).await?;
     let first = events.wait_for("completed").await?;
-    kill_at_failpoint(&mut worker, "after_event").await?;
+    worker.kill_at_failpoint("after_event").await?;
     env.set("ASSET_WORKER_PAUSE_AT", "");
     let mut worker = env.start_ready_worker().await?;
     let again = events.wait_for("completed").await?;
@@ -205,10 +197,10 @@ async fn known_job_continues_after_delivery_limit_is_exceeded() -> Result<()> {
     let producer = env.connect_broker().await?;
     let order = command(7, &["A fox", "A bear [fault:status=503 x4]"], &json!({"max_concurrent": 1}));
     producer.publish(&order).await?;
-    kill_at_failpoint(&mut worker, "after_claim").await?;
+    worker.kill_at_failpoint("after_claim").await?;
     env.set("ASSET_WORKER_PAUSE_AT", "before_parse");
     for _ in 0..2 {
-        kill_at_failpoint(&mut env.start_ready_worker().await?, "before_parse").await?;
+        env.start_ready_worker().await?.kill_at_failpoint("before_parse").await?;
     }
     env.set("ASSET_WORKER_PAUSE_AT", "");
     let mut events = producer.subscribe_to_events().await?;

@@ -420,6 +420,14 @@ impl Worker {
         self.process.is_running()
     }
 
+    /// Kills the worker as soon as it has reached this failpoint.
+    pub async fn kill_at_failpoint(&mut self, point: &str) -> Result<()> {
+        self.wait_for_log(&format!("\"point\":\"{point}\"")).await?;
+        self.signal(Signal::KILL);
+        self.wait_for_exit().await?;
+        Ok(())
+    }
+
     /// Log output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -8,7 +8,7 @@ use domain::rules::MAX_BODY_BYTES;
 use domain::strict_json;
 use serde_json::{Map, Value};
 
-use crate::task::{Envelope, text};
+use crate::envelope::{Envelope, shorten, text};
 
 /// The three parts of a task's body.
 pub(crate) struct Body {
@@ -122,9 +122,4 @@ pub(crate) fn unwrap_typed(value: Value) -> Value {
 
 fn unwrap_members(object: Map<String, Value>) -> Value {
     object.into_iter().map(|(key, value)| (key, unwrap_typed(value))).collect()
-}
-
-/// A value as an error repeats it.
-pub(crate) fn shorten(value: &str) -> String {
-    value.chars().take(60).collect()
 }

@@ -5,13 +5,15 @@
 //! "Workers Guide") and its source, version 5.7.
 
 mod body;
+mod envelope;
 mod link;
 pub mod node;
 mod reply;
 mod task;
 
+pub use envelope::Envelope;
 pub use reply::Reply;
-pub use task::{Envelope, Refused, Task};
+pub use task::{Refused, Task};
 
 #[cfg(test)]
 mod tests;

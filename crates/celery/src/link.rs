@@ -8,9 +8,8 @@ use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::body::{shorten, unwrap_typed};
-use crate::reply::Reply;
-use crate::task::format_time;
+use crate::body::unwrap_typed;
+use crate::envelope::{format_time, shorten};
 
 /// The queue of a signature that names none: Celery's default for `task_default_queue`.
 const DEFAULT_QUEUE: &str = "celery";
@@ -25,6 +24,14 @@ pub(crate) struct Link {
     signature: Value,
     /// The tasks that follow it; the last one is the next.
     chain: Vec<Value>,
+}
+
+/// The task that a linked one follows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parent<'a> {
+    pub(crate) id: &'a str,
+    /// The first task of its chain or group.
+    pub(crate) root_id: &'a str,
 }
 
 /// Reads the tasks to publish from a list of signatures, such as callbacks.
@@ -72,7 +79,9 @@ fn expand(signature: &Value, mut chain: Vec<Value>, links: &mut Vec<Link>) -> Re
         }),
         "celery.chain" => {
             let mut tasks = tasks();
-            tasks.iter_mut().for_each(|task| extend_option(task, "link_error", &options["link_error"]));
+            for task in &mut tasks {
+                extend_option(task, "link_error", &options["link_error"]);
+            }
             if let Some(last) = tasks.last_mut() {
                 extend_option(last, "link", &options["link"]);
             }
@@ -158,7 +167,7 @@ impl Link {
     /// `position` distinguishes the linked tasks of one parent: a task without an id gets the same one each time.
     pub(crate) fn message(
         &self,
-        parent: &Reply,
+        parent: Parent<'_>,
         position: usize,
         argument: &Value,
         now: OffsetDateTime,
@@ -200,7 +209,7 @@ impl Link {
             "group_index": headers_of("group_index"),
             "retries": options["retries"].as_i64().unwrap_or(0),
             "timelimit": [options["time_limit"], options["soft_time_limit"]],
-            "root_id": option("root_id").unwrap_or(&parent.root_id),
+            "root_id": option("root_id").unwrap_or(parent.root_id),
             "parent_id": parent.id,
             "argsrepr": repr(&args),
             "kwargsrepr": repr(&kwargs),

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use crate::link::{CHORD, Link, find_results, read_chain, read_links};
-use crate::task::{Envelope, format_time, text};
+use crate::envelope::{Envelope, format_time, text};
+use crate::link::{CHORD, Link, Parent, find_results, read_chain, read_links};
 
 /// Who is told about the job of one task. Stored with the job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -154,7 +154,8 @@ impl Reply {
         argument: &'a Value,
         now: OffsetDateTime,
     ) -> impl Iterator<Item = OutgoingMessage> + 'a {
-        links.iter().enumerate().map(move |(position, link)| link.message(self, position, argument, now))
+        let parent = Parent { id: &self.id, root_id: &self.root_id };
+        links.iter().enumerate().map(move |(position, link)| link.message(parent, position, argument, now))
     }
 
     fn result(&self, status: &str, result: &Value, time: &str) -> Option<OutgoingMessage> {

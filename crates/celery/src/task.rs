@@ -5,30 +5,12 @@ use serde_json::{Map, Value};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
-use crate::body::{Body, shorten};
+use crate::body::Body;
+use crate::envelope::{Envelope, format_time, shorten, text};
 use crate::reply::Reply;
 
 /// The names of the positional arguments.
 const POSITIONAL: [&str; 3] = ["project_id", "image_descriptions", "config"];
-
-/// The parts of an AMQP message that a task is read from.
-#[derive(Debug, Clone, Copy)]
-pub struct Envelope<'a> {
-    /// The property `headers`.
-    pub headers: &'a Map<String, Value>,
-    /// The property `content_type`; empty if absent.
-    pub content_type: &'a str,
-    /// The property `content_encoding`; empty if absent.
-    pub content_encoding: &'a str,
-    /// The property `reply_to`.
-    pub reply_to: Option<&'a str>,
-    /// The property `correlation_id`.
-    pub correlation_id: Option<&'a str>,
-    /// The property `priority`.
-    pub priority: Option<u8>,
-    /// The body as received.
-    pub body: &'a [u8],
-}
 
 /// A task that asks for images.
 #[derive(Debug)]
@@ -150,11 +132,6 @@ fn set_expiry(command: &mut Map<String, Value>, expires: OffsetDateTime) {
     }
 }
 
-/// The text of a header.
-pub(crate) fn text<'a>(headers: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(Value::as_str)
-}
-
 /// The time of a header in ISO 8601; without an offset it is in UTC.
 fn time(headers: &Map<String, Value>, name: &str) -> Result<Option<OffsetDateTime>, String> {
     let value = match headers.get(name) {
@@ -171,11 +148,4 @@ fn time(headers: &Map<String, Value>, name: &str) -> Result<Option<OffsetDateTim
     };
     let in_utc = parsed.and_then(|time| time.checked_to_offset(UtcOffset::UTC));
     in_utc.filter(|time| (0..=9_999).contains(&time.year())).map(Some).ok_or_else(refusal)
-}
-
-/// A time in ISO 8601 as Python writes it: with microseconds at most, and an offset in digits.
-pub(crate) fn format_time(time: OffsetDateTime) -> String {
-    let microseconds = time.to_offset(UtcOffset::UTC).replace_nanosecond(time.microsecond() * 1_000).unwrap_or(time);
-    let text = microseconds.format(&Rfc3339).expect("a UTC time can be formatted as RFC 3339");
-    text.replace('Z', "+00:00")
 }
