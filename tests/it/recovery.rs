@@ -141,7 +141,7 @@ async fn unroutable_terminal_event_is_republished_on_request() -> Result<()> {
     let job_id = order["job_id"].as_str().context("job_id is missing")?;
     assert!(
         expect_exit_code(&env.run(&["jobs", "republish", job_id]).await?, 1)
-            .contains("no queue is bound for 1 of 1 events")
+            .contains("no queue is bound for 1 of 1 messages")
     );
     let mut events = producer.subscribe_to_events().await?;
     assert_eq!(expect_exit_code(&env.run(&["jobs", "republish", "--all"]).await?, 0).trim(), "sent: 1");

@@ -137,8 +137,9 @@ impl CommandHandler {
                 self.parse(&message)
             };
             let (span, handled) = match parsing.instrument(self.consumer_span("receive", "client", &message)).await {
-                Ok(Incoming { command, due_at, reply }) => {
-                    let span = trace::job_span(&command);
+                Ok(incoming) => {
+                    let Incoming { command, reply, .. } = &incoming;
+                    let span = trace::job_span(command);
                     let (trace, stored_reply) = (message.trace(), reply.as_ref().map(Reply::to_stored));
                     let lease_wait = if message.was_redelivered() { self.lease_wait } else { Duration::ZERO };
                     let options = RunOptions {
@@ -148,30 +149,14 @@ impl CommandHandler {
                         lease_wait,
                     };
                     let running = async {
-                        if let Some(due_at) = due_at.filter(|due_at| *due_at > OffsetDateTime::now_utc()) {
-                            match self.submit_for_later(&command, due_at, reply.as_ref(), options).await? {
-                                Some(Submitted::Here) => {
-                                    return Ok((Settlement::Acknowledge, ("scheduled", "")));
-                                }
-                                // Its own task is told when the job has ended.
-                                Some(Submitted::ByAnotherTask) => {
-                                    let outcome = JobOutcome::RetryAfter(self.longest_delay);
-                                    return self.apply_outcome(&message, &command, reply.as_ref(), outcome).await;
-                                }
-                                None => {}
-                            }
+                        if let Some(deferred) = self.defer(&message, &incoming, options).await? {
+                            return Ok(deferred);
                         }
-                        if message.is_last_delivery() && self.may_have_lost_worker(command.job_id).await? {
-                            // Republished: losing one more worker would exceed the delivery limit. The row of a known
-                            // job counts its lost workers. A job that its workers released goes on.
-                            let outcome = JobOutcome::RetryAfter(self.leased_delay);
-                            return self.apply_outcome(&message, &command, reply.as_ref(), outcome).await;
-                        }
-                        let sink = self.celery_node.watch(&command, reply.as_ref(), &self.publisher);
-                        let outcome = self.runner.run(&command, options, &sink, &shutdown).await;
+                        let sink = self.celery_node.watch(command, reply.as_ref(), &self.publisher);
+                        let outcome = self.runner.run(command, options, &sink, &shutdown).await;
                         drop(sink);
                         record_outcome(outcome.as_ref());
-                        self.apply_outcome(&message, &command, reply.as_ref(), outcome?).await
+                        self.apply_outcome(&message, command, reply.as_ref(), outcome?).await
                     };
                     (span.clone(), running.instrument(span).await)
                 }
@@ -198,6 +183,30 @@ impl CommandHandler {
             Ok(())
         };
         handling.instrument(span)
+    }
+
+    /// Keeps a command in the database or on a retry queue if its job is not to be run now.
+    async fn defer(
+        &self,
+        message: &Message,
+        incoming: &Incoming,
+        options: RunOptions<'_>,
+    ) -> Result<Option<(Settlement, OutcomeLabels)>, HandleError> {
+        let Incoming { command, due_at, reply } = incoming;
+        let submitted = match due_at.filter(|due_at| *due_at > OffsetDateTime::now_utc()) {
+            Some(due_at) => self.submit_for_later(command, due_at, reply.as_ref(), options).await?,
+            None => None,
+        };
+        let delay = match submitted {
+            Some(Submitted::Here) => return Ok(Some((Settlement::Acknowledge, ("scheduled", "")))),
+            // This task is told when the job has ended.
+            Some(Submitted::ByAnotherTask) => self.longest_delay,
+            // Losing one more worker would exceed the delivery limit. The row of a known job counts its lost workers. A job
+            // that its workers released goes on.
+            None if message.is_last_delivery() && self.may_have_lost_worker(command.job_id).await? => self.leased_delay,
+            None => return Ok(None),
+        };
+        self.apply_outcome(message, command, reply.as_ref(), JobOutcome::RetryAfter(delay)).await.map(Some)
     }
 
     /// Publishes a failed command to a retry queue.
