@@ -613,6 +613,27 @@ async fn due_job_runs_once_although_workers_are_lost() -> Result<()> {
     Ok(())
 }
 
+/// The command of a job that is due is put on the queue also while no command is taken from it.
+#[tokio::test]
+async fn job_is_due_behind_a_closed_gate() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    let worker = start_worker(&mut env).await?;
+    let producer = env.connect_broker().await?;
+    declare_queues(&producer).await?;
+    let mut task = Task::new(TASK_ID, "A fox");
+    let due_at = time::OffsetDateTime::now_utc() + Duration::from_secs(3);
+    task.headers["eta"] = json!(due_at.format(&time::format_description::well_known::Rfc3339)?);
+    task.publish(&producer).await?;
+    worker.wait_for_log("job is due later").await?;
+    assert!(env.run(&["pause"]).await?.status.success());
+    producer.wait_for_waiting_commands(1).await?;
+    assert!(time::OffsetDateTime::now_utc() >= due_at, "not before it is due");
+    assert_eq!(env.query_rows("SELECT status, due_at_ms FROM jobs").await?[0]["status"], "waiting");
+    assert!(env.run(&["resume"]).await?.status.success());
+    assert_eq!(producer.take_messages("replies", 3).await?[2].json()["status"], "SUCCESS");
+    Ok(())
+}
+
 /// Names and headers that AMQP cannot encode, and an exchange that refuses messages, must not harm a worker.
 #[tokio::test]
 async fn linked_task_that_cannot_be_published_harms_no_worker() -> Result<()> {
