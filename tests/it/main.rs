@@ -5,6 +5,7 @@ mod architecture;
 mod broker_faults;
 mod cache;
 mod celery;
+mod celery_messages;
 mod command_line;
 mod cost_limits;
 mod database;

@@ -14,7 +14,8 @@ use uuid::Uuid;
 use super::message::{
     BrokerDeath, REASON_HEADER, REJECTED_AT_HEADER, broker_death, now_rfc3339, rejection_reason, text_header,
 };
-use super::publisher::{Publisher, forwarded_properties};
+use super::properties::forwarded_properties;
+use super::publisher::Publisher;
 use super::topology::{CANCEL_KEY, DEAD_LETTER_QUEUE, GENERATE_KEY};
 use super::{BrokerError, with_timeout};
 

@@ -9,6 +9,7 @@ mod event_watcher;
 mod headers;
 mod mailbox;
 mod message;
+mod properties;
 mod publisher;
 mod topology;
 

@@ -41,7 +41,7 @@ impl CommandHandler {
             let mut messages = reply.end(&terminal.event, OffsetDateTime::now_utc());
             if is_told(Some(reply), terminal.reply.as_ref()) {
                 // Linked tasks are published once. The result is, each time that its task is sent.
-                messages.retain(|message| sent == Sent::default() && !message.kept_if_unrouted);
+                messages.retain(|message| sent.routed == 0 && !message.kept_if_unrouted);
             }
             sent.kept += publish_directly(self.store(), &self.publisher, &reply.id, messages).await?;
         }
