@@ -5,6 +5,7 @@ use domain::generation_params::GenerationParams;
 use domain::image_spec::ImageFormat;
 use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
 use domain::state::RowState;
+use sea_orm::QueryOrder;
 use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,11 @@ pub(super) struct Model {
 pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
+
+/// The images of a job in the order of their index.
+pub(super) async fn read_images(db: &impl ConnectionTrait, job_id: Uuid) -> Result<Vec<Model>, DbErr> {
+    Entity::find().filter(Column::JobId.eq(job_id)).order_by_asc(Column::Index).all(db).await
+}
 
 /// The JSON in the column `metadata`. Until an image is completed or has failed, only the first two fields are set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -15,9 +15,7 @@ use domain::style::Style;
 use domain::trace::TraceContext;
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::Expr;
-use sea_orm::{
-    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, TransactionTrait, TryInsertResult,
-};
+use sea_orm::{ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, TransactionTrait, TryInsertResult};
 use serde_json::Value;
 use time::OffsetDateTime;
 use tracing::Instrument;
@@ -281,11 +279,7 @@ async fn claim_in_transaction(
             .await?;
     }
     let stored_style = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
-    let rows = asset::Entity::find()
-        .filter(asset::Column::JobId.eq(command.job_id))
-        .order_by_asc(asset::Column::Index)
-        .all(db)
-        .await?;
+    let rows = asset::read_images(db, command.job_id).await?;
     let to_u32 = |value: i32| u32::try_from(value).unwrap_or_default();
     Ok(Claim::Acquired(Box::new(ClaimedJob {
         lease,

@@ -159,12 +159,7 @@ impl Store {
     pub async fn read_job_report(&self, job_id: Uuid) -> Result<Option<JobReport>, StoreError> {
         let finding = job::Entity::find_by_id(job_id).into_partial_model::<JobRow>();
         let Some(row) = finding.one(&self.db).with_timeout("read a job").await? else { return Ok(None) };
-        let assets = asset::Entity::find()
-            .filter(asset::Column::JobId.eq(job_id))
-            .order_by_asc(asset::Column::Index)
-            .all(&self.db)
-            .with_timeout("read a job")
-            .await?;
+        let assets = asset::read_images(&self.db, job_id).with_timeout("read a job").await?;
         let assets = assets
             .into_iter()
             .map(|row| AssetReport {

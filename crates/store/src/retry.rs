@@ -27,12 +27,7 @@ impl Store {
             let Some(row) = row else { return Ok(None) };
             let command = row.command.and_then(|command| serde_json::from_value(command).ok());
             let Some(command) = command else { return Ok(None) };
-            let images = asset::Entity::find()
-                .filter(asset::Column::JobId.eq(job_id))
-                .order_by_asc(asset::Column::Index)
-                .all(&self.db)
-                .with_timeout(doing)
-                .await?;
+            let images = asset::read_images(&self.db, job_id).with_timeout(doing).await?;
             let ended_retries = job::Entity::find()
                 .select_only()
                 .column(job::Column::Id)

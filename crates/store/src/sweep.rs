@@ -143,12 +143,7 @@ impl Store {
             .with_timeout(doing)
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let images = asset::Entity::find()
-            .filter(asset::Column::JobId.eq(job_id))
-            .order_by_asc(asset::Column::Index)
-            .all(&self.db)
-            .with_timeout(doing)
-            .await?;
+        let images = asset::read_images(&self.db, job_id).with_timeout(doing).await?;
         Ok(due_job(&row, &images))
     }
 
