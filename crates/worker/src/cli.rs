@@ -1,6 +1,7 @@
 //! The command line: subcommands and exit codes.
 
 mod command_args;
+mod config_args;
 mod dead_letters;
 mod doctor;
 mod exit;

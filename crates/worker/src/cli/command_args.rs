@@ -1,15 +1,15 @@
-//! Arguments of `submit` and `generate` that describe the command.
+//! Arguments of `submit`, `generate` and `estimate` that describe a command, or name a file with commands.
 #![expect(clippy::doc_markdown, reason = "the documentation of arguments is what --help shows")]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use domain::command::{Command, InvalidCommand};
+use domain::strict_json;
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::config_args::ConfigArgs;
 use super::exit::CliError;
 use crate::bootstrap;
 
@@ -28,43 +28,52 @@ pub(super) struct CommandArgs {
     /// The command's `config` object, for example '{"seed": 7, "style_preset": "cinematic"}'
     #[arg(long, value_name = "JSON")]
     config: Option<String>,
-    /// Set `config.expires_at` to this time from now, for example 30m: then no further request is sent for the job
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    expires_in: Option<Duration>,
-    /// Read the whole command from a JSON file, or from standard input if FILE is -. A missing job_id is generated
+    /// Read the whole command from a JSON file, or from standard input if FILE is -. A missing job_id is generated.
+    /// A file whose name ends with .jsonl or .ndjson holds one command a line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["descriptions", "project", "job_id", "config"])]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    config_args: ConfigArgs,
 }
 
 impl CommandArgs {
+    /// The file with one command a line, if the arguments name one.
+    pub(super) fn command_list(&self) -> Option<&Path> {
+        let file = self.file.as_deref()?;
+        let extension = file.extension()?;
+        (extension == "jsonl" || extension == "ndjson").then_some(file)
+    }
+
+    /// The keys of `config` that flags set.
+    pub(super) fn config_keys(&self) -> Map<String, Value> {
+        self.config_args.to_keys()
+    }
+
     /// Builds and validates the command.
     ///
     /// # Errors
     ///
-    /// [`CliError::Usage`] names every field that is missing, unknown or out of range.
+    /// [`CliError::Usage`] names every field that is missing, unknown or out of range, or says that the file holds
+    /// several commands.
     pub(super) fn to_command(&self) -> Result<Command, CliError> {
+        if let Some(list) = self.command_list() {
+            let message = format!("--file: {} holds one command a line; only one command is allowed", list.display());
+            return Err(CliError::Usage(message));
+        }
         let body = match &self.file {
-            Some(file) => ensure_job_id(read_body(file)?),
+            Some(file) => read_file(file)?,
             None => self.build_body()?,
         };
-        let mut command =
-            Command::parse(&body, &bootstrap::rules()).map_err(|InvalidCommand { violations, .. }| {
-                CliError::Usage(format!("invalid command:\n  {}", violations.join("\n  ")))
-            })?;
-        if let Some(expires_in) = self.expires_in {
-            // Whole seconds, as a person would write it.
-            let now = OffsetDateTime::now_utc().replace_nanosecond(0).expect("0 is a nanosecond");
-            command.config.expires_at = Some(now.saturating_add(expires_in.try_into().unwrap_or(time::Duration::MAX)));
-        }
-        Ok(command)
+        parse_command(&body, &self.config_keys(), Uuid::now_v7).map_err(|InvalidCommand { violations, .. }| {
+            CliError::Usage(format!("invalid command:\n  {}", violations.join("\n  ")))
+        })
     }
 
     fn build_body(&self) -> Result<Vec<u8>, CliError> {
-        let mut command = json!({
-            "job_id": self.job_id.unwrap_or_else(Uuid::now_v7),
-            "project_id": self.project,
-            "image_descriptions": self.descriptions,
-        });
+        let mut command = json!({"project_id": self.project, "image_descriptions": self.descriptions});
+        if let Some(job_id) = self.job_id {
+            command["job_id"] = json!(job_id);
+        }
         if let Some(config) = &self.config {
             let config: Value = serde_json::from_str(config)
                 .map_err(|error| CliError::Usage(format!("--config: {config:?} is not JSON ({error})")))?;
@@ -74,7 +83,8 @@ impl CommandArgs {
     }
 }
 
-fn read_body(file: &Path) -> Result<Vec<u8>, CliError> {
+/// Reads a file, or standard input if it is `-`.
+pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, CliError> {
     let mut body = Vec::new();
     let result = if file == Path::new("-") {
         std::io::stdin().read_to_end(&mut body)
@@ -87,13 +97,30 @@ fn read_body(file: &Path) -> Result<Vec<u8>, CliError> {
     }
 }
 
-/// Adds a `job_id` if there is none. A body that is not a JSON object is returned unchanged; parsing rejects it later.
-fn ensure_job_id(body: Vec<u8>) -> Vec<u8> {
-    match serde_json::from_slice::<Map<String, Value>>(&body) {
-        Ok(mut object) if !object.contains_key("job_id") => {
-            object.insert("job_id".to_owned(), json!(Uuid::now_v7()));
-            Value::Object(object).to_string().into_bytes()
-        }
-        _ => body,
+/// Parses a command after adding `config_keys` to its `config`, and a `job_id` if it has none.
+///
+/// # Errors
+///
+/// [`InvalidCommand`] as [`Command::parse`].
+pub(super) fn parse_command(
+    body: &[u8],
+    config_keys: &Map<String, Value>,
+    new_job_id: impl FnOnce() -> Uuid,
+) -> Result<Command, InvalidCommand> {
+    let rules = bootstrap::rules();
+    // Parsing reports a body that is not a JSON object.
+    let Ok(Value::Object(mut command)) = strict_json::parse(body) else { return Command::parse(body, &rules) };
+    if !command.contains_key("job_id") {
+        command.insert("job_id".to_owned(), json!(new_job_id()));
     }
+    if !config_keys.is_empty() {
+        let config = command.entry("config").or_insert(Value::Null);
+        if config.is_null() {
+            *config = json!({});
+        }
+        if let Value::Object(config) = config {
+            config.extend(config_keys.clone());
+        }
+    }
+    Command::parse(Value::Object(command).to_string().as_bytes(), &rules)
 }

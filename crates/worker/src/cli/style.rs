@@ -3,8 +3,9 @@
 use clap::ArgGroup;
 use domain::prompt::{DEFAULT_NEGATIVE_PROMPT, DEFAULT_STYLE_MODIFIERS};
 use domain::style::{InvalidStyle, Style};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+use super::config_args::StyleArgs;
 use super::exit::CliError;
 use super::screen::Screen;
 use super::{jobs, tables};
@@ -48,53 +49,21 @@ struct ProjectArg {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    group = ArgGroup::new("style").required(true).multiple(true),
+    group = ArgGroup::new("style").args(StyleArgs::IDS).required(true).multiple(true),
     override_usage = "asset-worker style set --project <ID> [OPTIONS]"
 )]
 struct SetOptions {
     #[command(flatten)]
     project: ProjectArg,
-    /// Modifier appended to every description, in English or in another script, which is translated; may be given more
-    /// than once
-    #[arg(long = "modifier", value_name = "TEXT", group = "style")]
-    modifiers: Vec<String>,
-    /// Append no modifiers, not even the default ones
-    #[arg(long, group = "style", conflicts_with = "modifiers")]
-    no_modifiers: bool,
-    /// What the images must not show; an empty text excludes nothing
-    #[arg(long, value_name = "TEXT", group = "style")]
-    negative_prompt: Option<String>,
-    /// Style preset of the API, for example cinematic
-    #[arg(long, value_name = "NAME", group = "style")]
-    style_preset: Option<String>,
-    /// How closely the images follow the prompt, 0 to 35
-    #[arg(long, value_name = "NUMBER", group = "style", value_parser = parse_finite)]
-    cfg_scale: Option<f64>,
-    /// Number of diffusion steps, 10 to 50
-    #[arg(long, value_name = "COUNT", group = "style")]
-    steps: Option<u64>,
-}
-
-/// Rejects NaN and infinities: JSON cannot represent them, so that they would count as absent.
-fn parse_finite(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a finite number".to_owned())
+    #[command(flatten)]
+    style: StyleArgs,
 }
 
 impl SetOptions {
     /// Builds the style and validates it by the rules of a command.
     fn to_style(&self) -> Result<Style, CliError> {
-        let mut keys = Map::new();
-        if self.no_modifiers || !self.modifiers.is_empty() {
-            keys.insert("style_modifiers".to_owned(), json!(self.modifiers));
-        }
-        let others = [
-            ("negative_prompt", self.negative_prompt.as_ref().map(|text| json!(text))),
-            ("style_preset", self.style_preset.as_ref().map(|name| json!(name))),
-            ("cfg_scale", self.cfg_scale.map(|scale| json!(scale))),
-            ("steps", self.steps.map(|steps| json!(steps))),
-        ];
-        keys.extend(others.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
-        Style::parse(Value::Object(keys), &bootstrap::rules()).map_err(|InvalidStyle(violations)| {
+        let keys = Value::Object(self.style.to_keys());
+        Style::parse(keys, &bootstrap::rules()).map_err(|InvalidStyle(violations)| {
             CliError::Usage(format!("invalid style:\n  {}", violations.join("\n  ")))
         })
     }
