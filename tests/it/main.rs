@@ -3,6 +3,7 @@
 mod account_gate;
 mod architecture;
 mod broker_faults;
+mod bulk_submit;
 mod cache;
 mod celery;
 mod celery_messages;
@@ -10,6 +11,7 @@ mod command_line;
 mod cost_limits;
 mod database;
 mod deploy;
+mod estimates;
 mod expiring_jobs;
 mod fail_fast;
 mod failure_codes;

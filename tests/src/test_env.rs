@@ -251,9 +251,14 @@ impl TestEnv {
 
     /// Starts a worker without waiting until it is ready.
     pub fn start_worker(&self) -> Result<Worker> {
-        let command = self.asset_worker_command(&["run"])?;
+        self.start(&["run"])
+    }
+
+    /// Starts an `asset-worker` command whose output goes into a log.
+    pub fn start(&self, arguments: &[&str]) -> Result<Worker> {
+        let command = self.asset_worker_command(arguments)?;
         let log = self.folder.path().join(format!("worker-{}.log", Uuid::now_v7().simple()));
-        let process = Process::start_logged("asset-worker run", command, &log)?;
+        let process = Process::start_logged(&format!("asset-worker {}", arguments.join(" ")), command, &log)?;
         Ok(Worker { process, log, quiet: self.quiet })
     }
 

@@ -1,6 +1,7 @@
 //! Properties of published messages, and the limits of AMQP for them.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use domain::event::{CONTENT_TYPE, Event};
 use domain::outgoing::OutgoingMessage;
@@ -8,6 +9,7 @@ use domain::trace::TraceContext;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::headers;
 use super::message::is_broker_header;
@@ -51,6 +53,20 @@ pub(super) fn message_properties(message: &OutgoingMessage) -> BasicProperties {
         properties = properties.with_priority(priority);
     }
     if message.kept_if_unrouted { properties } else { properties.with_delivery_mode(TRANSIENT) }
+}
+
+/// The properties of a new command.
+pub(super) fn command_properties(job_id: Uuid, priority: Option<u8>, trace: Option<&TraceContext>) -> BasicProperties {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_message_id(job_id.to_string().into())
+        .with_timestamp(now.as_secs())
+        .with_headers(trace_headers(trace));
+    match priority {
+        Some(priority) => properties.with_priority(priority),
+        None => properties,
+    }
 }
 
 pub(super) fn event_properties(event: &Event) -> BasicProperties {

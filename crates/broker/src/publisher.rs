@@ -1,7 +1,7 @@
 //! Publishing, always with publisher confirms: after `Ok` the message is on the broker's disk.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use domain::event::{Event, EventKind};
 use domain::outgoing::OutgoingMessage;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::confirms::{Confirms, Publication, PublishOutcome, PublisherState};
 use super::message::{Message, REASON_HEADER, REJECTED_AT_HEADER, now_rfc3339};
 use super::properties::{
-    TRANSIENT, event_properties, forwarded_properties, is_within_limits, message_properties, trace_headers,
+    TRANSIENT, command_properties, event_properties, forwarded_properties, is_within_limits, message_properties,
 };
 use super::topology::{
     CANCEL_KEY, COMMANDS_EXCHANGE, DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE, GENERATE_KEY, retry_queue_name,
@@ -123,17 +123,20 @@ impl Publisher {
         publish_in_span(async { require_routed(publishing.await?) }, span).await
     }
 
-    /// Publishes a command. `trace` is called in the producer span; its result goes into the command's headers.
+    /// Publishes the command of a job. `trace` is called in the producer span; its result goes into the command's headers.
     ///
     /// # Errors
     ///
     /// [`BrokerError`] if it is not confirmed that the command is on its queue.
-    pub async fn submit(&self, body: &[u8], trace: impl FnOnce() -> Option<TraceContext>) -> Result<(), BrokerError> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let properties =
-            BasicProperties::default().with_content_type("application/json".into()).with_timestamp(now.as_secs());
+    pub async fn submit(
+        &self,
+        job_id: Uuid,
+        body: &[u8],
+        priority: Option<u8>,
+        trace: impl FnOnce() -> Option<TraceContext>,
+    ) -> Result<(), BrokerError> {
         let span = self.publish_span(COMMANDS_EXCHANGE, GENERATE_KEY, "send");
-        let properties = properties.with_headers(trace_headers(span.in_scope(trace).as_ref()));
+        let properties = command_properties(job_id, priority, span.in_scope(trace).as_ref());
         self.publish_to_queue(COMMANDS_EXCHANGE, GENERATE_KEY, body, properties, span).await
     }
 
@@ -144,13 +147,7 @@ impl Publisher {
     /// [`BrokerError`] if it is not confirmed that all of them are on their queue.
     pub async fn submit_all(&self, commands: &[SubmittedCommand<'_>]) -> Result<(), BrokerError> {
         let messages = commands.iter().map(|command| {
-            let mut properties = BasicProperties::default()
-                .with_content_type("application/json".into())
-                .with_message_id(command.job_id.to_string().into())
-                .with_headers(trace_headers(command.trace));
-            if let Some(priority) = command.priority {
-                properties = properties.with_priority(priority);
-            }
+            let properties = command_properties(command.job_id, command.priority, command.trace);
             (GENERATE_KEY, command.body.as_bytes(), properties)
         });
         let turn = self.confirms.within_limits(self.commands.0.lock()).await;
@@ -339,7 +336,7 @@ impl Publisher {
     }
 }
 
-/// A command that was stored before it is published.
+/// One of several commands that are published together.
 #[derive(Debug)]
 pub struct SubmittedCommand<'a> {
     /// The id of its job.

@@ -3,6 +3,8 @@
 //! Parsing is strict. All violations are reported at once, each with the field, the value and the allowed values, so
 //! that a producer can fix its message in one step.
 
+use std::num::NonZeroUsize;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
@@ -89,6 +91,12 @@ impl JobConfig {
             cfg_scale: self.cfg_scale,
             steps: self.steps,
         }
+    }
+
+    /// The most requests in flight for the job, in a process that allows this many.
+    pub fn max_concurrent(&self, allowed: NonZeroUsize) -> NonZeroUsize {
+        let requested = self.max_concurrent.and_then(|requested| NonZeroUsize::new(requested.into()));
+        requested.map_or(allowed, |requested| requested.min(allowed))
     }
 
     /// The share of images that must succeed, 0 to 1.

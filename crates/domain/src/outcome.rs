@@ -94,6 +94,17 @@ pub enum ImageState {
     Failed(ImageFailure),
 }
 
+impl ImageState {
+    /// Whether a further attempt would make the image: it has neither completed nor failed permanently.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Untried => true,
+            Self::Failed(failure) => failure.retryable,
+            Self::Completed(_) => false,
+        }
+    }
+}
+
 /// Counts of a job's images by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {

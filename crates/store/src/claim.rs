@@ -7,7 +7,6 @@ use domain::event::{Event, EventKind, JobError, event_id};
 use domain::failure::JobFailureCode;
 use domain::job_over::JobOver;
 use domain::money::MicroUsd;
-use domain::outcome::ImageState;
 use domain::outgoing::OutgoingMessage;
 use domain::retry::RetryOrigin;
 use domain::state::{JobState, asset as image_step, job as step};
@@ -22,6 +21,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::cancel::read_over;
+use super::claimed_image::{ClaimedImage, claimed_images};
 use super::outbox::insert_messages;
 use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
 
@@ -100,25 +100,6 @@ pub struct ClaimedJob {
     pub engine: String,
     /// Its images in the order of their index.
     pub images: Vec<ClaimedImage>,
-}
-
-/// An image of a claimed job.
-#[derive(Debug)]
-pub struct ClaimedImage {
-    /// The row's id.
-    pub id: Uuid,
-    /// Index within the job, from 1.
-    pub index: u32,
-    /// The index that its seed follows from: not its own if it is made again.
-    pub seed_index: u32,
-    /// The description from the command.
-    pub description: String,
-    /// Whether it is untried, completed or failed.
-    pub state: ImageState,
-    /// The path reserved by an earlier attempt.
-    pub file_path: Option<String>,
-    /// Number of requests sent so far.
-    pub requests: u32,
 }
 
 /// The engine of jobs that were claimed before the engine was stored.
@@ -278,7 +259,6 @@ async fn claim_in_transaction(
             .exec(db)
             .await?;
     }
-    let stored_style = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
     let rows = asset::read_images(db, command.job_id).await?;
     let to_u32 = |value: i32| u32::try_from(value).unwrap_or_default();
     Ok(Claim::Acquired(Box::new(ClaimedJob {
@@ -292,25 +272,22 @@ async fn claim_in_transaction(
         attempts: to_u32(row.attempts),
         cost: MicroUsd::from_usd(row.cost_usd),
         created_at: row.created_at,
-        style: stored_style.unwrap_or_else(|| command.config.style()),
-        engine: row
-            .engine
-            .or_else(|| command.config.engine.clone())
-            .unwrap_or_else(|| FORMER_DEFAULT_ENGINE.to_owned()),
-        images: rows
-            .into_iter()
-            .zip(&command.image_descriptions)
-            .map(|(row, description)| ClaimedImage {
-                description: description.clone(),
-                id: row.id,
-                index: row.image_index(),
-                seed_index: row.seed_index(),
-                state: row.state(),
-                requests: to_u32(row.requests),
-                file_path: row.file_path,
-            })
-            .collect(),
+        style: settled_style(&row, command),
+        engine: settled_engine(&row, command),
+        images: claimed_images(&rows, command),
     })))
+}
+
+/// The style of a job that was claimed.
+pub(super) fn settled_style(row: &job::Model, command: &Command) -> Style {
+    let stored = row.style.as_ref().and_then(|style| serde_json::from_value(style.clone()).ok());
+    stored.unwrap_or_else(|| command.config.style())
+}
+
+/// The name of the engine of a job that was claimed.
+pub(super) fn settled_engine(row: &job::Model, command: &Command) -> String {
+    let engine = row.engine.clone().or_else(|| command.config.engine.clone());
+    engine.unwrap_or_else(|| FORMER_DEFAULT_ENGINE.to_owned())
 }
 
 async fn find_row(db: &DatabaseTransaction, job_id: Uuid) -> Result<job::Model, DbErr> {

@@ -13,7 +13,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::cancel::{CancelReason, CancelToken};
-use crate::cost_policy::{CostPolicy, RequestPrices, credits_to_usd, format_usd, is_covered_by};
+use crate::cost_policy::{CostPolicy, RequestPrices, format_usd};
 use crate::error_chain::error_chain;
 use crate::gate::AccountGate;
 use crate::outage::UnstoredImages;
@@ -101,33 +101,17 @@ impl JobBudget {
     ///
     /// A balance that cannot be read is not a shortfall.
     pub(crate) async fn find_shortfall(&self, images: u32, client: &Client) -> Option<(JobFailureCode, String)> {
-        let per_image = self.prices.per_image();
-        let cost_usd = per_image.total_usd(images);
-        let cost = format_usd(cost_usd);
         // After charged attempts, `max_cost_usd` is checked only before each request.
         let limit = self.max_cost_usd.filter(|_| self.spending.borrow().charged == MicroUsd::default());
-        let is_too_low = |limit: &f64| {
-            per_image.affordable_count(MicroUsd::from_usd(*limit)).is_some_and(|affordable| affordable < images)
-        };
-        if let Some(limit) = limit.filter(is_too_low) {
-            let message =
-                format!("images to make: {images}, for about USD {cost}; max_cost_usd is {}", format_usd(limit));
-            return Some((JobFailureCode::BudgetExceeded, message));
+        if let Some(excess) = limit.and_then(|limit| self.prices.exceed_max_cost(images, limit)) {
+            return Some(excess);
         }
         // An admitted job finds out whether paid requests are accepted; its shortfall must not count as an attempt.
         if !self.cost_policy.checks_balance() || self.probe.is_some() {
             return None;
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
-            Ok(Balance { credits, .. }) => {
-                (!is_covered_by(cost_usd, credits)).then(|| {
-                    let remaining = format_usd(credits_to_usd(credits));
-                    let message = format!(
-                        "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {remaining})"
-                    );
-                    (JobFailureCode::InsufficientCredits, message)
-                })
-            }
+            Ok(Balance { credits, .. }) => self.prices.exceed_credits(images, credits),
             Err(error) => {
                 warn!(error = error_chain(&error), "account balance could not be read; the job continues");
                 None

@@ -1,13 +1,18 @@
 //! The command line: subcommands and exit codes.
 
+mod bulk_submit;
 mod command_args;
+mod command_list;
 mod config_args;
 mod dead_letters;
 mod doctor;
+mod estimate;
 mod exit;
+mod gate_note;
 mod generate;
 mod inspect;
 mod jobs;
+mod journal;
 mod migrate;
 mod pause;
 mod run;
@@ -50,6 +55,8 @@ enum Subcommand {
     Submit(submit::Options),
     /// Generate the images of one command in this process, without a broker
     Generate(generate::Options),
+    /// Estimate what a command costs and how long it takes; sends nothing
+    Estimate(estimate::Options),
     /// List and show jobs, or publish their terminal events again
     Jobs(jobs::Options),
     /// Inspect, replay or discard dead-lettered commands
@@ -70,24 +77,11 @@ enum Subcommand {
 
 impl Subcommand {
     /// The log filter if `RUST_LOG` is not set: `info` for the worker, only warnings and errors for other subcommands.
+    /// What lapin logs, they report as errors of their own.
     fn default_log_filter(&self) -> &'static str {
-        match self {
-            Self::Run => "info",
-            Self::Submit(_)
-            | Self::Generate(_)
-            | Self::Jobs(_)
-            | Self::DeadLetters(_)
-            | Self::Style(_)
-            | Self::Inspect(_)
-            | Self::Pause(_)
-            | Self::Resume(_)
-            | Self::Migrate(_)
-            | Self::Doctor(_) => "warn",
-        }
+        if matches!(self, Self::Run) { "info" } else { "warn,lapin=off" }
     }
-}
 
-impl Subcommand {
     /// Whether the subcommand exports telemetry: only those that take part in jobs do. The others are short and should
     /// not wait for a collector.
     fn exports_telemetry(&self) -> bool {
@@ -157,6 +151,7 @@ async fn dispatch(
         Subcommand::Run => run::run(settings, telemetry).await,
         Subcommand::Submit(options) => submit::run(&options, settings, screen).await,
         Subcommand::Generate(options) => generate::run(&options, settings, &telemetry.metrics, screen).await,
+        Subcommand::Estimate(options) => estimate::run(&options, settings, screen).await,
         Subcommand::Jobs(options) => jobs::run(&options, settings, screen).await,
         Subcommand::DeadLetters(options) => dead_letters::run(&options, settings, screen).await,
         Subcommand::Style(options) => style::run(&options, settings, screen).await,

@@ -1,5 +1,6 @@
 //! Prices and spending limits of this process.
 
+use domain::failure::JobFailureCode;
 use domain::money::MicroUsd;
 use domain::upscaler::Upscaler;
 use stability_client::{Credits, Engine, FastUpscale};
@@ -71,6 +72,29 @@ impl RequestPrices {
     /// What one image costs if no request must be repeated.
     pub(crate) fn per_image(&self) -> MicroUsd {
         self.generation.plus(self.upscale)
+    }
+
+    /// Why this many images may not be paid for: they cost more than `max_cost_usd`.
+    pub(crate) fn exceed_max_cost(&self, images: u32, max_cost_usd: f64) -> Option<(JobFailureCode, String)> {
+        let affordable = self.per_image().affordable_count(MicroUsd::from_usd(max_cost_usd));
+        affordable.is_some_and(|affordable| affordable < images).then(|| {
+            let limit = format_usd(max_cost_usd);
+            let cost = format_usd(self.per_image().total_usd(images));
+            let message = format!("images to make: {images}, for about USD {cost}; max_cost_usd is {limit}");
+            (JobFailureCode::BudgetExceeded, message)
+        })
+    }
+
+    /// Why this many images cannot be paid for: they cost more than the account's credits are worth.
+    pub(crate) fn exceed_credits(&self, images: u32, credits: f64) -> Option<(JobFailureCode, String)> {
+        let cost_usd = self.per_image().total_usd(images);
+        (!is_covered_by(cost_usd, credits)).then(|| {
+            let (cost, remaining) = (format_usd(cost_usd), format_usd(credits_to_usd(credits)));
+            let message = format!(
+                "images to make: {images}, for about USD {cost}; the account has {credits:.1} credits (USD {remaining})"
+            );
+            (JobFailureCode::InsufficientCredits, message)
+        })
     }
 }
 

@@ -40,6 +40,7 @@ use adopt::{find_adoptable_file, read_own_file};
 use cache::copy_cached;
 use file::{ImageFiles, StoredFile};
 
+pub(crate) use cache::has_cached;
 pub(crate) use error::ImageError;
 pub(crate) use task::{ImageReport, ImageTask};
 

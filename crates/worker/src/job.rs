@@ -6,7 +6,7 @@ mod attempt;
 mod events;
 mod outcome;
 mod over;
-mod plan;
+pub(crate) mod plan;
 mod progress;
 
 use std::num::NonZeroUsize;
@@ -90,7 +90,6 @@ impl JobRunner {
         gate: AccountGate,
         translator: Translator,
     ) -> Self {
-        let style = Style { cfg_scale: Some(settings.cfg_scale), steps: Some(settings.steps), ..Style::default() };
         Self {
             gate,
             resources,
@@ -98,7 +97,7 @@ impl JobRunner {
             settings: settings.jobs.clone(),
             max_concurrent: settings.stability.max_concurrent,
             cost_policy: CostPolicy::new(settings),
-            default_style: Arc::new(style),
+            default_style: Arc::new(settings.default_style()),
             default_engine: settings.stability.engine,
             translator,
         }
@@ -283,7 +282,6 @@ impl JobRunner {
         let budget = Arc::new(budget);
         let generator =
             ImageGenerator::new(resources, &self.gate, command, options.urgent, lease, budget.clone(), cancel.clone());
-        let requested = config.max_concurrent.and_then(|requested| NonZeroUsize::new(requested.into()));
         JobAttempt {
             command,
             lease,
@@ -294,7 +292,7 @@ impl JobRunner {
             planner: &self.planner,
             translator: &self.translator,
             resources,
-            max_concurrent: requested.map_or(self.max_concurrent, |requested| requested.min(self.max_concurrent)),
+            max_concurrent: config.max_concurrent(self.max_concurrent),
             budget,
             generator: Arc::new(generator),
             cancel,

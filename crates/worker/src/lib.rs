@@ -29,6 +29,7 @@ mod cancel_queue;
 mod celery_node;
 mod consumer;
 mod cost_policy;
+mod estimate;
 mod image;
 pub mod image_pool;
 pub mod job;

@@ -81,7 +81,7 @@ pub(crate) async fn make_again(
     match submission {
         Submission::Waiting => {
             failpoint::reach("before_retry_command").await;
-            let sent = publisher.submit(&body, || None).await;
+            let sent = publisher.submit(new_id, &body, None, || None).await;
             sent.map_err(|error| RetryError::Publish { job_id: new_id, error })?;
         }
         Submission::Running | Submission::Ended => {}

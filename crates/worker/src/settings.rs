@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use domain::image_spec::ImageSpec;
 use domain::prompt::needs_translation;
+use domain::style::Style;
 use gemini_client::GeminiSettings;
 use secrecy::SecretString;
 use stability_client::{Credits, Engine};
@@ -336,6 +337,11 @@ impl Settings {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// The style of jobs where neither their command nor their project sets one.
+    pub(crate) fn default_style(&self) -> Style {
+        Style { cfg_scale: Some(self.cfg_scale), steps: Some(self.steps), ..Style::default() }
     }
 
     /// Returns the API key of Stability AI.

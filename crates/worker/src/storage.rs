@@ -75,6 +75,18 @@ impl Storage {
         }
     }
 
+    /// Opens the storage like [`Storage::open`], but creates no folder; `None` if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Storage::open`].
+    pub fn open_existing(root: &StorageRoot) -> Result<Option<Self>, StorageError> {
+        match root {
+            StorageRoot::Folder(folder) if !folder.exists() => Ok(None),
+            root => Self::open(root).map(Some),
+        }
+    }
+
     fn open_folder(folder: &Path) -> Result<Self, StorageError> {
         let open_error = |source| StorageError { operation: "open", path: folder.display().to_string(), source };
         std::fs::create_dir_all(folder)

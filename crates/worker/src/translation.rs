@@ -21,6 +21,16 @@ use crate::settings::{SettingError, TranslationSettings};
 pub struct Translations(HashMap<String, Result<String, TranslationError>>);
 
 impl Translations {
+    /// Number of texts that have a translation.
+    pub(crate) fn len(&self) -> usize {
+        self.0.values().filter(|translation| translation.is_ok()).count()
+    }
+
+    /// Sets the error of texts that nothing can translate without Gemini.
+    pub(crate) fn set_untranslatable(&mut self, texts: &[&str]) {
+        self.0.extend(texts.iter().map(|text| ((*text).to_owned(), Err(no_translator()))));
+    }
+
     /// Returns the translation of a text, or the text itself if it needs none.
     ///
     /// # Errors
@@ -33,6 +43,43 @@ impl Translations {
         let not_requested = || Err(TranslationError::Failed("the translation was not requested".to_owned()));
         self.0.get(text).cloned().unwrap_or_else(not_requested)
     }
+}
+
+/// Finds the translations of texts in the phrase book and in the database. Returns the other texts that need a translation
+/// too, each once.
+///
+/// # Errors
+///
+/// [`StoreError`] if the database fails.
+pub(crate) async fn find_known<'a>(
+    phrase_book: &PhraseBook,
+    store: Option<&Store>,
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Result<(Translations, Vec<&'a str>), StoreError> {
+    let mut translations = Translations::default();
+    let mut seen = HashSet::new();
+    let mut remaining: Vec<&str> =
+        texts.into_iter().filter(|text| needs_translation(text) && seen.insert(*text)).collect();
+    remaining.retain(|text| match phrase_book.translate(text) {
+        None => true,
+        Some(found) => {
+            translations.0.insert((*text).to_owned(), Ok(found));
+            false
+        }
+    });
+    if let Some(store) = store.filter(|_| !remaining.is_empty()) {
+        for (text, found) in store.find_translations(&remaining).await? {
+            translations.0.insert(text, Ok(found));
+        }
+        remaining.retain(|text| !translations.0.contains_key(*text));
+    }
+    Ok((translations, remaining))
+}
+
+/// The error of a text that only Gemini could translate, if there is no key for it.
+fn no_translator() -> TranslationError {
+    let reason = "the text is not English, the phrase book has no translation, and GEMINI_API_KEY is not set";
+    TranslationError::Failed(reason.to_owned())
 }
 
 /// Translates texts into English. Clones share all sources.
@@ -66,24 +113,7 @@ impl Translator {
         texts: impl IntoIterator<Item = &'a str>,
         stop: &CancellationToken,
     ) -> Result<Translations, StoreError> {
-        let mut translations = Translations::default();
-        let mut seen = HashSet::new();
-        let mut remaining: Vec<&str> =
-            texts.into_iter().filter(|text| needs_translation(text) && seen.insert(*text)).collect();
-        remaining.retain(|text| match self.phrase_book.translate(text) {
-            None => true,
-            Some(found) => {
-                translations.0.insert((*text).to_owned(), Ok(found));
-                false
-            }
-        });
-        if remaining.is_empty() {
-            return Ok(translations);
-        }
-        for (text, found) in self.store.find_translations(&remaining).await? {
-            translations.0.insert(text, Ok(found));
-        }
-        remaining.retain(|text| !translations.0.contains_key(*text));
+        let (mut translations, remaining) = find_known(&self.phrase_book, Some(&self.store), texts).await?;
         let translated = self.translate_with_gemini(&remaining, stop).await?;
         translations.0.extend(remaining.into_iter().map(str::to_owned).zip(translated));
         Ok(translations)
@@ -99,8 +129,7 @@ impl Translator {
             return Ok(Vec::new());
         }
         let Some(gemini) = &self.gemini else {
-            let reason = "the text is not English, the phrase book has no translation, and GEMINI_API_KEY is not set";
-            return Ok(vec![Err(TranslationError::Failed(reason.to_owned())); texts.len()]);
+            return Ok(vec![Err(no_translator()); texts.len()]);
         };
         let gemini = gemini.client().await;
         let mut translated = gemini.translate(texts, stop).await;

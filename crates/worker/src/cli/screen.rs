@@ -42,15 +42,49 @@ impl Screen {
 
     /// Starts the progress display of a job with `total` images.
     pub(super) fn start_progress(&self, total: usize) -> Progress {
-        let bar = self.is_terminal.then(|| {
-            let style = ProgressStyle::with_template("{spinner} [{bar:40}] {pos}/{len} images  {msg}  {elapsed}")
-                .expect("the template is valid")
-                .progress_chars("=> ");
-            let bar = ProgressBar::new(total as u64).with_style(style).with_message("waiting");
+        Progress { screen: self.clone(), bar: self.add_bar(total, "images").map(|bar| bar.with_message("waiting")) }
+    }
+
+    /// Starts a bar that counts to `total`; `unit` names what it counts.
+    pub(super) fn start_bar(&self, total: usize, unit: &'static str) -> CountBar {
+        CountBar { screen: self.clone(), bar: self.add_bar(total, unit), total, unit }
+    }
+
+    /// Adds a bar if standard error is a terminal.
+    fn add_bar(&self, total: usize, unit: &str) -> Option<ProgressBar> {
+        self.is_terminal.then(|| {
+            let template = format!("{{spinner}} [{{bar:40}}] {{pos}}/{{len}} {unit}  {{msg}}  {{elapsed}}");
+            let style = ProgressStyle::with_template(&template).expect("the template is valid").progress_chars("=> ");
+            let bar = ProgressBar::new(total as u64).with_style(style);
             bar.enable_steady_tick(std::time::Duration::from_millis(200));
             self.bars.add(bar)
-        });
-        Progress { screen: self.clone(), bar }
+        })
+    }
+}
+
+/// Counts what is done: a bar on a terminal, otherwise one line for each change.
+pub(super) struct CountBar {
+    screen: Screen,
+    bar: Option<ProgressBar>,
+    total: usize,
+    unit: &'static str,
+}
+
+impl CountBar {
+    pub(super) fn set_position(&self, position: usize) {
+        match &self.bar {
+            Some(bar) => bar.set_position(position as u64),
+            None if position > 0 => self.screen.print_note(&format!("{position} of {} {}", self.total, self.unit)),
+            None => {}
+        }
+    }
+}
+
+impl Drop for CountBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -5,39 +5,51 @@ use std::time::Duration;
 use broker::{Broker, EventWatcher, Topology, WatchedMessage};
 use domain::command::Command;
 use serde_json::json;
-use store::{KeyHash, Store};
 use tokio::time::timeout;
 use tracing::{Instrument, info_span};
 
 use super::command_args::CommandArgs;
 use super::exit::CliError;
+use super::gate_note::note_closed_gate;
 use super::screen::Screen;
 use super::tables::EventView;
-use crate::cost_policy::CostPolicy;
-use crate::gate;
+use super::{bulk_submit, estimate};
 use crate::settings::Settings;
 use crate::telemetry::trace;
-
-/// Limit for reading the account gate, which `submit` only reports.
-const GATE_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     #[command(flatten)]
     command_args: CommandArgs,
+    /// Priority of the message, 0 to 255; commands with 5 or more overtake others
+    #[arg(long, value_name = "NUMBER")]
+    priority: Option<u8>,
+    /// Send nothing; print what `estimate` prints
+    #[arg(long, conflicts_with_all = ["wait", "timeout"])]
+    dry_run: bool,
     /// Show progress until the terminal event; exit with 0 if the job completed, 1 if it failed, 69 if --timeout passes
     #[arg(long)]
     wait: bool,
     /// Maximum time to wait with --wait, for example 90s or 2h
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Print JSON: the terminal event with --wait, otherwise the ids of job and project and the number of images
+    /// Print JSON: the terminal event with --wait, the estimate with --dry-run, otherwise what was submitted
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
-    let command = options.command_args.to_command()?;
+    let command_args = &options.command_args;
+    if options.dry_run {
+        return estimate::show(command_args, options.json, settings, screen).await;
+    }
+    if let Some(list) = command_args.command_list() {
+        if options.wait {
+            return Err(CliError::Usage("--wait: not allowed with a file of several commands".to_owned()));
+        }
+        return bulk_submit::run(list, command_args, options.priority, options.json, settings, screen).await;
+    }
+    let command = command_args.to_command()?;
     let topology = Topology::new(settings.jobs.queue_delays());
     let broker = Broker::connect(&settings.amqp_url, &topology).await?;
     // Subscribe before publishing, so that no event is missed.
@@ -45,7 +57,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     let body = serde_json::to_vec(&command).expect("a command serialises");
     let submitting = async {
         let publisher = broker.create_publisher(Duration::ZERO).await?;
-        publisher.submit(&body, trace::current_context).await
+        publisher.submit(command.job_id, &body, options.priority, trace::current_context).await
     };
     let span = info_span!("submit", job.id = %command.job_id, project.id = command.project_id);
     submitting.instrument(span).await.map_err(|error| {
@@ -70,23 +82,6 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     };
     broker.close().await;
     outcome
-}
-
-/// Notes that the account gate is closed, if the database is known to say so: producers need no database.
-async fn note_closed_gate(settings: &Settings, screen: &Screen) {
-    let reading = async {
-        match Store::connect_existing(&settings.database_url).await {
-            Ok(Some(store)) => {
-                // Producers usually have no key.
-                let key = settings.stability.api_key.as_ref().map(KeyHash::new);
-                gate::read_reasons(&store, CostPolicy::new(settings), key.as_ref()).await.unwrap_or_default()
-            }
-            Ok(None) | Err(_) => Vec::new(),
-        }
-    };
-    for reason in timeout(GATE_TIMEOUT, reading).await.unwrap_or_default() {
-        screen.print_note(&format!("the account gate is closed: {reason}; the command waits on the queue"));
-    }
 }
 
 fn format_submitted(command: &Command, as_json: bool) -> String {

@@ -12,8 +12,6 @@ use domain::generation_params::GenerationParams;
 use domain::outcome::{Asset, ImageFailure, ImageState};
 use domain::retry::RetryOrigin;
 use domain::style::Style;
-use domain::upscaler::Upscaler;
-use stability_client::Engine;
 use store::{ClaimedImage, Lease, StoreError};
 use tokio::task::JoinSet;
 use tracing::{Instrument, info, warn};
@@ -171,15 +169,9 @@ impl JobAttempt<'_> {
         self.check_storage(tasks).await
     }
 
-    /// Cancels the attempt if the upscaler does not take the images of the worker's default engine. Of an engine that
-    /// the command names, this is known when it is parsed.
+    /// Cancels the attempt if the upscaler does not take the images of the engine.
     fn check_upscaler(&mut self) {
-        let fits = self.engine.parse().is_ok_and(|engine: Engine| engine.fits_fast_upscaler());
-        if self.command.config.upscaler == Some(Upscaler::Fast) && !fits {
-            let message = format!(
-                "config.upscaler: \"fast\" is not allowed; the fast upscaler does not take the images of {}",
-                self.engine
-            );
+        if let Some(message) = plan::upscaler_conflict(self.command, &self.engine) {
             self.cancel.cancel(CancelReason::Fatal(JobFailureCode::InvalidRequest, message.clone()));
             self.progress.set_fatal_cause(JobFailureCode::InvalidRequest, message);
         }

@@ -7,6 +7,7 @@ use domain::image_spec::ImageSpec;
 use domain::prompt::{ComposedPrompt, DEFAULT_NEGATIVE_PROMPT, PromptTooLong, compose, says_something, shorten_list};
 use domain::seed;
 use domain::style::Style;
+use domain::upscaler::Upscaler;
 use gemini_client::TranslationError;
 use stability_client::{ApiVersion, Engine, InvalidRequest, StylePreset, TextToImage, UnknownName};
 use store::ClaimedImage;
@@ -17,7 +18,7 @@ use crate::settings::Settings;
 use crate::translation::Translations;
 
 /// Plans images with the worker's default parameters.
-pub(super) struct Planner {
+pub(crate) struct Planner {
     spec: ImageSpec,
     cfg_scale: f64,
     steps: u8,
@@ -25,18 +26,18 @@ pub(super) struct Planner {
 
 /// The images that can be requested, and those that cannot.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) tasks: Vec<ImageTask>,
+pub(crate) struct Plan {
+    pub(crate) tasks: Vec<ImageTask>,
     /// Each failure with the index of its image.
-    pub(super) failures: Vec<(u32, PlanFailure)>,
+    pub(crate) failures: Vec<(u32, PlanFailure)>,
 }
 
 /// Why an image cannot be requested.
 #[derive(Debug, PartialEq)]
-pub(super) struct PlanFailure {
-    pub(super) code: ImageFailureCode,
-    pub(super) message: String,
-    pub(super) retryable: bool,
+pub(crate) struct PlanFailure {
+    pub(crate) code: ImageFailureCode,
+    pub(crate) message: String,
+    pub(crate) retryable: bool,
 }
 
 impl PlanFailure {
@@ -66,17 +67,26 @@ impl From<InvalidRequest> for PlanFailure {
 }
 
 /// The texts of a style that may need translation.
-pub(super) fn style_texts(style: &Style) -> impl Iterator<Item = &str> {
+pub(crate) fn style_texts(style: &Style) -> impl Iterator<Item = &str> {
     style.style_modifiers.iter().flatten().chain(&style.negative_prompt).map(String::as_str)
 }
 
+/// Why the job's upscaler does not take the images of its engine. Of an engine that the command names, this is known when
+/// it is parsed; of the worker's default engine it is not.
+pub(crate) fn upscaler_conflict(command: &Command, engine: &str) -> Option<String> {
+    let fits = engine.parse().is_ok_and(|engine: Engine| engine.fits_fast_upscaler());
+    (command.config.upscaler == Some(Upscaler::Fast) && !fits).then(|| {
+        format!("config.upscaler: \"fast\" is not allowed; the fast upscaler does not take the images of {engine}")
+    })
+}
+
 impl Planner {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self { spec: settings.image, cfg_scale: settings.cfg_scale, steps: settings.steps }
     }
 
     /// Composes the prompts of missing images and checks their requests against the API's ranges.
-    pub(super) fn plan(
+    pub(crate) fn plan(
         &self,
         command: &Command,
         engine: &str,

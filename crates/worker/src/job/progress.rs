@@ -55,12 +55,7 @@ impl JobProgress {
 
     /// The images that have neither completed nor failed permanently.
     pub(super) fn missing_images(&self) -> Vec<&ClaimedImage> {
-        let is_missing = |image: &&ClaimedImage| match &image.state {
-            ImageState::Untried => true,
-            ImageState::Failed(failure) => failure.retryable,
-            ImageState::Completed(_) => false,
-        };
-        self.images.iter().map(|image| &image.row).filter(is_missing).collect()
+        self.images.iter().map(|image| &image.row).filter(|image| image.state.is_missing()).collect()
     }
 
     /// One image: its row, with the usage of all attempts.

@@ -1,0 +1,286 @@
+//! Estimates what a command would cost and how long it would take, without running it.
+//!
+//! The checks are those of a run: the same plan, cache lookup, prices, limits and gate.
+
+mod duration;
+mod surroundings;
+
+use domain::command::{CacheMode, Command};
+use domain::failure::ImageFailureCode;
+use domain::money::MicroUsd;
+use domain::outcome::{ImageFailure, ImageState, Tally};
+use domain::prompt::needs_translation;
+use domain::style::Style;
+use domain::upscaler::Upscaler;
+use picture::QualityCheck;
+use serde::Serialize;
+use store::{ClaimOptions, ClaimPreview, ClaimedImage, KnownState, Store, StoreError};
+use uuid::Uuid;
+
+use crate::cost_policy::{CostPolicy, RequestPrices};
+use crate::error_chain::error_chain;
+use crate::image::has_cached;
+use crate::image_pool::ImagePool;
+use crate::job::plan::{Plan, PlanFailure, Planner, style_texts, upscaler_conflict};
+use crate::settings::Settings;
+use crate::translation::find_known;
+pub(crate) use duration::Duration;
+pub(crate) use surroundings::{Budget, Surroundings};
+
+/// What a command would cost and how long it would take. What is not known is `None`.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Estimate {
+    pub(crate) job_id: Uuid,
+    pub(crate) project_id: i64,
+    /// Number of images of the command.
+    pub(crate) images: u32,
+    /// Images that an earlier attempt at the job has completed.
+    pub(crate) completed: Option<u32>,
+    /// Images that are in the cache. Only with `cache: prefer` are they not generated.
+    pub(crate) cached: Option<u32>,
+    /// Images that would be generated, if no request fails.
+    pub(crate) to_generate: Option<u32>,
+    pub(crate) engine: String,
+    pub(crate) upscaler: Upscaler,
+    /// Price of one generated image, its upscale included.
+    pub(crate) price_per_image_usd: f64,
+    /// What the requests would cost.
+    pub(crate) cost_usd: Option<f64>,
+    pub(crate) translation: TranslationEstimate,
+    pub(crate) duration: Duration,
+    pub(crate) budget: Budget,
+    /// What would stop or delay the job.
+    pub(crate) warnings: Vec<Warning>,
+    /// Why some values are not known.
+    pub(crate) unknown: Vec<String>,
+}
+
+/// The texts of a command that are not in English.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct TranslationEstimate {
+    /// Number of different texts that need a translation.
+    pub(crate) texts: usize,
+    /// Those whose translation is in the phrase book or the database. `None` without a database.
+    pub(crate) known: Option<usize>,
+}
+
+/// Why a job would not run at once, or not to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Warning {
+    /// A failure code, a reason of the account gate, or `already_ended`, `job_id_conflict` or `no_worker`.
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl Warning {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Estimates commands by the settings of this process.
+pub(crate) struct Estimator {
+    settings: Settings,
+    planner: Planner,
+    cost_policy: CostPolicy,
+    default_style: Style,
+    pool: ImagePool,
+    surroundings: Surroundings,
+}
+
+/// The images of a command by what a run would do with them.
+struct Forecast {
+    preview: ClaimPreview,
+    translation: TranslationEstimate,
+    cached: Option<u32>,
+    /// Images that would be generated, unless the job is stopped before.
+    to_generate: Option<u32>,
+    /// Why the job would end without a request.
+    stopped: Option<Warning>,
+    warnings: Vec<Warning>,
+}
+
+impl Estimator {
+    pub(crate) fn new(settings: &Settings, surroundings: Surroundings) -> Self {
+        Self {
+            settings: settings.clone(),
+            planner: Planner::new(settings),
+            cost_policy: CostPolicy::new(settings),
+            default_style: settings.default_style(),
+            pool: ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness }),
+            surroundings,
+        }
+    }
+
+    /// The day's budget, without this estimate.
+    pub(crate) fn budget(&self) -> Budget {
+        self.surroundings.budget
+    }
+
+    /// Estimates one command. A database that fails meanwhile counts as not known.
+    pub(crate) async fn estimate(&self, command: &Command) -> Estimate {
+        let mut unknown = self.surroundings.unknown.clone();
+        let forecast = match self.forecast(command, self.surroundings.store.as_ref()).await {
+            Ok(forecast) => forecast,
+            Err(error) => {
+                unknown.push(error_chain(&error));
+                self.forecast(command, None).await.expect("without a database, nothing can fail")
+            }
+        };
+        let Forecast { preview, translation, cached, to_generate, stopped, mut warnings } = forecast;
+        let upscaler = command.config.upscaler.unwrap_or_default();
+        let prices = self.prices(&preview.engine, upscaler);
+        let to_generate = if stopped.is_some() { Some(0) } else { to_generate };
+        let is_stopped = stopped.is_some();
+        warnings.splice(0..0, stopped);
+        if !is_stopped {
+            warnings.extend(self.surroundings.delays());
+            warnings.extend(to_generate.and_then(|images| self.budget().find_shortage(images, prices.per_image())));
+        }
+        let tally = Tally::from_images(preview.images.iter().map(|image| &image.state));
+        let duration = duration::estimate(&self.settings, &self.surroundings, command, to_generate, upscaler);
+        Estimate {
+            job_id: command.job_id,
+            project_id: command.project_id,
+            images: to_u32(command.image_descriptions.len()),
+            completed: self.surroundings.store.is_some().then_some(tally.completed),
+            cached,
+            to_generate,
+            engine: preview.engine,
+            upscaler,
+            price_per_image_usd: prices.per_image().usd(),
+            cost_usd: to_generate.map(|images| prices.per_image().total_usd(images)),
+            translation,
+            duration,
+            budget: self.budget(),
+            warnings,
+            unknown,
+        }
+    }
+
+    /// A run rejects an unknown engine before any price counts.
+    fn prices(&self, engine: &str, upscaler: Upscaler) -> RequestPrices {
+        self.cost_policy.request_prices(engine.parse().unwrap_or_default(), upscaler)
+    }
+
+    /// Predicts what a run would do, in the order of its checks.
+    async fn forecast(&self, command: &Command, store: Option<&Store>) -> Result<Forecast, StoreError> {
+        let terms = ClaimOptions {
+            lease_duration: self.settings.jobs.lease,
+            default_style: &self.default_style,
+            default_engine: self.settings.stability.engine.id(),
+            reply: None,
+        };
+        let mut preview = match store {
+            Some(store) => store.preview_claim(command, terms).await?,
+            None => ClaimPreview::without_database(command, terms),
+        };
+        let missing: Vec<&ClaimedImage> = preview.images.iter().filter(|image| image.state.is_missing()).collect();
+        let descriptions = missing.iter().map(|image| image.description.as_str());
+        let texts: Vec<&str> = descriptions.chain(style_texts(&preview.style)).collect();
+        let (mut english, untranslated) =
+            find_known(&self.settings.translation.phrase_book, store, texts.iter().copied()).await?;
+        let known = english.len();
+        let translation =
+            TranslationEstimate { texts: known + untranslated.len(), known: store.is_some().then_some(known) };
+        // What Gemini translates is not known: such an image cannot be in the cache, because its translation would be stored.
+        let needs_gemini = |text: &str| needs_translation(text) && untranslated.contains(&text);
+        let has_gemini = self.settings.translation.gemini.is_some();
+        let all_need_gemini = has_gemini && style_texts(&preview.style).any(needs_gemini);
+        let (later, planned): (Vec<&ClaimedImage>, Vec<&ClaimedImage>) =
+            missing.iter().partition(|image| all_need_gemini || (has_gemini && needs_gemini(&image.description)));
+        if !has_gemini {
+            english.set_untranslatable(&untranslated);
+        }
+        let Plan { tasks, failures } = self.planner.plan(command, &preview.engine, &preview.style, &english, &planned);
+        let cache_mode = command.config.cache.unwrap_or_default();
+        let fingerprints: Vec<Uuid> = tasks.iter().map(|task| task.fingerprint).collect();
+        let cached = self.count_cached(store, cache_mode, &fingerprints).await?;
+        let requests = to_u32(tasks.len() + later.len());
+        let to_generate = match cache_mode {
+            CacheMode::Prefer => cached.map(|cached| requests.saturating_sub(cached)),
+            CacheMode::Never | CacheMode::OnFailure => Some(requests),
+        };
+        // Funds are checked before the images are planned, unless cached images may reduce the number of requests.
+        let to_pay = match cache_mode {
+            CacheMode::Prefer => to_generate,
+            CacheMode::Never | CacheMode::OnFailure => Some(to_u32(missing.len())),
+        };
+        let warnings = failures.iter().map(|(index, failure)| failed_image(*index, failure)).collect();
+        set_failures(&mut preview, &failures);
+        let stopped = self.find_stop(command, &preview, to_pay);
+        Ok(Forecast { preview, translation, cached, to_generate, stopped, warnings })
+    }
+
+    async fn count_cached(
+        &self,
+        store: Option<&Store>,
+        cache_mode: CacheMode,
+        fingerprints: &[Uuid],
+    ) -> Result<Option<u32>, StoreError> {
+        if cache_mode == CacheMode::Never {
+            return Ok(Some(0));
+        }
+        let (Some(store), Some(storage)) = (store, self.surroundings.storage.as_ref()) else { return Ok(None) };
+        let mut cached = 0;
+        for fingerprint in fingerprints {
+            cached += u32::from(has_cached(store, storage, &self.pool, *fingerprint).await?);
+        }
+        Ok(Some(cached))
+    }
+
+    /// Why the job would end without a request; `to_pay` is the number of images whose price is checked.
+    fn find_stop(&self, command: &Command, preview: &ClaimPreview, to_pay: Option<u32>) -> Option<Warning> {
+        match preview.state {
+            KnownState::Conflict => {
+                return Some(Warning::new("job_id_conflict", "the job id belongs to another command"));
+            }
+            KnownState::Ended => return Some(Warning::new("already_ended", "the job has ended")),
+            KnownState::New | KnownState::Claimed => {}
+        }
+        if let Some(error) = preview.over.as_ref().and_then(|over| over.error(false)) {
+            return Some(Warning::new(error.code.as_str(), error.message));
+        }
+        if let Some(message) = upscaler_conflict(command, &preview.engine) {
+            return Some(Warning::new("invalid_request", message));
+        }
+        let tally = Tally::from_images(preview.images.iter().map(|image| &image.state));
+        if !tally.can_reach(command.config.min_success_rate()) {
+            let message = format!("{} of {} images would fail", tally.permanent_failures, tally.total);
+            return Some(Warning::new("success_rate_too_low", message));
+        }
+        let prices = self.prices(&preview.engine, command.config.upscaler.unwrap_or_default());
+        let images = to_pay.filter(|images| *images > 0)?;
+        // After charged attempts, the limit is checked only before each request.
+        let limit = command.config.max_cost_usd.filter(|_| MicroUsd::from_usd(preview.cost_usd) == MicroUsd::default());
+        let excess = limit.and_then(|limit| prices.exceed_max_cost(images, limit));
+        let credits = self.surroundings.credits.filter(|_| self.cost_policy.checks_balance());
+        let excess = excess.or_else(|| prices.exceed_credits(images, credits?));
+        excess.map(|(code, message)| Warning::new(code.as_str(), message))
+    }
+}
+
+/// Sets the state of images that cannot be requested.
+fn set_failures(preview: &mut ClaimPreview, failures: &[(u32, PlanFailure)]) {
+    for image in &mut preview.images {
+        if let Some((_, failure)) = failures.iter().find(|(index, _)| *index == image.index) {
+            image.state = ImageState::Failed(ImageFailure {
+                index: image.index,
+                description: image.description.clone(),
+                code: failure.code,
+                message: failure.message.clone(),
+                attempts: 0,
+                retryable: failure.retryable,
+            });
+        }
+    }
+}
+
+fn failed_image(index: u32, failure: &PlanFailure) -> Warning {
+    let code: ImageFailureCode = failure.code;
+    Warning::new(code.as_str(), format!("image {index} would fail: {}", failure.message))
+}
+
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

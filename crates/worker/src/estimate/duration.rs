@@ -1,0 +1,111 @@
+//! How long a job would take, from the quota, the concurrency, the queue and the durations of earlier jobs.
+
+use std::num::NonZeroUsize;
+
+use domain::command::Command;
+use domain::upscaler::Upscaler;
+use serde::Serialize;
+use store::JobDuration;
+
+use super::Surroundings;
+use crate::settings::Settings;
+
+/// Seconds that a request takes if no job has been measured.
+const ASSUMED_SECONDS_PER_REQUEST: f64 = 8.0;
+
+/// How long a job would take.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Duration {
+    /// Seconds until its end: `waiting_seconds` and `running_seconds`.
+    pub(crate) total_seconds: Option<f64>,
+    /// Seconds until a worker takes the command. `None` without a broker or a worker, and while the account gate is
+    /// closed.
+    pub(crate) waiting_seconds: Option<f64>,
+    /// Seconds that the job itself takes.
+    pub(crate) running_seconds: Option<f64>,
+    /// Commands that wait on the queue.
+    pub(crate) waiting_commands: Option<u32>,
+    /// Workers that take commands from the queue.
+    pub(crate) workers: Option<u32>,
+    /// Seconds that a request takes, from its start to the stored image.
+    pub(crate) seconds_per_request: f64,
+    /// Number of recent jobs in which that was measured; 0 if it is assumed.
+    pub(crate) measured_jobs: usize,
+}
+
+/// Estimates the duration of a job that generates `to_generate` images.
+pub(super) fn estimate(
+    settings: &Settings,
+    surroundings: &Surroundings,
+    command: &Command,
+    to_generate: Option<u32>,
+    upscaler: Upscaler,
+) -> Duration {
+    let allowed = settings.stability.max_concurrent;
+    let measured = median(surroundings.durations.iter().filter_map(|job| seconds_per_request(job, allowed)));
+    let seconds_per_request = measured.unwrap_or(ASSUMED_SECONDS_PER_REQUEST);
+    let pace = Pace { requests_a_second: f64::from(settings.stability.rate_limit.get()) / 60.0, seconds_per_request };
+    let requests_per_image = if upscaler == Upscaler::Fast { 2 } else { 1 };
+    let concurrency = command.config.max_concurrent(allowed);
+    let running = to_generate.map(|images| pace.seconds(f64::from(images * requests_per_image), concurrency.get(), 1));
+    let waiting_commands = surroundings.waiting_commands();
+    let workers = surroundings.workers();
+    let waiting = match (waiting_commands, workers) {
+        _ if surroundings.is_gate_closed() => None,
+        (Some(commands), Some(workers @ 1..)) => {
+            let usual = mean_requests(&surroundings.durations);
+            let requests =
+                usual.unwrap_or_else(|| f64::from(u32::try_from(command.image_descriptions.len()).unwrap_or(0)));
+            Some(pace.seconds(f64::from(commands) * requests, allowed.get(), workers))
+        }
+        _ => None,
+    };
+    let round = |seconds: f64| (seconds * 10.0).round() / 10.0;
+    Duration {
+        total_seconds: waiting.zip(running).map(|(waiting, running)| round(waiting + running)),
+        waiting_seconds: waiting.map(round),
+        running_seconds: running.map(round),
+        waiting_commands,
+        workers,
+        seconds_per_request: round(seconds_per_request),
+        measured_jobs: if measured.is_some() { surroundings.durations.len() } else { 0 },
+    }
+}
+
+/// How fast requests are sent and answered.
+struct Pace {
+    /// The quota of all workers together.
+    requests_a_second: f64,
+    seconds_per_request: f64,
+}
+
+impl Pace {
+    /// Seconds that this many requests take, with so many at once in each of `workers`.
+    #[expect(clippy::cast_precision_loss, reason = "the concurrency is below 100")]
+    fn seconds(&self, requests: f64, concurrency: usize, workers: u32) -> f64 {
+        let rounds = (requests / (concurrency as f64 * f64::from(workers))).ceil();
+        // The first request need not wait for the quota.
+        let by_quota = (requests - 1.0).max(0.0) / self.requests_a_second;
+        (rounds * self.seconds_per_request).max(by_quota)
+    }
+}
+
+/// What a request of a job took, if the job had so many at once.
+#[expect(clippy::cast_precision_loss, reason = "a job has at most a few thousand requests")]
+fn seconds_per_request(job: &JobDuration, concurrency: NonZeroUsize) -> Option<f64> {
+    let seconds = (job.finished_at - job.created_at).as_seconds_f64();
+    let rounds = (job.requests as f64 / concurrency.get() as f64).ceil();
+    (rounds > 0.0 && seconds >= 0.0).then(|| seconds / rounds)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a job has at most a few thousand requests")]
+fn mean_requests(jobs: &[JobDuration]) -> Option<f64> {
+    let requests: i64 = jobs.iter().map(|job| job.requests).sum();
+    (!jobs.is_empty()).then(|| requests as f64 / jobs.len() as f64)
+}
