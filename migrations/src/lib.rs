@@ -14,6 +14,7 @@ mod m20261126_000008_job_engine;
 mod m20261126_000009_stop_jobs;
 mod m20261126_000010_retries;
 mod m20261126_000011_replies;
+mod m20261126_000012_retention;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{DatabaseConnection, Statement};
@@ -89,5 +90,6 @@ fn own_migrations() -> Vec<Box<dyn MigrationTrait>> {
         Box::new(m20261126_000009_stop_jobs::Migration),
         Box::new(m20261126_000010_retries::Migration),
         Box::new(m20261126_000011_replies::Migration),
+        Box::new(m20261126_000012_retention::Migration),
     ]
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// Writes a file of commands into the folder of the environment.
 fn write_commands(env: &TestEnv, commands: impl Iterator<Item = Value>) -> Result<PathBuf> {
     let file = env.folder().join("jobs.jsonl");
-    std::fs::write(&file, commands.map(|command| format!("{command}\n")).collect::<String>())?;
+    std::fs::write(&file, integration_tests::json_lines(commands))?;
     Ok(file)
 }
 
@@ -70,10 +70,8 @@ async fn interrupted_submission_puts_each_command_on_the_queue_once() -> Result<
     }
     // The journal lists the ids in the order of the lines.
     let journal = std::fs::read_to_string(env.folder().join("jobs.jsonl.submitted"))?;
-    let ids: Vec<Value> = journal
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("job_id").cloned())
-        .collect();
+    let ids: Vec<Value> =
+        journal.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?.get("job_id").cloned()).collect();
     assert_eq!(ids.len(), 10_000);
     for command in &commands {
         let number = usize::try_from(command["project_id"].as_i64().unwrap_or_default())?;

@@ -1,7 +1,7 @@
 //! Estimates, compared with what jobs cost when they run.
 
 use anyhow::{Context, Result};
-use integration_tests::{Database, TestEnv, command};
+use integration_tests::{Database, TestEnv, command, json_lines};
 use serde_json::{Value, json};
 
 /// Estimates a command.
@@ -71,7 +71,10 @@ async fn estimate_is_within_one_image_of_the_cost_of_random_jobs() -> Result<()>
         assert!((cost - expected).abs() <= value(&estimate, "price_per_image_usd")? + 1e-9, "{context}");
         let assets = data["assets"].as_array().with_context(|| context.clone())?;
         let generated = assets.iter().filter(|asset| asset["origin"] == "generated").count();
-        assert!(generated.abs_diff(usize::try_from(estimate["to_generate"].as_u64().unwrap_or(999))?) <= 1, "{context}");
+        assert!(
+            generated.abs_diff(usize::try_from(estimate["to_generate"].as_u64().unwrap_or(999))?) <= 1,
+            "{context}"
+        );
         assert_eq!(estimate["unknown"], json!([]), "{context}");
         cached += data["from_cache"].as_u64().unwrap_or_default();
         stopped += u32::from(data["error"].is_object());
@@ -161,8 +164,7 @@ async fn estimate_of_many_commands_is_their_sum() -> Result<()> {
     env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("completed")?;
     let prefer = json!({"cache": "prefer"});
     let commands = [command(1, &["A fox", "A bear"], &prefer), command(2, &["An owl", "A cat"], &json!({}))];
-    let lines: String = commands.iter().map(|command| format!("{command}\n")).collect();
-    std::fs::write(env.folder().join("jobs.jsonl"), lines)?;
+    std::fs::write(env.folder().join("jobs.jsonl"), json_lines(commands.into_iter()))?;
     let output = env.run(&["submit", "--dry-run", "--json", "--file", "jobs.jsonl"]).await?;
     let total: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!((&total["commands"], &total["images"], &total["cached"]), (&json!(2), &json!(4), &json!(1)));

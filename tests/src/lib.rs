@@ -45,6 +45,11 @@ pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Valu
     })
 }
 
+/// Formats values as one line of JSON each.
+pub fn json_lines(values: impl Iterator<Item = serde_json::Value>) -> String {
+    values.fold(String::new(), |lines, value| lines + &value.to_string() + "\n")
+}
+
 /// Returns the failure codes of a terminal event, ordered by image index.
 pub fn failure_codes(data: &serde_json::Value) -> Vec<String> {
     let failures = data["failures"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -12,7 +12,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::message::{
-    BrokerDeath, REASON_HEADER, REJECTED_AT_HEADER, broker_death, now_rfc3339, rejection_reason, text_header,
+    BrokerDeath, REASON_HEADER, REJECTED_AT_HEADER, broker_death, broker_death_time, now_rfc3339, rejection_reason,
+    text_header,
 };
 use super::properties::forwarded_properties;
 use super::publisher::Publisher;
@@ -53,7 +54,7 @@ pub struct DeadLetter {
     /// Why it was dead-lettered; for the broker's own dead letters, which have no reason header, `expired` or
     /// `delivery_limit`.
     pub reason: String,
-    /// When it was rejected, from its header: RFC 3339 in UTC.
+    /// When it was rejected, or dead-lettered by the broker: RFC 3339 in UTC.
     pub rejected_at: Option<String>,
     /// The body as received.
     pub body: Vec<u8>,
@@ -162,6 +163,7 @@ impl DeadLetter {
         let task_id = || text_header(properties, "task").and_then(|_| text_header(properties, "id"));
         let job_id = job_id.and_then(|body| body["job_id"].as_str().map(str::to_owned)).or_else(task_id);
         let job_id = job_id.and_then(|id| Uuid::try_parse(&id).ok());
+        let rejected_at = rejected_at.or_else(|| broker_death_time(properties));
         Self { id, job_id, reason, rejected_at, body, message, removed: AtomicBool::new(false) }
     }
 

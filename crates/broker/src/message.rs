@@ -145,6 +145,14 @@ pub(super) fn broker_death(properties: &BasicProperties) -> Option<BrokerDeath> 
     headers.contains_key(FIRST_DEATH_HEADER).then_some(BrokerDeath::DeliveryLimit)
 }
 
+/// When the broker last dead-lettered a message, as RFC 3339 in UTC.
+pub(super) fn broker_death_time(properties: &BasicProperties) -> Option<String> {
+    let headers = headers::to_json(properties.headers().as_ref()?);
+    let deaths = headers.get(DEATHS_HEADER)?.as_array()?;
+    let seconds = deaths.iter().filter_map(|death| death["time"].as_i64()).max()?;
+    OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
+}
+
 /// Header of a dead letter: why it was rejected.
 pub(super) const REASON_HEADER: &str = "x-rejected-reason";
 /// Header of a dead letter: when it was rejected.

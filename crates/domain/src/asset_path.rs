@@ -4,9 +4,12 @@ use uuid::Uuid;
 
 use crate::image_spec::ImageFormat;
 
+/// The directory of all projects.
+pub const ROOT: &str = "projects";
+
 /// The directory of a project's images: `projects/42/assets`.
 pub fn project_dir(project_id: i64) -> String {
-    format!("projects/{project_id}/assets")
+    format!("{ROOT}/{project_id}/assets")
 }
 
 /// The default path of a project's image: `projects/42/assets/image_001.png`. `index` counts from 1.

@@ -45,12 +45,14 @@ states! {
         Failed => "failed",
         /// It was cancelled before its command arrived; it ends when the command arrives.
         Cancelled => "cancelled",
+        /// It had ended, and was removed: only its id, digest and kind of end are kept.
+        Purged => "purged",
     }
 }
 
 /// The transitions of a job.
 pub mod job {
-    use super::JobState::{Cancelled, Completed, Failed, Running, Waiting};
+    use super::JobState::{Cancelled, Completed, Failed, Purged, Running, Waiting};
     use super::{JobState, Transition};
 
     /// The first claim creates the row.
@@ -77,6 +79,8 @@ pub mod job {
     pub const FAIL_WAITING: Transition<JobState> = Transition { from: &[Waiting], to: Failed };
     /// An expired job without a lease has reached its success rate.
     pub const COMPLETE_WAITING: Transition<JobState> = Transition { from: &[Waiting], to: Completed };
+    /// A purge removes an ended job.
+    pub const PURGE: Transition<JobState> = Transition { from: &[Completed, Failed], to: Purged };
 }
 
 states! {

@@ -54,6 +54,8 @@ pub enum Claim {
     Leased,
     /// The job has ended; this is its terminal event.
     Ended(TerminalEvent),
+    /// The job had ended and was purged.
+    Purged,
     /// The job id belongs to another command.
     Conflict,
 }
@@ -222,6 +224,9 @@ async fn claim_in_transaction(
     let row = find_row(db, command.job_id).await?;
     if row.digest != digest {
         return Ok(Claim::Conflict);
+    }
+    if row.status == JobState::Purged.as_str() {
+        return Ok(Claim::Purged);
     }
     if let Some(terminal) = terminal_event(&row) {
         return Ok(Claim::Ended(terminal));

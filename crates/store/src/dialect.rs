@@ -9,6 +9,8 @@ pub(super) struct Dialect {
     pub(super) clock_us: &'static str,
     /// The current day in UTC, such as `2026-11-24`.
     pub(super) today: &'static str,
+    /// The UTC day of `jobs.created_at`, such as `2026-11-24`.
+    pub(super) created_day: &'static str,
     /// Name of the function that returns the greatest of its arguments.
     pub(super) greatest: &'static str,
     /// Name of the function that returns the least of its arguments.
@@ -25,6 +27,8 @@ impl Dialect {
             DbBackend::Sqlite => Self {
                 clock_us: "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS BIGINT) * 1000",
                 today: "date('now')",
+                // Times are stored as texts in UTC.
+                created_day: "substr(jobs.created_at, 1, 10)",
                 greatest: "max",
                 least: "min",
                 // SQLite has one writer at a time.
@@ -34,6 +38,7 @@ impl Dialect {
             _ => Self {
                 clock_us: "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
                 today: "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+                created_day: "to_char(jobs.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
                 greatest: "greatest",
                 least: "least",
                 for_share: " FOR SHARE",

@@ -36,6 +36,7 @@ pub(super) struct Model {
     pub(super) retry_of: Option<Uuid>,
     pub(super) reply: Option<Json>,
     pub(super) due_at_ms: Option<i64>,
+    pub(super) purged_at: Option<TimeDateTimeWithTimeZone>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

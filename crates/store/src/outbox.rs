@@ -13,7 +13,7 @@ use super::{QueryExt, Store, StoreError};
 #[sea_orm(table_name = "outbox")]
 pub(super) struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    job_id: Uuid,
+    pub(super) job_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
     position: i32,
     message: Json,

@@ -98,7 +98,7 @@ impl Store {
             let images = asset::read_images(&self.db, command.job_id).with_timeout(doing).await?;
             let state = match row.status.as_str() {
                 _ if row.digest != command.digest() => KnownState::Conflict,
-                _ if row.terminal_event.is_some() => KnownState::Ended,
+                _ if row.terminal_event.is_some() || row.purged_at.is_some() => KnownState::Ended,
                 _ if row.lease_token == 0 && row.attempts == 0 => KnownState::New,
                 _ => KnownState::Claimed,
             };

@@ -141,8 +141,9 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<JobReport>, StoreError> {
         let (created_at, id) = (job::Column::CreatedAt, job::Column::Id);
-        // Of a remembered cancellation, the job is not known.
-        let known = job::Column::Status.ne(JobState::Cancelled.as_str());
+        // Of a remembered cancellation, the job is not known; a purged job is removed.
+        let hidden = [JobState::Cancelled, JobState::Purged].map(JobState::as_str);
+        let known = job::Column::Status.is_not_in(hidden);
         let mut query = job::Entity::find().filter(known).order_by_desc(created_at).order_by_desc(id).limit(limit);
         if let Some(project_id) = project_id {
             query = query.filter(job::Column::ProjectId.eq(project_id));

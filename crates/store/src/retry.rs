@@ -32,7 +32,7 @@ impl Store {
                 .select_only()
                 .column(job::Column::Id)
                 .filter(job::Column::RetryOf.eq(job_id))
-                .filter(job::Column::TerminalEvent.is_not_null())
+                .filter(job::Column::TerminalEvent.is_not_null().or(job::Column::PurgedAt.is_not_null()))
                 .into_tuple()
                 .all(&self.db)
                 .with_timeout(doing)

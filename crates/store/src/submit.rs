@@ -151,7 +151,7 @@ pub(super) async fn insert_submitted(
     }
     Ok(match job::Entity::find_by_id(id).one(db).await? {
         Some(row) if row.digest != digest => Submission::Conflict,
-        Some(row) if row.terminal_event.is_some() => Submission::Ended,
+        Some(row) if row.terminal_event.is_some() || row.status == JobState::Purged.as_str() => Submission::Ended,
         Some(row) if row.lease_token > 0 => Submission::Running,
         Some(_) | None => Submission::Waiting,
     })

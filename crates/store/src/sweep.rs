@@ -15,10 +15,7 @@ use domain::retry::RetryOrigin;
 use domain::state::{JobState, RowState, job as step};
 use domain::trace::TraceContext;
 use sea_orm::sea_query::Expr;
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, Statement,
-    TransactionTrait,
-};
+use sea_orm::{ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait};
 use serde_json::Value;
 use time::OffsetDateTime;
 use tracing::Instrument;
@@ -26,7 +23,6 @@ use uuid::Uuid;
 
 use super::cancel::{is_over, over_of};
 use super::claim::{retry_origin, terminal_event};
-use super::dialect::Dialect;
 use super::finish::UnpublishedEvent;
 use super::lease::{now_ms, precondition};
 use super::outbox::insert_messages;
@@ -76,17 +72,7 @@ impl Store {
     ///
     /// [`StoreError`]; the turn was not taken.
     pub async fn take_sweep_turn(&self, holder: Uuid, duration: Duration) -> Result<bool, StoreError> {
-        let backend = self.db.get_database_backend();
-        let now = format!("({}) / 1000", Dialect::for_backend(backend).clock_us);
-        let sql = format!(
-            "INSERT INTO sweeps (name, holder, until_ms) VALUES ('jobs', $1, {now} + $2) \
-             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until_ms = excluded.until_ms \
-             WHERE sweeps.holder = excluded.holder OR sweeps.until_ms < {now} RETURNING name"
-        );
-        let length = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        let statement = Statement::from_sql_and_values(backend, sql, [holder.into(), length.into()]);
-        let row = self.db.query_one_raw(statement).with_timeout("take the turn to sweep").await?;
-        Ok(row.is_some())
+        self.take_turn("jobs", holder, duration).await
     }
 
     /// Cancelled and expired jobs that no worker holds, at most `limit`.

@@ -4,6 +4,7 @@ mod bulk_submit;
 mod command_args;
 mod command_list;
 mod config_args;
+mod costs;
 mod dead_letters;
 mod doctor;
 mod estimate;
@@ -15,6 +16,7 @@ mod jobs;
 mod journal;
 mod migrate;
 mod pause;
+mod purge;
 mod run;
 mod screen;
 mod style;
@@ -59,6 +61,10 @@ enum Subcommand {
     Estimate(estimate::Options),
     /// List and show jobs, or publish their terminal events again
     Jobs(jobs::Options),
+    /// Show what jobs have cost, by project, day or engine
+    Costs(costs::Options),
+    /// Remove ended jobs from the database, and on request their files
+    Purge(purge::Options),
     /// Inspect, replay or discard dead-lettered commands
     DeadLetters(dead_letters::Options),
     /// Set, show or clear the style of a project's images
@@ -153,6 +159,8 @@ async fn dispatch(
         Subcommand::Generate(options) => generate::run(&options, settings, &telemetry.metrics, screen).await,
         Subcommand::Estimate(options) => estimate::run(&options, settings, screen).await,
         Subcommand::Jobs(options) => jobs::run(&options, settings, screen).await,
+        Subcommand::Costs(options) => costs::run(&options, settings, screen).await,
+        Subcommand::Purge(options) => purge::run(&options, settings, screen).await,
         Subcommand::DeadLetters(options) => dead_letters::run(&options, settings, screen).await,
         Subcommand::Style(options) => style::run(&options, settings, screen).await,
         Subcommand::Pause(options) => pause::pause(&options, settings, screen).await,

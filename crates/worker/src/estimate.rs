@@ -14,7 +14,7 @@ use domain::style::Style;
 use domain::upscaler::Upscaler;
 use picture::QualityCheck;
 use serde::Serialize;
-use store::{ClaimOptions, ClaimPreview, ClaimedImage, KnownState, Store, StoreError};
+use store::{ClaimOptions, ClaimPreview, ClaimedImage, KnownState, Lookup, Store, StoreError};
 use uuid::Uuid;
 
 use crate::cost_policy::{CostPolicy, RequestPrices};
@@ -179,7 +179,8 @@ impl Estimator {
         let descriptions = missing.iter().map(|image| image.description.as_str());
         let texts: Vec<&str> = descriptions.chain(style_texts(&preview.style)).collect();
         let (mut english, untranslated) =
-            find_known(&self.settings.translation.phrase_book, store, texts.iter().copied()).await?;
+            find_known(&self.settings.translation.phrase_book, store, Lookup::ForEstimate, texts.iter().copied())
+                .await?;
         let known = english.len();
         let translation =
             TranslationEstimate { texts: known + untranslated.len(), known: store.is_some().then_some(known) };

@@ -333,6 +333,10 @@ impl CommandHandler {
                 self.publisher.requeue_at_end(message).await?;
                 Settlement::Acknowledge
             }
+            JobOutcome::Purged => {
+                info!("job had ended and was purged; its command has no effect");
+                Settlement::Acknowledge
+            }
             JobOutcome::Conflict => {
                 warn!("job id belongs to another command; command dead-lettered");
                 if let Some(reply) = reply {

@@ -143,6 +143,7 @@ impl JobRunner {
         let claimed = match self.claim(command, options, shutdown).await? {
             None => return Ok(JobOutcome::Interrupted),
             Some(Claim::Leased) => return Ok(JobOutcome::Leased),
+            Some(Claim::Purged) => return Ok(JobOutcome::Purged),
             Some(Claim::Conflict) => return Ok(JobOutcome::Conflict),
             Some(Claim::Ended(terminal)) => return Ok(JobOutcome::AlreadyEnded(terminal)),
             Some(Claim::Acquired(claimed)) => claimed,
@@ -224,7 +225,7 @@ impl JobRunner {
             let earlier_trace = match &claim {
                 Claim::Acquired(claimed) => claimed.previous_trace.as_ref(),
                 Claim::Ended(terminal) => terminal.event.trace.as_ref(),
-                Claim::Leased | Claim::Conflict => None,
+                Claim::Leased | Claim::Purged | Claim::Conflict => None,
             };
             if let Some(earlier_trace) = earlier_trace {
                 trace::add_link(&Span::current(), earlier_trace);

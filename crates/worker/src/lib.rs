@@ -37,6 +37,7 @@ pub mod job;
 pub mod bootstrap;
 pub mod outage;
 mod phrase_book;
+mod purge;
 mod retry;
 pub mod shared_quota;
 pub mod shutdown;

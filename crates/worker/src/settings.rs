@@ -25,6 +25,8 @@ use reader::Reader;
 pub use reader::{SecretFile, SettingError};
 pub use telemetry::{OtlpProtocol, TelemetrySettings};
 
+/// The longest retention, in seconds: ten years.
+const MAX_RETENTION_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
 /// The `User-Agent` of requests to the Gemini API.
 const USER_AGENT: &str = concat!("asset-worker/", env!("CARGO_PKG_VERSION"));
 
@@ -83,6 +85,8 @@ pub const ALL: &[Setting] = &[
     setting("WORKER_LEASE", "12s"),
     setting("WORKER_DAILY_BUDGET_USD", ""),
     setting("WORKER_SHUTDOWN_GRACE", "25s"),
+    setting("WORKER_RETENTION", ""),
+    setting("WORKER_RETENTION_FILES", "false"),
     setting("CELERY_TASKS", ""),
     setting("CELERY_EVENTS", "false"),
     setting("HTTP_ADDR", "0.0.0.0:8080"),
@@ -160,6 +164,10 @@ pub struct Settings {
     pub steps: u8,
     /// Concurrency, attempts, lease and budget of jobs.
     pub jobs: JobSettings,
+    /// Ended jobs are removed after this time; `None`: never.
+    pub retention: Option<Duration>,
+    /// Whether the files of removed jobs are removed too.
+    pub retention_files: bool,
     /// Names of tasks that are accepted in Celery's message format; none: its messages are refused.
     pub celery_tasks: Vec<String>,
     /// Whether the worker sends Celery's events and answers its remote control.
@@ -312,6 +320,8 @@ impl Settings {
                 lease: reader.duration("WORKER_LEASE", 1..=120)?,
                 daily_budget_usd: reader.optional_float("WORKER_DAILY_BUDGET_USD", 0.0..=1_000_000.0)?,
             },
+            retention: reader.optional_duration("WORKER_RETENTION", 1..=MAX_RETENTION_SECONDS)?,
+            retention_files: reader.boolean("WORKER_RETENTION_FILES")?,
             celery_tasks: reader.task_names("CELERY_TASKS")?,
             celery_events: reader.boolean("CELERY_EVENTS")?,
             shutdown_grace: reader.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use domain::asset_path;
+use futures_util::{Stream, StreamExt, stream};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
@@ -260,6 +262,41 @@ impl Storage {
             Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(()),
             removed => removed,
         }
+    }
+
+    /// Removes files. Those that do not exist count as removed.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] of the first file that cannot be removed; others may have been removed.
+    pub async fn delete_all(&self, paths: &[String]) -> Result<(), StorageError> {
+        let keys: Vec<_> = paths.iter().map(|path| Ok(Key::from(path.as_str()))).collect();
+        let mut deleted = self.store.delete_stream(stream::iter(keys).boxed());
+        let mut paths = paths.iter();
+        loop {
+            // The results are in the order of the paths.
+            let path = paths.next().map_or("files", String::as_str);
+            let next = async { deleted.next().await.transpose() };
+            match with_timeout("remove", path, next).await {
+                Ok(Some(_)) | Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => {}
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The paths and sizes of all files of projects.
+    ///
+    /// # Errors
+    ///
+    /// An item is an error if the files cannot be listed.
+    pub fn list_files(&self) -> impl Stream<Item = Result<(String, u64), StorageError>> + Send {
+        let root = Key::from(asset_path::ROOT);
+        let list = self.store.list(Some(&root));
+        list.map(|file| {
+            let list_error = |source| StorageError { operation: "list", path: asset_path::ROOT.to_owned(), source };
+            file.map(|file| (file.location.to_string(), file.size)).map_err(list_error)
+        })
     }
 
     /// URI at which the rendering stage opens the file.

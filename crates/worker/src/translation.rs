@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use domain::prompt::needs_translation;
 use gemini_client::TranslationError;
-use store::{Store, StoreError, Translation};
+use store::{Lookup, Store, StoreError, Translation};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -54,6 +54,7 @@ impl Translations {
 pub(crate) async fn find_known<'a>(
     phrase_book: &PhraseBook,
     store: Option<&Store>,
+    lookup: Lookup,
     texts: impl IntoIterator<Item = &'a str>,
 ) -> Result<(Translations, Vec<&'a str>), StoreError> {
     let mut translations = Translations::default();
@@ -68,7 +69,7 @@ pub(crate) async fn find_known<'a>(
         }
     });
     if let Some(store) = store.filter(|_| !remaining.is_empty()) {
-        for (text, found) in store.find_translations(&remaining).await? {
+        for (text, found) in store.find_translations(&remaining, lookup).await? {
             translations.0.insert(text, Ok(found));
         }
         remaining.retain(|text| !translations.0.contains_key(*text));
@@ -113,7 +114,8 @@ impl Translator {
         texts: impl IntoIterator<Item = &'a str>,
         stop: &CancellationToken,
     ) -> Result<Translations, StoreError> {
-        let (mut translations, remaining) = find_known(&self.phrase_book, Some(&self.store), texts).await?;
+        let (mut translations, remaining) =
+            find_known(&self.phrase_book, Some(&self.store), Lookup::ForJob, texts).await?;
         let translated = self.translate_with_gemini(&remaining, stop).await?;
         translations.0.extend(remaining.into_iter().map(str::to_owned).zip(translated));
         Ok(translations)
@@ -143,7 +145,7 @@ impl Translator {
             .collect();
         self.store.save_translations(&new_translations, gemini.model()).await?;
         // If another job stored a translation first, use that one: all attempts of all jobs then use the same text.
-        let stored = self.store.find_translations(texts).await?;
+        let stored = self.store.find_translations(texts, Lookup::ForJob).await?;
         for (text, result) in texts.iter().zip(&mut translated) {
             if let Some(translations) = stored.get(*text) {
                 *result = Ok(translations.clone());

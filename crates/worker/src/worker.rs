@@ -22,6 +22,7 @@ use crate::error_chain::error_chain;
 use crate::handler::CommandHandler;
 use crate::health::{self, Health, HealthDependencies, ProbeServer, QueueStats};
 use crate::job::JobRunner;
+use crate::purge::purge_hourly;
 use crate::session::{HEARTBEAT_INTERVAL, Session, SessionEnd};
 use crate::settings::{SettingError, Settings, StorageRoot};
 use crate::storage::{Storage, StorageError};
@@ -103,6 +104,7 @@ async fn open_and_supervise(
     report_unknown_migrations(&store, health).await;
     let runner = bootstrap::build_job_runner(settings, store.clone(), storage.clone(), metrics)?;
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
+    let purging = Box::pin(purge_hourly(settings, store.clone(), storage.clone()));
     health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
     health.set_gate(runner.gate().clone());
     // The first session starts with the stored state.
@@ -111,6 +113,7 @@ async fn open_and_supervise(
     tokio::select! {
         () = run_sessions_until_stopped(settings, &runner, &celery_node, health, stop) => Ok(()),
         never = runner.gate().poll() => match never {},
+        never = purging => match never {},
     }
 }
 

@@ -3,7 +3,7 @@ use super::*;
 /// A transition with its name, and when and by which worker it is made.
 type DocumentedTransition<S> = (Transition<S>, &'static str, &'static str);
 
-const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 12] = [
+const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 13] = [
     (job::CREATE, "create", "a command is claimed for the first time"),
     (
         job::FAIL_UNCLAIMED,
@@ -31,6 +31,11 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 12] = [
         job::COMPLETE_WAITING,
         "complete waiting",
         "it expires while no worker has its lease, and the required success rate is reached",
+    ),
+    (
+        job::PURGE,
+        "purge",
+        "it ended before `WORKER_RETENTION`, or `asset-worker purge` removes it; its events are published",
     ),
 ];
 

@@ -169,8 +169,11 @@ fn format_estimate(estimate: &Estimate) -> String {
     ]);
     pairs.push(("daily budget", format_budget(budget)));
     let title = format!("job {} of project {}\n", estimate.job_id, estimate.project_id);
-    let warnings = estimate.warnings.iter().map(|Warning { code, message }| format!("warning: {code}: {message}\n"));
-    title + &tables::format_pairs(&pairs) + &warnings.collect::<String>() + &format_unknown(&estimate.unknown)
+    let mut text = title + &tables::format_pairs(&pairs);
+    for Warning { code, message } in &estimate.warnings {
+        text += &format!("warning: {code}: {message}\n");
+    }
+    text + &format_unknown(&estimate.unknown)
 }
 
 fn format_budget(budget: &Budget) -> String {
@@ -182,7 +185,7 @@ fn format_budget(budget: &Budget) -> String {
 }
 
 fn format_unknown(unknown: &[String]) -> String {
-    unknown.iter().map(|cause| format!("unknown: {cause}\n")).collect()
+    unknown.iter().fold(String::new(), |text, cause| text + "unknown: " + cause + "\n")
 }
 
 fn format_total(total: &Total) -> String {

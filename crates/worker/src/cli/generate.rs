@@ -101,6 +101,9 @@ pub(super) async fn run(
                     () = tokio::time::sleep(settings.jobs.leased_delay()) => {}
                 }
             }
+            JobOutcome::Purged => {
+                return Err(CliError::Usage(format!("--job-id: job {} had ended and was purged", command.job_id)));
+            }
             JobOutcome::Conflict => {
                 return Err(CliError::Usage(format!("--job-id: {} belongs to another command", command.job_id)));
             }

@@ -168,6 +168,16 @@ pub(super) fn dead_letter_table(rows: impl Iterator<Item = [String; 4]>) -> Stri
     table.to_string()
 }
 
+/// The table of `costs`.
+pub(super) fn cost_table(key: &str, rows: impl Iterator<Item = [String; 7]>) -> String {
+    let mut table = new_table(&[key, "jobs", "requests", "images", "cached", "retries", "cost USD"]);
+    for row in rows {
+        table.add_row(row);
+    }
+    align_right(&mut table, &[1, 2, 3, 4, 5, 6]);
+    table.to_string()
+}
+
 /// The table of `jobs list`.
 pub(super) fn job_table(jobs: &[JobReport]) -> String {
     let mut table = new_table(&["job", "project", "status", "images", "retries", "cost USD", "created (UTC)"]);
@@ -258,7 +268,7 @@ fn format_time(time: time::OffsetDateTime) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "the figure is rounded for display")]
-fn format_size(bytes: u64) -> String {
+pub(super) fn format_size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),

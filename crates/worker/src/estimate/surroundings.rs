@@ -38,6 +38,7 @@ pub(crate) struct Surroundings {
 
 /// The daily budget of all workers, in US dollars.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the JSON")]
 pub(crate) struct Budget {
     /// `WORKER_DAILY_BUDGET_USD`; `None` if it is not set.
     pub(crate) limit_usd: Option<f64>,

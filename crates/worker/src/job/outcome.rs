@@ -27,6 +27,8 @@ pub enum JobOutcome {
     Leased,
     /// Another worker claimed the job during this attempt, which had no further effect.
     LeaseLost,
+    /// The job had ended and was purged: its command has no effect.
+    Purged,
     /// The job id belongs to another command.
     Conflict,
 }
@@ -50,6 +52,7 @@ impl JobOutcome {
             Self::GateClosed => "gate_closed",
             Self::Leased => "leased",
             Self::LeaseLost => "lease_lost",
+            Self::Purged => "purged",
             Self::Conflict => "conflict",
         };
         (label, "")

@@ -272,6 +272,17 @@ impl<'a> Reader<'a> {
         })
     }
 
+    pub(super) fn optional_duration(
+        &self,
+        name: &str,
+        seconds: RangeInclusive<u64>,
+    ) -> Result<Option<Duration>, SettingError> {
+        if self.get_or_default(name)?.is_none() {
+            return Ok(None);
+        }
+        self.duration(name, seconds).map(Some)
+    }
+
     /// A comma-separated list of durations of at most one hour each. `none` is an empty list.
     pub(super) fn durations(&self, name: &str, count: RangeInclusive<usize>) -> Result<Vec<Duration>, SettingError> {
         let none = if *count.start() == 0 { ", or none" } else { "" };

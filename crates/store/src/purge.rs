@@ -1,0 +1,304 @@
+//! Retention: removes ended jobs and their images, in small transactions beside working workers.
+//!
+//! The id, the digest and the kind of end of a purged job are kept for a while, so that its command, delivered late, has no
+//! effect. A job is purged only after a queue has received its terminal event and all messages before it.
+
+use std::time::Duration;
+
+use domain::state::{JobState, RowState, job as step};
+use sea_orm::sea_query::{Expr, Query, SimpleExpr};
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, FromQueryResult, QueryFilter, QueryOrder,
+    QuerySelect, Statement, TransactionTrait,
+};
+use time::OffsetDateTime;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::costs::keep_costs;
+use super::dialect::Dialect;
+use super::lease::precondition;
+use super::{QueryExt, Store, StoreError, asset, job, outbox, translation};
+
+/// How long the id of a purged job is kept, in days.
+pub const KEPT_DAYS: i64 = 30;
+/// Name of the turn in the table `sweeps`.
+const TURN: &str = "purge";
+
+/// Which jobs to purge.
+#[derive(Debug, Clone, Copy)]
+pub struct PurgeFilter {
+    /// Jobs that ended before.
+    pub ended_before: OffsetDateTime,
+    /// Only those of this project.
+    pub project_id: Option<i64>,
+}
+
+/// What a purge removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PurgeCount {
+    /// Number of jobs.
+    pub jobs: u64,
+    /// Number of their images: completed and failed ones.
+    pub images: u64,
+    /// Number of files that the images have.
+    pub files: u64,
+    /// Bytes of these files.
+    pub bytes: u64,
+}
+
+impl PurgeCount {
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            jobs: self.jobs + other.jobs,
+            images: self.images + other.images,
+            files: self.files + other.files,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+/// A job that may be purged.
+#[derive(Debug)]
+pub struct PurgeableJob {
+    /// Its id.
+    pub job_id: Uuid,
+    /// Number of its images.
+    pub images: u64,
+    /// The files of its images: path and size in bytes.
+    pub files: Vec<(String, u64)>,
+}
+
+#[derive(FromQueryResult)]
+struct ImageCount {
+    images: i64,
+    files: i64,
+    bytes: i64,
+}
+
+impl Store {
+    /// Takes the turn to purge for `duration`, or prolongs it. Returns whether this caller, named by `holder`, has it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; the turn was not taken.
+    pub async fn take_purge_turn(&self, holder: Uuid, duration: Duration) -> Result<bool, StoreError> {
+        self.take_turn(TURN, holder, duration).await
+    }
+
+    /// Ends the turn to purge, if this caller has it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; the turn ends by itself.
+    pub async fn end_purge_turn(&self, holder: Uuid) -> Result<(), StoreError> {
+        self.take_turn(TURN, holder, Duration::ZERO).await.map(drop)
+    }
+
+    /// Counts what a purge would remove.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if it cannot be read.
+    pub async fn count_purgeable(&self, filter: PurgeFilter) -> Result<PurgeCount, StoreError> {
+        let doing = "count jobs to purge";
+        let jobs = job::Entity::find().filter(purgeable(filter));
+        let jobs = sea_orm::PaginatorTrait::count(jobs, &self.db).with_timeout(doing).await?;
+        let ids = Query::select().column(job::Column::Id).from(job::Entity).cond_where(purgeable(filter)).to_owned();
+        let count = asset::Entity::find()
+            .select_only()
+            .expr_as(Expr::cust("count(*)"), "images")
+            .expr_as(Expr::cust("count(CASE WHEN status = 'completed' THEN file_path END)"), "files")
+            .expr_as(
+                Expr::cust("CAST(COALESCE(sum(CASE WHEN status = 'completed' THEN size_bytes END), 0) AS BIGINT)"),
+                "bytes",
+            )
+            .filter(asset::Column::JobId.in_subquery(ids))
+            .into_model::<ImageCount>()
+            .one(&self.db)
+            .with_timeout(doing)
+            .await?;
+        let count = count.unwrap_or(ImageCount { images: 0, files: 0, bytes: 0 });
+        let number = |value: i64| u64::try_from(value).unwrap_or_default();
+        Ok(PurgeCount { jobs, images: number(count.images), files: number(count.files), bytes: number(count.bytes) })
+    }
+
+    /// The jobs that ended first among those to purge, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be read.
+    pub async fn read_purgeable_jobs(&self, filter: PurgeFilter, limit: u64) -> Result<Vec<PurgeableJob>, StoreError> {
+        async {
+            let doing = "find jobs to purge";
+            let ids: Vec<Uuid> = job::Entity::find()
+                .select_only()
+                .column(job::Column::Id)
+                .filter(purgeable(filter))
+                .order_by_asc(job::Column::FinishedAt)
+                .order_by_asc(job::Column::Id)
+                .limit(limit)
+                .into_tuple()
+                .all(&self.db)
+                .with_timeout(doing)
+                .await?;
+            let images: Vec<(Uuid, String, Option<String>, Option<i64>)> = asset::Entity::find()
+                .select_only()
+                .columns([
+                    asset::Column::JobId,
+                    asset::Column::Status,
+                    asset::Column::FilePath,
+                    asset::Column::SizeBytes,
+                ])
+                .filter(asset::Column::JobId.is_in(ids.iter().copied()))
+                .into_tuple()
+                .all(&self.db)
+                .with_timeout(doing)
+                .await?;
+            let mut jobs: Vec<PurgeableJob> =
+                ids.into_iter().map(|job_id| PurgeableJob { job_id, images: 0, files: Vec::new() }).collect();
+            let mut positions: std::collections::HashMap<Uuid, usize> =
+                jobs.iter().enumerate().map(|(position, job)| (job.job_id, position)).collect();
+            for (job_id, status, path, bytes) in images {
+                let Some(job) = positions.get_mut(&job_id).and_then(|position| jobs.get_mut(*position)) else {
+                    continue;
+                };
+                job.images += 1;
+                if let Some(path) = path.filter(|_| status == RowState::Completed.as_str()) {
+                    job.files.push((path, bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default()));
+                }
+            }
+            Ok(jobs)
+        }
+        .instrument(self.operation_span("find", "jobs"))
+        .await
+    }
+
+    /// Purges jobs, in one transaction: deletes their images, and keeps of each the id, the digest and the kind of its end.
+    /// Their costs are added to the kept sums.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was written.
+    pub async fn purge_jobs(&self, ids: &[Uuid]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        async {
+            let doing = "purge jobs";
+            let now = OffsetDateTime::now_utc();
+            let transaction = self.db.begin().with_timeout(doing).await?;
+            let text = || Expr::value(Option::<String>::None);
+            let json = || Expr::value(Option::<serde_json::Value>::None);
+            job::Entity::update_many()
+                .col_expr(job::Column::Status, Expr::value(step::PURGE.to.as_str()))
+                .col_expr(job::Column::PurgedAt, Expr::value(now))
+                .col_expr(job::Column::UpdatedAt, Expr::value(now))
+                .col_expr(job::Column::Command, json())
+                .col_expr(job::Column::Style, json())
+                .col_expr(job::Column::Reply, json())
+                .col_expr(job::Column::ErrorMessage, text())
+                .col_expr(job::Column::TraceParent, text())
+                .col_expr(job::Column::TerminalEvent, text())
+                .col_expr(job::Column::CancelReason, text())
+                .filter(job::Column::Id.is_in(ids.iter().copied()))
+                .filter(is_published())
+                .exec(&transaction)
+                .with_timeout(doing)
+                .await?;
+            keep_costs(&transaction, ids).with_timeout(doing).await?;
+            let purged = Query::select()
+                .column(job::Column::Id)
+                .from(job::Entity)
+                .and_where(job::Column::Id.is_in(ids.iter().copied()))
+                .and_where(job::Column::Status.eq(JobState::Purged.as_str()))
+                .to_owned();
+            asset::Entity::delete_many()
+                .filter(asset::Column::JobId.in_subquery(purged))
+                .exec(&transaction)
+                .with_timeout(doing)
+                .await?;
+            transaction.commit().with_timeout(doing).await
+        }
+        .instrument(self.operation_span("purge", "jobs"))
+        .await
+    }
+
+    /// Removes what is kept of jobs that were purged [`KEPT_DAYS`] ago. Returns their number.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was written.
+    pub async fn forget_purged_jobs(&self) -> Result<u64, StoreError> {
+        job::Entity::delete_many()
+            .filter(job::Column::PurgedAt.lt(OffsetDateTime::now_utc() - time::Duration::days(KEPT_DAYS)))
+            .exec(&self.db)
+            .with_timeout("forget purged jobs")
+            .instrument(self.operation_span("delete", "jobs"))
+            .await
+            .map(|result| result.rows_affected)
+    }
+
+    /// Number of translations that no job has used since then.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be read.
+    pub async fn count_unused_translations(&self, since: OffsetDateTime) -> Result<u64, StoreError> {
+        let unused = translation::Entity::find().filter(unused_since(since));
+        sea_orm::PaginatorTrait::count(unused, &self.db).with_timeout("count unused translations").await
+    }
+
+    /// Deletes translations that no job has used since then. Returns their number.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was written.
+    pub async fn delete_unused_translations(&self, since: OffsetDateTime) -> Result<u64, StoreError> {
+        let deleted = translation::Entity::delete_many().filter(unused_since(since)).exec(&self.db);
+        deleted.with_timeout("delete unused translations").await.map(|result| result.rows_affected)
+    }
+
+    /// Takes a turn by its name for `duration`, or prolongs it. Returns whether `holder` has it.
+    pub(super) async fn take_turn(
+        &self,
+        name: &'static str,
+        holder: Uuid,
+        duration: Duration,
+    ) -> Result<bool, StoreError> {
+        let backend = self.db.get_database_backend();
+        let now = format!("({}) / 1000", Dialect::for_backend(backend).clock_us);
+        let sql = format!(
+            "INSERT INTO sweeps (name, holder, until_ms) VALUES ($1, $2, {now} + $3) \
+             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until_ms = excluded.until_ms \
+             WHERE sweeps.holder = excluded.holder OR sweeps.until_ms < {now} RETURNING name"
+        );
+        let length = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let statement = Statement::from_sql_and_values(backend, sql, [name.into(), holder.into(), length.into()]);
+        Ok(self.db.query_one_raw(statement).with_timeout("take a turn").await?.is_some())
+    }
+}
+
+fn unused_since(since: OffsetDateTime) -> SimpleExpr {
+    let used_at = Expr::cust("COALESCE(used_at, created_at)");
+    used_at.lt(since)
+}
+
+/// SQL condition: the job is to be purged.
+fn purgeable(filter: PurgeFilter) -> Condition {
+    let of_project = filter.project_id.map(|project_id| job::Column::ProjectId.eq(project_id));
+    Condition::all().add(job::Column::FinishedAt.lt(filter.ended_before)).add(is_published()).add_option(of_project)
+}
+
+/// SQL condition: the job has ended, and queues have received its terminal event and all messages before it.
+fn is_published() -> Condition {
+    let with_messages = Query::select().column(outbox::Column::JobId).from(outbox::Entity).to_owned();
+    Condition::all()
+        .add(precondition(step::PURGE))
+        .add(job::Column::TerminalEvent.is_not_null())
+        .add(job::Column::PublishedAt.is_not_null())
+        .add(job::Column::PublishDueAt.is_null())
+        .add(job::Column::Id.not_in_subquery(with_messages))
+}
