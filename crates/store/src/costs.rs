@@ -51,7 +51,10 @@ impl Store {
     /// [`StoreError`] if they cannot be read.
     pub async fn read_costs(&self, key: CostKey, since: Date) -> Result<Vec<CostSum>, StoreError> {
         let backend = self.db.get_database_backend();
-        let jobs = job_sums(backend, "jobs.created_at >= $1 AND jobs.status <> 'purged'", "job_id IS NOT NULL");
+        let day = Dialect::for_backend(backend).created_day;
+        // The first condition can use an index. On SQLite, it compares texts.
+        let condition = format!("jobs.created_at >= $1 AND {day} >= $2 AND jobs.status <> 'purged'");
+        let jobs = job_sums(backend, &condition, "job_id IS NOT NULL");
         let all = format!("({jobs} UNION ALL SELECT * FROM purged_costs WHERE day >= $2) sums");
         let sql = match key {
             CostKey::Project | CostKey::Engine => {
@@ -66,8 +69,8 @@ impl Store {
                  GROUP BY key ORDER BY key"
             ),
         };
-        let values: [Value; 2] =
-            [OffsetDateTime::new_utc(since, time::Time::MIDNIGHT).into(), since.to_string().into()];
+        let day_before = OffsetDateTime::new_utc(since, time::Time::MIDNIGHT) - time::Duration::DAY;
+        let values: [Value; 2] = [day_before.into(), since.to_string().into()];
         let rows = CostSum::find_by_statement(Statement::from_sql_and_values(backend, sql, values)).all(&self.db);
         rows.with_timeout("read costs").instrument(self.operation_span("find", "jobs")).await
     }

@@ -1,7 +1,9 @@
 //! Reports for `asset-worker jobs`.
 
 use domain::state::JobState;
-use sea_orm::{ColumnTrait, DerivePartialModel, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, Condition, DerivePartialModel, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,6 +13,17 @@ use super::{QueryExt, Store, StoreError, asset, job};
 
 /// Maximum number of rows of one query.
 const PAGE_SIZE: u64 = 500;
+
+/// Which jobs to list.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    /// Only those of this project.
+    pub project_id: Option<i64>,
+    /// Only those with this status.
+    pub status: Option<String>,
+    /// Only those that were first claimed, or submitted, since then.
+    pub since: Option<OffsetDateTime>,
+}
 
 /// A job as shown by `asset-worker jobs`.
 #[derive(Debug, Serialize)]
@@ -115,16 +128,16 @@ impl From<JobRow> for JobReport {
 }
 
 impl Store {
-    /// The newest jobs, at most `limit`, newest first; all projects or one. Read in pages of at most 500 jobs.
+    /// The newest jobs that the filter selects, at most `limit`, newest first. Read in pages of at most 500 jobs.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if a page cannot be read.
-    pub async fn list_jobs(&self, project_id: Option<i64>, limit: u64) -> Result<Vec<JobReport>, StoreError> {
+    pub async fn list_jobs(&self, filter: &JobFilter, limit: u64) -> Result<Vec<JobReport>, StoreError> {
         let mut jobs: Vec<JobReport> = Vec::new();
         loop {
             let wanted = std::cmp::min(PAGE_SIZE, limit.saturating_sub(jobs.len() as u64));
-            let page = self.read_jobs_page(project_id, jobs.last(), wanted).await?;
+            let page = self.read_jobs_page(filter, jobs.last(), wanted).await?;
             let is_last = (page.len() as u64) < PAGE_SIZE;
             jobs.extend(page);
             if is_last || jobs.len() as u64 >= limit {
@@ -136,7 +149,7 @@ impl Store {
     /// The jobs that are older than `after`, or the newest ones.
     async fn read_jobs_page(
         &self,
-        project_id: Option<i64>,
+        filter: &JobFilter,
         after: Option<&JobReport>,
         limit: u64,
     ) -> Result<Vec<JobReport>, StoreError> {
@@ -145,9 +158,12 @@ impl Store {
         let hidden = [JobState::Cancelled, JobState::Purged].map(JobState::as_str);
         let known = job::Column::Status.is_not_in(hidden);
         let mut query = job::Entity::find().filter(known).order_by_desc(created_at).order_by_desc(id).limit(limit);
-        if let Some(project_id) = project_id {
-            query = query.filter(job::Column::ProjectId.eq(project_id));
-        }
+        let JobFilter { project_id, status, since } = filter;
+        let conditions = Condition::all()
+            .add_option(project_id.map(|project_id| job::Column::ProjectId.eq(project_id)))
+            .add_option(status.as_ref().map(|status| job::Column::Status.eq(status.as_str())))
+            .add_option(since.map(|since| created_at.gte(since)));
+        query = query.filter(conditions);
         if let Some(last) = after {
             let same_time = created_at.eq(last.created_at).and(id.lt(last.job_id));
             query = query.filter(created_at.lt(last.created_at).or(same_time));

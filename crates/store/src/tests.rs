@@ -380,7 +380,10 @@ async fn lists_are_read_in_pages_by_index() {
         .await
         .expect("update");
     for limit in [0, 20, 500, 501, 1_000] {
-        let jobs = store.list_jobs(Some(1), limit).await.expect("list jobs");
+        let jobs = store
+            .list_jobs(&JobFilter { project_id: Some(1), ..JobFilter::default() }, limit)
+            .await
+            .expect("list jobs");
         let ids: std::collections::HashSet<_> = jobs.iter().map(|job| job.job_id).collect();
         assert_eq!((jobs.len() as u64, ids.len()), (limit.min(620), jobs.len()));
     }

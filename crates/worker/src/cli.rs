@@ -5,6 +5,7 @@ mod command_args;
 mod command_list;
 mod config_args;
 mod costs;
+mod database;
 mod dead_letters;
 mod doctor;
 mod estimate;
@@ -19,13 +20,16 @@ mod pause;
 mod purge;
 mod run;
 mod screen;
+mod shell;
+mod storage;
 mod style;
 mod submit;
 mod tables;
+mod time_ago;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::settings::{Settings, TelemetrySettings};
 use crate::telemetry::Telemetry;
@@ -65,6 +69,8 @@ enum Subcommand {
     Costs(costs::Options),
     /// Remove ended jobs from the database, and on request their files
     Purge(purge::Options),
+    /// Compare the stored files with the database
+    Storage(storage::Options),
     /// Inspect, replay or discard dead-lettered commands
     DeadLetters(dead_letters::Options),
     /// Set, show or clear the style of a project's images
@@ -79,6 +85,10 @@ enum Subcommand {
     Migrate(migrate::Options),
     /// Check all settings and connections, and suggest fixes
     Doctor(doctor::Options),
+    /// Print completions for a shell
+    Completions(shell::CompletionOptions),
+    /// Write the man pages
+    Man(shell::ManOptions),
 }
 
 impl Subcommand {
@@ -133,9 +143,15 @@ async fn run_subcommand(subcommand: Subcommand, screen: &Screen) -> Result<(), C
         // `doctor` reports an invalid setting as a finding.
         return doctor::run(&options, Settings::from_env(), screen).await;
     }
-    if let Subcommand::Inspect(options) = subcommand {
-        // Reading an image file needs no settings.
-        return inspect::run(&options, screen);
+    // These need no settings.
+    match subcommand {
+        Subcommand::Inspect(options) => return inspect::run(&options, screen),
+        Subcommand::Completions(options) => {
+            shell::print_completions(&options, Cli::command(), screen);
+            return Ok(());
+        }
+        Subcommand::Man(options) => return shell::write_man_pages(&options, Cli::command()),
+        _ => {}
     }
     let settings = Settings::from_env()?;
     let no_export = TelemetrySettings::default();
@@ -161,11 +177,12 @@ async fn dispatch(
         Subcommand::Jobs(options) => jobs::run(&options, settings, screen).await,
         Subcommand::Costs(options) => costs::run(&options, settings, screen).await,
         Subcommand::Purge(options) => purge::run(&options, settings, screen).await,
+        Subcommand::Storage(options) => storage::run(&options, settings, screen).await,
         Subcommand::DeadLetters(options) => dead_letters::run(&options, settings, screen).await,
         Subcommand::Style(options) => style::run(&options, settings, screen).await,
         Subcommand::Pause(options) => pause::pause(&options, settings, screen).await,
         Subcommand::Resume(options) => pause::resume(&options, settings, screen).await,
         Subcommand::Migrate(options) => migrate::run(&options, settings, screen).await,
-        Subcommand::Inspect(_) | Subcommand::Doctor(_) => Ok(()),
+        Subcommand::Inspect(_) | Subcommand::Doctor(_) | Subcommand::Completions(_) | Subcommand::Man(_) => Ok(()),
     }
 }

@@ -42,6 +42,7 @@ mod retry;
 pub mod shared_quota;
 pub mod shutdown;
 pub mod storage;
+mod storage_check;
 mod sweep;
 pub mod translation;
 

@@ -20,13 +20,15 @@ use crate::storage::{Storage, StorageError};
 const INTERVAL: Duration = Duration::from_hours(1);
 /// How long a process has the turn to purge: longer than a batch and its pause. If it is lost, another one purges after
 /// this time.
-const TURN: Duration = Duration::from_mins(2);
+const TURN: Duration = Duration::from_secs(30);
 /// The most jobs of one batch.
 const BATCH_JOBS: u64 = 100;
 /// No further job is added to a batch with this many images.
 const BATCH_IMAGES: u64 = 500;
 /// The pause after a batch, as a multiple of the time that the batch took.
 const PAUSE_FACTOR: u32 = 4;
+/// The longest pause.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a purge ended early. What was purged before stays so.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +89,7 @@ impl<'a> PurgeTurn<'a> {
             let count = batch.iter().map(count).fold(PurgeCount::default(), PurgeCount::plus);
             total = total.plus(count);
             report(count);
-            sleep(started_at.elapsed() * PAUSE_FACTOR).await;
+            sleep((started_at.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)).await;
         }
         Ok(total)
     }

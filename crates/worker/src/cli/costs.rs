@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use domain::money::MicroUsd;
 use serde::Serialize;
 use store::{CostKey, CostSum};
-use time::{Date, OffsetDateTime};
 
+use super::database::open_store;
 use super::exit::CliError;
-use super::screen::Screen;
-use super::{jobs, tables};
+use super::screen::{Screen, to_json};
+use super::tables;
+use super::time_ago::time_ago;
 use crate::cost_policy::format_usd;
 use crate::settings::Settings;
-use domain::money::MicroUsd;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -91,8 +92,8 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         Key::Day => CostKey::Day,
         Key::Engine => CostKey::Engine,
     };
-    let since = first_day(options.since);
-    let sums = jobs::open_store(settings).await?.read_costs(key, since).await?;
+    let since = time_ago(options.since).date();
+    let sums = open_store(settings).await?.read_costs(key, since).await?;
     let report = CostReport {
         by: options.by.name(),
         since: since.to_string(),
@@ -100,7 +101,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         total: CostView::from(&add_up(&sums)),
     };
     screen.print(&if options.json {
-        jobs::to_json(&report)
+        to_json(&report)
     } else if options.csv {
         format_csv(&report)
     } else {
@@ -108,12 +109,6 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         format!("costs since {} 00:00 UTC\n{}", report.since, tables::cost_table(report.by, rows))
     });
     Ok(())
-}
-
-/// The UTC day of this time before now.
-fn first_day(since: Duration) -> Date {
-    let since = time::Duration::try_from(since).unwrap_or(time::Duration::MAX);
-    OffsetDateTime::now_utc().saturating_sub(since).max(OffsetDateTime::UNIX_EPOCH).date()
 }
 
 fn add_up(sums: &[CostSum]) -> CostSum {

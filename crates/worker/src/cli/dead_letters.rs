@@ -7,8 +7,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::exit::CliError;
-use super::screen::Screen;
-use super::{jobs, tables};
+use super::screen::{Screen, to_json};
+use super::tables;
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Args)]
@@ -131,7 +131,7 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
             let letters: Vec<_> = held.letters().iter().filter(|letter| choice.matches(letter)).collect();
             let views: Vec<_> = letters.into_iter().map(DeadLetterView::summary).collect();
             if *json {
-                screen.print(&jobs::to_json(&views));
+                screen.print(&to_json(&views));
             } else if views.is_empty() {
                 screen.print_note("no dead letters");
             } else {
@@ -147,7 +147,7 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
             let letter = letter.ok_or_else(|| CliError::Usage(format!("no dead letter has the id {id}")))?;
             let details = DeadLetterView::details(letter);
             if *json {
-                screen.print(&jobs::to_json(&details));
+                screen.print(&to_json(&details));
             } else {
                 let mut lines = vec![
                     ("id", letter.id.clone()),
@@ -156,7 +156,7 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
                 ];
                 lines.extend(letter.job_id.map(|job| ("job", job.to_string())));
                 lines.extend(details.headers.iter().map(|(name, value)| (name.as_str(), value.clone())));
-                let body = details.body.as_ref().map(jobs::to_json).unwrap_or_default();
+                let body = details.body.as_ref().map(to_json).unwrap_or_default();
                 screen.print(&format!("{}\n{body}", tables::format_pairs(&lines)));
             }
         }

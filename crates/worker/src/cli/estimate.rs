@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::command_args::CommandArgs;
 use super::command_list::CommandList;
 use super::exit::CliError;
-use super::screen::Screen;
-use super::{jobs, tables};
+use super::screen::{Screen, to_json};
+use super::tables;
 use crate::cost_policy::format_usd;
 use crate::estimate::{Budget, Estimate, Estimator, Surroundings, Warning};
 use crate::settings::Settings;
@@ -39,13 +39,13 @@ pub(super) async fn show(
     let output = match command_args.command_list() {
         None => {
             let estimate = estimator(settings).await.estimate(&command_args.to_command()?).await;
-            if as_json { jobs::to_json(&estimate) } else { format_estimate(&estimate) }
+            if as_json { to_json(&estimate) } else { format_estimate(&estimate) }
         }
         Some(list) => {
             let list = CommandList::read(list)?;
             let commands = list.parse(&command_args.config_keys(), |_| Uuid::now_v7())?;
             let total = estimate_all(&estimator(settings).await, &commands).await;
-            if as_json { jobs::to_json(&total) } else { format_total(&total) }
+            if as_json { to_json(&total) } else { format_total(&total) }
         }
     };
     screen.print(&output);

@@ -8,8 +8,8 @@ use picture::metadata;
 use serde::Serialize;
 
 use super::exit::CliError;
-use super::screen::Screen;
-use super::{jobs, tables};
+use super::screen::{Screen, to_json};
+use super::tables;
 
 /// The largest file that is read, in bytes. Stored images are much smaller.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
@@ -47,7 +47,7 @@ struct Text {
 
 pub(super) fn run(options: &Options, screen: &Screen) -> Result<(), CliError> {
     let report = read_file_report(options)?;
-    screen.print(&if options.json { jobs::to_json(&report) } else { format_report(&report) });
+    screen.print(&if options.json { to_json(&report) } else { format_report(&report) });
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 use serde_json::json;
 use store::Store;
 
+use super::database::open_existing_store;
 use super::exit::CliError;
-use super::jobs::open_existing_store;
 use super::screen::Screen;
 use crate::settings::Settings;
 

@@ -9,9 +9,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
 
+use super::database::open_store;
 use super::exit::CliError;
-use super::screen::Screen;
-use super::{jobs, tables};
+use super::screen::{Screen, to_json};
+use super::tables;
+use super::time_ago::time_ago;
 use crate::purge::{PurgeError, PurgeTurn};
 use crate::settings::Settings;
 use crate::storage::Storage;
@@ -64,10 +66,9 @@ struct PurgeReport {
 }
 
 pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
-    let age = time::Duration::try_from(options.older_than).unwrap_or(time::Duration::MAX);
-    let before = OffsetDateTime::now_utc().saturating_sub(age).max(OffsetDateTime::UNIX_EPOCH);
+    let before = time_ago(options.older_than);
     let filter = PurgeFilter { ended_before: before, project_id: options.project };
-    let store = jobs::open_store(settings).await?;
+    let store = open_store(settings).await?;
     let count = if options.dry_run {
         store.count_purgeable(filter).await?
     } else {
@@ -89,7 +90,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         translations,
         dead_letters,
     };
-    screen.print(&if options.json { jobs::to_json(&report) } else { format_report(&report) });
+    screen.print(&if options.json { to_json(&report) } else { format_report(&report) });
     Ok(())
 }
 

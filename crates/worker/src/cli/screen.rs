@@ -2,7 +2,9 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use console::Term;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::tables::EventView;
@@ -23,6 +25,16 @@ impl Screen {
     pub(super) fn print(&self, text: &str) {
         // If the reader has closed the pipe, that is not an error of this program.
         let _ = self.bars.suspend(|| writeln!(io::stdout(), "{}", text.trim_end()));
+    }
+
+    /// Prints a result in the place of the one printed last, if standard output is a terminal; otherwise after it.
+    pub(super) fn replace(&self, last: Option<&str>, text: &str) {
+        let terminal = Term::stdout();
+        if let Some(last) = last.filter(|last| !last.is_empty() && terminal.is_term()) {
+            // If it fails, both are shown.
+            let _ = terminal.clear_last_lines(last.trim_end().lines().count());
+        }
+        self.print(text);
     }
 
     /// Prints an error to standard error.
@@ -139,4 +151,9 @@ impl<'a> MakeWriter<'a> for LogWriter {
     fn make_writer(&'a self) -> Self {
         self.clone()
     }
+}
+
+/// Formats data that is printed with `--json`.
+pub(super) fn to_json(data: &impl Serialize) -> String {
+    serde_json::to_string_pretty(data).expect("plain data serialises")
 }

@@ -6,9 +6,10 @@ use domain::style::{InvalidStyle, Style};
 use serde_json::Value;
 
 use super::config_args::StyleArgs;
+use super::database::open_store;
 use super::exit::CliError;
-use super::screen::Screen;
-use super::{jobs, tables};
+use super::screen::{Screen, to_json};
+use super::tables;
 use crate::bootstrap;
 use crate::settings::Settings;
 
@@ -73,17 +74,17 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     if let Subcommand::Set(set) = &options.subcommand {
         // An invalid style is reported before the database is opened.
         let (style, id) = (set.to_style()?, set.project.id);
-        jobs::open_store(settings).await?.save_project_style(id, &style).await?;
+        open_store(settings).await?.save_project_style(id, &style).await?;
         screen.print(&format!("style set for later jobs of project {id}\n{}", format_style(&style)));
         return Ok(());
     }
-    let store = jobs::open_store(settings).await?;
+    let store = open_store(settings).await?;
     match &options.subcommand {
         Subcommand::Set(_) => {}
         Subcommand::Show { project: ProjectArg { id }, json } => {
             let style = store.read_project_style(*id).await?;
             match style {
-                _ if *json => screen.print(&jobs::to_json(&style.unwrap_or_default())),
+                _ if *json => screen.print(&to_json(&style.unwrap_or_default())),
                 Some(style) => screen.print(&format!("style of project {id}\n{}", format_style(&style))),
                 None => screen.print(&format!("project {id} has no style\n{}", format_style(&Style::default()))),
             }
