@@ -46,7 +46,7 @@ async fn generate_runs_job_without_broker_and_jobs_show_prints_it() -> Result<()
     assert!(shown.contains("projects/42/assets/image_001.png"), "{shown}");
     let listed = stdout_text(&env.run(&["jobs", "list", "--project", "42"]).await?);
     assert!(listed.contains(&job_id), "{listed}");
-    assert!(stderr_text(&env.run(&["jobs", "list", "--project", "7"]).await?).contains("no jobs yet"));
+    assert!(stderr_text(&env.run(&["jobs", "list", "--project", "7"]).await?).contains("no such jobs"));
     let unknown = env.run(&["jobs", "show", "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10"]).await?;
     assert_exit(&unknown, 64);
     Ok(())

@@ -18,6 +18,7 @@ mod fail_fast;
 mod failure_codes;
 mod images;
 mod job;
+mod job_queries;
 mod messages;
 mod metrics;
 mod quota;

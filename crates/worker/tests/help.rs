@@ -19,7 +19,11 @@ fn help_output_of_every_command_matches_snapshot() {
         "run",
         "submit",
         "generate",
+        "estimate",
         "jobs",
+        "costs",
+        "purge",
+        "storage",
         "dead-letters",
         "style",
         "inspect",
@@ -27,10 +31,13 @@ fn help_output_of_every_command_matches_snapshot() {
         "resume",
         "migrate",
         "doctor",
+        "completions",
+        "man",
     ] {
         insta::assert_snapshot!(command, stdout_of(&[command, "--help"]));
     }
     insta::assert_snapshot!("asset-worker", stdout_of(&["--help"]));
+    insta::assert_snapshot!("storage_verify", stdout_of(&["storage", "verify", "--help"]));
     insta::assert_snapshot!("jobs_list", stdout_of(&["jobs", "list", "--help"]));
     insta::assert_snapshot!("jobs_show", stdout_of(&["jobs", "show", "--help"]));
     insta::assert_snapshot!("jobs_republish", stdout_of(&["jobs", "republish", "--help"]));
