@@ -7,5 +7,6 @@ pub mod cpu;
 pub mod dashboard;
 mod measurement_result;
 pub mod photos;
+mod purge_load;
 pub mod scale;
 mod telemetry_overhead;

@@ -10,6 +10,7 @@ use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
 use crate::measurement_result::{MEASUREMENT_TIMEOUT, publish_jobs, wait_for_jobs};
+use crate::purge_load::measure_purge;
 use crate::telemetry_overhead;
 
 pub use crate::measurement_result::MeasurementResult;
@@ -38,6 +39,8 @@ pub enum Measurement {
     Telemetry,
     /// Images a second of one worker, with a collector that never answers and without telemetry.
     UnresponsiveCollector,
+    /// Images of one worker while a purge removes 100,000 jobs, and without it.
+    Purge,
 }
 
 /// Runs a measurement with the services that `dev-services run` provides.
@@ -51,6 +54,7 @@ pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
         Measurement::Lockout => measure_quota(Some(LOCKOUT)).await,
         Measurement::Workers => measure_scaling().await,
         Measurement::Telemetry => telemetry_overhead::measure_cpu_overhead().await,
+        Measurement::Purge => measure_purge().await,
         Measurement::UnresponsiveCollector => telemetry_overhead::measure_unresponsive_collector().await,
     }
 }

@@ -3,6 +3,7 @@
 //! The id, the digest and the kind of end of a purged job are kept for a while, so that its command, delivered late, has no
 //! effect. A job is purged only after a queue has received its terminal event and all messages before it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use domain::state::{JobState, RowState, job as step};
@@ -65,6 +66,8 @@ impl PurgeCount {
 pub struct PurgeableJob {
     /// Its id.
     pub job_id: Uuid,
+    /// When it ended.
+    pub finished_at: OffsetDateTime,
     /// Number of its images.
     pub images: u64,
     /// The files of its images: path and size in bytes.
@@ -125,20 +128,31 @@ impl Store {
         Ok(PurgeCount { jobs, images: number(count.images), files: number(count.files), bytes: number(count.bytes) })
     }
 
-    /// The jobs that ended first among those to purge, at most `limit`.
+    /// The jobs that ended first among those to purge that ended after the job `after`, at most `limit`.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if they cannot be read.
-    pub async fn read_purgeable_jobs(&self, filter: PurgeFilter, limit: u64) -> Result<Vec<PurgeableJob>, StoreError> {
+    pub async fn read_purgeable_jobs(
+        &self,
+        filter: PurgeFilter,
+        after: Option<&PurgeableJob>,
+        limit: u64,
+    ) -> Result<Vec<PurgeableJob>, StoreError> {
         async {
             let doing = "find jobs to purge";
-            let ids: Vec<Uuid> = job::Entity::find()
+            let (finished_at, id) = (job::Column::FinishedAt, job::Column::Id);
+            let after = after.map(|last| {
+                let same_time = finished_at.eq(last.finished_at).and(id.gt(last.job_id));
+                // The first condition lets an index skip the jobs before.
+                finished_at.gte(last.finished_at).and(finished_at.gt(last.finished_at).or(same_time))
+            });
+            let found: Vec<(Uuid, OffsetDateTime)> = job::Entity::find()
                 .select_only()
-                .column(job::Column::Id)
-                .filter(purgeable(filter))
-                .order_by_asc(job::Column::FinishedAt)
-                .order_by_asc(job::Column::Id)
+                .columns([id, finished_at])
+                .filter(purgeable(filter).add_option(after))
+                .order_by_asc(finished_at)
+                .order_by_asc(id)
                 .limit(limit)
                 .into_tuple()
                 .all(&self.db)
@@ -152,17 +166,17 @@ impl Store {
                     asset::Column::FilePath,
                     asset::Column::SizeBytes,
                 ])
-                .filter(asset::Column::JobId.is_in(ids.iter().copied()))
+                .filter(asset::Column::JobId.is_in(found.iter().map(|(job_id, _)| *job_id)))
                 .into_tuple()
                 .all(&self.db)
                 .with_timeout(doing)
                 .await?;
-            let mut jobs: Vec<PurgeableJob> =
-                ids.into_iter().map(|job_id| PurgeableJob { job_id, images: 0, files: Vec::new() }).collect();
-            let mut positions: std::collections::HashMap<Uuid, usize> =
+            let new_job = |(job_id, finished_at)| PurgeableJob { job_id, finished_at, images: 0, files: Vec::new() };
+            let mut jobs: Vec<PurgeableJob> = found.into_iter().map(new_job).collect();
+            let positions: HashMap<Uuid, usize> =
                 jobs.iter().enumerate().map(|(position, job)| (job.job_id, position)).collect();
             for (job_id, status, path, bytes) in images {
-                let Some(job) = positions.get_mut(&job_id).and_then(|position| jobs.get_mut(*position)) else {
+                let Some(job) = positions.get(&job_id).and_then(|position| jobs.get_mut(*position)) else {
                     continue;
                 };
                 job.images += 1;

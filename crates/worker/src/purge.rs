@@ -71,10 +71,11 @@ impl<'a> PurgeTurn<'a> {
         report: impl Fn(PurgeCount),
     ) -> Result<PurgeCount, PurgeError> {
         let mut total = PurgeCount::default();
+        let mut last: Option<PurgeableJob> = None;
         // A turn that was lost is another process's, which goes on.
         while self.prolong().await? {
             let started_at = Instant::now();
-            let batch = limit_images(self.store.read_purgeable_jobs(filter, BATCH_JOBS).await?);
+            let mut batch = limit_images(self.store.read_purgeable_jobs(filter, last.as_ref(), BATCH_JOBS).await?);
             if batch.is_empty() {
                 break;
             }
@@ -89,6 +90,7 @@ impl<'a> PurgeTurn<'a> {
             let count = batch.iter().map(count).fold(PurgeCount::default(), PurgeCount::plus);
             total = total.plus(count);
             report(count);
+            last = batch.pop();
             sleep((started_at.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)).await;
         }
         Ok(total)

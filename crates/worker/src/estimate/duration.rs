@@ -109,3 +109,72 @@ fn mean_requests(jobs: &[JobDuration]) -> Option<f64> {
     let requests: i64 = jobs.iter().map(|job| job.requests).sum();
     (!jobs.is_empty()).then(|| requests as f64 / jobs.len() as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use broker::QueueState;
+    use domain::command::JobConfig;
+    use store::Pause;
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::gate::GateReason;
+
+    fn command(max_concurrent: Option<u8>) -> Command {
+        let config = JobConfig { max_concurrent, ..JobConfig::default() };
+        Command { job_id: Uuid::nil(), project_id: 1, image_descriptions: vec!["A fox".to_owned(); 10], config }
+    }
+
+    /// A job that took this many seconds for its requests.
+    fn job(requests: i64, seconds: i64) -> JobDuration {
+        let created_at = OffsetDateTime::UNIX_EPOCH;
+        JobDuration { images: 10, requests, created_at, finished_at: created_at + time::Duration::seconds(seconds) }
+    }
+
+    fn settings(rate: &str) -> Settings {
+        let value = |name: &str| (name == "STABILITY_RATE_LIMIT").then(|| rate.to_owned());
+        Settings::from_source(value).expect("the settings are valid")
+    }
+
+    #[track_caller]
+    fn check_running(rate: &str, max_concurrent: Option<u8>, upscaler: Upscaler, images: u32, expected: f64) {
+        let known = Surroundings::unknown();
+        let duration = estimate(&settings(rate), &known, &command(max_concurrent), Some(images), upscaler);
+        assert_eq!((duration.running_seconds, duration.total_seconds), (Some(expected), None));
+        assert_eq!((duration.measured_jobs, duration.workers), (0, None));
+    }
+
+    #[test]
+    fn job_takes_as_long_as_concurrency_or_quota_allow() {
+        // Four at once, 8 seconds each.
+        check_running("6000", None, Upscaler::Lanczos, 10, 24.0);
+        check_running("6000", Some(1), Upscaler::Lanczos, 10, 80.0);
+        check_running("6000", None, Upscaler::Fast, 10, 40.0);
+        check_running("6000", None, Upscaler::Lanczos, 0, 0.0);
+        // Six requests a minute: 9 intervals of 10 seconds.
+        check_running("6", None, Upscaler::Lanczos, 10, 90.0);
+    }
+
+    #[test]
+    fn command_waits_for_those_before_it() {
+        let mut known = Surroundings::unknown();
+        // Three rounds of 2, 4 and 6 seconds: the median counts.
+        known.durations = vec![job(10, 6), job(10, 18), job(10, 12)];
+        let waiting = |known: &Surroundings| {
+            let duration = estimate(&settings("60000"), known, &command(None), Some(10), Upscaler::Lanczos);
+            assert_eq!((duration.seconds_per_request, duration.measured_jobs), (4.0, 3));
+            (duration.waiting_seconds, duration.total_seconds)
+        };
+        assert_eq!(waiting(&known), (None, None), "without a broker");
+        known.queue = Some(QueueState::Missing);
+        assert_eq!(waiting(&known), (None, None), "without a worker");
+        known.queue = Some(QueueState::Present { messages: 0, consumers: 1 });
+        assert_eq!(waiting(&known), (Some(0.0), Some(12.0)));
+        // 60 requests, 4 at once in each of 3 workers.
+        known.queue = Some(QueueState::Present { messages: 6, consumers: 3 });
+        assert_eq!(waiting(&known), (Some(20.0), Some(32.0)));
+        known.gate = Some(vec![GateReason::Paused(Pause { since: OffsetDateTime::UNIX_EPOCH, reason: None })]);
+        assert_eq!(waiting(&known), (None, None), "while the gate is closed");
+    }
+}

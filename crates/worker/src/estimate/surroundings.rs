@@ -64,6 +64,14 @@ impl Budget {
 }
 
 impl Surroundings {
+    /// Nothing is known.
+    #[cfg(test)]
+    pub(super) fn unknown() -> Self {
+        let (store, storage, queue, gate, credits) = (None, None, None, None, None);
+        let (durations, unknown) = (Vec::new(), Vec::new());
+        Self { store, storage, queue, gate, budget: Budget::default(), durations, credits, unknown }
+    }
+
     /// Reads what the settings of this process give access to. Creates no database, folder or queue.
     pub(crate) async fn read(settings: &Settings) -> Self {
         let mut unknown = Vec::new();

@@ -47,7 +47,7 @@ const fn duration_histogram(name: &'static str, boundaries: &'static [f64], desc
 pub(crate) const JOBS: MetricSpec = counter(
     "asset_worker.jobs",
     "{delivery}",
-    "Deliveries of commands, and ends of waiting jobs, by outcome: completed, failed (with the failure code), cancelled, expired, already_ended (the job had ended before), scheduled (the job is due later), retried, preempted (time slice over), gate_closed (the account gate is closed), \
+    "Deliveries of commands, and ends of waiting jobs, by outcome: completed, failed (with the failure code), cancelled, expired, already_ended (the job had ended before), purged (it had ended and was purged), scheduled (the job is due later), retried, preempted (time slice over), gate_closed (the account gate is closed), \
      interrupted (shutdown), leased (another worker holds the lease), lease_lost, conflict (job_id_conflict), error (database or broker failed), panicked",
 );
 pub(crate) const JOB_DURATION: MetricSpec = duration_histogram(

@@ -1,0 +1,119 @@
+//! Throughput of a worker while a purge removes 100,000 jobs beside it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::{Database, TestEnv};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::measurement_result::{MeasurementResult, publish_jobs};
+
+/// Jobs to purge, in so many projects: one for each round.
+const OLD_JOBS: u32 = 100_000;
+const ROUNDS: u32 = 5;
+/// The first of these projects.
+const FIRST_PROJECT: u32 = 1_000;
+/// Backlog of the worker, in jobs and images a job; more than it can do.
+const BACKLOG: (usize, usize) = (600, 20);
+/// Time in which the worker gets up to speed.
+const WARM_UP: Duration = Duration::from_secs(5);
+
+/// Measures the throughput of a worker with a purge and without one, in turns, and compares each purge with its dry run.
+pub(crate) async fn measure_purge() -> Result<MeasurementResult> {
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    env.disable_log_output();
+    env.sandbox.set_sketch(true);
+    env.set("STABILITY_RATE_LIMIT", "100000");
+    let migrated = env.run(&["migrate"]).await?;
+    ensure!(migrated.status.success(), "migrate failed");
+    insert_old_jobs(&env).await?;
+    create_files(&env).await?;
+    let _worker = env.start_ready_worker().await?;
+    publish_jobs(&env, BACKLOG.0, BACKLOG.1).await?;
+    sleep(WARM_UP).await;
+    let (mut ratios, mut purged, mut seconds) = (Vec::new(), 0, 0.0);
+    for round in 0..ROUNDS {
+        let project = (FIRST_PROJECT + round).to_string();
+        let purge = ["purge", "--older-than", "0s", "--project", &project, "--files", "--json"];
+        let said = run_json(&env, &[&purge[..], &["--dry-run"]].concat()).await?;
+        let before = env.sandbox.ledger().requests;
+        let started_at = Instant::now();
+        let removed = run_json(&env, &purge).await?;
+        let length = started_at.elapsed();
+        let with_purge = env.sandbox.ledger().requests - before;
+        let before = env.sandbox.ledger().requests;
+        sleep(length).await;
+        let without = env.sandbox.ledger().requests - before;
+        for key in ["jobs", "images", "files", "file_bytes"] {
+            ensure!(said[key] == removed[key], "{key}: the dry run said {said}, and {removed} was removed");
+        }
+        purged += removed["jobs"].as_u64().context("jobs is missing")?;
+        seconds += length.as_secs_f64();
+        ratios.push(f64::from(with_purge) / f64::from(without));
+    }
+    ensure!(purged == u64::from(OLD_JOBS), "{purged} jobs were purged");
+    ensure!(count_files(&env)? == 0, "files of purged jobs are left");
+    let listed = ratios.iter().map(|ratio| format!("{ratio:.3}")).collect::<Vec<_>>().join(", ");
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[ratios.len() / 2];
+    let mut measured = MeasurementResult::default();
+    measured.add_line("purged jobs, each with an image and a file", purged);
+    measured.add_line("seconds that the purges took", format!("{seconds:.0}"));
+    measured.add_line("throughput of a worker with a purge, to that without", listed);
+    measured.add_line("median", format!("{median:.3}"));
+    measured.passed = median > 0.95;
+    Ok(measured)
+}
+
+async fn run_json(env: &TestEnv, arguments: &[&str]) -> Result<Value> {
+    let mut command = env.asset_worker_command(arguments)?;
+    let output = command.output().await?;
+    serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Inserts ended jobs, as large as real ones.
+async fn insert_old_jobs(env: &TestEnv) -> Result<()> {
+    let jobs = format!(
+        "INSERT INTO jobs (id, project_id, status, digest, command, style, engine, total, attempts, cost_usd, lease_token, \
+         lease_until_ms, lease_losses, terminal_type, terminal_event, published_at, created_at, updated_at, finished_at) \
+         SELECT gen_random_uuid(), {FIRST_PROJECT} + n % {ROUNDS}, 'completed', repeat('0', 64), \
+         json_build_object('image_descriptions', json_build_array(repeat('A fox ', 20))), '{{}}', 'core', 1, 0, 0.03, 1, \
+         0, 0, 'assets.generation.completed', (SELECT string_agg(md5(n::text || m::text), '') FROM generate_series(1, 30) m), \
+         now(), now() - interval '60 days', now(), now() - interval '60 days' + n * interval '1 second' \
+         FROM generate_series(1, {OLD_JOBS}) n"
+    );
+    env.execute(&jobs).await?;
+    env.execute(
+        "INSERT INTO assets (id, project_id, job_id, \"index\", type, status, file_path, metadata, fingerprint, format, \
+         width, height, size_bytes, sha256, requests, charged, created_at, updated_at) \
+         SELECT gen_random_uuid(), project_id, id, 1, 'image', 'completed', \
+         'projects/' || project_id || '/assets/image_001-' || id || '.png', \
+         json_build_object('description', repeat('A fox ', 20), 'index', 1, 'prompt', repeat('A fox ', 40), 'seed', 1, \
+         'origin', 'generated'), gen_random_uuid(), 'png', 1920, 1080, 5, repeat('0', 64), 1, 1, created_at, updated_at \
+         FROM jobs",
+    )
+    .await?;
+    env.execute("ANALYZE").await
+}
+
+fn project_folder(env: &TestEnv, round: u32) -> std::path::PathBuf {
+    env.stored_path(&format!("projects/{}/assets", FIRST_PROJECT + round))
+}
+
+/// Writes the file of each job.
+async fn create_files(env: &TestEnv) -> Result<()> {
+    for round in 0..ROUNDS {
+        std::fs::create_dir_all(project_folder(env, round))?;
+    }
+    for row in env.query_rows("SELECT file_path FROM assets").await? {
+        std::fs::write(env.stored_path(row["file_path"].as_str().context("file_path is missing")?), "image")?;
+    }
+    Ok(())
+}
+
+fn count_files(env: &TestEnv) -> Result<usize> {
+    let count = |folder: &Path| -> Result<usize> { Ok(std::fs::read_dir(folder)?.count()) };
+    (0..ROUNDS).map(|round| count(&project_folder(env, round))).sum()
+}
