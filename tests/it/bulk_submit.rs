@@ -98,6 +98,22 @@ async fn killed_submission_continues_with_the_same_ids() -> Result<()> {
 }
 
 #[tokio::test]
+async fn expired_commands_are_not_sent_by_a_resumed_submission() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    write_commands(&env, (1..=600).map(|number| json!({"project_id": number, "image_descriptions": ["A fox"]})))?;
+    env.set("ASSET_WORKER_PAUSE_AT", "after_batch");
+    let arguments = ["submit", "--file", "jobs.jsonl", "--expires-in", "0s"];
+    let mut submission = env.start(&arguments)?;
+    submission.kill_at_failpoint("after_batch").await?;
+    let refused = env.run(&arguments).await?;
+    assert_eq!(refused.status.code(), Some(64));
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(error.contains("the other commands have expired"), "{error}");
+    take_commands(&env, 500).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn invalid_lines_are_named_before_anything_is_sent() -> Result<()> {
     let env = TestEnv::new().await?;
     let id = Uuid::now_v7();
@@ -135,6 +151,12 @@ async fn invalid_lines_are_named_before_anything_is_sent() -> Result<()> {
         let refused = env.run(&[&["submit", "--file", "jobs.jsonl"], flags].concat()).await?;
         assert_eq!(refused.status.code(), Some(64));
         assert!(String::from_utf8_lossy(&refused.stderr).contains("belongs to another submission"));
+    }
+    for unknown in ["notes\n", "{\"confirmed\": 1}\n"] {
+        std::fs::write(env.folder().join("jobs.jsonl.submitted"), unknown)?;
+        let refused = env.run(&["submit", "--file", "jobs.jsonl"]).await?;
+        assert_eq!(refused.status.code(), Some(64));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("is not a journal of this program"));
     }
     let waiting = env.run(&["submit", "--wait", "--file", "jobs.jsonl"]).await?;
     assert!(String::from_utf8_lossy(&waiting.stderr).contains("--wait: not allowed"));

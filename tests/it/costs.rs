@@ -43,6 +43,8 @@ async fn costs_add_up_to_budget_and_events(database: Database) -> Result<()> {
         images += data["succeeded"].as_u64().unwrap_or_default();
         cached += data["from_cache"].as_u64().unwrap_or_default();
     }
+    // A job of which only the cancellation is known has no costs.
+    assert_eq!(env.run(&["jobs", "cancel", "0199f3a2-7c1e-7b52-9f0e-2f6c1d9a4b10"]).await?.status.code(), Some(0));
     let requests = env.sandbox.ledger().requests;
     let spending = env.query_rows("SELECT requests, micro_usd FROM spending").await?;
     assert_eq!((cached, images), (1, 6));

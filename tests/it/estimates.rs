@@ -6,12 +6,17 @@ use serde_json::{Value, json};
 
 /// Estimates a command.
 async fn estimate(env: &TestEnv, command: &Value) -> Result<Value> {
-    let file = env.folder().join("job.json");
-    std::fs::write(&file, command.to_string())?;
-    let output = env.run(&["estimate", "--json", "--file", "job.json"]).await?;
+    let output = env.run(&["estimate", "--json", "--file", &write_job(env, command)?]).await?;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{error}");
     serde_json::from_slice(&output.stdout).context(error)
+}
+
+/// Writes a command into the folder of the environment and returns the path.
+fn write_job(env: &TestEnv, command: &Value) -> Result<String> {
+    let file = env.folder().join("job.json");
+    std::fs::write(&file, command.to_string())?;
+    Ok(file.display().to_string())
 }
 
 fn warning_codes(estimate: &Value) -> Vec<&str> {
@@ -97,9 +102,14 @@ async fn estimate_without_services_is_null_and_exits_0() -> Result<()> {
     assert_eq!(unknown["translation"], json!({"texts": 1, "known": null}));
     assert_eq!(unknown["duration"]["waiting_seconds"], Value::Null);
     assert_eq!(unknown["images"], 2);
-    assert_eq!(warning_codes(&unknown), ["translation_unavailable"]);
+    assert_eq!(warning_codes(&unknown), Vec::<&str>::new());
     assert_eq!(unknown["unknown"].as_array().map(Vec::len), Some(3), "{unknown}");
     assert!(!unknown.to_string().contains("hunter2"), "{unknown}");
+    // Whether the text can be translated is not known, and so it does not count as failed.
+    let untranslated = json!({"job_id": command["job_id"], "project_id": 1, "image_descriptions": ["一座寧靜的山景"]});
+    let untranslated = estimate(&env, &untranslated).await?;
+    assert_eq!((&untranslated["to_generate"], &untranslated["cost_usd"]), (&Value::Null, &Value::Null));
+    assert_eq!(warning_codes(&untranslated), Vec::<&str>::new());
     // Without the cache, the price is known.
     let output = env.run(&["estimate", "--upscaler", "fast", "--cache", "never", "A fox", "A bear"]).await?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -124,7 +134,7 @@ async fn estimate_warns_of_what_would_stop_the_job() -> Result<()> {
     assert_eq!(within["budget"], json!({"limit_usd": 0.05, "spent_usd": 0.02, "left_usd": 0.03}));
     assert_eq!(within["duration"]["measured_jobs"], 1);
     let over = estimate(&env, &command(1, &["A bear", "An owl"], &json!({}))).await?;
-    assert_eq!(warning_codes(&over), ["no_worker", "daily_budget"]);
+    assert_eq!(warning_codes(&over), ["no_worker", "daily_budget_short"]);
     assert!(over["warnings"][1]["message"].as_str().is_some_and(|text| text.contains("for 1 of 2 images")), "{over}");
 
     let check = async |command: Value, code: &str| -> Result<()> {
@@ -147,13 +157,29 @@ async fn estimate_warns_of_what_would_stop_the_job() -> Result<()> {
     check(command(1, &["A bear"], &json!({})), "insufficient_credits").await?;
     env.sandbox.set_credits(1_000.0);
 
+    // A job that has spent something: the limit is checked before each further request.
+    let partial = command(1, &["A bear", "An owl", "A wolf"], &json!({"max_cost_usd": 0.07}));
+    env.set("WORKER_DAILY_BUDGET_USD", "5");
+    env.generate(&partial).await?.expect_data("completed")?;
+    let unfinished = "status = 'waiting', terminal_event = NULL, cost_usd = 0.04";
+    env.execute(&format!("UPDATE jobs SET {unfinished} WHERE total = 3")).await?;
+    env.execute("UPDATE assets SET status = 'pending' WHERE \"index\" > 1").await?;
+    let partial = estimate(&env, &partial).await?;
+    assert_eq!((&partial["to_generate"], &partial["cost_usd"]), (&json!(1), &json!(0.02)), "{partial}");
+    assert_eq!(warning_codes(&partial)[0], "budget_exceeded");
+    // What the engine refuses is known before the text is translated.
+    let _gemini = env.start_gemini().await?;
+    let refused = command(1, &["狐狸"], &json!({"engine": "core", "steps": 20}));
+    let refused = estimate(&env, &refused).await?;
+    assert_eq!(warning_codes(&refused)[0], "success_rate_too_low", "{refused}");
+
     assert_eq!(env.run(&["pause", "--reason", "invoice overdue"]).await?.status.code(), Some(0));
     let paused = estimate(&env, &command(1, &["A bear"], &json!({}))).await?;
     assert_eq!(warning_codes(&paused), ["paused"]);
     assert_eq!(paused["duration"]["waiting_seconds"], Value::Null);
     let shown = env.run(&["submit", "--dry-run", "A bear"]).await?;
     assert!(String::from_utf8_lossy(&shown.stdout).contains("warning: paused: the account gate is closed"));
-    assert_eq!(env.sandbox.ledger().charged, 1, "estimates are free");
+    assert_eq!(env.sandbox.ledger().charged, 4, "estimates are free");
     Ok(())
 }
 
@@ -169,7 +195,7 @@ async fn estimate_of_many_commands_is_their_sum() -> Result<()> {
     let total: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!((&total["commands"], &total["images"], &total["cached"]), (&json!(2), &json!(4), &json!(1)));
     assert_eq!((&total["to_generate"], &total["cost_usd"]), (&json!(3), &json!(0.06)));
-    assert_eq!(warning_codes(&total), ["no_worker", "daily_budget"]);
+    assert_eq!(warning_codes(&total), ["no_worker", "daily_budget_short"]);
     assert!(env.queue_names().await?.is_empty(), "nothing was declared or sent");
     Ok(())
 }

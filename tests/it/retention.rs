@@ -172,6 +172,73 @@ async fn killed_purge_is_completed_by_the_next_one() -> Result<()> {
 }
 
 #[tokio::test]
+async fn jobs_whose_files_or_messages_are_left_stay() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    for project in 1..=3 {
+        env.generate(&command(project, &["A fox"], &json!({}))).await?.expect_data("completed")?;
+    }
+    mark_published(&env).await?;
+    // A directory cannot be removed as a file.
+    let file = env.stored_path("projects/1/assets/image_001.png");
+    std::fs::remove_file(&file)?;
+    std::fs::create_dir_all(file.join("below"))?;
+    env.execute("INSERT INTO outbox SELECT id, 0, '{}' FROM jobs WHERE project_id = 2").await?;
+    let purge = ["purge", "--older-than", "0s", "--files", "--json"];
+    let output = env.run(&purge).await?;
+    assert_eq!(output.status.code(), Some(69));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("1 jobs were not purged") && error.contains("file not removed"), "{error}");
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout)?["jobs"], 1);
+    assert_eq!(statuses(&env).await?, ["completed", "completed", "purged"]);
+    env.execute("DELETE FROM outbox").await?;
+    std::fs::remove_dir_all(&file)?;
+    assert_eq!(run_json(&env, &purge[..4]).await?["jobs"], 2);
+
+    // Without the storage of the files, nothing is removed.
+    env.generate(&command(4, &["A fox"], &json!({}))).await?.expect_data("completed")?;
+    mark_published(&env).await?;
+    let elsewhere = env.folder().join("elsewhere");
+    env.set("ASSET_STORAGE_URL", format!("file://{}", elsewhere.display()));
+    let refused = env.run(&purge).await?;
+    assert_eq!(refused.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("ASSET_STORAGE_URL: the folder does not exist"));
+    assert_eq!(statuses(&env).await?.last(), Some(&json!("completed")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn images_of_a_purged_retry_are_not_made_again() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    let (_worker, producer, mut events) = env.start_worker_and_events().await?;
+    let job = command(1, &["A fox [fault:status=400 x1]"], &json!({}));
+    producer.publish(&job).await?;
+    events.wait_for_data("failed").await?;
+    let retry = ["jobs", "retry", "--all-failed", "--since", "1h"];
+    let first = run_json(&env, &retry).await?;
+    events.wait_for_data("completed").await?;
+    let retry_id = first[0]["job_id"].as_str().context("job_id is missing")?.to_owned();
+    // The event of the first job is not published, so that only its retry is purged.
+    let is_published = async || {
+        let rows = env.query_rows("SELECT id FROM jobs WHERE published_at IS NULL").await.ok()?;
+        rows.is_empty().then_some(())
+    };
+    wait::wait_until("both events to be recorded as published", WAIT_TIMEOUT, is_published).await?;
+    env.execute("UPDATE jobs SET published_at = NULL WHERE retry_of IS NULL").await?;
+    assert_eq!(run_json(&env, &["purge", "--older-than", "0s"]).await?["jobs"], 1);
+    assert_eq!(run_json(&env, &retry).await?, json!([]));
+    let again = run_json(&env, &["jobs", "retry", job["job_id"].as_str().context("job_id is missing")?]).await?;
+    assert_ne!(again[0]["job_id"], json!(retry_id), "its id belongs to the purged retry");
+    events.wait_for_data("completed").await?;
+    // The id is kept as long as the first job.
+    env.execute("UPDATE jobs SET purged_at = '2020-01-01T00:00:00Z' WHERE status = 'purged'").await?;
+    run_json(&env, &["purge", "--older-than", "1h"]).await?;
+    assert!(statuses(&env).await?.contains(&json!("purged")));
+    Ok(())
+}
+
+#[tokio::test]
 async fn only_one_process_purges_at_a_time() -> Result<()> {
     let mut env = TestEnv::new().await?;
     env.make_images_small();

@@ -16,7 +16,7 @@ const ROUNDS: u32 = 5;
 /// The first of these projects.
 const FIRST_PROJECT: u32 = 1_000;
 /// Backlog of the worker, in jobs and images a job; more than it can do.
-const BACKLOG: (usize, usize) = (600, 20);
+const BACKLOG: (usize, usize) = (1_500, 20);
 /// Time in which the worker gets up to speed.
 const WARM_UP: Duration = Duration::from_secs(5);
 
@@ -25,6 +25,7 @@ pub(crate) async fn measure_purge() -> Result<MeasurementResult> {
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.disable_log_output();
     env.sandbox.set_sketch(true);
+    env.sandbox.set_credits(1e6);
     env.set("STABILITY_RATE_LIMIT", "100000");
     let migrated = env.run(&["migrate"]).await?;
     ensure!(migrated.status.success(), "migrate failed");

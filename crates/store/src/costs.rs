@@ -53,8 +53,9 @@ impl Store {
         let backend = self.db.get_database_backend();
         let day = Dialect::for_backend(backend).created_day;
         // The first condition can use an index. On SQLite, it compares texts.
-        let condition = format!("jobs.created_at >= $1 AND {day} >= $2 AND jobs.status <> 'purged'");
-        let jobs = job_sums(backend, &condition, "job_id IS NOT NULL");
+        let condition = format!("jobs.created_at >= $1 AND {day} >= $2 AND jobs.status NOT IN ('purged', 'cancelled')");
+        let assets = format!("job_id IN (SELECT id FROM jobs WHERE {condition})");
+        let jobs = job_sums(backend, &condition, &assets);
         let all = format!("({jobs} UNION ALL SELECT * FROM purged_costs WHERE day >= $2) sums");
         let sql = match key {
             CostKey::Project | CostKey::Engine => {
@@ -80,9 +81,9 @@ impl Store {
 /// and may limit the assets that are read.
 fn job_sums(backend: DbBackend, jobs: &str, assets: &str) -> String {
     let day = Dialect::for_backend(backend).created_day;
-    // An image that the upscaler was asked for needs two requests.
-    let needed =
-        "CASE WHEN metadata ->> 'upscaler' = 'fast' OR metadata ->> 'requested_upscaler' = 'fast' THEN 2 ELSE 1 END";
+    // A completed image that the upscaler was asked for needs two requests.
+    let needed = "CASE WHEN status = 'completed' AND \
+        (metadata ->> 'upscaler' = 'fast' OR metadata ->> 'requested_upscaler' = 'fast') THEN 2 ELSE 1 END";
     let completed = "CASE WHEN status = 'completed' THEN 1 ELSE 0 END";
     let cached = "CASE WHEN status = 'completed' AND metadata ->> 'origin' = 'cache' THEN 1 ELSE 0 END";
     let retries = format!("CASE WHEN requests > {needed} THEN requests - {needed} ELSE 0 END");

@@ -55,7 +55,7 @@ pub use migration::SchemaState;
 pub use outbox::StoredMessage;
 pub use pause::Pause;
 pub use preview::{ClaimPreview, JobDuration, KnownState};
-pub use purge::{KEPT_DAYS, PurgeCount, PurgeFilter, PurgeableJob};
+pub use purge::{PurgeCount, PurgeFilter, PurgeableJob};
 pub use quota::Pace;
 pub use report::{AssetReport, JobFilter, JobReport};
 pub use spending::{CostReservation, LeasedImage};

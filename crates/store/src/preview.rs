@@ -68,8 +68,6 @@ impl ClaimPreview {
 /// How long a completed job took.
 #[derive(Debug, Clone, Copy, FromQueryResult)]
 pub struct JobDuration {
-    /// Number of its images.
-    pub images: i32,
     /// Number of its requests.
     pub requests: i64,
     /// When it was first claimed.
@@ -126,7 +124,6 @@ impl Store {
         let newest = "SELECT id FROM jobs ORDER BY created_at DESC, id DESC LIMIT 500";
         job::Entity::find()
             .select_only()
-            .column_as(job::Column::Total, "images")
             .column(job::Column::CreatedAt)
             .column(job::Column::FinishedAt)
             .expr_as(Expr::cust("(SELECT sum(requests) FROM assets WHERE assets.job_id = jobs.id)"), "requests")

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use domain::state::{JobState, RowState, job as step};
+use domain::state::job as step;
 use sea_orm::sea_query::{Expr, Query, SimpleExpr};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, FromQueryResult, QueryFilter, QueryOrder,
-    QuerySelect, Statement, TransactionTrait,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, FromQueryResult, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, Statement, TransactionTrait,
 };
 use time::OffsetDateTime;
 use tracing::Instrument;
@@ -22,7 +22,7 @@ use super::lease::precondition;
 use super::{QueryExt, Store, StoreError, asset, job, outbox, translation};
 
 /// How long the id of a purged job is kept, in days.
-pub const KEPT_DAYS: i64 = 30;
+const KEPT_DAYS: i64 = 30;
 /// Name of the turn in the table `sweeps`.
 const TURN: &str = "purge";
 
@@ -100,22 +100,32 @@ impl Store {
         self.take_turn(TURN, holder, Duration::ZERO).await.map(drop)
     }
 
+    /// Counts the jobs that a purge would remove.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be counted.
+    pub async fn count_purgeable_jobs(&self, filter: PurgeFilter) -> Result<u64, StoreError> {
+        PaginatorTrait::count(job::Entity::find().filter(purgeable(filter)), &self.db)
+            .with_timeout("count jobs to purge")
+            .await
+    }
+
     /// Counts what a purge would remove.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if it cannot be read.
     pub async fn count_purgeable(&self, filter: PurgeFilter) -> Result<PurgeCount, StoreError> {
-        let doing = "count jobs to purge";
-        let jobs = job::Entity::find().filter(purgeable(filter));
-        let jobs = sea_orm::PaginatorTrait::count(jobs, &self.db).with_timeout(doing).await?;
+        let doing = "count images to purge";
+        let jobs = self.count_purgeable_jobs(filter).await?;
         let ids = Query::select().column(job::Column::Id).from(job::Entity).cond_where(purgeable(filter)).to_owned();
         let count = asset::Entity::find()
             .select_only()
             .expr_as(Expr::cust("count(*)"), "images")
-            .expr_as(Expr::cust("count(CASE WHEN status = 'completed' THEN file_path END)"), "files")
+            .expr_as(Expr::cust("count(file_path)"), "files")
             .expr_as(
-                Expr::cust("CAST(COALESCE(sum(CASE WHEN status = 'completed' THEN size_bytes END), 0) AS BIGINT)"),
+                Expr::cust("CAST(COALESCE(sum(CASE WHEN file_path IS NOT NULL THEN size_bytes END), 0) AS BIGINT)"),
                 "bytes",
             )
             .filter(asset::Column::JobId.in_subquery(ids))
@@ -158,14 +168,9 @@ impl Store {
                 .all(&self.db)
                 .with_timeout(doing)
                 .await?;
-            let images: Vec<(Uuid, String, Option<String>, Option<i64>)> = asset::Entity::find()
+            let images: Vec<(Uuid, Option<String>, Option<i64>)> = asset::Entity::find()
                 .select_only()
-                .columns([
-                    asset::Column::JobId,
-                    asset::Column::Status,
-                    asset::Column::FilePath,
-                    asset::Column::SizeBytes,
-                ])
+                .columns([asset::Column::JobId, asset::Column::FilePath, asset::Column::SizeBytes])
                 .filter(asset::Column::JobId.is_in(found.iter().map(|(job_id, _)| *job_id)))
                 .into_tuple()
                 .all(&self.db)
@@ -175,12 +180,13 @@ impl Store {
             let mut jobs: Vec<PurgeableJob> = found.into_iter().map(new_job).collect();
             let positions: HashMap<Uuid, usize> =
                 jobs.iter().enumerate().map(|(position, job)| (job.job_id, position)).collect();
-            for (job_id, status, path, bytes) in images {
+            for (job_id, path, bytes) in images {
                 let Some(job) = positions.get(&job_id).and_then(|position| jobs.get_mut(*position)) else {
                     continue;
                 };
                 job.images += 1;
-                if let Some(path) = path.filter(|_| status == RowState::Completed.as_str()) {
+                // A file may also have been written for an image that failed because it could not be stored.
+                if let Some(path) = path {
                     job.files.push((path, bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default()));
                 }
             }
@@ -191,14 +197,14 @@ impl Store {
     }
 
     /// Purges jobs, in one transaction: deletes their images, and keeps of each the id, the digest and the kind of its end.
-    /// Their costs are added to the kept sums.
+    /// Their costs are added to the kept sums. Returns the jobs that were purged: not those that are purged already.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn purge_jobs(&self, ids: &[Uuid]) -> Result<(), StoreError> {
+    pub async fn purge_jobs(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
         if ids.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         async {
             let doing = "purge jobs";
@@ -206,7 +212,7 @@ impl Store {
             let transaction = self.db.begin().with_timeout(doing).await?;
             let text = || Expr::value(Option::<String>::None);
             let json = || Expr::value(Option::<serde_json::Value>::None);
-            job::Entity::update_many()
+            let purged = job::Entity::update_many()
                 .col_expr(job::Column::Status, Expr::value(step::PURGE.to.as_str()))
                 .col_expr(job::Column::PurgedAt, Expr::value(now))
                 .col_expr(job::Column::UpdatedAt, Expr::value(now))
@@ -219,35 +225,42 @@ impl Store {
                 .col_expr(job::Column::CancelReason, text())
                 .filter(job::Column::Id.is_in(ids.iter().copied()))
                 .filter(is_published())
-                .exec(&transaction)
+                .exec_with_returning(&transaction)
                 .with_timeout(doing)
                 .await?;
-            keep_costs(&transaction, ids).with_timeout(doing).await?;
-            let purged = Query::select()
-                .column(job::Column::Id)
-                .from(job::Entity)
-                .and_where(job::Column::Id.is_in(ids.iter().copied()))
-                .and_where(job::Column::Status.eq(JobState::Purged.as_str()))
-                .to_owned();
-            asset::Entity::delete_many()
-                .filter(asset::Column::JobId.in_subquery(purged))
-                .exec(&transaction)
-                .with_timeout(doing)
-                .await?;
-            transaction.commit().with_timeout(doing).await
+            let purged: Vec<Uuid> = purged.into_iter().map(|row| row.id).collect();
+            if !purged.is_empty() {
+                keep_costs(&transaction, &purged).with_timeout(doing).await?;
+                asset::Entity::delete_many()
+                    .filter(asset::Column::JobId.is_in(purged.iter().copied()))
+                    .exec(&transaction)
+                    .with_timeout(doing)
+                    .await?;
+            }
+            transaction.commit().with_timeout(doing).await?;
+            Ok(purged)
         }
         .instrument(self.operation_span("purge", "jobs"))
         .await
     }
 
-    /// Removes what is kept of jobs that were purged [`KEPT_DAYS`] ago. Returns their number.
+    /// Removes what is kept of jobs that were purged 30 days ago, at most `limit`. Returns their number. A job that made
+    /// images of another one again is kept as long as that one, so that no later job gets its id.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn forget_purged_jobs(&self) -> Result<u64, StoreError> {
+    pub async fn forget_purged_jobs(&self, limit: u64) -> Result<u64, StoreError> {
+        let is_first_known = "EXISTS (SELECT 1 FROM jobs first WHERE first.id = jobs.retry_of)";
+        let old = Query::select()
+            .column(job::Column::Id)
+            .from(job::Entity)
+            .and_where(job::Column::PurgedAt.lt(OffsetDateTime::now_utc() - time::Duration::days(KEPT_DAYS)))
+            .and_where(Expr::cust(is_first_known).not())
+            .limit(limit)
+            .to_owned();
         job::Entity::delete_many()
-            .filter(job::Column::PurgedAt.lt(OffsetDateTime::now_utc() - time::Duration::days(KEPT_DAYS)))
+            .filter(job::Column::Id.in_subquery(old))
             .exec(&self.db)
             .with_timeout("forget purged jobs")
             .instrument(self.operation_span("delete", "jobs"))
@@ -262,17 +275,23 @@ impl Store {
     /// [`StoreError`] if they cannot be read.
     pub async fn count_unused_translations(&self, since: OffsetDateTime) -> Result<u64, StoreError> {
         let unused = translation::Entity::find().filter(unused_since(since));
-        sea_orm::PaginatorTrait::count(unused, &self.db).with_timeout("count unused translations").await
+        PaginatorTrait::count(unused, &self.db).with_timeout("count unused translations").await
     }
 
-    /// Deletes translations that no job has used since then. Returns their number.
+    /// Deletes translations that no job has used since then, at most `limit`. Returns their number.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn delete_unused_translations(&self, since: OffsetDateTime) -> Result<u64, StoreError> {
-        let deleted = translation::Entity::delete_many().filter(unused_since(since)).exec(&self.db);
-        deleted.with_timeout("delete unused translations").await.map(|result| result.rows_affected)
+    pub async fn delete_unused_translations(&self, since: OffsetDateTime, limit: u64) -> Result<u64, StoreError> {
+        let unused = Query::select()
+            .column(translation::Column::Digest)
+            .from(translation::Entity)
+            .and_where(unused_since(since))
+            .limit(limit)
+            .to_owned();
+        let deleted = translation::Entity::delete_many().filter(translation::Column::Digest.in_subquery(unused));
+        deleted.exec(&self.db).with_timeout("delete unused translations").await.map(|result| result.rows_affected)
     }
 
     /// Takes a turn by its name for `duration`, or prolongs it. Returns whether `holder` has it.

@@ -32,7 +32,7 @@ pub struct JobReport {
     pub job_id: Uuid,
     /// The id of its project.
     pub project_id: i64,
-    /// `waiting`, `running`, `completed`, `failed` or `cancelled`.
+    /// `waiting`, `running`, `completed`, `failed`, `cancelled` or `purged`.
     pub status: String,
     /// The job whose images it makes again.
     #[serde(skip_serializing_if = "Option::is_none")]

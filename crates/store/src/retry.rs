@@ -62,10 +62,12 @@ impl Store {
         project_id: Option<i64>,
     ) -> Result<Vec<Uuid>, StoreError> {
         let over = [JobFailureCode::Cancelled, JobFailureCode::Expired].map(JobFailureCode::as_str);
+        // The images of a purged retry are not known any more.
         let is_retried = Expr::cust(
-            "EXISTS (SELECT 1 FROM jobs retry JOIN assets made ON made.job_id = retry.id JOIN assets failed \
+            "(EXISTS (SELECT 1 FROM jobs retry WHERE retry.retry_of = jobs.id AND retry.purged_at IS NOT NULL) \
+             OR EXISTS (SELECT 1 FROM jobs retry JOIN assets made ON made.job_id = retry.id JOIN assets failed \
              ON failed.job_id = retry.retry_of AND failed.\"index\" = made.original_index AND failed.status = 'failed' \
-             WHERE retry.retry_of = jobs.id AND (retry.lease_token > 0 OR retry.terminal_event IS NOT NULL))",
+             WHERE retry.retry_of = jobs.id AND (retry.lease_token > 0 OR retry.terminal_event IS NOT NULL)))",
         );
         let mut query = job::Entity::find()
             .select_only()

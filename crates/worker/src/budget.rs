@@ -103,7 +103,7 @@ impl JobBudget {
     pub(crate) async fn find_shortfall(&self, images: u32, client: &Client) -> Option<(JobFailureCode, String)> {
         // After charged attempts, `max_cost_usd` is checked only before each request.
         let limit = self.max_cost_usd.filter(|_| self.spending.borrow().charged == MicroUsd::default());
-        if let Some(excess) = limit.and_then(|limit| self.prices.exceed_max_cost(images, limit)) {
+        if let Some(excess) = limit.and_then(|limit| self.prices.find_max_cost_excess(images, limit)) {
             return Some(excess);
         }
         // An admitted job finds out whether paid requests are accepted; its shortfall must not count as an attempt.
@@ -111,7 +111,7 @@ impl JobBudget {
             return None;
         }
         match self.cancel.token().run_until_cancelled(client.balance()).await? {
-            Ok(Balance { credits, .. }) => self.prices.exceed_credits(images, credits),
+            Ok(Balance { credits, .. }) => self.prices.find_credit_shortfall(images, credits),
             Err(error) => {
                 warn!(error = error_chain(&error), "account balance could not be read; the job continues");
                 None

@@ -93,7 +93,7 @@ enum Subcommand {
 
 impl Subcommand {
     /// The log filter if `RUST_LOG` is not set: `info` for the worker, only warnings and errors for other subcommands.
-    /// What lapin logs, they report as errors of their own.
+    /// The errors that lapin logs are not shown: each subcommand reports them itself.
     fn default_log_filter(&self) -> &'static str {
         if matches!(self, Self::Run) { "info" } else { "warn,lapin=off" }
     }

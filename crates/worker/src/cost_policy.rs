@@ -75,7 +75,7 @@ impl RequestPrices {
     }
 
     /// Why this many images may not be paid for: they cost more than `max_cost_usd`.
-    pub(crate) fn exceed_max_cost(&self, images: u32, max_cost_usd: f64) -> Option<(JobFailureCode, String)> {
+    pub(crate) fn find_max_cost_excess(&self, images: u32, max_cost_usd: f64) -> Option<(JobFailureCode, String)> {
         let affordable = self.per_image().affordable_count(MicroUsd::from_usd(max_cost_usd));
         affordable.is_some_and(|affordable| affordable < images).then(|| {
             let limit = format_usd(max_cost_usd);
@@ -86,7 +86,7 @@ impl RequestPrices {
     }
 
     /// Why this many images cannot be paid for: they cost more than the account's credits are worth.
-    pub(crate) fn exceed_credits(&self, images: u32, credits: f64) -> Option<(JobFailureCode, String)> {
+    pub(crate) fn find_credit_shortfall(&self, images: u32, credits: f64) -> Option<(JobFailureCode, String)> {
         let cost_usd = self.per_image().total_usd(images);
         (!is_covered_by(cost_usd, credits)).then(|| {
             let (cost, remaining) = (format_usd(cost_usd), format_usd(credits_to_usd(credits)));

@@ -3,13 +3,12 @@
 //! The checks are those of a run: the same plan, cache lookup, prices, limits and gate.
 
 mod duration;
-mod surroundings;
+mod inputs;
 
 use domain::command::{CacheMode, Command};
-use domain::failure::ImageFailureCode;
+use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::money::MicroUsd;
 use domain::outcome::{ImageFailure, ImageState, Tally};
-use domain::prompt::needs_translation;
 use domain::style::Style;
 use domain::upscaler::Upscaler;
 use picture::QualityCheck;
@@ -17,15 +16,15 @@ use serde::Serialize;
 use store::{ClaimOptions, ClaimPreview, ClaimedImage, KnownState, Lookup, Store, StoreError};
 use uuid::Uuid;
 
-use crate::cost_policy::{CostPolicy, RequestPrices};
+use crate::cost_policy::{CostPolicy, RequestPrices, format_usd};
 use crate::error_chain::error_chain;
-use crate::image::has_cached;
+use crate::image::{ImageTask, has_cached};
 use crate::image_pool::ImagePool;
 use crate::job::plan::{Plan, PlanFailure, Planner, style_texts, upscaler_conflict};
 use crate::settings::Settings;
 use crate::translation::find_known;
-pub(crate) use duration::Duration;
-pub(crate) use surroundings::{Budget, Surroundings};
+pub(crate) use duration::DurationEstimate;
+pub(crate) use inputs::{BUDGET_SHORTAGE, Budget, Inputs};
 
 /// What a command would cost and how long it would take. What is not known is `None`.
 #[derive(Debug, Clone, Serialize)]
@@ -47,7 +46,7 @@ pub(crate) struct Estimate {
     /// What the requests would cost.
     pub(crate) cost_usd: Option<f64>,
     pub(crate) translation: TranslationEstimate,
-    pub(crate) duration: Duration,
+    pub(crate) duration: DurationEstimate,
     pub(crate) budget: Budget,
     /// What would stop or delay the job.
     pub(crate) warnings: Vec<Warning>,
@@ -67,7 +66,8 @@ pub(crate) struct TranslationEstimate {
 /// Why a job would not run at once, or not to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Warning {
-    /// A failure code, a reason of the account gate, or `already_ended`, `job_id_conflict` or `no_worker`.
+    /// A failure code, a reason of the account gate, or `already_ended`, `job_id_conflict`, `no_worker` or
+    /// [`BUDGET_SHORTAGE`].
     pub(crate) code: &'static str,
     pub(crate) message: String,
 }
@@ -85,7 +85,7 @@ pub(crate) struct Estimator {
     cost_policy: CostPolicy,
     default_style: Style,
     pool: ImagePool,
-    surroundings: Surroundings,
+    inputs: Inputs,
 }
 
 /// The images of a command by what a run would do with them.
@@ -101,49 +101,55 @@ struct Forecast {
 }
 
 impl Estimator {
-    pub(crate) fn new(settings: &Settings, surroundings: Surroundings) -> Self {
+    pub(crate) fn new(settings: &Settings, inputs: Inputs) -> Self {
         Self {
             settings: settings.clone(),
             planner: Planner::new(settings),
             cost_policy: CostPolicy::new(settings),
             default_style: settings.default_style(),
             pool: ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness }),
-            surroundings,
+            inputs,
         }
     }
 
     /// The day's budget, without this estimate.
     pub(crate) fn budget(&self) -> Budget {
-        self.surroundings.budget
+        self.inputs.budget
     }
 
     /// Estimates one command. A database that fails meanwhile counts as not known.
     pub(crate) async fn estimate(&self, command: &Command) -> Estimate {
-        let mut unknown = self.surroundings.unknown.clone();
-        let forecast = match self.forecast(command, self.surroundings.store.as_ref()).await {
+        let mut unknown = self.inputs.unknown.clone();
+        let mut store = self.inputs.store.as_ref();
+        let forecast = match self.forecast(command, store).await {
             Ok(forecast) => forecast,
             Err(error) => {
                 unknown.push(error_chain(&error));
-                self.forecast(command, None).await.expect("without a database, nothing can fail")
+                store = None;
+                self.forecast(command, store).await.expect("without a database, nothing can fail")
             }
         };
         let Forecast { preview, translation, cached, to_generate, stopped, mut warnings } = forecast;
         let upscaler = command.config.upscaler.unwrap_or_default();
         let prices = self.prices(&preview.engine, upscaler);
-        let to_generate = if stopped.is_some() { Some(0) } else { to_generate };
-        let is_stopped = stopped.is_some();
-        warnings.splice(0..0, stopped);
-        if !is_stopped {
-            warnings.extend(self.surroundings.delays());
+        let mut to_generate = if stopped.is_some() { Some(0) } else { to_generate };
+        if let Some(warning) = stopped {
+            warnings.insert(0, warning);
+        } else {
+            if let Some((affordable, warning)) = find_partial_excess(command, &preview, prices, to_generate) {
+                to_generate = Some(affordable);
+                warnings.push(warning);
+            }
+            warnings.extend(self.inputs.delays());
             warnings.extend(to_generate.and_then(|images| self.budget().find_shortage(images, prices.per_image())));
         }
         let tally = Tally::from_images(preview.images.iter().map(|image| &image.state));
-        let duration = duration::estimate(&self.settings, &self.surroundings, command, to_generate, upscaler);
+        let duration = duration::estimate(&self.settings, &self.inputs, command, to_generate, upscaler);
         Estimate {
             job_id: command.job_id,
             project_id: command.project_id,
             images: to_u32(command.image_descriptions.len()),
-            completed: self.surroundings.store.is_some().then_some(tally.completed),
+            completed: store.is_some().then_some(tally.completed),
             cached,
             to_generate,
             engine: preview.engine,
@@ -163,7 +169,7 @@ impl Estimator {
         self.cost_policy.request_prices(engine.parse().unwrap_or_default(), upscaler)
     }
 
-    /// Predicts what a run would do, in the order of its checks.
+    /// Predicts what a run would do.
     async fn forecast(&self, command: &Command, store: Option<&Store>) -> Result<Forecast, StoreError> {
         let terms = ClaimOptions {
             lease_duration: self.settings.jobs.lease,
@@ -184,24 +190,29 @@ impl Estimator {
         let known = english.len();
         let translation =
             TranslationEstimate { texts: known + untranslated.len(), known: store.is_some().then_some(known) };
-        // What Gemini translates is not known: such an image cannot be in the cache, because its translation would be stored.
-        let needs_gemini = |text: &str| needs_translation(text) && untranslated.contains(&text);
         let has_gemini = self.settings.translation.gemini.is_some();
-        let all_need_gemini = has_gemini && style_texts(&preview.style).any(needs_gemini);
-        let (later, planned): (Vec<&ClaimedImage>, Vec<&ClaimedImage>) =
-            missing.iter().partition(|image| all_need_gemini || (has_gemini && needs_gemini(&image.description)));
-        if !has_gemini {
+        if has_gemini || store.is_none() {
+            // The other rules of a request are checked with any text.
+            english.set_placeholders(&untranslated);
+        } else {
             english.set_untranslatable(&untranslated);
         }
-        let Plan { tasks, failures } = self.planner.plan(command, &preview.engine, &preview.style, &english, &planned);
+        let Plan { tasks, failures } = self.planner.plan(command, &preview.engine, &preview.style, &english, &missing);
         let cache_mode = command.config.cache.unwrap_or_default();
-        let fingerprints: Vec<Uuid> = tasks.iter().map(|task| task.fingerprint).collect();
+        let is_untranslated = |text: &str| untranslated.contains(&text);
+        let style_is_untranslated = style_texts(&preview.style).any(is_untranslated);
+        // An image with a new translation counts as not cached.
+        let is_planned = |task: &&ImageTask| !style_is_untranslated && !is_untranslated(&task.description);
+        let fingerprints: Vec<Uuid> = tasks.iter().filter(is_planned).map(|task| task.fingerprint).collect();
         let cached = self.count_cached(store, cache_mode, &fingerprints).await?;
-        let requests = to_u32(tasks.len() + later.len());
+        // Without a database and Gemini, it is not known whether these images can be requested.
+        let is_certain = has_gemini || store.is_some() || untranslated.is_empty();
+        let requests = to_u32(tasks.len());
         let to_generate = match cache_mode {
             CacheMode::Prefer => cached.map(|cached| requests.saturating_sub(cached)),
             CacheMode::Never | CacheMode::OnFailure => Some(requests),
         };
+        let to_generate = to_generate.filter(|_| is_certain);
         // Funds are checked before the images are planned, unless cached images may reduce the number of requests.
         let to_pay = match cache_mode {
             CacheMode::Prefer => to_generate,
@@ -222,7 +233,7 @@ impl Estimator {
         if cache_mode == CacheMode::Never {
             return Ok(Some(0));
         }
-        let (Some(store), Some(storage)) = (store, self.surroundings.storage.as_ref()) else { return Ok(None) };
+        let (Some(store), Some(storage)) = (store, self.inputs.storage.as_ref()) else { return Ok(None) };
         let mut cached = 0;
         for fingerprint in fingerprints {
             cached += u32::from(has_cached(store, storage, &self.pool, *fingerprint).await?);
@@ -254,11 +265,28 @@ impl Estimator {
         let images = to_pay.filter(|images| *images > 0)?;
         // After charged attempts, the limit is checked only before each request.
         let limit = command.config.max_cost_usd.filter(|_| MicroUsd::from_usd(preview.cost_usd) == MicroUsd::default());
-        let excess = limit.and_then(|limit| prices.exceed_max_cost(images, limit));
-        let credits = self.surroundings.credits.filter(|_| self.cost_policy.checks_balance());
-        let excess = excess.or_else(|| prices.exceed_credits(images, credits?));
+        let excess = limit.and_then(|limit| prices.find_max_cost_excess(images, limit));
+        let credits = self.inputs.credits.filter(|_| self.cost_policy.checks_balance());
+        let excess = excess.or_else(|| prices.find_credit_shortfall(images, credits?));
         excess.map(|(code, message)| Warning::new(code.as_str(), message))
     }
+}
+
+/// The number of images that `max_cost_usd` still pays for, if a job that has spent something reaches it. Its limit is
+/// checked before each request only.
+fn find_partial_excess(
+    command: &Command,
+    preview: &ClaimPreview,
+    prices: RequestPrices,
+    to_generate: Option<u32>,
+) -> Option<(u32, Warning)> {
+    let (images, limit) = to_generate.zip(command.config.max_cost_usd)?;
+    let spent = MicroUsd::from_usd(preview.cost_usd);
+    let left = MicroUsd((MicroUsd::from_usd(limit).0 - spent.0).max(0));
+    let affordable = prices.per_image().affordable_count(left).filter(|count| *count < images && spent.0 > 0)?;
+    let left = format_usd(left.usd());
+    let message = format!("USD {left} of max_cost_usd is left, for {affordable} of {images} images");
+    Some((affordable, Warning::new(JobFailureCode::BudgetExceeded.as_str(), message)))
 }
 
 /// Sets the state of images that cannot be requested.

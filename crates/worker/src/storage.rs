@@ -264,38 +264,34 @@ impl Storage {
         }
     }
 
-    /// Removes files. Those that do not exist count as removed.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`] of the first file that cannot be removed; others may have been removed.
-    pub async fn delete_all(&self, paths: &[String]) -> Result<(), StorageError> {
+    /// Removes files, and returns those that could not be removed, each with the reason. Files that do not exist count as
+    /// removed.
+    pub async fn delete_all(&self, paths: &[String]) -> Vec<(String, StorageError)> {
         let keys: Vec<_> = paths.iter().map(|path| Ok(Key::from(path.as_str()))).collect();
-        let mut deleted = self.store.delete_stream(stream::iter(keys).boxed());
-        let mut paths = paths.iter();
-        loop {
-            // The results are in the order of the paths.
-            let path = paths.next().map_or("files", String::as_str);
-            let next = async { deleted.next().await.transpose() };
+        let mut results = self.store.delete_stream(stream::iter(keys).boxed());
+        let mut failed = Vec::new();
+        // The results are in the order of the paths.
+        for path in paths {
+            let no_result = || object_store::Error::Generic { store: "storage", source: "no result".into() };
+            let next = async { results.next().await.unwrap_or_else(|| Err(no_result())) };
             match with_timeout("remove", path, next).await {
-                Ok(Some(_)) | Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => {}
-                Ok(None) => return Ok(()),
-                Err(error) => return Err(error),
+                Ok(_) | Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => {}
+                Err(error) => failed.push((path.clone(), error)),
             }
         }
+        failed
     }
 
-    /// The paths and sizes of all files of projects.
+    /// The paths of all files of projects.
     ///
     /// # Errors
     ///
     /// An item is an error if the files cannot be listed.
-    pub fn list_files(&self) -> impl Stream<Item = Result<(String, u64), StorageError>> + Send {
+    pub fn list_files(&self) -> impl Stream<Item = Result<String, StorageError>> + Send {
         let root = Key::from(asset_path::ROOT);
-        let list = self.store.list(Some(&root));
-        list.map(|file| {
+        self.store.list(Some(&root)).map(|file| {
             let list_error = |source| StorageError { operation: "list", path: asset_path::ROOT.to_owned(), source };
-            file.map(|file| (file.location.to_string(), file.size)).map_err(list_error)
+            file.map(|file| file.location.to_string()).map_err(list_error)
         })
     }
 

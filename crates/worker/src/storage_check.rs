@@ -61,7 +61,7 @@ pub(crate) async fn compare(store: &Store, storage: &Storage) -> Result<StorageD
     let mut files = 0;
     let mut without_rows = Vec::new();
     let mut listed = pin!(storage.list_files());
-    while let Some((path, _)) = listed.try_next().await? {
+    while let Some(path) = listed.try_next().await? {
         // Files whose name begins with a dot are those of checks.
         if path.rsplit('/').next().is_some_and(|name| name.starts_with('.')) {
             continue;

@@ -26,6 +26,11 @@ impl Translations {
         self.0.values().filter(|translation| translation.is_ok()).count()
     }
 
+    /// Sets the same English text for texts whose translation is not known yet.
+    pub(crate) fn set_placeholders(&mut self, texts: &[&str]) {
+        self.0.extend(texts.iter().map(|text| ((*text).to_owned(), Ok("a translation".to_owned()))));
+    }
+
     /// Sets the error of texts that nothing can translate without Gemini.
     pub(crate) fn set_untranslatable(&mut self, texts: &[&str]) {
         self.0.extend(texts.iter().map(|text| ((*text).to_owned(), Err(no_translator()))));

@@ -19,7 +19,7 @@ pub(super) struct Options {
     /// What to sum the costs by
     #[arg(long, value_name = "KEY", default_value = "project")]
     by: Key,
-    /// Time from which costs count, before now; whole days (UTC)
+    /// Count the costs of this time up to now, in whole UTC days
     #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
     since: Duration,
     /// Print CSV

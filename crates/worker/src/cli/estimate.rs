@@ -1,6 +1,7 @@
 //! `estimate`: shows what commands would cost and how long they would take. Sends and writes nothing.
 
 use domain::command::Command;
+use domain::money::MicroUsd;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -10,7 +11,7 @@ use super::exit::CliError;
 use super::screen::{Screen, to_json};
 use super::tables;
 use crate::cost_policy::format_usd;
-use crate::estimate::{Budget, Estimate, Estimator, Surroundings, Warning};
+use crate::estimate::{BUDGET_SHORTAGE, Budget, Estimate, Estimator, Inputs, Warning};
 use crate::settings::Settings;
 
 /// Number of warnings that are shown of a list of commands.
@@ -38,7 +39,8 @@ pub(super) async fn show(
 ) -> Result<(), CliError> {
     let output = match command_args.command_list() {
         None => {
-            let estimate = estimator(settings).await.estimate(&command_args.to_command()?).await;
+            let command = command_args.to_command()?;
+            let estimate = estimator(settings).await.estimate(&command).await;
             if as_json { to_json(&estimate) } else { format_estimate(&estimate) }
         }
         Some(list) => {
@@ -53,7 +55,7 @@ pub(super) async fn show(
 }
 
 async fn estimator(settings: &Settings) -> Estimator {
-    Estimator::new(settings, Surroundings::read(settings).await)
+    Estimator::new(settings, Inputs::read(settings).await)
 }
 
 /// The sums of the estimates of many commands.
@@ -84,17 +86,18 @@ async fn estimate_all(estimator: &Estimator, commands: &[Command]) -> Total {
         images: 0,
         cached: Some(0),
         to_generate: Some(0),
-        cost_usd: Some(0.0),
+        cost_usd: None,
         budget,
         warnings: Vec::new(),
         unknown: Vec::new(),
     };
+    let mut cost = Some(MicroUsd::default());
     for command in commands {
         let estimate = estimator.estimate(command).await;
         total.images += estimate.images;
         total.cached = add(total.cached, estimate.cached);
         total.to_generate = add(total.to_generate, estimate.to_generate);
-        total.cost_usd = total.cost_usd.zip(estimate.cost_usd).map(|(sum, cost)| sum + cost);
+        cost = cost.zip(estimate.cost_usd).map(|(sum, cost)| sum.plus(MicroUsd::from_usd(cost)));
         for warning in estimate.warnings {
             match total.warnings.iter_mut().find(|known| known.warning == warning) {
                 Some(known) => known.commands += 1,
@@ -105,14 +108,15 @@ async fn estimate_all(estimator: &Estimator, commands: &[Command]) -> Total {
         total.unknown.sort();
         total.unknown.dedup();
     }
+    total.cost_usd = cost.map(MicroUsd::usd);
     if let Some((cost, left)) = total.cost_usd.zip(budget.left_usd).filter(|(cost, left)| cost > left) {
         let message = format!(
             "USD {} of the daily budget is left, and the commands cost USD {}; the others wait until 00:00 UTC",
             format_usd(left),
             format_usd(cost)
         );
-        total.warnings.retain(|known| known.warning.code != "daily_budget");
-        let warning = Warning { code: "daily_budget", message };
+        total.warnings.retain(|known| known.warning.code != BUDGET_SHORTAGE);
+        let warning = Warning { code: BUDGET_SHORTAGE, message };
         total.warnings.push(TotalWarning { commands: commands.len(), warning });
     }
     total

@@ -36,7 +36,7 @@ enum Subcommand {
         /// List only jobs with this status
         #[arg(long, value_parser = PossibleValuesParser::new(["waiting", "running", "completed", "failed"]))]
         status: Option<String>,
-        /// List only jobs that were first claimed or submitted since then, before now, for example 2h
+        /// List only jobs that were first claimed or submitted within this time up to now, for example 2h
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         since: Option<Duration>,
         /// Maximum number of jobs

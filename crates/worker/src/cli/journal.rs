@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::command_list::CommandList;
@@ -46,6 +48,16 @@ impl Header {
     }
 }
 
+impl Header {
+    /// Whether the time of `expires_at` has passed.
+    fn has_expired(&self) -> bool {
+        let expires_at = self.config.get(EXPIRES_AT).and_then(Value::as_str);
+        expires_at
+            .and_then(|time| OffsetDateTime::parse(time, &Rfc3339).ok())
+            .is_some_and(|expires_at| expires_at <= OffsetDateTime::now_utc())
+    }
+}
+
 /// An open journal, which no other process may open.
 pub(super) struct Journal {
     file: File,
@@ -72,7 +84,8 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// [`CliError::Usage`] if the journal cannot be read, is open in another process, or belongs to another submission.
+    /// [`CliError::Usage`] if the journal cannot be read, is open in another process, belongs to another submission, or
+    /// holds expired commands that were not sent.
     pub(super) fn open(file: &Path, header: Header, ids: Vec<Uuid>) -> Result<Self, CliError> {
         let mut name = OsString::from(file);
         name.push(SUFFIX);
@@ -88,16 +101,35 @@ impl Journal {
         })?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(unusable)?;
-        let Some((first, known_ids, confirmed)) = parse(&text) else {
+        let (first, known_ids, confirmed) = match parse(&text) {
+            Contents::Complete(first, known_ids, confirmed) => (first, known_ids, confirmed),
             // Nothing has been sent before all ids were written.
-            return Ok(Self { file, path, header, ids, confirmed: 0, is_resumed: false });
+            Contents::Unwritten => {
+                return Ok(Self { file, path, header, ids, confirmed: 0, is_resumed: false });
+            }
+            Contents::Unknown => {
+                return Err(CliError::Usage(format!(
+                    "{} is not a journal of this program; move it, because the ids of the jobs are written there",
+                    path.display()
+                )));
+            }
         };
         // A line that was not written to its end is removed.
         let complete = text.rfind('\n').map_or(0, |end| end + 1);
         file.set_len(complete as u64).map_err(unusable)?;
+        let start_over = "to submit it again from its start, remove this file";
         if !first.is_same(&header) {
             return Err(CliError::Usage(format!(
-                "{} belongs to another submission: the file or the flags were changed; to submit it again from its start, remove this file",
+                "{} belongs to another submission: the file or the flags were changed; {start_over}",
+                path.display()
+            )));
+        }
+        if confirmed < known_ids.len() && first.has_expired() {
+            return Err(CliError::Usage(format!(
+                "--expires-in: the other commands have expired since the submission began; {} of {} were sent; \
+                 {start_over}: {}",
+                confirmed,
+                known_ids.len(),
                 path.display()
             )));
         }
@@ -147,17 +179,34 @@ impl Journal {
     }
 }
 
-/// Parses a journal; `None` if it does not hold all ids.
-fn parse(text: &str) -> Option<(Header, Vec<Uuid>, usize)> {
-    let mut lines = text.lines();
-    let header: Header = serde_json::from_str(lines.next()?).ok()?;
-    let (mut ids, mut confirmed) = (Vec::new(), 0);
-    for line in lines {
+/// What a file contains.
+enum Contents {
+    /// All ids, and the number of confirmed commands.
+    Complete(Header, Vec<Uuid>, usize),
+    /// Nothing, or the beginning of a journal.
+    Unwritten,
+    /// Something else.
+    Unknown,
+}
+
+fn parse(text: &str) -> Contents {
+    let Some((first, lines)) = text.split_once('\n') else {
+        // A header that was not written to its end.
+        return if text.is_empty() || text.starts_with('{') { Contents::Unwritten } else { Contents::Unknown };
+    };
+    let Ok(header) = serde_json::from_str::<Header>(first) else { return Contents::Unknown };
+    let (mut ids, mut confirmed) = (Vec::new(), None);
+    for line in lines.lines() {
         match serde_json::from_str(line) {
             Ok(Line::Id { job_id }) => ids.push(job_id),
-            Ok(Line::Confirmed { confirmed: count }) => confirmed = count.min(header.commands),
+            Ok(Line::Confirmed { confirmed: count }) => confirmed = Some(count.min(header.commands)),
+            // The last line may not be written to its end.
             Err(_) => {}
         }
     }
-    (ids.len() == header.commands).then_some((header, ids, confirmed))
+    match confirmed {
+        _ if ids.len() == header.commands => Contents::Complete(header, ids, confirmed.unwrap_or_default()),
+        None => Contents::Unwritten,
+        Some(_) => Contents::Unknown,
+    }
 }

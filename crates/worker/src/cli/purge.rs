@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use broker::{Broker, DeadLetter, Topology};
 use serde::Serialize;
-use store::{PurgeCount, PurgeFilter, Store};
+use store::{PurgeFilter, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
@@ -14,7 +14,7 @@ use super::exit::CliError;
 use super::screen::{Screen, to_json};
 use super::tables;
 use super::time_ago::time_ago;
-use crate::purge::{PurgeError, PurgeTurn};
+use crate::purge::{PurgeError, PurgeTurn, Purged};
 use crate::settings::Settings;
 use crate::storage::Storage;
 
@@ -69,18 +69,29 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     let before = time_ago(options.older_than);
     let filter = PurgeFilter { ended_before: before, project_id: options.project };
     let store = open_store(settings).await?;
-    let count = if options.dry_run {
-        store.count_purgeable(filter).await?
+    // Nothing is removed if one of the services cannot be used.
+    let topology = Topology::new(settings.jobs.queue_delays());
+    let broker = if options.dead_letters { Some(Broker::connect(&settings.amqp_url, &topology).await?) } else { None };
+    let storage = if options.files { Some(open_storage(settings)?) } else { None };
+    let (purged, translations) = if options.dry_run {
+        let unused = store.count_unused_translations(before);
+        let translations = if options.translations { Some(unused.await?) } else { None };
+        (Purged { count: store.count_purgeable(filter).await?, skipped: 0 }, translations)
     } else {
-        purge_jobs(&store, options, filter, settings, screen).await?
+        let turn = take_turn(&store, screen).await?;
+        let removed = remove_rows(&turn, &store, options, filter, storage.as_ref(), screen).await;
+        turn.end().await;
+        removed?
     };
-    let translations = match (options.translations, options.dry_run) {
-        (false, _) => None,
-        (true, true) => Some(store.count_unused_translations(before).await?),
-        (true, false) => Some(store.delete_unused_translations(before).await?),
+    let dead_letters = match broker {
+        Some(broker) => {
+            let discarded = discard_dead_letters(&broker, before, options.dry_run).await;
+            broker.close().await;
+            Some(discarded?)
+        }
+        None => None,
     };
-    let dead_letters =
-        if options.dead_letters { Some(discard_dead_letters(before, options.dry_run, settings).await?) } else { None };
+    let Purged { count, skipped } = purged;
     let report = PurgeReport {
         dry_run: options.dry_run,
         jobs: count.jobs,
@@ -91,29 +102,42 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         dead_letters,
     };
     screen.print(&if options.json { to_json(&report) } else { format_report(&report) });
+    if skipped > 0 {
+        let message = format!("{skipped} jobs were not purged: their files could not be removed; the log says why");
+        return Err(CliError::unreachable(message));
+    }
     Ok(())
 }
 
-async fn purge_jobs(
+/// Opens the storage that has the files. With another one, the rows would be removed and the files would stay.
+fn open_storage(settings: &Settings) -> Result<Storage, CliError> {
+    let storage = Storage::open_existing(&settings.storage_root)?;
+    storage.ok_or_else(|| {
+        CliError::unreachable("ASSET_STORAGE_URL: the folder does not exist; set it to the URL that the workers use")
+    })
+}
+
+async fn remove_rows(
+    turn: &PurgeTurn<'_>,
     store: &Store,
     options: &Options,
     filter: PurgeFilter,
-    settings: &Settings,
+    storage: Option<&Storage>,
     screen: &Screen,
-) -> Result<PurgeCount, CliError> {
-    let storage = if options.files { Some(Storage::open(&settings.storage_root)?) } else { None };
-    let turn = take_turn(store, screen).await?;
-    store.forget_purged_jobs().await?;
-    let total = usize::try_from(store.count_purgeable(filter).await?.jobs).unwrap_or(usize::MAX);
-    let bar = screen.start_bar(total, "jobs");
-    let done = std::sync::atomic::AtomicUsize::new(0);
-    let report = |batch: PurgeCount| {
-        let jobs = usize::try_from(batch.jobs).unwrap_or(usize::MAX);
-        bar.set_position(done.fetch_add(jobs, std::sync::atomic::Ordering::Relaxed) + jobs);
+) -> Result<(Purged, Option<u64>), CliError> {
+    turn.forget_purged_jobs().await?;
+    let total = store.count_purgeable_jobs(filter).await?;
+    let bar = screen.start_bar(usize::try_from(total).unwrap_or(usize::MAX), "jobs");
+    let mut done = 0;
+    let report = |jobs: u64| {
+        done += usize::try_from(jobs).unwrap_or_default();
+        bar.set_position(done);
     };
-    let purged = turn.purge(filter, storage.as_ref(), report).await;
-    turn.end().await;
-    Ok(purged?)
+    let purged = turn.purge(filter, storage, report).await?;
+    drop(bar);
+    let unused = turn.remove_unused_translations(filter.ended_before);
+    let translations = if options.translations { Some(unused.await?) } else { None };
+    Ok((purged, translations))
 }
 
 /// Waits until no other process purges.
@@ -124,26 +148,32 @@ async fn take_turn<'a>(store: &'a Store, screen: &Screen) -> Result<PurgeTurn<'a
             return Ok(turn);
         }
         if !noted {
-            screen.print_note("another process is purging; waiting for its end");
+            screen.print_note("another process is purging, or was killed while it was; waiting for the turn");
             noted = true;
         }
         sleep(TURN_INTERVAL).await;
     }
 }
 
-/// Discards, or only counts, dead letters that were rejected before.
-async fn discard_dead_letters(before: OffsetDateTime, dry_run: bool, settings: &Settings) -> Result<usize, CliError> {
-    let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
-    let held = broker.hold_dead_letters().await?;
+/// Discards, or only counts, dead letters that were rejected before. The broker hands out a bounded amount at once.
+async fn discard_dead_letters(broker: &Broker, before: OffsetDateTime, dry_run: bool) -> Result<usize, CliError> {
     let is_old = |letter: &DeadLetter| rejected_at(letter).is_some_and(|rejected_at| rejected_at < before);
-    let discarded = if dry_run {
-        Ok(held.letters().iter().filter(|letter| is_old(letter)).count())
-    } else {
-        held.discard(is_old).await
-    };
-    held.release().await;
-    broker.close().await;
-    Ok(discarded?)
+    let mut total = 0;
+    loop {
+        let held = broker.hold_dead_letters().await?;
+        let discarded = if dry_run {
+            Ok(held.letters().iter().filter(|letter| is_old(letter)).count())
+        } else {
+            held.discard(is_old).await
+        };
+        let has_more = held.has_more();
+        held.release().await;
+        let discarded = discarded?;
+        total += discarded;
+        if dry_run || !has_more || discarded == 0 {
+            return Ok(total);
+        }
+    }
 }
 
 /// When a dead letter was rejected; `None` if it does not say when.
@@ -168,6 +198,7 @@ impl From<PurgeError> for CliError {
         match error {
             PurgeError::Store(error) => error.into(),
             PurgeError::Storage(error) => error.into(),
+            PurgeError::SlowStorage | PurgeError::TurnLost => Self::unreachable(format!("{error}; repeat this")),
         }
     }
 }

@@ -7,7 +7,7 @@ use domain::upscaler::Upscaler;
 use serde::Serialize;
 use store::JobDuration;
 
-use super::Surroundings;
+use super::Inputs;
 use crate::settings::Settings;
 
 /// Seconds that a request takes if no job has been measured.
@@ -15,7 +15,7 @@ const ASSUMED_SECONDS_PER_REQUEST: f64 = 8.0;
 
 /// How long a job would take.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Duration {
+pub(crate) struct DurationEstimate {
     /// Seconds until its end: `waiting_seconds` and `running_seconds`.
     pub(crate) total_seconds: Option<f64>,
     /// Seconds until a worker takes the command. `None` without a broker or a worker, and while the account gate is
@@ -36,50 +36,52 @@ pub(crate) struct Duration {
 /// Estimates the duration of a job that generates `to_generate` images.
 pub(super) fn estimate(
     settings: &Settings,
-    surroundings: &Surroundings,
+    inputs: &Inputs,
     command: &Command,
     to_generate: Option<u32>,
     upscaler: Upscaler,
-) -> Duration {
+) -> DurationEstimate {
     let allowed = settings.stability.max_concurrent;
-    let measured = median(surroundings.durations.iter().filter_map(|job| seconds_per_request(job, allowed)));
+    let measured = median(inputs.durations.iter().filter_map(|job| seconds_per_request(job, allowed)));
     let seconds_per_request = measured.unwrap_or(ASSUMED_SECONDS_PER_REQUEST);
-    let pace = Pace { requests_a_second: f64::from(settings.stability.rate_limit.get()) / 60.0, seconds_per_request };
+    let throughput =
+        Throughput { requests_a_second: f64::from(settings.stability.rate_limit.get()) / 60.0, seconds_per_request };
     let requests_per_image = if upscaler == Upscaler::Fast { 2 } else { 1 };
     let concurrency = command.config.max_concurrent(allowed);
-    let running = to_generate.map(|images| pace.seconds(f64::from(images * requests_per_image), concurrency.get(), 1));
-    let waiting_commands = surroundings.waiting_commands();
-    let workers = surroundings.workers();
+    let running =
+        to_generate.map(|images| throughput.seconds(f64::from(images * requests_per_image), concurrency.get(), 1));
+    let waiting_commands = inputs.waiting_commands();
+    let workers = inputs.workers();
     let waiting = match (waiting_commands, workers) {
-        _ if surroundings.is_gate_closed() => None,
+        _ if inputs.is_gate_closed() => None,
         (Some(commands), Some(workers @ 1..)) => {
-            let usual = mean_requests(&surroundings.durations);
+            let usual = mean_requests(&inputs.durations);
             let requests =
                 usual.unwrap_or_else(|| f64::from(u32::try_from(command.image_descriptions.len()).unwrap_or(0)));
-            Some(pace.seconds(f64::from(commands) * requests, allowed.get(), workers))
+            Some(throughput.seconds(f64::from(commands) * requests, allowed.get(), workers))
         }
         _ => None,
     };
     let round = |seconds: f64| (seconds * 10.0).round() / 10.0;
-    Duration {
+    DurationEstimate {
         total_seconds: waiting.zip(running).map(|(waiting, running)| round(waiting + running)),
         waiting_seconds: waiting.map(round),
         running_seconds: running.map(round),
         waiting_commands,
         workers,
         seconds_per_request: round(seconds_per_request),
-        measured_jobs: if measured.is_some() { surroundings.durations.len() } else { 0 },
+        measured_jobs: if measured.is_some() { inputs.durations.len() } else { 0 },
     }
 }
 
 /// How fast requests are sent and answered.
-struct Pace {
+struct Throughput {
     /// The quota of all workers together.
     requests_a_second: f64,
     seconds_per_request: f64,
 }
 
-impl Pace {
+impl Throughput {
     /// Seconds that this many requests take, with so many at once in each of `workers`.
     #[expect(clippy::cast_precision_loss, reason = "the concurrency is below 100")]
     fn seconds(&self, requests: f64, concurrency: usize, workers: u32) -> f64 {
@@ -129,7 +131,7 @@ mod tests {
     /// A job that took this many seconds for its requests.
     fn job(requests: i64, seconds: i64) -> JobDuration {
         let created_at = OffsetDateTime::UNIX_EPOCH;
-        JobDuration { images: 10, requests, created_at, finished_at: created_at + time::Duration::seconds(seconds) }
+        JobDuration { requests, created_at, finished_at: created_at + time::Duration::seconds(seconds) }
     }
 
     fn settings(rate: &str) -> Settings {
@@ -139,7 +141,7 @@ mod tests {
 
     #[track_caller]
     fn check_running(rate: &str, max_concurrent: Option<u8>, upscaler: Upscaler, images: u32, expected: f64) {
-        let known = Surroundings::unknown();
+        let known = Inputs::unknown();
         let duration = estimate(&settings(rate), &known, &command(max_concurrent), Some(images), upscaler);
         assert_eq!((duration.running_seconds, duration.total_seconds), (Some(expected), None));
         assert_eq!((duration.measured_jobs, duration.workers), (0, None));
@@ -158,10 +160,10 @@ mod tests {
 
     #[test]
     fn command_waits_for_those_before_it() {
-        let mut known = Surroundings::unknown();
+        let mut known = Inputs::unknown();
         // Three rounds of 2, 4 and 6 seconds: the median counts.
         known.durations = vec![job(10, 6), job(10, 18), job(10, 12)];
-        let waiting = |known: &Surroundings| {
+        let waiting = |known: &Inputs| {
             let duration = estimate(&settings("60000"), known, &command(None), Some(10), Upscaler::Lanczos);
             assert_eq!((duration.seconds_per_request, duration.measured_jobs), (4.0, 3));
             (duration.waiting_seconds, duration.total_seconds)

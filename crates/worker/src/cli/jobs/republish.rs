@@ -24,8 +24,8 @@ pub(super) async fn republish(
     let mut selected = Vec::new();
     for id in job_ids {
         let terminal = store.find_job(*id).await?.and_then(|job| job.terminal_event);
-        let terminal =
-            terminal.ok_or_else(|| CliError::Usage(format!("job {id} is not in the database or has not ended")))?;
+        let terminal = terminal
+            .ok_or_else(|| CliError::Usage(format!("job {id} is not in the database, has not ended, or was purged")))?;
         selected.push((*id, terminal));
     }
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;

@@ -16,13 +16,15 @@ use crate::gate::{self, GateReason};
 use crate::settings::Settings;
 use crate::storage::Storage;
 
+/// The code of the warning that the daily budget does not pay for all images.
+pub(crate) const BUDGET_SHORTAGE: &str = "daily_budget_short";
 /// Limit for reading from one service, which may not be reachable.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of jobs whose durations are read.
 const MEASURED_JOBS: u64 = 50;
 
 /// What is known at the time of an estimate; `None` if it could not be read.
-pub(crate) struct Surroundings {
+pub(crate) struct Inputs {
     pub(super) store: Option<Store>,
     pub(super) storage: Option<Storage>,
     pub(super) queue: Option<QueueState>,
@@ -58,12 +60,12 @@ impl Budget {
                 "USD {} of the daily budget is left, for {affordable} of {images} images; the others wait until 00:00 UTC",
                 format_usd(left)
             );
-            Warning::new("daily_budget", message)
+            Warning::new(BUDGET_SHORTAGE, message)
         })
     }
 }
 
-impl Surroundings {
+impl Inputs {
     /// Nothing is known.
     #[cfg(test)]
     pub(super) fn unknown() -> Self {
@@ -106,7 +108,7 @@ impl Surroundings {
             }
         };
         let limit_usd = settings.jobs.daily_budget_usd;
-        let mut surroundings = Self {
+        let mut inputs = Self {
             store: None,
             storage,
             queue,
@@ -117,19 +119,20 @@ impl Surroundings {
             unknown: Vec::new(),
         };
         if let Some(store) = store {
-            match within_limit(surroundings.read_database(settings, &store)).await {
-                Ok(()) => surroundings.store = Some(store),
+            match within_limit(inputs.read_database(settings, &store)).await {
+                Ok(()) => inputs.store = Some(store),
                 Err(cause) => note("DATABASE_URL", cause),
             }
         }
         if settings.stability.check_balance {
             match within_limit(read_credits(settings)).await {
-                Ok(credits) => surroundings.credits = credits,
+                Ok(Some(credits)) => inputs.credits = Some(credits),
+                Ok(None) => note("STABILITY_API_KEY", "it is not set".to_owned()),
                 Err(cause) => note("STABILITY_API_KEY", cause),
             }
         }
-        surroundings.unknown = unknown;
-        surroundings
+        inputs.unknown = unknown;
+        inputs
     }
 
     async fn read_database(&mut self, settings: &Settings, store: &Store) -> Result<(), StoreError> {
