@@ -31,7 +31,7 @@ const BATCH_IMAGES: u64 = 500;
 /// The most rows of one statement that removes what is kept of purged jobs, or translations.
 const BATCH_ROWS: u64 = 500;
 /// The pause after a batch, as a multiple of the time that the batch took.
-const PAUSE_FACTOR: u32 = 4;
+const PAUSE_FACTOR: u32 = 9;
 /// The longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
