@@ -1,7 +1,6 @@
 //! Throughput of a worker while a purge removes 100,000 jobs beside it.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{Database, TestEnv};
@@ -10,11 +9,13 @@ use tokio::time::sleep;
 
 use crate::measurement_result::{MeasurementResult, publish_jobs};
 
-/// Jobs to purge, in so many projects: one for each round.
+/// Jobs to purge, in so many rounds.
 const OLD_JOBS: u32 = 100_000;
 const ROUNDS: u32 = 10;
-/// The first of these projects.
-const FIRST_PROJECT: u32 = 1_000;
+/// Their project.
+const PROJECT: u32 = 1_000;
+/// The jobs of a round ended within this many seconds of each other, long before those of the next round.
+const ROUND_SECONDS: u32 = 100_000;
 /// Backlog of the worker, in jobs and images a job; more than it can do.
 const BACKLOG: (usize, usize) = (3_000, 20);
 /// Time in which the worker gets up to speed.
@@ -29,7 +30,9 @@ pub(crate) async fn measure_purge() -> Result<MeasurementResult> {
     env.set("STABILITY_RATE_LIMIT", "100000");
     let migrated = env.run(&["migrate"]).await?;
     ensure!(migrated.status.success(), "migrate failed");
-    insert_old_jobs(&env).await?;
+    // Sixty days ago.
+    let first_end = SystemTime::now() - Duration::from_hours(60 * 24);
+    insert_old_jobs(&env, first_end).await?;
     create_files(&env).await?;
     let _worker = env.start_ready_worker().await?;
     publish_jobs(&env, BACKLOG.0, BACKLOG.1).await?;
@@ -37,8 +40,9 @@ pub(crate) async fn measure_purge() -> Result<MeasurementResult> {
     let (mut ratios, mut purged) = (Vec::new(), 0);
     let (mut with_purge, mut without) = (Window::default(), Window::default());
     for round in 0..ROUNDS {
-        let project = (FIRST_PROJECT + round).to_string();
-        let purge = ["purge", "--older-than", "0s", "--project", &project, "--files", "--json"];
+        let age = first_end.elapsed()?.as_secs() - u64::from(round + 1) * u64::from(ROUND_SECONDS) + 1_000;
+        let age = format!("{age}s");
+        let purge = ["purge", "--older-than", &age, "--files", "--json"];
         let said = run_json(&env, &[&purge[..], &["--dry-run"]].concat()).await?;
         let (removed, with) = measure_window(&env, run_json(&env, &purge)).await;
         let removed = removed?;
@@ -100,15 +104,18 @@ async fn run_json(env: &TestEnv, arguments: &[&str]) -> Result<Value> {
 }
 
 /// Inserts ended jobs, as large as real ones.
-async fn insert_old_jobs(env: &TestEnv) -> Result<()> {
+async fn insert_old_jobs(env: &TestEnv, first_end: SystemTime) -> Result<()> {
+    let first_end = first_end.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let jobs_a_round = OLD_JOBS / ROUNDS;
     let jobs = format!(
         "INSERT INTO jobs (id, project_id, status, digest, command, style, engine, total, attempts, cost_usd, lease_token, \
          lease_until_ms, lease_losses, terminal_type, terminal_event, published_at, created_at, updated_at, finished_at) \
-         SELECT gen_random_uuid(), {FIRST_PROJECT} + n % {ROUNDS}, 'completed', repeat('0', 64), \
+         SELECT gen_random_uuid(), {PROJECT}, 'completed', repeat('0', 64), \
          json_build_object('image_descriptions', json_build_array(repeat('A fox ', 20))), '{{}}', 'core', 1, 0, 0.03, 1, \
          0, 0, 'assets.generation.completed', (SELECT string_agg(md5(n::text || m::text), '') FROM generate_series(1, 30) m), \
-         now(), now() - interval '60 days', now(), now() - interval '60 days' + n * interval '1 second' \
-         FROM generate_series(1, {OLD_JOBS}) n"
+         now(), now() - interval '60 days', now(), \
+         to_timestamp({first_end} + (n / {jobs_a_round}) * {ROUND_SECONDS} + n % {jobs_a_round}) \
+         FROM generate_series(0, {OLD_JOBS} - 1) n"
     );
     env.execute(&jobs).await?;
     env.execute(
@@ -124,15 +131,13 @@ async fn insert_old_jobs(env: &TestEnv) -> Result<()> {
     env.execute("ANALYZE").await
 }
 
-fn project_folder(env: &TestEnv, round: u32) -> std::path::PathBuf {
-    env.stored_path(&format!("projects/{}/assets", FIRST_PROJECT + round))
+fn project_folder(env: &TestEnv) -> std::path::PathBuf {
+    env.stored_path(&format!("projects/{PROJECT}/assets"))
 }
 
 /// Writes the file of each job.
 async fn create_files(env: &TestEnv) -> Result<()> {
-    for round in 0..ROUNDS {
-        std::fs::create_dir_all(project_folder(env, round))?;
-    }
+    std::fs::create_dir_all(project_folder(env))?;
     for row in env.query_rows("SELECT file_path FROM assets").await? {
         std::fs::write(env.stored_path(row["file_path"].as_str().context("file_path is missing")?), "image")?;
     }
@@ -140,6 +145,5 @@ async fn create_files(env: &TestEnv) -> Result<()> {
 }
 
 fn count_files(env: &TestEnv) -> Result<usize> {
-    let count = |folder: &Path| -> Result<usize> { Ok(std::fs::read_dir(folder)?.count()) };
-    (0..ROUNDS).map(|round| count(&project_folder(env, round))).sum()
+    Ok(std::fs::read_dir(project_folder(env))?.count())
 }

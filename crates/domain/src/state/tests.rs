@@ -99,9 +99,13 @@ fn every_transition_in_code_is_documented() {
 }
 
 #[test]
-fn terminal_states_have_no_outgoing_transition() {
+fn only_a_purge_leaves_a_terminal_state() {
     let ended = [JobState::Completed, JobState::Failed];
-    assert!(JOB_TRANSITIONS.iter().all(|(step, ..)| step.from.iter().all(|from| !ended.contains(from))));
+    for (step, ..) in JOB_TRANSITIONS {
+        let leaves_end = step.from.iter().any(|from| ended.contains(from));
+        assert_eq!(leaves_end, step.to == JobState::Purged);
+        assert!(!step.from.contains(&JobState::Purged));
+    }
     assert!(ASSET_TRANSITIONS.iter().all(|(step, ..)| !step.from.contains(&RowState::Completed)));
 }
 
