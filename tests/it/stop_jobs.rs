@@ -139,7 +139,7 @@ async fn job_cancelled_before_its_command_ends_on_arrival() -> Result<()> {
         let (_worker, producer, mut events) = env.start_worker_and_events().await?;
         let job = command(7, &["A fox", "一隻熊"], &json!({"cache": "prefer"}));
         assert_eq!(cancel(&env, &[job_id(&job)]).await?, json!({"cancelled": 0, "remembered": 1, "unchanged": 0}));
-        assert!(String::from_utf8(env.run(&["jobs", "list"]).await?.stderr)?.contains("no jobs yet"));
+        assert!(String::from_utf8(env.run(&["jobs", "list"]).await?.stderr)?.contains("no such jobs"));
         producer.publish(&job).await?;
         let seen = events.wait_for("failed").await?;
         let types: Vec<_> = seen.iter().map(integration_tests::Message::event_type).collect();
