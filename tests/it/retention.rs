@@ -172,6 +172,26 @@ async fn killed_purge_is_completed_by_the_next_one() -> Result<()> {
 }
 
 #[tokio::test]
+async fn interrupted_purge_gives_its_turn_back() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.make_images_small();
+    env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("completed")?;
+    mark_published(&env).await?;
+    let purge = ["purge", "--older-than", "0s", "--files"];
+    env.set("ASSET_WORKER_PAUSE_AT", "after_purged_files");
+    let mut interrupted = env.start(&purge)?;
+    interrupted.wait_for_log("paused at a failpoint").await?;
+    interrupted.signal(Signal::INT);
+    assert_eq!(interrupted.wait_for_exit().await?.code(), Some(1));
+    assert!(interrupted.log().contains("stopped; repeat this to continue"), "{}", interrupted.log());
+    env.set("ASSET_WORKER_PAUSE_AT", "");
+    let output = env.run(&purge).await?;
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("another process"), "the turn was given back");
+    assert_eq!(statuses(&env).await?, ["purged"]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn jobs_whose_files_or_messages_are_left_stay() -> Result<()> {
     let mut env = TestEnv::new().await?;
     env.make_images_small();
@@ -258,7 +278,6 @@ async fn only_one_process_purges_at_a_time() -> Result<()> {
         assert_eq!(process.wait_for_exit().await?.code(), Some(0), "{}", process.log());
         assert!(process.log().contains(&format!("\"jobs\": {jobs},")), "{}", process.log());
     }
-    second.signal(Signal::TERM);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use super::tables;
 use super::time_ago::time_ago;
 use crate::purge::{PurgeError, PurgeTurn, Purged};
 use crate::settings::Settings;
+use crate::shutdown::Signals;
 use crate::storage::Storage;
 
 /// Interval at which the turn of another process is asked for.
@@ -79,7 +80,12 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
         (Purged { count: store.count_purgeable(filter).await?, skipped: 0 }, translations)
     } else {
         let turn = take_turn(&store, screen).await?;
-        let removed = remove_rows(&turn, &store, options, filter, storage.as_ref(), screen).await;
+        let signals = Signals::listen()
+            .map_err(|error| CliError::unreachable(format!("signal handlers cannot be installed ({error})")))?;
+        let removing = remove_rows(&turn, &store, options, filter, storage.as_ref(), screen);
+        // The batch in progress is left to the next purge, as after a crash.
+        let stopped = || Err(CliError::JobFailed("stopped; repeat this to continue".to_owned()));
+        let removed = signals.stop_token().run_until_cancelled(removing).await.unwrap_or_else(stopped);
         turn.end().await;
         removed?
     };
