@@ -1,21 +1,26 @@
 //! The request to cancel a job, and how it is parsed from a message body.
 
+use schemars::JsonSchema;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::fields::{Fields, truncate_violations};
 use crate::rules::MAX_BODY_BYTES;
+use crate::schema::value;
 use crate::strict_json;
 
 /// The most characters of a reason.
 pub const MAX_REASON_CHARS: usize = 200;
 
 /// A request to cancel a job, known or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct CancelRequest {
     /// The job.
+    #[schemars(schema_with = "value::uuid")]
     pub job_id: Uuid,
     /// Why it is cancelled, as a person or program has put it.
+    #[schemars(default, schema_with = "value::reason")]
     pub reason: Option<String>,
 }
 

@@ -5,15 +5,16 @@
 
 use std::num::NonZeroUsize;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use time::format_description::well_known::Rfc3339;
-use time::{OffsetDateTime, UtcOffset};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::digest;
 use crate::fields::{self, Fields, truncate_violations};
 use crate::rules::{MAX_BODY_BYTES, MAX_CONCURRENT, MAX_DESCRIPTION_CHARS, MAX_IMAGES, Rules};
+use crate::schema::value;
 use crate::strict_json;
 use crate::style::Style;
 use crate::upscaler::Upscaler;
@@ -21,44 +22,53 @@ use crate::upscaler::Upscaler;
 /// A request for the images of one job.
 ///
 /// Two commands are equal if they are equal after parsing: key order and white space of the bodies do not matter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Command {
     /// The idempotency key: a job that is delivered twice is executed once.
+    #[schemars(schema_with = "value::uuid")]
     pub job_id: Uuid,
     /// The project the images belong to, above 0.
+    #[schemars(schema_with = "value::project_id")]
     pub project_id: i64,
     /// One description for each image: 1 to 200 texts, trimmed, each 1 to 2,000 characters.
+    #[schemars(schema_with = "value::descriptions")]
     pub image_descriptions: Vec<String>,
     /// Settings that override the defaults.
     #[serde(default)]
+    #[schemars(with = "Option<JobConfig>")]
     pub config: JobConfig,
 }
 
 /// The optional part of a command. An absent key means the default, which may differ between projects and workers.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct JobConfig {
     /// Appended to every description; an empty list means none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "value::style_modifiers")]
     pub style_modifiers: Option<Vec<String>>,
     /// Content that the images must not show; an empty text excludes nothing.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "value::negative_prompt")]
     pub negative_prompt: Option<String>,
     /// Maximum number of requests in flight for this job, 1 to 6.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_CONCURRENT))]
     pub max_concurrent: Option<u8>,
-    /// One of [`Rules::engines`].
+    /// Name of an engine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
-    /// How the images get their final size; `fast` is not allowed for [`Rules::engines_without_fast_upscaler`].
+    /// How the images get their final size; `fast` is not allowed for engines whose images it does not take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upscaler: Option<Upscaler>,
-    /// One of [`Rules::style_presets`].
+    /// Name of a style preset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub style_preset: Option<String>,
-    /// How closely the image follows the prompt, within [`Rules::cfg_scale`].
+    /// How closely the image follows the prompt, within the range of the engine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cfg_scale: Option<f64>,
-    /// Diffusion steps, within [`Rules::steps`].
+    /// Diffusion steps; for engines that take them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u8>,
     /// Seed of the first image; 0 lets the API choose.
@@ -69,12 +79,15 @@ pub struct JobConfig {
     pub cache: Option<CacheMode>,
     /// The share of images that must succeed, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
     pub min_success_rate: Option<f64>,
     /// Cost limit of this job, in USD, 0 to 1,000,000.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub max_cost_usd: Option<f64>,
     /// From then on, no request is sent for the job. In UTC.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "value::expiry")]
     pub expires_at: Option<OffsetDateTime>,
 }
 
@@ -106,7 +119,7 @@ impl JobConfig {
 }
 
 /// When an earlier image of the same prompt and generation parameters may be used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheMode {
     /// A cached image is never used.
@@ -185,7 +198,7 @@ impl Command {
         let job_id =
             fields.required("job_id", "a UUID", |value| value.as_str().and_then(|text| Uuid::try_parse(text).ok()));
         let project_id = fields.required("project_id", "a whole number from 1 to 9223372036854775807", |value| {
-            value.as_i64().filter(|id| *id > 0)
+            fields::as_whole_number(value).and_then(|id| i64::try_from(id).ok()).filter(|id| *id > 0)
         });
         let image_descriptions = fields.texts("image_descriptions", 1..=MAX_IMAGES, 1..=MAX_DESCRIPTION_CHARS);
         if image_descriptions.is_none() {
@@ -222,7 +235,7 @@ impl JobConfig {
             |engine| format!("lanczos: the fast upscaler does not take the images of {engine}"),
         );
         let upscaler = fields.optional("upscaler", &allowed, |value| {
-            let upscaler = Upscaler::deserialize(value).ok()?;
+            let upscaler = fields::from_name(value)?;
             (upscaler == Upscaler::Lanczos || without_fast.is_none()).then_some(upscaler)
         });
         let config = Self {
@@ -235,17 +248,10 @@ impl JobConfig {
             cfg_scale,
             steps,
             seed: fields.integer("seed", 0..=u32::MAX),
-            cache: fields.optional("cache", "never, on_failure or prefer", |value| CacheMode::deserialize(value).ok()),
+            cache: fields.optional("cache", "never, on_failure or prefer", fields::from_name),
             min_success_rate: fields.number("min_success_rate", 0.0..=1.0),
             max_cost_usd: fields.number("max_cost_usd", 0.0..=1_000_000.0),
-            expires_at: fields.optional(
-                "expires_at",
-                "a time by RFC 3339, such as \"2026-12-01T12:00:00Z\"",
-                |value| {
-                    let time = OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC);
-                    time.filter(|time| (0..=9_999).contains(&time.year()))
-                },
-            ),
+            expires_at: fields.time("expires_at"),
         };
         (config, fields.into_violations())
     }

@@ -1,13 +1,16 @@
 //! The events that the worker publishes: CloudEvents 1.0 in JSON.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::command::JobKey;
 use crate::failure::{ImageFailureCode, JobFailureCode};
-use crate::outcome::{Asset, ImageFailure, ImageState, Tally};
+use crate::image_spec::ImageFormat;
+use crate::outcome::{Asset, ImageFailure, ImageState, Origin, Tally};
 use crate::retry::RetryOrigin;
 use crate::trace::TraceContext;
 
@@ -15,6 +18,14 @@ use crate::trace::TraceContext;
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// The `source` of every event.
 pub const SOURCE: &str = "/asset-worker";
+
+/// The CloudEvents `specversion` of every event.
+const SPEC_VERSION: &str = "1.0";
+/// The `datacontenttype` of every event.
+const DATA_CONTENT_TYPE: &str = "application/json";
+
+/// The `type` of every asset.
+const IMAGE_TYPE: &str = "image";
 
 /// The namespace of event ids: an id is derived from job id, type and (for progress) index.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f0c_92d1_5f0e_5d3b_9a51_0e2b_7c44_a9e1);
@@ -83,7 +94,7 @@ pub struct Totals {
 }
 
 /// Why a job failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct JobError {
     /// The failure code, from the closed set.
     pub code: JobFailureCode,
@@ -91,15 +102,23 @@ pub struct JobError {
     pub message: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Envelope<'a, D> {
+    #[schemars(extend("const" = SPEC_VERSION))]
     specversion: &'static str,
+    /// Determined by job, type and (for progress) index: consumers drop ids that they have seen.
     id: Uuid,
+    #[schemars(extend("const" = SOURCE))]
     source: &'static str,
+    /// The kind of the event, which is also the routing key.
     #[serde(rename = "type")]
     kind: &'static str,
+    /// `projects/{project_id}/jobs/{job_id}`.
     subject: String,
+    /// When it happened, by RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
     time: String,
+    #[schemars(extend("const" = DATA_CONTENT_TYPE))]
     datacontenttype: &'static str,
     #[serde(flatten)]
     trace: Option<&'a TraceContext>,
@@ -113,60 +132,85 @@ struct TraceFields {
     tracestate: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct StartedData {
     job_id: Uuid,
     project_id: i64,
+    /// Number of images that the command requests.
     total: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ProgressData {
     job_id: Uuid,
     project_id: i64,
+    /// Position of the description in the command, from 1.
     index: u32,
+    #[schemars(extend("enum" = ["completed", "failed"]))]
     status: &'static str,
+    /// Why the image failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<ImageFailureCode>,
+    /// Number of images that the command requests.
     total: u32,
+    /// Number of completed images so far.
     succeeded: u32,
+    /// Number of failed images so far.
     failed: u32,
+    /// Number of completed images that come from the cache.
     from_cache: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct AssetData<'a> {
+    /// Id of the image's row.
     id: Uuid,
+    /// Position of the description in the command, from 1.
     index: u32,
+    /// The index in the job `retry_of`.
     #[serde(skip_serializing_if = "Option::is_none")]
     original_index: Option<u32>,
     #[serde(rename = "type")]
+    #[schemars(extend("const" = IMAGE_TYPE))]
     kind: &'static str,
+    #[schemars(extend("const" = "completed"))]
     status: &'static str,
     #[serde(flatten)]
     details: AssetDetails<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct FailureData<'a> {
     #[serde(flatten)]
     failure: &'a ImageFailure,
+    /// The index in the job `retry_of`.
     #[serde(skip_serializing_if = "Option::is_none")]
     original_index: Option<u32>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct AssetDetails<'a> {
+    /// Path of the file, relative to the storage root.
     file_path: &'a str,
+    /// URI under which the file can be opened.
     uri: &'a str,
+    /// Width in pixels.
     width: u32,
+    /// Height in pixels.
     height: u32,
+    #[schemars(with = "ImageFormat")]
     format: &'static str,
+    /// Size of the file, in bytes.
     size_bytes: u64,
+    /// SHA-256 of the file, in lower-case hex.
     sha256: &'a str,
+    /// The description in the command.
     description: &'a str,
+    /// The prompt that was sent to the API.
     prompt: &'a str,
+    /// The seed that the API used.
     seed: u32,
+    #[schemars(with = "Origin")]
     origin: &'static str,
 }
 
@@ -176,7 +220,7 @@ impl<'a> AssetData<'a> {
             id: asset.id,
             index: asset.index,
             original_index,
-            kind: "image",
+            kind: IMAGE_TYPE,
             status: "completed",
             details: AssetDetails {
                 file_path: &asset.file_path,
@@ -195,20 +239,30 @@ impl<'a> AssetData<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct TerminalData<'a> {
     job_id: Uuid,
     project_id: i64,
+    /// The job whose images this one makes again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_of: Option<Uuid>,
+    /// Number of images that the command requests.
     total: u32,
+    /// Number of completed images.
     succeeded: u32,
+    /// Number of failed images.
     failed: u32,
+    /// Number of completed images that come from the cache.
     from_cache: u32,
+    /// `succeeded` divided by `total`.
     success_rate: f64,
+    /// The completed images, by index.
     assets: Vec<AssetData<'a>>,
+    /// The failed images, by index.
     failures: Vec<FailureData<'a>>,
+    /// Cost of the job's requests, in US dollars.
     cost_usd: f64,
+    /// Time from the first claim to the end of the job, in milliseconds.
     duration_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a JobError>,
@@ -300,13 +354,13 @@ impl Event {
         let JobKey { job_id, project_id } = context.key;
         let id = event_id(job_id, kind, index);
         let envelope = Envelope {
-            specversion: "1.0",
+            specversion: SPEC_VERSION,
             id,
             source: SOURCE,
             kind: kind.as_str(),
             subject: format!("projects/{project_id}/jobs/{job_id}"),
             time: context.time.format(&Rfc3339).expect("a UTC time can be formatted as RFC 3339"),
-            datacontenttype: "application/json",
+            datacontenttype: DATA_CONTENT_TYPE,
             trace: context.trace.as_ref(),
             data,
         };
@@ -322,6 +376,35 @@ pub fn event_id(job_id: Uuid, kind: EventKind, index: Option<u32>) -> Uuid {
         Some(index) => format!("{job_id}/{}/{index}", kind.as_str()),
     };
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
+}
+
+/// The schema of the body of events of this kind.
+pub(crate) fn body_schema(kind: EventKind, generator: SchemaGenerator) -> Schema {
+    let mut schema = match kind {
+        EventKind::Started => generator.into_root_schema_for::<Envelope<'_, StartedData>>(),
+        EventKind::Progress => generator.into_root_schema_for::<Envelope<'_, ProgressData>>(),
+        EventKind::Completed | EventKind::Failed => generator.into_root_schema_for::<Envelope<'_, TerminalData<'_>>>(),
+    };
+    if let Some(kind_schema) = schema.pointer_mut("/properties/type") {
+        *kind_schema = json_schema!({ "const": kind.as_str() }).to_value();
+    }
+    match kind {
+        EventKind::Started | EventKind::Progress => {}
+        EventKind::Completed => {
+            // Only a job that failed has an error.
+            schema
+                .pointer_mut("/properties/data/properties")
+                .and_then(Value::as_object_mut)
+                .map(|keys| keys.remove("error"));
+        }
+        EventKind::Failed => {
+            schema
+                .pointer_mut("/properties/data/required")
+                .and_then(Value::as_array_mut)
+                .map(|keys| keys.push("error".into()));
+        }
+    }
+    schema
 }
 
 fn round_to_digits(value: f64, digits: i32) -> f64 {

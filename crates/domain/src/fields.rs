@@ -3,7 +3,10 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 /// The most characters of a rejected value that an error repeats.
 const MAX_VALUE_CHARS: usize = 60;
@@ -103,7 +106,19 @@ impl Fields {
     {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
         self.optional(key, &allowed, |value| {
-            value.as_u64().and_then(|number| T::try_from(number).ok()).filter(|number| range.contains(number))
+            as_whole_number(value).and_then(|number| T::try_from(number).ok()).filter(|number| range.contains(number))
+        })
+    }
+
+    /// A time by RFC 3339, in UTC. Leap seconds are refused, and years that another offset could move out of 0 to 9999.
+    pub(crate) fn time(&mut self, key: &'static str) -> Option<OffsetDateTime> {
+        let allowed = "a time by RFC 3339, such as \"2026-12-01T12:00:00Z\"";
+        self.optional(key, allowed, |value| {
+            let text = value.as_str()?;
+            let is_strict =
+                matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) && text.get(17..19) != Some("60");
+            let time = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|_| is_strict)?;
+            (1..=9_998).contains(&time.year()).then(|| time.to_offset(UtcOffset::UTC))
         })
     }
 
@@ -159,6 +174,19 @@ impl Fields {
         }
         Some(text.to_owned())
     }
+}
+
+/// The value of a whole number of at least 0. As in JSON Schema, `7.0` is one.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the number is whole and below 2^64")]
+pub(crate) fn as_whole_number(value: &Value) -> Option<u64> {
+    const TWO_TO_64: f64 = 18_446_744_073_709_551_616.0;
+    let is_whole = |number: &f64| number.fract() == 0.0 && (0.0..TWO_TO_64).contains(number);
+    value.as_u64().or_else(|| value.as_f64().filter(is_whole).map(|number| number as u64))
+}
+
+/// The value of an enum that is named by a text.
+pub(crate) fn from_name<T: DeserializeOwned>(value: &Value) -> Option<T> {
+    serde_json::from_value(value.clone()).ok().filter(|_| value.is_string())
 }
 
 /// Limits the length of the error: a body of megabytes may have a violation in every key.

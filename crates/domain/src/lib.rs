@@ -24,6 +24,7 @@ pub mod outgoing;
 pub mod prompt;
 pub mod retry;
 pub mod rules;
+pub mod schema;
 pub mod seed;
 pub mod state;
 pub mod strict_json;

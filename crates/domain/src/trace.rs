@@ -1,9 +1,10 @@
 //! W3C trace context, kept as the text of its headers for propagation.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// The trace that a message belongs to, with the vendor-specific data of the systems that took part in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TraceContext {
     /// The trace id and the id of the parent span.
     #[serde(rename = "traceparent")]
@@ -24,7 +25,7 @@ impl TraceContext {
 }
 
 /// A well-formed `traceparent` header of W3C Trace Context (level 1, version 00).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct TraceParent(String);
 
@@ -56,7 +57,7 @@ impl TraceParent {
 const MAX_STATE_CHARS: usize = 512;
 
 /// A well-formed `tracestate` header: vendor-specific data, opaque to this program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct TraceState(String);
 

@@ -1,9 +1,10 @@
 //! How an image gets its final size.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How an image of the API is brought to the size of stored images.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Upscaler {
     /// Scaled by the worker with a Lanczos filter, which costs nothing.

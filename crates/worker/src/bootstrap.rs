@@ -126,3 +126,6 @@ fn client_builder(settings: &Settings) -> Result<ClientBuilder, SettingError> {
         .client_id("asset-worker", env!("CARGO_PKG_VERSION"));
     Ok(builder)
 }
+
+#[cfg(test)]
+mod tests;

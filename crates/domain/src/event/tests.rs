@@ -40,8 +40,12 @@ fn failure(index: u32, code: ImageFailureCode) -> ImageState {
     })
 }
 
+/// The event as JSON, which matches the schema of its kind.
 fn to_pretty_json(event: &Event) -> String {
     let value: serde_json::Value = serde_json::from_str(&event.body).expect("the body is JSON");
+    let schema = crate::schema::event(event.kind);
+    let validator = jsonschema::validator_for(schema.as_value()).expect("the schema is valid");
+    assert_eq!(validator.iter_errors(&value).map(|error| error.to_string()).collect::<Vec<_>>(), Vec::<String>::new());
     format!("routing key: {}\n{}", event.routing_key(), serde_json::to_string_pretty(&value).expect("valid JSON"))
 }
 
@@ -69,6 +73,48 @@ fn event_bodies_match_the_contract() {
         "failed",
         to_pretty_json(&Event::terminal(&context(), &images, None, totals, Some(&error)))
     );
+}
+
+#[test]
+fn schema_of_an_event_names_all_its_keys() {
+    let totals = Totals { cost_usd: 0.18, duration_ms: 25_310 };
+    let images = [asset(1, Origin::Generated), failure(2, ImageFailureCode::ContentPolicy)];
+    let origin = RetryOrigin { retry_of: Uuid::nil(), original_indexes: vec![4, 5] };
+    let error = JobError { code: JobFailureCode::Cancelled, message: "cancelled".into() };
+    let context = EventContext {
+        trace: TraceContext::parse(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), Some("a=b")),
+        ..context()
+    };
+    let tally = Tally::from_images(&images);
+    let events = [
+        Event::started(&context, 2),
+        Event::progress(&context, 2, Some(ImageFailureCode::ContentPolicy), &tally),
+        Event::terminal(&context, &images, Some(&origin), totals, None),
+        Event::terminal(&context, &images, Some(&origin), totals, Some(&error)),
+    ];
+    for event in events {
+        let mut schema = crate::schema::event(event.kind);
+        // No other keys than those of the schema, at any depth.
+        close(&mut schema);
+        let validator = jsonschema::validator_for(schema.as_value()).expect("the schema is valid");
+        let body: serde_json::Value = serde_json::from_str(&event.body).expect("the body is JSON");
+        let errors: Vec<_> = validator.iter_errors(&body).map(|error| error.to_string()).collect();
+        assert_eq!(errors, Vec::<String>::new());
+        // And no schema of another kind.
+        for other in [EventKind::Started, EventKind::Progress, EventKind::Completed, EventKind::Failed] {
+            let schema = crate::schema::event(other);
+            let validator = jsonschema::validator_for(schema.as_value()).expect("the schema is valid");
+            assert_eq!(validator.is_valid(&body), other == event.kind);
+        }
+    }
+}
+
+fn close(schema: &mut Schema) {
+    use schemars::transform::{Transform, transform_subschemas};
+    if schema.get("properties").is_some() {
+        schema.insert("additionalProperties".to_owned(), false.into());
+    }
+    transform_subschemas(&mut close as &mut dyn Transform, schema);
 }
 
 #[test]
