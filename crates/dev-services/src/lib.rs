@@ -6,10 +6,12 @@
 
 pub mod demo;
 pub mod live;
+pub mod node;
 pub mod process;
 pub mod programs;
 pub mod python;
 pub mod services;
+mod tool_folder;
 pub mod wait;
 
 /// Prints a status message to standard error.
