@@ -133,10 +133,10 @@ coverage: build ## Measure the line coverage of the tests; fails below 85%
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-packages: ## Install the Debian packages of the services that the tests use; needs root or sudo
+packages: ## Install the Debian packages that the tests use; needs root or sudo
 	$$(test "$$(id -u)" = 0 || echo sudo) apt-get update -qq
 	$$(test "$$(id -u)" = 0 || echo sudo) env DEBIAN_FRONTEND=noninteractive \
-	  apt-get install -y -qq --no-install-recommends rabbitmq-server postgresql prometheus
+	  apt-get install -y -qq --no-install-recommends rabbitmq-server postgresql prometheus curl npm python3-venv
 
 # The version of all programs is that of [workspace.package].
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)

@@ -14,28 +14,38 @@ fn read_deploy_yaml(file: &str) -> Result<Value> {
     serde_saphyr::from_str(&text).with_context(|| path.display().to_string())
 }
 
-/// Manifests listed in kustomization.yaml, with their kind.
-fn manifests() -> Result<Vec<(String, Value)>> {
-    let kustomization = read_deploy_yaml("kubernetes/kustomization.yaml")?;
+/// The folders with a kustomization.yaml, each with the name of what it deploys.
+const APPLICATIONS: [(&str, &str); 2] = [("kubernetes", "asset-worker"), ("kubernetes/api", "asset-worker-api")];
+
+/// Manifests listed in a folder's kustomization.yaml, with their kind.
+fn manifests_in(folder: &str) -> Result<Vec<(String, Value)>> {
+    let kustomization = read_deploy_yaml(&format!("{folder}/kustomization.yaml"))?;
     let files = kustomization["resources"].as_array().context("kustomization.yaml has no resources")?;
     files
         .iter()
         .map(|file| {
-            let manifest = read_deploy_yaml(&format!("kubernetes/{}", file.as_str().unwrap_or_default()))?;
+            let manifest = read_deploy_yaml(&format!("{folder}/{}", file.as_str().unwrap_or_default()))?;
             Ok((manifest["kind"].as_str().context("the manifest has no kind")?.to_owned(), manifest))
         })
         .collect()
 }
 
-fn manifest(kind: &str) -> Result<Value> {
-    let found = manifests()?.into_iter().find(|(known, _)| known == kind);
+fn manifest_in(folder: &str, kind: &str) -> Result<Value> {
+    let found = manifests_in(folder)?.into_iter().find(|(known, _)| known == kind);
     Ok(found.with_context(|| format!("no manifest of kind {kind}"))?.1)
+}
+
+/// A manifest of the workers.
+fn manifest(kind: &str) -> Result<Value> {
+    manifest_in("kubernetes", kind)
 }
 
 #[test]
 fn manifests_match_kubernetes_schemas() -> Result<()> {
     let schema: Value = serde_json::from_str(KUBERNETES_SCHEMA)?;
-    for (kind, manifest) in manifests()? {
+    let manifests =
+        APPLICATIONS.map(|(folder, name)| Ok(manifests_in(folder)?.into_iter().map(move |found| (name, found))));
+    for (name, (kind, manifest)) in manifests.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         // The kind belongs to KEDA; Kubernetes publishes no schema for it.
         let Some(definition) = schema["kinds"][&kind].as_str() else {
             assert_eq!(kind, "ScaledObject");
@@ -46,7 +56,8 @@ fn manifests_match_kubernetes_schemas() -> Result<()> {
         let errors: Vec<String> =
             validator.iter_errors(&manifest).map(|error| format!("{}: {error}", error.instance_path())).collect();
         assert!(errors.is_empty(), "{kind}: {errors:?}");
-        assert_eq!(manifest["metadata"]["name"], "asset-worker");
+        let is_shared = matches!(kind.as_str(), "Namespace" | "ServiceAccount" | "ConfigMap");
+        assert_eq!(manifest["metadata"]["name"], if is_shared { "asset-worker" } else { name });
     }
     Ok(())
 }
@@ -54,35 +65,85 @@ fn manifests_match_kubernetes_schemas() -> Result<()> {
 #[test]
 fn manifest_variables_are_documented_and_secrets_are_references() -> Result<()> {
     let config = manifest("ConfigMap")?;
-    let container = manifest("Deployment")?["spec"]["template"]["spec"]["containers"][0].clone();
-    let plain = config["data"].as_object().context("the ConfigMap has no data")?.keys().cloned();
-    let env = container["env"].as_array().context("the container has no env")?;
+    let plain: Vec<String> = config["data"].as_object().context("the ConfigMap has no data")?.keys().cloned().collect();
+    for name in &plain {
+        assert!(
+            !name.contains("KEY") && !name.contains("TOKEN") && name != "AMQP_URL" && name != "DATABASE_URL",
+            "{name} may hold a secret"
+        );
+    }
     let compose = read_deploy_yaml("compose.yaml")?;
-    let composed = compose["services"]["worker"]["environment"]
-        .as_object()
-        .context("the worker service has no environment")?
-        .keys()
-        .cloned();
-    let by_reference = env.iter().filter_map(|variable| variable["name"].as_str().map(str::to_owned));
-    for name in plain.clone().chain(by_reference).chain(composed) {
-        let setting = name.strip_suffix("_FILE").unwrap_or(&name);
-        assert!(CONFIGURATION.contains(&format!("`{setting}`")), "{name} is not in docs/configuration.md");
+    for (folder, service) in [("kubernetes", "worker"), ("kubernetes/api", "api")] {
+        let pod = manifest_in(folder, "Deployment")?["spec"]["template"]["spec"].clone();
+        let container = &pod["containers"][0];
+        assert_eq!(container["envFrom"][0]["configMapRef"]["name"], "asset-worker");
+        let env = container["env"].as_array().context("the container has no env")?;
+        let composed =
+            compose["services"][service]["environment"].as_object().context("the service has no environment")?;
+        let named = env.iter().filter_map(|variable| variable["name"].as_str().map(str::to_owned));
+        for name in plain.iter().cloned().chain(named).chain(composed.keys().cloned()) {
+            let setting = name.strip_suffix("_FILE").unwrap_or(&name);
+            let is_standard = name == "OTEL_SERVICE_NAME";
+            assert!(
+                is_standard || CONFIGURATION.contains(&format!("`{setting}`")),
+                "{name} is not in docs/configuration.md"
+            );
+        }
+        let (volume, mount) = (&pod["volumes"][0], &container["volumeMounts"][0]);
+        assert_eq!((&volume["secret"]["secretName"], &volume["name"]), (&json!("asset-worker"), &mount["name"]));
+        let mounted_at = mount["mountPath"].as_str().context("the volume has no path")?;
+        let phrase_book = config["data"]["TRANSLATION_PHRASE_BOOK"].as_str().context("there is no phrase book")?;
+        assert!(!phrase_book.starts_with(mounted_at), "the volume hides the phrase book of the image");
+        let file = format!("{mounted_at}/{}", volume["secret"]["items"][0]["path"].as_str().unwrap_or_default());
+        for variable in env {
+            let name = variable["name"].as_str().unwrap_or_default();
+            let is_file = name == "STABILITY_API_KEY_FILE" && variable["value"] == file.as_str();
+            let is_plain = ["API_ADDR", "API_CACHE_DIR", "OTEL_SERVICE_NAME"].contains(&name);
+            assert!(
+                is_file || is_plain || variable["valueFrom"]["secretKeyRef"]["name"] == "asset-worker",
+                "{variable}"
+            );
+        }
     }
-    for name in plain {
-        assert!(!name.contains("KEY") && name != "AMQP_URL" && name != "DATABASE_URL", "{name} may hold a secret");
-    }
-    let pod = manifest("Deployment")?["spec"]["template"]["spec"].clone();
-    let (volume, mount) = (&pod["volumes"][0], &container["volumeMounts"][0]);
-    assert_eq!((&volume["secret"]["secretName"], &volume["name"]), (&json!("asset-worker"), &mount["name"]));
-    let file = format!(
-        "{}/{}",
-        mount["mountPath"].as_str().unwrap_or_default(),
-        volume["secret"]["items"][0]["path"].as_str().unwrap_or_default()
+    Ok(())
+}
+
+/// The API is reachable where its Service, its probes and its policy say, and only inside the cluster.
+#[test]
+fn api_is_reachable_inside_the_cluster_only() -> Result<()> {
+    let folder = "kubernetes/api";
+    let pod = manifest_in(folder, "Deployment")?["spec"]["template"].clone();
+    let container = &pod["spec"]["containers"][0];
+    let port = &container["ports"][0];
+    assert_eq!(container["args"], json!(["serve"]));
+    let variable = |name: &str| {
+        let mut variables = container["env"].as_array().into_iter().flatten();
+        variables.find(|variable| variable["name"] == name).cloned().unwrap_or_default()
+    };
+    assert_eq!(variable("API_ADDR")["value"], format!("0.0.0.0:{}", port["containerPort"]));
+    assert_ne!(variable("API_TOKEN")["valueFrom"]["secretKeyRef"]["optional"], json!(true));
+    let cache = &container["volumeMounts"][1];
+    assert_eq!(
+        (&variable("API_CACHE_DIR")["value"], &pod["spec"]["volumes"][1]["name"]),
+        (&cache["mountPath"], &cache["name"])
     );
-    for variable in env {
-        let is_file = variable["name"] == "STABILITY_API_KEY_FILE" && variable["value"] == file.as_str();
-        assert!(is_file || variable["valueFrom"]["secretKeyRef"]["name"] == "asset-worker", "{variable}");
+    assert_eq!(pod["metadata"]["annotations"]["prometheus.io/port"], port["containerPort"].to_string());
+    for probe in ["livenessProbe", "readinessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], port["name"]);
     }
+    let service = manifest_in(folder, "Service")?["spec"].clone();
+    assert_eq!((&service["type"], &service["ports"][0]["targetPort"]), (&json!("ClusterIP"), &port["name"]));
+    let policy = manifest_in(folder, "NetworkPolicy")?["spec"].clone();
+    assert_eq!(policy["ingress"][0]["ports"][0]["port"], port["containerPort"]);
+    assert!(policy["ingress"][0]["from"].as_array().is_some_and(|from| from.len() == 2), "not everyone may call");
+    // The workers' Deployment and policies do not select these pods.
+    let label = |folder: &str| {
+        Ok::<_, anyhow::Error>(read_deploy_yaml(&format!("{folder}/kustomization.yaml"))?["labels"][0]["pairs"].clone())
+    };
+    assert_ne!(label(folder)?, label("kubernetes")?);
+    let api = read_deploy_yaml("compose.yaml")?["services"]["api"].clone();
+    assert!(api["entrypoint"][2].as_str().is_some_and(|script| script.ends_with("exec asset-worker serve")));
+    assert_eq!(api["ports"], json!(["127.0.0.1:8088:8088"]));
     Ok(())
 }
 

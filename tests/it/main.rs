@@ -1,6 +1,10 @@
 //! Black-box tests of the built `asset-worker` with real RabbitMQ, PostgreSQL and SQLite.
 
 mod account_gate;
+mod api;
+mod api_access;
+mod api_events;
+mod api_faults;
 mod architecture;
 mod broker_faults;
 mod bulk_submit;
@@ -17,6 +21,7 @@ mod expiring_jobs;
 mod fail_fast;
 mod failure_codes;
 mod images;
+mod integrations;
 mod job;
 mod job_queries;
 mod messages;

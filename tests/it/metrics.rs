@@ -40,10 +40,21 @@ async fn exposed_metrics_match_the_documentation() -> Result<()> {
     };
     let samples = wait::wait_until("the end of all jobs", WAIT_TIMEOUT, settled).await?;
 
+    let mut api = env.start_api().await?;
+    assert_eq!(api.get("/v1/jobs").await?.status, 200);
+    let of_api = api.process().metrics().await?;
     let page = documented_metrics()?;
-    let names: BTreeSet<String> = samples.names().filter(|name| name != "target_info").collect();
-    assert_eq!(names, page.keys().cloned().collect());
-    for (name, labels) in samples.labels() {
+    let names = samples.names().chain(of_api.names()).filter(|name| name != "target_info");
+    assert_eq!(names.collect::<BTreeSet<_>>(), page.keys().cloned().collect());
+    // The server of the HTTP API is not counted as a worker.
+    assert_eq!(
+        (of_api.value("asset_worker_http_api_ready", &[]), samples.value("asset_worker_http_api_ready", &[])),
+        (Some(1.0), None)
+    );
+    for of_worker in ["asset_worker_ready", "asset_worker_gate_closed", "asset_worker_api_in_flight_limit"] {
+        assert!(samples.value(of_worker, &[]).is_some() && of_api.value(of_worker, &[]).is_none(), "{of_worker}");
+    }
+    for (name, labels) in samples.labels().into_iter().chain(of_api.labels()) {
         let allowed = page.get(&name).cloned().unwrap_or_default();
         assert!(name == "target_info" || labels.is_subset(&allowed), "{name}: {labels:?}; documented are {allowed:?}");
     }

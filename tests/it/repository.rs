@@ -75,6 +75,23 @@ fn index_lists_every_page_and_each_states_its_purpose() -> Result<()> {
 }
 
 #[test]
+fn each_promise_of_the_http_api_names_its_test() -> Result<()> {
+    let page = read("docs/api.md")?;
+    let (_, table) = page.split_once("## Under attack and load").context("the page has no such section")?;
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(rows.len() > 10);
+    let tests = tracked_files()?.into_iter().filter(|file| file.starts_with("tests/it/"));
+    let tests = tests.map(|file| read(&file)).collect::<Result<String>>()?;
+    for row in rows {
+        let names = row.trim_end_matches(" |").rsplit('|').next().unwrap_or_default().split(',');
+        for name in names.map(|name| name.trim().trim_matches('`')) {
+            assert!(!name.is_empty() && tests.contains(&format!("fn {name}(")), "no test {name}: {row}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn readme_is_short_and_its_picture_is_small() -> Result<()> {
     assert!(read("README.md")?.lines().count() <= 150);
     let picture = std::fs::metadata(root().join("docs/contact-sheet.jpg"))?;

@@ -235,9 +235,9 @@ async fn job_that_waits_is_not_retried() -> Result<()> {
     Ok(())
 }
 
-/// The row is stored but its command is not sent: a repetition sends it.
+/// The row is stored but its command is not sent: a worker sends it.
 #[tokio::test]
-async fn interrupted_retry_is_completed_by_its_repetition() -> Result<()> {
+async fn command_of_an_interrupted_retry_is_published_by_a_worker() -> Result<()> {
     let env = new_env(Database::Postgres).await?;
     let data = run_job_with_failures(&env).await?;
     let id = data["job_id"].as_str().context("an id")?;
@@ -254,8 +254,7 @@ async fn interrupted_retry_is_completed_by_its_repetition() -> Result<()> {
     let producer = env.connect_broker().await?;
     let mut events = producer.subscribe_to_events().await?;
     let _worker = env.start_ready_worker().await?;
-    let submitted = jobs(&env, &["retry", id]).await?.expect("an image failed");
-    let retried = wait_for_job(&mut events, &submitted[0]["job_id"]).await?;
+    let retried = events.wait_for_data("completed").await?;
     assert_eq!((&retried["retry_of"], &retried["succeeded"]), (&data["job_id"], &json!(1)));
     Ok(())
 }

@@ -77,7 +77,7 @@ fn every_alert_links_to_an_existing_runbook_section() -> Result<()> {
 /// Metrics and labels of a query that are not documented.
 fn unknown_metrics_and_labels(query: &str, page: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let own_prefixes = ["asset_worker_", "gen_ai_", "http_client_", "messaging_"];
+    let own_prefixes = ["asset_worker_", "gen_ai_", "http_client_", "http_server_", "messaging_"];
     let mut unknown = Vec::new();
     let mut labels: BTreeSet<&str> = PROMETHEUS_LABELS.into_iter().collect();
     for name in query.split(|c| !word(c)).filter(|name| own_prefixes.iter().any(|prefix| name.starts_with(prefix))) {

@@ -79,6 +79,11 @@ impl Message {
 }
 
 impl BrokerClient {
+    /// The channel, for operations that have no method here.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
     /// Connects to the broker and enables publisher confirms.
     pub async fn connect(amqp_url: &str) -> Result<Self> {
         let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
@@ -119,6 +124,16 @@ impl BrokerClient {
     /// Publishes bytes as a command with these properties, JSON content type and delivery mode 2.
     pub async fn publish_with_properties(&self, body: &[u8], properties: BasicProperties) -> Result<()> {
         self.publish_raw(body, properties.with_content_type("application/json".into()).with_delivery_mode(2)).await
+    }
+
+    /// Puts a dead letter on its queue, as a worker does.
+    pub async fn publish_dead_letter(&self, body: &[u8]) -> Result<()> {
+        let mut headers = FieldTable::default();
+        headers.insert("x-rejected-reason".into(), AMQPValue::LongString("invalid_request: test".into()));
+        let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+        let (exchange, options) = ("assets.dead-letter".into(), BasicPublishOptions::default());
+        self.channel.basic_publish(exchange, "generate".into(), options, body, properties).await?.await?;
+        Ok(())
     }
 
     /// Publishes bytes as a command with exactly these properties. An unroutable or nacked message is an error.

@@ -5,6 +5,7 @@
 //! shares. A [`Worker`] runs in it, a [`BrokerClient`] publishes commands, and an [`EventStream`] receives the
 //! resulting events.
 
+mod api;
 mod broker;
 pub mod bucket;
 mod collector;
@@ -16,6 +17,7 @@ mod test_env;
 
 use std::time::Duration;
 
+pub use api::{Answer, ApiClient, ApiServer, ServerEvent, ServerEvents};
 pub use broker::{BrokerClient, EventStream, Message};
 pub use bucket::Bucket;
 pub use collector::{Collector, LogRecord, Span};

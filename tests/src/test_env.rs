@@ -85,6 +85,11 @@ impl TestEnv {
         self.env_vars.push((name, value.into()));
     }
 
+    /// The value of a setting that this environment sets.
+    pub(crate) fn setting(&self, name: &str) -> Option<&str> {
+        self.env_vars.iter().find(|(given, _)| *given == name).map(|(_, value)| value.as_str())
+    }
+
     /// Uses another build of `asset-worker` from now on; `None` is the one of this build.
     pub fn use_program(&mut self, program: Option<PathBuf>) {
         self.program = program;
@@ -214,6 +219,7 @@ impl TestEnv {
             .env("WORKER_JOB_RETRY_DELAYS", "200ms")
             .env("WORKER_LEASE", "3s")
             .env("HTTP_ADDR", "127.0.0.1:0")
+            .env("API_ADDR", "127.0.0.1:0")
             .env("LOG_FORMAT", "json");
         // A coverage run collects the profiles from the path in this variable.
         if let Some(profile) = env_var("LLVM_PROFILE_FILE") {

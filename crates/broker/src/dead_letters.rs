@@ -1,14 +1,19 @@
 //! Dead letters: inspect, replay, discard.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use domain::digest;
-use lapin::Channel;
-use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection};
 use serde_json::Value;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::message::{
@@ -22,14 +27,18 @@ use super::{BrokerError, with_timeout};
 
 /// Hex digits of the digest that form the id of a dead letter.
 const ID_DIGITS: usize = 12;
-/// No further dead letter is fetched once this many bytes are held.
-const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
+/// No further dead letter is fetched once this many bytes are held, by the command line.
+pub(super) const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
+/// Number of dead letters that are received at once; their size is not known before.
+const MAX_BATCH: usize = 32;
+/// How long to wait for a dead letter that was on the queue. Then another client has taken it.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Approximate memory of a message besides its body, in bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 2_000;
 /// Maximum number of times that a release polls the queue until the requeued messages are visible.
-const MAX_RELEASE_POLLS: u32 = 40;
+const MAX_RELEASE_POLLS: u32 = 400;
 /// Time between two polls.
-const RELEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
+const RELEASE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Header of a replayed command: why it had been rejected.
 const REPLAYED_REASON_HEADER: &str = "x-replayed-reason";
 /// Header of a replayed command: the time of the replay.
@@ -40,7 +49,6 @@ const REPLAYED_AT_HEADER: &str = "x-replayed-at";
 /// Those neither replayed nor discarded return to the queue on [`DeadLetters::release`] or when the connection closes.
 pub struct DeadLetters {
     channel: Channel,
-    publisher: Publisher,
     letters: Vec<DeadLetter>,
     has_more: bool,
 }
@@ -58,28 +66,75 @@ pub struct DeadLetter {
     pub rejected_at: Option<String>,
     /// The body as received.
     pub body: Vec<u8>,
-    message: BasicGetMessage,
+    delivery: Delivery,
     /// Whether it was replayed or discarded.
     removed: AtomicBool,
 }
 
-impl DeadLetters {
-    /// Fetches dead letters, the oldest first, until the queue is empty or [`MAX_HELD_BYTES`] are held.
-    pub(super) async fn hold(channel: Channel, publisher: Publisher) -> Result<Self, BrokerError> {
-        let mut letters = Vec::new();
-        let mut bytes = 0;
-        while bytes < MAX_HELD_BYTES {
-            let request = channel.basic_get(DEAD_LETTER_QUEUE.into(), BasicGetOptions::default());
-            let Some(message) = with_timeout("get a dead letter", request).await? else {
-                return Ok(Self { channel, publisher, letters, has_more: false });
-            };
-            bytes += message.delivery.data.len() + MESSAGE_OVERHEAD_BYTES;
-            letters.push(DeadLetter::new(message));
-        }
-        Ok(Self { channel, publisher, letters, has_more: true })
+/// The queue of dead letters. Clones share the connection.
+#[derive(Clone)]
+pub struct DeadLetterQueue(Arc<Connection>);
+
+impl DeadLetterQueue {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self(connection)
     }
 
-    /// Whether the queue may hold more than these, because the limit of 256 MiB was reached.
+    /// Fetches the oldest dead letters, at most `max_count` and no further ones once `max_bytes` are held.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError`]; none is held.
+    pub async fn hold(&self, max_count: usize, max_bytes: usize) -> Result<DeadLetters, BrokerError> {
+        let channel = with_timeout("open a channel", self.0.create_channel()).await?;
+        let ready = count_ready(&channel).await?;
+        let (mut letters, mut bytes) = (Vec::new(), 0);
+        while letters.len() < ready.min(max_count) && bytes < max_bytes {
+            let batch = fetch_batch(&channel, MAX_BATCH.min(ready.min(max_count) - letters.len())).await?;
+            if batch.is_empty() {
+                // Another client has taken them.
+                return Ok(DeadLetters { channel, letters, has_more: false });
+            }
+            bytes += batch.iter().map(|delivery| delivery.data.len() + MESSAGE_OVERHEAD_BYTES).sum::<usize>();
+            letters.extend(batch.into_iter().map(DeadLetter::new));
+        }
+        let has_more = letters.len() < ready;
+        Ok(DeadLetters { channel, letters, has_more })
+    }
+}
+
+/// Number of dead letters on the queue that no client holds.
+async fn count_ready(channel: &Channel) -> Result<usize, BrokerError> {
+    let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+    let declaring = channel.queue_declare(DEAD_LETTER_QUEUE.into(), options, FieldTable::default());
+    Ok(with_timeout("inspect the dead letters", declaring).await?.message_count() as usize)
+}
+
+/// Receives the next `count` dead letters of the queue, or fewer if another client takes some. Faster than one by one.
+async fn fetch_batch(channel: &Channel, count: usize) -> Result<Vec<Delivery>, BrokerError> {
+    let prefetch = u16::try_from(count).unwrap_or(u16::MAX);
+    with_timeout("get dead letters", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let options = BasicConsumeOptions::default();
+    let consuming = channel.basic_consume(DEAD_LETTER_QUEUE.into(), "".into(), options, FieldTable::default());
+    let mut consumer = with_timeout("get dead letters", consuming).await?;
+    let mut batch = Vec::new();
+    while batch.len() < count {
+        match timeout(BATCH_TIMEOUT, consumer.next()).await {
+            Ok(Some(Ok(delivery))) => batch.push(delivery),
+            Ok(Some(Err(error))) => {
+                return Err(BrokerError { operation: "get dead letters", cause: error.to_string() });
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    // What it has delivered stays held.
+    let cancelling = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    with_timeout("get dead letters", cancelling).await?;
+    Ok(batch)
+}
+
+impl DeadLetters {
+    /// Whether the queue may hold more than these, because the limit of their number or size was reached.
     pub fn has_more(&self) -> bool {
         self.has_more
     }
@@ -90,16 +145,16 @@ impl DeadLetters {
     pub async fn release(self) {
         let requeue = BasicNackOptions { multiple: true, requeue: true };
         let held = self.letters.iter().filter(|letter| !letter.removed.load(Ordering::Relaxed)).count();
-        if held == 0 || self.channel.basic_nack(0, requeue).await.is_err() {
-            return;
-        }
-        for _ in 0..MAX_RELEASE_POLLS {
-            let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-            match self.channel.queue_declare(DEAD_LETTER_QUEUE.into(), options, FieldTable::default()).await {
-                Ok(queue) if (queue.message_count() as usize) < held => tokio::time::sleep(RELEASE_POLL_INTERVAL).await,
-                Ok(_) | Err(_) => return,
+        if held > 0 && self.channel.basic_nack(0, requeue).await.is_ok() {
+            for _ in 0..MAX_RELEASE_POLLS {
+                match count_ready(&self.channel).await {
+                    Ok(ready) if ready < held => tokio::time::sleep(RELEASE_POLL_INTERVAL).await,
+                    Ok(_) | Err(_) => break,
+                }
             }
         }
+        // Closing it would return them too.
+        let _ = with_timeout("close a channel", self.channel.close(200, "done".into())).await;
     }
 
     /// The dead letters, in the order in which they were fetched.
@@ -115,15 +170,19 @@ impl DeadLetters {
     /// # Errors
     ///
     /// [`BrokerError`]; the dead letters not yet replayed are kept.
-    pub async fn replay(&self, filter: impl Fn(&DeadLetter) -> bool) -> Result<usize, BrokerError> {
+    pub async fn replay(
+        &self,
+        publisher: &Publisher,
+        filter: impl Fn(&DeadLetter) -> bool,
+    ) -> Result<usize, BrokerError> {
         let mut replayed = 0;
         for letter in self.letters.iter().filter(|letter| filter(letter)) {
-            let properties = forwarded_properties(&letter.message.delivery.properties);
+            let properties = forwarded_properties(&letter.delivery.properties);
             let mut headers = properties.headers().clone().unwrap_or_default();
             headers = remove_headers(&headers, &[REASON_HEADER, REJECTED_AT_HEADER]);
             headers.insert(REPLAYED_REASON_HEADER.into(), long_string(&letter.reason));
             headers.insert(REPLAYED_AT_HEADER.into(), long_string(&now_rfc3339()));
-            self.publisher
+            publisher
                 .submit_with_properties(letter.routing_key(), &letter.body, properties.with_headers(headers))
                 .await?;
             letter.remove().await?;
@@ -148,9 +207,9 @@ impl DeadLetters {
 }
 
 impl DeadLetter {
-    fn new(mut message: BasicGetMessage) -> Self {
-        let body = std::mem::take(&mut message.delivery.data);
-        let properties = &message.delivery.properties;
+    fn new(mut delivery: Delivery) -> Self {
+        let body = std::mem::take(&mut delivery.data);
+        let properties = &delivery.properties;
         // Messages that the broker itself dead-lettered have no such header, only the broker's own.
         let reason = rejection_reason(properties).unwrap_or_else(|| match broker_death(properties) {
             Some(BrokerDeath::Expired) => "expired".to_owned(),
@@ -164,22 +223,22 @@ impl DeadLetter {
         let job_id = job_id.and_then(|body| body["job_id"].as_str().map(str::to_owned)).or_else(task_id);
         let job_id = job_id.and_then(|id| Uuid::try_parse(&id).ok());
         let rejected_at = rejected_at.or_else(|| broker_death_time(properties));
-        Self { id, job_id, reason, rejected_at, body, message, removed: AtomicBool::new(false) }
+        Self { id, job_id, reason, rejected_at, body, delivery, removed: AtomicBool::new(false) }
     }
 
     /// All headers as name and value, formatted as text.
     pub fn headers(&self) -> Vec<(String, String)> {
-        let headers = self.message.delivery.properties.headers().clone().unwrap_or_default();
+        let headers = self.delivery.properties.headers().clone().unwrap_or_default();
         headers.inner().iter().map(|(name, value)| (name.to_string(), format_value(value))).collect()
     }
 
     /// The routing key with which it is replayed.
     fn routing_key(&self) -> &'static str {
-        if self.message.delivery.routing_key.as_str() == CANCEL_KEY { CANCEL_KEY } else { GENERATE_KEY }
+        if self.delivery.routing_key.as_str() == CANCEL_KEY { CANCEL_KEY } else { GENERATE_KEY }
     }
 
     async fn remove(&self) -> Result<(), BrokerError> {
-        with_timeout("acknowledge a dead letter", self.message.delivery.ack(BasicAckOptions::default())).await?;
+        with_timeout("acknowledge a dead letter", self.delivery.ack(BasicAckOptions::default())).await?;
         self.removed.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Watching events and dead letters, for `submit --wait`.
+//! Watching events and dead letters, for `submit --wait` and the HTTP API.
 
+use domain::event::EventKind;
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
@@ -10,7 +11,13 @@ use super::message;
 use super::topology::{DEAD_LETTER_EXCHANGE, EVENTS_EXCHANGE};
 use super::{BrokerError, with_timeout};
 
-/// Receives the events of all jobs and all dead-lettered commands from now on.
+/// Exchanges and routing keys of all events and dead letters.
+pub(super) const ALL: &[(&str, &str)] = &[(EVENTS_EXCHANGE, "assets.generation.*"), (DEAD_LETTER_EXCHANGE, "")];
+/// Those of the events that are not terminal.
+pub(super) const PROGRESS: &[(&str, &str)] =
+    &[(EVENTS_EXCHANGE, EventKind::Started.as_str()), (EVENTS_EXCHANGE, EventKind::Progress.as_str())];
+
+/// Receives events of all jobs, and dead-lettered commands, from now on.
 ///
 /// Its queue is exclusive: the broker deletes it when the connection closes.
 pub struct EventWatcher {
@@ -34,12 +41,15 @@ pub enum WatchedMessage {
 }
 
 impl EventWatcher {
-    pub(super) async fn start(channel: Channel) -> Result<Self, BrokerError> {
+    pub(super) async fn start(
+        channel: Channel,
+        bindings: &[(&'static str, &'static str)],
+    ) -> Result<Self, BrokerError> {
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue =
             with_timeout("declare a queue", channel.queue_declare("".into(), options, FieldTable::default())).await?;
         let name = queue.name().clone();
-        for (exchange, key) in [(EVENTS_EXCHANGE, "assets.generation.*"), (DEAD_LETTER_EXCHANGE, "")] {
+        for (exchange, key) in bindings.iter().copied() {
             let options = QueueBindOptions::default();
             let bound = channel.queue_bind(name.clone(), exchange.into(), key.into(), options, FieldTable::default());
             with_timeout("bind a queue", bound).await?;

@@ -27,7 +27,7 @@ use topology::{DEAD_LETTER_QUEUE, GENERATE_QUEUE};
 
 pub use command_stream::{CommandStream, ConnectionLost};
 pub use confirms::{PublishOutcome, PublisherState};
-pub use dead_letters::{DeadLetter, DeadLetters};
+pub use dead_letters::{DeadLetter, DeadLetterQueue, DeadLetters};
 pub use event_watcher::{EventWatcher, WatchedMessage};
 pub use mailbox::{SharedExchange, SharedExchangeKind};
 pub use message::{AckHandle, BrokerDeath, Message, Settlement};
@@ -80,7 +80,7 @@ async fn with_timeout<T>(doing: &'static str, wait: impl Future<Output = lapin::
 /// heartbeats of the other one go on. Source: RabbitMQ's guide "Memory and Disk Alarms".
 pub struct Broker {
     /// Consumes, acknowledges, declares and inspects.
-    connection: Connection,
+    connection: Arc<Connection>,
     /// Opened for the first publisher.
     publish_connection: OnceCell<Arc<Connection>>,
     url: SecretString,
@@ -123,7 +123,7 @@ impl Broker {
     /// [`BrokerError`] if the broker cannot be reached.
     pub async fn connect_without_topology(url: &SecretString) -> Result<Self, BrokerError> {
         Ok(Self {
-            connection: open_connection(url, "asset-worker").await?,
+            connection: Arc::new(open_connection(url, "asset-worker").await?),
             publish_connection: OnceCell::new(),
             url: url.clone(),
             channels: Mutex::default(),
@@ -206,20 +206,31 @@ impl Broker {
         Ok(stream)
     }
 
-    /// Fetches the dead letters and holds them unacknowledged, see [`DeadLetters`].
+    /// Fetches the oldest dead letters, until 256 MiB are held, and holds them unacknowledged, see [`DeadLetters`].
     pub async fn hold_dead_letters(&self) -> Result<DeadLetters, BrokerError> {
-        DeadLetters::hold(self.create_channel().await?, self.create_publisher(Duration::ZERO).await?).await
+        self.dead_letter_queue().hold(usize::MAX, dead_letters::MAX_HELD_BYTES).await
     }
 
-    /// Starts to watch the events of all jobs and the dead-lettered commands.
+    /// The queue of dead letters, to be read several times over this connection.
+    pub fn dead_letter_queue(&self) -> DeadLetterQueue {
+        DeadLetterQueue::new(self.connection.clone())
+    }
+
+    /// Starts to watch the events of all jobs and the dead-lettered commands. Meanwhile no terminal event counts as one that
+    /// no queue is bound for.
     pub async fn watch_events(&self) -> Result<EventWatcher, BrokerError> {
-        EventWatcher::start(self.create_channel().await?).await
+        EventWatcher::start(self.create_channel().await?, event_watcher::ALL).await
+    }
+
+    /// Starts to watch the events of all jobs except the terminal ones, which must reach a queue of another program.
+    pub async fn watch_progress(&self) -> Result<EventWatcher, BrokerError> {
+        EventWatcher::start(self.create_channel().await?, event_watcher::PROGRESS).await
     }
 
     /// Closes the connections, waiting at most 2 s for the broker.
     pub async fn close(self) {
         let publishing = self.publish_connection.get().map(AsRef::as_ref);
-        let closing = [Some(&self.connection), publishing].into_iter().flatten();
+        let closing = [Some(self.connection.as_ref()), publishing].into_iter().flatten();
         let closing = closing.map(|connection| connection.close(200, "done".into()));
         // The result is ignored: the connections end either way.
         let _ = tokio::time::timeout(Duration::from_secs(2), join_all(closing)).await;

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use stability_sandbox::{Sandbox, Settings};
 
 use drawing::{Panel, Series};
-use integration_tests::{Database, Prometheus, TestEnv, command, telemetry_folder};
+use integration_tests::{ApiClient, Database, Prometheus, TestEnv, command, telemetry_folder};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 /// Limit of every wait; longer than any of them takes.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(5);
@@ -43,12 +45,16 @@ pub async fn draw(file: &Path) -> Result<()> {
     env.set("WORKER_JOB_RETRY_DELAYS", "5s");
     let proxy = env.start_broker_proxy().await?;
     let (mut one, mut other) = (env.start_ready_worker().await?, env.start_ready_worker().await?);
-    let prometheus = Prometheus::start(env.folder(), &[one.address()?, other.address()?]).await?;
+    let api = env.start_api().await?;
+    let targets = [one.address()?, other.address()?, api.address().to_owned()];
+    let prometheus = Prometheus::start(env.folder(), &targets).await?;
     let from = unix_seconds();
     wait_until("the first scrapes", WAIT_TIMEOUT, async || {
-        prometheus.query("sum(up) > 1").await.ok().filter(|up| !up.is_empty())
+        prometheus.query("sum(up) > 2").await.ok().filter(|up| !up.is_empty())
     })
     .await?;
+    let mut clients = JoinSet::new();
+    clients.spawn(call_api(api.with_token(None)));
     let producer = env.connect_broker().await?;
     // A queue is bound, so that the terminal events are routed.
     let _events = producer.subscribe_to_events().await?;
@@ -88,6 +94,19 @@ pub async fn draw(file: &Path) -> Result<()> {
     wait_until("the last scrape", WAIT_TIMEOUT, scraped).await?;
     let panels = load_panels(&prometheus, from, unix_seconds()).await?;
     std::fs::write(file, drawing::render_svg(&panels, from, unix_seconds())).with_context(|| file.display().to_string())
+}
+
+/// Lists the jobs, and watches the newest one, again and again.
+async fn call_api(api: ApiClient) -> Result<()> {
+    loop {
+        let page = api.get("/v1/jobs?limit=1").await?.json();
+        if let Some(id) = page["jobs"][0]["job_id"].as_str() {
+            let mut events = api.watch(id, None).await?;
+            // The first events are those that happened before.
+            let _ = timeout(STEP, async { while let Ok(Some(_)) = events.next().await {} }).await;
+        }
+        sleep(STEP / 2).await;
+    }
 }
 
 async fn wait_for_jobs(env: &TestEnv, jobs: u64) -> Result<()> {

@@ -1,16 +1,11 @@
 //! The request to cancel a job, and how it is parsed from a message body.
 
 use schemars::JsonSchema;
-use serde_json::Value;
 use uuid::Uuid;
 
-use crate::fields::{Fields, truncate_violations};
-use crate::rules::MAX_BODY_BYTES;
+use crate::fields::{self, Fields, truncate_violations};
+use crate::rules::MAX_REASON_CHARS;
 use crate::schema::value;
-use crate::strict_json;
-
-/// The most characters of a reason.
-pub const MAX_REASON_CHARS: usize = 200;
 
 /// A request to cancel a job, known or not.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
@@ -26,8 +21,11 @@ pub struct CancelRequest {
 
 /// A message body that is not a valid request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid_cancel: {0}")]
-pub struct InvalidCancel(String);
+#[error("invalid_cancel: {}", .violations.join("; "))]
+pub struct InvalidCancel {
+    /// One sentence for each violation: field, value, allowed values. Never empty.
+    pub violations: Vec<String>,
+}
 
 impl CancelRequest {
     /// Parses a request from the body of a message.
@@ -36,23 +34,27 @@ impl CancelRequest {
     ///
     /// [`InvalidCancel`] names each key that is missing, unknown or out of range.
     pub fn parse(body: &[u8]) -> Result<Self, InvalidCancel> {
-        if body.len() > MAX_BODY_BYTES {
-            return Err(InvalidCancel(format!(
-                "body: {} bytes is not allowed; at most {MAX_BODY_BYTES} bytes",
-                body.len()
-            )));
-        }
-        let Ok(Value::Object(object)) = strict_json::parse(body) else {
-            return Err(InvalidCancel("body: not a JSON object in UTF-8".to_owned()));
-        };
+        Self::parse_body(body, None)
+    }
+
+    /// Parses a request for a job whose id is known: in the body it may be absent, or must be equal.
+    ///
+    /// # Errors
+    ///
+    /// As [`CancelRequest::parse`].
+    pub fn parse_with_id(body: &[u8], job_id: Uuid) -> Result<Self, InvalidCancel> {
+        Self::parse_body(body, Some(job_id))
+    }
+
+    fn parse_body(body: &[u8], known_id: Option<Uuid>) -> Result<Self, InvalidCancel> {
+        let object = fields::parse_object(body).map_err(|violation| InvalidCancel { violations: vec![violation] })?;
         let mut fields = Fields::new(object);
-        let job_id =
-            fields.required("job_id", "a UUID", |value| value.as_str().and_then(|text| Uuid::try_parse(text).ok()));
+        let job_id = fields::job_id(&mut fields, known_id);
         let reason = fields.text("reason", 0..=MAX_REASON_CHARS).filter(|reason| !reason.is_empty());
         let violations = fields.into_violations();
         match job_id {
             Some(job_id) if violations.is_empty() => Ok(Self { job_id, reason }),
-            _ => Err(InvalidCancel(truncate_violations(violations).join("; "))),
+            _ => Err(InvalidCancel { violations: truncate_violations(violations) }),
         }
     }
 }
@@ -79,8 +81,8 @@ mod tests {
     #[test]
     fn invalid_request_names_the_field() {
         let check = |body: &str, expected: &str| assert_eq!(parse(body), Err(format!("invalid_cancel: {expected}")));
-        check("no", "body: not a JSON object in UTF-8");
-        check("[]", "body: not a JSON object in UTF-8");
+        check("no", "body: not JSON in UTF-8 (expected ident at line 1 column 2)");
+        check("[]", "body: a list of 0 is not allowed; a JSON object");
         check("{}", "job_id: missing; a UUID");
         check(r#"{"job_id": "7"}"#, "job_id: \"7\" is not allowed; a UUID");
         let id = Uuid::nil();

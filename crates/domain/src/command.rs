@@ -7,15 +7,13 @@ use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::digest;
 use crate::fields::{self, Fields, truncate_violations};
-use crate::rules::{MAX_BODY_BYTES, MAX_CONCURRENT, MAX_DESCRIPTION_CHARS, MAX_IMAGES, Rules};
+use crate::rules::{MAX_CONCURRENT, MAX_DESCRIPTION_CHARS, MAX_IMAGES, Rules};
 use crate::schema::value;
-use crate::strict_json;
 use crate::style::Style;
 use crate::upscaler::Upscaler;
 
@@ -177,26 +175,22 @@ impl Command {
     ///
     /// [`InvalidCommand`] names each field that is missing, unknown or out of range.
     pub fn parse(body: &[u8], rules: &Rules) -> Result<Self, InvalidCommand> {
-        if body.len() > MAX_BODY_BYTES {
-            return Err(InvalidCommand::without_key(format!(
-                "body: {} bytes is not allowed; at most {MAX_BODY_BYTES} bytes",
-                body.len()
-            )));
-        }
-        let value = strict_json::parse(body)
-            .map_err(|error| InvalidCommand::without_key(format!("body: not JSON in UTF-8 ({error})")))?;
-        let Value::Object(object) = value else {
-            return Err(InvalidCommand::without_key(format!(
-                "body: {} is not allowed; a JSON object",
-                fields::describe_value(&value)
-            )));
-        };
-        Self::from_fields(Fields::new(object), rules)
+        let object = fields::parse_object(body).map_err(InvalidCommand::without_key)?;
+        Self::from_fields(Fields::new(object), None, rules)
     }
 
-    fn from_fields(mut fields: Fields, rules: &Rules) -> Result<Self, InvalidCommand> {
-        let job_id =
-            fields.required("job_id", "a UUID", |value| value.as_str().and_then(|text| Uuid::try_parse(text).ok()));
+    /// Parses the command of a job whose id is known: in the body it may be absent, or must be equal.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::parse`].
+    pub fn parse_with_id(body: &[u8], job_id: Uuid, rules: &Rules) -> Result<Self, InvalidCommand> {
+        let object = fields::parse_object(body).map_err(InvalidCommand::without_key)?;
+        Self::from_fields(Fields::new(object), Some(job_id), rules)
+    }
+
+    fn from_fields(mut fields: Fields, known_id: Option<Uuid>, rules: &Rules) -> Result<Self, InvalidCommand> {
+        let job_id = fields::job_id(&mut fields, known_id);
         let project_id = fields.required("project_id", "a whole number from 1 to 9223372036854775807", |value| {
             fields::as_whole_number(value).and_then(|id| i64::try_from(id).ok()).filter(|id| *id > 0)
         });

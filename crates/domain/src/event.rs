@@ -45,7 +45,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The CloudEvents `type`, which is also the routing key.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Started => "assets.generation.started",
             Self::Progress => "assets.generation.progress",
@@ -390,18 +390,16 @@ pub(crate) fn body_schema(kind: EventKind, generator: SchemaGenerator) -> Schema
     }
     match kind {
         EventKind::Started | EventKind::Progress => {}
+        // Only a job that failed has an error.
         EventKind::Completed => {
-            // Only a job that failed has an error.
-            schema
-                .pointer_mut("/properties/data/properties")
-                .and_then(Value::as_object_mut)
-                .map(|keys| keys.remove("error"));
+            if let Some(Value::Object(keys)) = schema.pointer_mut("/properties/data/properties") {
+                keys.remove("error");
+            }
         }
         EventKind::Failed => {
-            schema
-                .pointer_mut("/properties/data/required")
-                .and_then(Value::as_array_mut)
-                .map(|keys| keys.push("error".into()));
+            if let Some(Value::Array(keys)) = schema.pointer_mut("/properties/data/required") {
+                keys.push("error".into());
+            }
         }
     }
     schema

@@ -1,4 +1,6 @@
 //! Reads the keys of one JSON object and collects all violations.
+//!
+//! A key with the value `null` counts as absent. A violation is a sentence: key, value, allowed values.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -7,6 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
+use uuid::Uuid;
+
+use crate::rules::MAX_BODY_BYTES;
+use crate::strict_json;
 
 /// The most characters of a rejected value that an error repeats.
 const MAX_VALUE_CHARS: usize = 60;
@@ -14,7 +20,7 @@ const MAX_VALUE_CHARS: usize = 60;
 const MAX_VIOLATIONS: usize = 20;
 
 /// The keys of an object that have not been read yet, and the violations found in those that have.
-pub(crate) struct Fields {
+pub struct Fields {
     path: &'static str,
     remaining: Map<String, Value>,
     known_keys: Vec<&'static str>,
@@ -22,7 +28,8 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    pub(crate) fn new(object: Map<String, Value>) -> Self {
+    /// Begins to read the keys of an object.
+    pub fn new(object: Map<String, Value>) -> Self {
         Self::with_path("", object)
     }
 
@@ -31,8 +38,8 @@ impl Fields {
     }
 
     /// Returns all violations; each key that was not read is reported as unknown.
-    pub(crate) fn into_violations(mut self) -> Vec<String> {
-        let known = self.known_keys.join(", ");
+    pub fn into_violations(mut self) -> Vec<String> {
+        let known = if self.known_keys.is_empty() { "none".to_owned() } else { self.known_keys.join(", ") };
         for key in self.remaining.keys() {
             // Escaped, because a key may contain characters that a log or a database does not accept.
             let key = truncate_text(key).escape_debug().to_string();
@@ -50,15 +57,16 @@ impl Fields {
         self.violations.push(format!("{}{key}: {value} is not allowed; {allowed}", self.path));
     }
 
-    /// Reports `key` as missing, unless there is already a violation of it.
-    pub(crate) fn report_missing(&mut self, key: &'static str, allowed: &str) {
+    /// Reports a key as missing, unless there is already a violation of it.
+    pub fn report_missing(&mut self, key: &'static str, allowed: &str) {
         let prefix = format!("{}{key}", self.path);
         if !self.violations.iter().any(|violation| violation.starts_with(&prefix)) {
             self.violations.push(format!("{prefix}: missing; {allowed}"));
         }
     }
 
-    pub(crate) fn optional<T>(
+    /// The value of a key, if it is there and `read` accepts it; `allowed` says which values it does.
+    pub fn optional<T>(
         &mut self,
         key: &'static str,
         allowed: &str,
@@ -72,7 +80,8 @@ impl Fields {
         read
     }
 
-    pub(crate) fn required<T>(
+    /// The value of a key that must be there.
+    pub fn required<T>(
         &mut self,
         key: &'static str,
         allowed: &str,
@@ -100,7 +109,8 @@ impl Fields {
         self.optional(key, &allowed, |value| value.as_f64().filter(|number| range.contains(number)))
     }
 
-    pub(crate) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
+    /// A whole number.
+    pub fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
     where
         T: TryFrom<u64> + PartialOrd + Display,
     {
@@ -122,12 +132,18 @@ impl Fields {
         })
     }
 
+    /// A truth value.
+    pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        self.optional(key, "true or false", Value::as_bool)
+    }
+
     pub(crate) fn one_of(&mut self, key: &'static str, names: &[&'static str]) -> Option<String> {
         let allowed = format!("one of {}", names.join(", "));
         self.optional(key, &allowed, |value| value.as_str().filter(|name| names.contains(name)).map(str::to_owned))
     }
 
-    pub(crate) fn text(&mut self, key: &'static str, chars: RangeInclusive<usize>) -> Option<String> {
+    /// A text, trimmed, with this number of characters after trimming and without NUL.
+    pub fn text(&mut self, key: &'static str, chars: RangeInclusive<usize>) -> Option<String> {
         let value = self.take(key)?;
         self.check_text(key, &value, &chars)
     }
@@ -189,8 +205,37 @@ pub(crate) fn from_name<T: DeserializeOwned>(value: &Value) -> Option<T> {
     serde_json::from_value(value.clone()).ok().filter(|_| value.is_string())
 }
 
+/// The object in a message body of at most [`MAX_BODY_BYTES`].
+///
+/// # Errors
+///
+/// The violation, if the body is something else.
+pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, String> {
+    if body.len() > MAX_BODY_BYTES {
+        return Err(format!("body: {} bytes is not allowed; at most {MAX_BODY_BYTES} bytes", body.len()));
+    }
+    match strict_json::parse(body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(value) => Err(format!("body: {} is not allowed; a JSON object", describe_value(&value))),
+        Err(error) => Err(format!("body: not JSON in UTF-8 ({error})")),
+    }
+}
+
+/// Reads the key `job_id` of a body whose job is known by other means: there it may be absent.
+pub(crate) fn job_id(fields: &mut Fields, known: Option<Uuid>) -> Option<Uuid> {
+    let parse = |value: &Value| value.as_str().and_then(|text| Uuid::try_parse(text).ok());
+    match known {
+        None => fields.required("job_id", "a UUID", parse),
+        Some(known) => {
+            let allowed = format!("{known}, or no value");
+            fields.optional("job_id", &allowed, |value| parse(value).filter(|id| *id == known));
+            Some(known)
+        }
+    }
+}
+
 /// Limits the length of the error: a body of megabytes may have a violation in every key.
-pub(crate) fn truncate_violations(mut violations: Vec<String>) -> Vec<String> {
+pub fn truncate_violations(mut violations: Vec<String>) -> Vec<String> {
     let left_out = violations.len().saturating_sub(MAX_VIOLATIONS);
     if left_out > 0 {
         violations.truncate(MAX_VIOLATIONS);

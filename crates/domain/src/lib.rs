@@ -14,6 +14,7 @@ pub mod command;
 pub mod digest;
 pub mod event;
 pub mod failure;
+pub mod fields;
 pub mod generation_params;
 pub mod image_metadata;
 pub mod image_spec;
@@ -31,5 +32,3 @@ pub mod strict_json;
 pub mod style;
 pub mod trace;
 pub mod upscaler;
-
-mod fields;

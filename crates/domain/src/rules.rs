@@ -10,6 +10,8 @@ pub const MAX_IMAGES: usize = 200;
 pub const MAX_DESCRIPTION_CHARS: usize = 2_000;
 /// The most style modifiers in one command.
 pub const MAX_STYLE_MODIFIERS: usize = 50;
+/// The most characters of the reason of a cancellation, after trimming.
+pub const MAX_REASON_CHARS: usize = 200;
 /// The most requests that a job may have in flight.
 pub const MAX_CONCURRENT: u8 = 6;
 

@@ -63,6 +63,8 @@ pub mod job {
     pub const SUBMIT: Transition<JobState> = Transition { from: &[], to: Waiting };
     /// A cancellation creates the row of a job that is not known yet.
     pub const REMEMBER: Transition<JobState> = Transition { from: &[], to: Cancelled };
+    /// A job that was cancelled before is submitted.
+    pub const SUBMIT_REMEMBERED: Transition<JobState> = Transition { from: &[Cancelled], to: Waiting };
     /// A later claim of a job without a lease.
     pub const CLAIM: Transition<JobState> = Transition { from: &[Waiting, Cancelled], to: Running };
     /// A claim of a job whose lease expired.

@@ -5,6 +5,7 @@
 //! All functions are pure and CPU-bound; the caller chooses the thread. This is a separate crate so that development
 //! builds can optimise it: the generic code of the codecs is compiled here.
 
+mod copy;
 mod decode;
 mod encode;
 pub mod metadata;
@@ -19,6 +20,7 @@ use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
 use fast_image_resize::Resizer;
 use image::RgbImage;
 
+pub use copy::{CopyFormat, make_copy};
 pub use decode::decode;
 pub use encode::encode;
 pub use quality_check::QualityCheck;

@@ -12,7 +12,7 @@ use domain::retry::RetryOrigin;
 use domain::state::{JobState, asset as image_step, job as step};
 use domain::style::Style;
 use domain::trace::TraceContext;
-use sea_orm::ActiveValue::Set;
+use sea_orm::ActiveValue::{NotSet, Set};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, TransactionTrait, TryInsertResult};
 use serde_json::Value;
@@ -216,7 +216,8 @@ async fn claim_in_transaction(
         .exec_without_returning(db)
         .await?;
     let inserted = matches!(inserted, TryInsertResult::Inserted(1..));
-    let new = inserted || fill_remembered_job(db, command, &digest, terms.reply).await?;
+    let row = job::ActiveModel { status: NotSet, ..new_job_row(command, &digest, terms.reply) };
+    let new = inserted || fill_remembered_job(db, row).await?;
     if new {
         settle_defaults(db, command, terms).await?;
         asset::Entity::insert_many(new_asset_rows(command)).exec_without_returning(db).await?;
@@ -347,22 +348,11 @@ fn expires_at_ms(command: &Command) -> Option<i64> {
 }
 
 /// Fills the row of a job that was cancelled before its command arrived. Returns whether there was such a row.
-async fn fill_remembered_job(
-    db: &DatabaseTransaction,
-    command: &Command,
-    digest: &str,
-    reply: Option<&Value>,
-) -> Result<bool, DbErr> {
-    let row = new_job_row(command, digest, reply);
+pub(super) async fn fill_remembered_job(db: &DatabaseTransaction, row: job::ActiveModel) -> Result<bool, DbErr> {
+    let id = row.id.clone().unwrap();
     let filled = job::Entity::update_many()
-        .col_expr(job::Column::ProjectId, Expr::value(command.project_id))
-        .col_expr(job::Column::Digest, Expr::value(digest))
-        .col_expr(job::Column::Command, Expr::value(row.command.unwrap()))
-        .col_expr(job::Column::Total, Expr::value(row.total.unwrap()))
-        .col_expr(job::Column::ExpiresAtMs, Expr::value(expires_at_ms(command)))
-        .col_expr(job::Column::Reply, Expr::value(reply.cloned()))
-        .col_expr(job::Column::CreatedAt, Expr::value(OffsetDateTime::now_utc()))
-        .filter(job::Column::Id.eq(command.job_id))
+        .set(row)
+        .filter(job::Column::Id.eq(id))
         .filter(job::Column::Status.eq(JobState::Cancelled.as_str()))
         .filter(job::Column::Digest.eq(""))
         .exec(db)

@@ -1,11 +1,12 @@
 //! Database access: jobs, leases, assets, cached images, translations, project styles, spending, quota,
-//! pauses and API keys.
+//! pauses, API keys and the audit.
 //!
 //! The only crate that uses `sea-orm`; its public API contains no type of it. Each method runs one short transaction or
 //! statement, and none waits for anything but the database.
 
 mod account_key;
 mod asset;
+mod audit;
 mod cache;
 mod cancel;
 mod claim;
@@ -17,6 +18,7 @@ mod files;
 mod finish;
 mod image;
 mod job;
+mod job_events;
 mod lease;
 mod migration;
 mod outbox;
@@ -42,6 +44,7 @@ use tracing::{Span, info_span};
 use url::Url;
 
 pub use account_key::{KeyHash, KeyStatus, Payer, Probe, Refusal};
+pub use audit::AuditEntry;
 pub use cache::CachedImage;
 pub use cancel::Cancellation;
 pub use claim::{Claim, ClaimOptions, ClaimedJob, TerminalEvent, UnclaimedJob};
@@ -50,6 +53,7 @@ pub use connect::DEFAULT_MAX_CONNECTIONS;
 pub use costs::{CostKey, CostSum};
 pub use files::FileRow;
 pub use finish::{Finish, JobEnd, KnownJob, UnpublishedEvent};
+pub use job_events::JobHistory;
 pub use lease::Lease;
 pub use migration::SchemaState;
 pub use outbox::StoredMessage;
@@ -57,7 +61,7 @@ pub use pause::Pause;
 pub use preview::{ClaimPreview, JobDuration, KnownState};
 pub use purge::{PurgeCount, PurgeFilter, PurgeableJob};
 pub use quota::Pace;
-pub use report::{AssetReport, JobFilter, JobReport};
+pub use report::{AssetReport, JobCursor, JobFilter, JobReport};
 pub use spending::{CostReservation, LeasedImage};
 pub use submit::{DueCommand, Submission};
 pub use sweep::{DueJob, EndedJob};

@@ -1,6 +1,7 @@
 //! Reports for `asset-worker jobs`.
 
 use domain::state::JobState;
+use schemars::JsonSchema;
 use sea_orm::{
     ColumnTrait, Condition, DerivePartialModel, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
 };
@@ -25,8 +26,17 @@ pub struct JobFilter {
     pub since: Option<OffsetDateTime>,
 }
 
-/// A job as shown by `asset-worker jobs`.
-#[derive(Debug, Serialize)]
+/// The place of a job in a list, newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobCursor {
+    /// When the job was first claimed, or submitted.
+    pub created_at: OffsetDateTime,
+    /// The job's id.
+    pub job_id: Uuid,
+}
+
+/// A job as shown by `asset-worker jobs` and the HTTP API.
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct JobReport {
     /// The job's id.
     pub job_id: Uuid,
@@ -51,20 +61,23 @@ pub struct JobReport {
     pub event_published: bool,
     /// When the job was first claimed; before that, when it was submitted or cancelled.
     #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub created_at: OffsetDateTime,
     /// When the command of a job that waits in the database is published.
     #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub due_at: Option<OffsetDateTime>,
     /// When the job ended.
     #[serde(with = "time::serde::rfc3339::option")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub finished_at: Option<OffsetDateTime>,
     /// The job's images; empty in a list of jobs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub assets: Vec<AssetReport>,
 }
 
-/// An image as shown by `asset-worker jobs`.
-#[derive(Debug, Serialize)]
+/// An image as shown by `asset-worker jobs` and the HTTP API.
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct AssetReport {
     /// Index within the job, from 1.
     pub index: i32,
@@ -106,6 +119,13 @@ struct JobRow {
     finished_at: Option<OffsetDateTime>,
 }
 
+impl JobReport {
+    /// Its place in a list.
+    pub fn cursor(&self) -> JobCursor {
+        JobCursor { created_at: self.created_at, job_id: self.job_id }
+    }
+}
+
 impl From<JobRow> for JobReport {
     fn from(row: JobRow) -> Self {
         Self {
@@ -137,7 +157,7 @@ impl Store {
         let mut jobs: Vec<JobReport> = Vec::new();
         loop {
             let wanted = std::cmp::min(PAGE_SIZE, limit.saturating_sub(jobs.len() as u64));
-            let page = self.read_jobs_page(filter, jobs.last(), wanted).await?;
+            let page = self.read_jobs_page(filter, jobs.last().map(JobReport::cursor), wanted).await?;
             let is_last = (page.len() as u64) < PAGE_SIZE;
             jobs.extend(page);
             if is_last || jobs.len() as u64 >= limit {
@@ -146,11 +166,15 @@ impl Store {
         }
     }
 
-    /// The jobs that are older than `after`, or the newest ones.
-    async fn read_jobs_page(
+    /// The newest jobs that the filter selects, after the place `after`, in one query of at most `limit` jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be read.
+    pub async fn read_jobs_page(
         &self,
         filter: &JobFilter,
-        after: Option<&JobReport>,
+        after: Option<JobCursor>,
         limit: u64,
     ) -> Result<Vec<JobReport>, StoreError> {
         let (created_at, id) = (job::Column::CreatedAt, job::Column::Id);
@@ -165,8 +189,10 @@ impl Store {
             .add_option(since.map(|since| created_at.gte(since)));
         query = query.filter(conditions);
         if let Some(last) = after {
+            // The first condition lets the database begin at that place of the index.
             let same_time = created_at.eq(last.created_at).and(id.lt(last.job_id));
-            query = query.filter(created_at.lt(last.created_at).or(same_time));
+            let is_after = created_at.lt(last.created_at).or(same_time);
+            query = query.filter(created_at.lte(last.created_at)).filter(is_after);
         }
         let rows = query.into_partial_model::<JobRow>().all(&self.db).with_timeout("list jobs").await?;
         Ok(rows.into_iter().map(JobReport::from).collect())

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::claim::{new_asset_rows, new_job_row};
-use super::submit::{Submission, insert_submitted};
+use super::submit::{Submission, insert_submitted, to_ms};
 use super::{QueryExt, Store, StoreError, asset, job};
 
 impl Store {
@@ -83,12 +83,13 @@ impl Store {
         query.into_tuple().all(&self.db).with_timeout("find failed jobs").await
     }
 
-    /// Writes the rows of a job that makes images of another one again, unless they exist.
+    /// Writes the rows of a job that makes images of another one again, unless they exist. A sweep publishes its command
+    /// at `due_at`, in case that the caller is lost before it has published it.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn submit_retry(&self, retry: &Retry) -> Result<Submission, StoreError> {
+    pub async fn submit_retry(&self, retry: &Retry, due_at: OffsetDateTime) -> Result<Submission, StoreError> {
         async {
             let doing = "submit a job";
             let Retry { command, origin, seed_indexes } = retry;
@@ -96,6 +97,7 @@ impl Store {
             let transaction = self.db.begin().with_timeout(doing).await?;
             let row = job::ActiveModel {
                 status: Set(step::SUBMIT.to.as_str().to_owned()),
+                due_at_ms: Set(Some(to_ms(due_at))),
                 retry_of: Set(Some(origin.retry_of)),
                 ..new_job_row(command, &digest, None)
             };

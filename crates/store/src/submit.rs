@@ -14,20 +14,22 @@ use time::OffsetDateTime;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::claim::{new_asset_rows, new_job_row};
+use super::claim::{fill_remembered_job, new_asset_rows, new_job_row};
 use super::lease::now_ms;
 use super::{QueryExt, Store, StoreError, asset, job};
 
-/// What the row of a submitted job says.
+/// What became of a submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Submission {
-    /// It waits for its first claim: its command is to be published.
+    /// The rows of the job were written: its command is to be published.
+    New,
+    /// It was submitted before, and waits for its first claim: its command may not be on the queue.
     Waiting,
     /// It was claimed, and has not ended.
     Running,
     /// It has ended.
     Ended,
-    /// It is a job with other images, or was cancelled before it was submitted. Nothing was written.
+    /// The id belongs to another command. Nothing was written.
     Conflict,
 }
 
@@ -45,12 +47,13 @@ pub struct DueCommand {
 }
 
 impl Store {
-    /// Writes the rows of a job that is due later, unless they exist.
+    /// Writes the rows of a job whose command a sweep publishes at `due_at`, unless they exist. A job that is published
+    /// at once is due a little later, in case that its publisher is lost.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
-    pub async fn submit_for_later(
+    pub async fn submit_job(
         &self,
         command: &Command,
         due_at: OffsetDateTime,
@@ -59,11 +62,10 @@ impl Store {
     ) -> Result<Submission, StoreError> {
         async {
             let doing = "submit a job";
-            let due_at_ms = i64::try_from(due_at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
             let digest = command.digest();
             let row = job::ActiveModel {
                 status: Set(step::SUBMIT.to.as_str().to_owned()),
-                due_at_ms: Set(Some(due_at_ms)),
+                due_at_ms: Set(Some(to_ms(due_at))),
                 trace_parent: Set(trace.map(|trace| trace.parent.as_str().to_owned())),
                 ..new_job_row(command, &digest, reply)
             };
@@ -138,6 +140,11 @@ impl Store {
     }
 }
 
+/// Milliseconds since 1970.
+pub(super) fn to_ms(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
 /// Inserts the rows of a job, unless it has a row, and returns what that row says.
 pub(super) async fn insert_submitted(
     db: &DatabaseTransaction,
@@ -145,9 +152,14 @@ pub(super) async fn insert_submitted(
     assets: impl Iterator<Item = asset::ActiveModel>,
 ) -> Result<Submission, DbErr> {
     let (id, digest) = (row.id.clone().unwrap(), row.digest.clone().unwrap());
-    let inserted = job::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(db).await?;
-    if matches!(inserted, TryInsertResult::Inserted(1..)) {
+    let inserted = job::Entity::insert(row.clone()).on_conflict_do_nothing().exec_without_returning(db).await?;
+    let is_new = matches!(inserted, TryInsertResult::Inserted(1..)) || {
+        let status = Set(step::SUBMIT_REMEMBERED.to.as_str().to_owned());
+        fill_remembered_job(db, job::ActiveModel { status, ..row }).await?
+    };
+    if is_new {
         asset::Entity::insert_many(assets).exec_without_returning(db).await?;
+        return Ok(Submission::New);
     }
     Ok(match job::Entity::find_by_id(id).one(db).await? {
         Some(row) if row.digest != digest => Submission::Conflict,

@@ -83,19 +83,19 @@ pub fn build_job_runner(
     let api = &settings.stability.base_url;
     metrics.set_api_address(api.host_str().unwrap_or_default(), api.port_or_known_default().unwrap_or_default());
     let pool = ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness });
-    register_concurrency_gauges(metrics, &client, &pool, settings);
     let (metrics, unstored, lease_duration) = (metrics.clone(), UnstoredImages::default(), settings.jobs.lease);
     let resources = ImageResources { client, pool, storage, store, metrics, unstored, lease_duration };
     Ok(JobRunner::new(settings, resources, gate, translator))
 }
 
-/// Registers gauges for the requests and images in flight, and for their limits.
-fn register_concurrency_gauges(metrics: &Metrics, client: &Client, pool: &ImagePool, settings: &Settings) {
+/// Registers gauges for the requests and images in flight of a worker, and for their limits.
+pub(crate) fn register_concurrency_gauges(metrics: &Metrics, runner: &JobRunner, settings: &Settings) {
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
-    let (client, limit) = (client.clone(), count(settings.stability.max_concurrent.get()));
+    let (client, pool) = (runner.client().clone(), runner.image_pool().clone());
+    let limit = count(settings.stability.max_concurrent.get());
     metrics.register_gauge(&names::REQUESTS_IN_FLIGHT, &[], move || Some(count(client.in_flight())));
     metrics.register_gauge(&names::REQUESTS_LIMIT, &[], move || Some(limit));
-    let (pool, limit) = (pool.clone(), count(pool.capacity()));
+    let limit = count(pool.capacity());
     metrics.register_gauge(&names::IMAGE_POOL_IN_FLIGHT, &[], move || Some(count(pool.in_flight())));
     metrics.register_gauge(&names::IMAGE_POOL_LIMIT, &[], move || Some(limit));
 }

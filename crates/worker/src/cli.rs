@@ -20,6 +20,7 @@ mod pause;
 mod purge;
 mod run;
 mod screen;
+mod serve;
 mod shell;
 mod storage;
 mod style;
@@ -57,6 +58,11 @@ Exit codes: 0 success, 1 the job failed or did not end, 64 bad setting or usage,
 enum Subcommand {
     /// Process commands from the queue until SIGTERM or SIGINT
     Run,
+    /// Serve the HTTP API until SIGTERM or SIGINT
+    ///
+    /// Runs beside the workers, over the same database, broker and storage. Also ends cancelled and expired jobs, so that
+    /// they end without a worker.
+    Serve,
     /// Publish a command to the queue
     Submit(submit::Options),
     /// Generate the images of one command in this process, without a broker
@@ -92,16 +98,16 @@ enum Subcommand {
 }
 
 impl Subcommand {
-    /// The log filter if `RUST_LOG` is not set: `info` for the worker, only warnings and errors for other subcommands.
-    /// The errors that lapin logs are not shown: each subcommand reports them itself.
+    /// The log filter if `RUST_LOG` is not set: `info` for the worker and the server, only warnings and errors for other
+    /// subcommands. The errors that lapin logs are not shown: each subcommand reports them itself.
     fn default_log_filter(&self) -> &'static str {
-        if matches!(self, Self::Run) { "info" } else { "warn,lapin=off" }
+        if matches!(self, Self::Run | Self::Serve) { "info" } else { "warn,lapin=off" }
     }
 
     /// Whether the subcommand exports telemetry: only those that take part in jobs do. The others are short and should
     /// not wait for a collector.
     fn exports_telemetry(&self) -> bool {
-        matches!(self, Self::Run | Self::Submit(_) | Self::Generate(_))
+        matches!(self, Self::Run | Self::Serve | Self::Submit(_) | Self::Generate(_))
     }
 }
 
@@ -171,6 +177,7 @@ async fn dispatch(
 ) -> Result<(), CliError> {
     match subcommand {
         Subcommand::Run => run::run(settings, telemetry).await,
+        Subcommand::Serve => serve::run(settings, telemetry).await,
         Subcommand::Submit(options) => submit::run(&options, settings, screen).await,
         Subcommand::Generate(options) => generate::run(&options, settings, &telemetry.metrics, screen).await,
         Subcommand::Estimate(options) => estimate::run(&options, settings, screen).await,

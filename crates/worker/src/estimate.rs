@@ -11,7 +11,7 @@ use domain::money::MicroUsd;
 use domain::outcome::{ImageFailure, ImageState, Tally};
 use domain::style::Style;
 use domain::upscaler::Upscaler;
-use picture::QualityCheck;
+use schemars::JsonSchema;
 use serde::Serialize;
 use store::{ClaimOptions, ClaimPreview, ClaimedImage, KnownState, Lookup, Store, StoreError};
 use uuid::Uuid;
@@ -27,7 +27,7 @@ pub(crate) use duration::DurationEstimate;
 pub(crate) use inputs::{BUDGET_SHORTAGE, Budget, Inputs};
 
 /// What a command would cost and how long it would take. What is not known is `None`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct Estimate {
     pub(crate) job_id: Uuid,
     pub(crate) project_id: i64,
@@ -55,7 +55,7 @@ pub(crate) struct Estimate {
 }
 
 /// The texts of a command that are not in English.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(crate) struct TranslationEstimate {
     /// Number of different texts that need a translation.
     pub(crate) texts: usize,
@@ -64,7 +64,7 @@ pub(crate) struct TranslationEstimate {
 }
 
 /// Why a job would not run at once, or not to its end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Warning {
     /// A failure code, a reason of the account gate, or `already_ended`, `job_id_conflict`, `no_worker` or
     /// [`BUDGET_SHORTAGE`].
@@ -101,13 +101,14 @@ struct Forecast {
 }
 
 impl Estimator {
-    pub(crate) fn new(settings: &Settings, inputs: Inputs) -> Self {
+    /// Creates an estimator; `pool` verifies cached images.
+    pub(crate) fn new(settings: &Settings, pool: ImagePool, inputs: Inputs) -> Self {
         Self {
             settings: settings.clone(),
             planner: Planner::new(settings),
             cost_policy: CostPolicy::new(settings),
             default_style: settings.default_style(),
-            pool: ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness }),
+            pool,
             inputs,
         }
     }

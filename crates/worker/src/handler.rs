@@ -263,7 +263,7 @@ impl CommandHandler {
     }
 
     /// Writes the rows of a job that is due later; a sweep publishes its command then. Returns `None` if the job has to be
-    /// run instead: its id is known, and it was claimed, has ended or was cancelled.
+    /// run instead: its id is known, and it was claimed or has ended.
     async fn submit_for_later(
         &self,
         command: &Command,
@@ -271,8 +271,8 @@ impl CommandHandler {
         reply: Option<&Reply>,
         options: RunOptions<'_>,
     ) -> Result<Option<Submitted>, StoreError> {
-        let submission = self.store().submit_for_later(command, due_at, options.trace, options.reply).await?;
-        if submission != Submission::Waiting {
+        let submission = self.store().submit_job(command, due_at, options.trace, options.reply).await?;
+        if !matches!(submission, Submission::New | Submission::Waiting) {
             return Ok(None);
         }
         failpoint::reach("after_submission").await;

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::gate::{AccountGate, GateReason};
 use checks::HealthChecks;
 pub(crate) use checks::HealthDependencies;
-pub(crate) use queue::{QUEUE_INTERVAL, QueueStats};
+pub(crate) use queue::{QUEUE_INTERVAL, QueueCounts, QueueStats};
 pub(crate) use server::ProbeServer;
 
 /// A worker is stuck if its consumer loop has recorded no heartbeat for this long; normally it records one every 5 s.
@@ -38,6 +38,8 @@ pub struct Health {
 }
 
 struct HealthState {
+    /// Whether the process can do nothing without the broker: a worker cannot, the server of the HTTP API can.
+    needs_broker: bool,
     started: Instant,
     /// Milliseconds from `started` to the last heartbeat.
     last_heartbeat_ms: AtomicU64,
@@ -67,7 +69,19 @@ impl HealthState {
 
 impl Default for Health {
     fn default() -> Self {
+        Self::new(true)
+    }
+}
+
+impl Health {
+    /// The health of the server of the HTTP API, which is ready without the broker.
+    pub(crate) fn of_server() -> Self {
+        Self::new(false)
+    }
+
+    fn new(needs_broker: bool) -> Self {
         let state = HealthState {
+            needs_broker,
             started: Instant::now(),
             last_heartbeat_ms: AtomicU64::new(0),
             broker_connected: AtomicBool::new(false),
@@ -161,6 +175,11 @@ impl Health {
         let _ = self.state.unknown_migrations.set(count);
     }
 
+    /// The credits of the account, as last read.
+    pub(crate) fn credits(&self) -> Option<f64> {
+        *self.state.credits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads or updates the statistics of the command queue.
     pub(crate) fn with_queue<T>(&self, update: impl FnOnce(&mut QueueStats) -> T) -> T {
         update(&mut self.state.queue.lock().unwrap_or_else(PoisonError::into_inner))
@@ -185,7 +204,9 @@ impl Health {
         if self.state.checks.get().is_some() {
             *self.state.available.lock().unwrap_or_else(PoisonError::into_inner) = available.map(Some);
         }
-        let ready = !stopping && available == [true; DEPENDENCIES.len()];
+        let [broker_available, database_available, storage_available] = available;
+        let broker_suffices = broker_available || !self.state.needs_broker;
+        let ready = !stopping && broker_suffices && database_available && storage_available;
         self.state.ready.store(ready, Ordering::Relaxed);
         let status = if ready {
             "ok"

@@ -8,7 +8,7 @@ use domain::digest;
 use domain::failure::ImageFailureCode;
 use domain::image_metadata::ImageMetadata;
 use domain::image_spec::{ImageDefect, ImageFormat, ImageSpec};
-use picture::{Buffers, ProcessedImage, QualityCheck, metadata};
+use picture::{Buffers, CopyFormat, ProcessedImage, QualityCheck, metadata};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -135,6 +135,16 @@ impl ImagePool {
             let _turn = turn;
             picture::process_upscaled(bytes, expected, &spec, &metadata)
         });
+        work.await.unwrap_or_else(|error| Err(codec_panic(&error)))
+    }
+
+    /// Makes a smaller copy of a stored file, as [`picture::make_copy`].
+    ///
+    /// # Errors
+    ///
+    /// [`ImageDefect`] if the file is damaged; also if the codec panics.
+    pub async fn make_copy(&self, file: Bytes, width: u32, format: CopyFormat) -> Result<Bytes, ImageDefect> {
+        let work = self.run_blocking(move || picture::make_copy(&file, width, format).map(Bytes::from));
         work.await.unwrap_or_else(|error| Err(codec_panic(&error)))
     }
 

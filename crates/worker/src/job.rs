@@ -36,6 +36,7 @@ use crate::event_sink::EventSink;
 use crate::failpoint;
 use crate::gate::{AccountGate, Intake};
 use crate::image::{ImageGenerator, ImageResources};
+use crate::image_pool::ImagePool;
 use crate::outage::retry_store;
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
@@ -109,6 +110,10 @@ impl JobRunner {
 
     pub(crate) fn client(&self) -> &Client {
         &self.resources.client
+    }
+
+    pub(crate) fn image_pool(&self) -> &ImagePool {
+        &self.resources.pool
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -10,8 +10,11 @@
 //!   to Stability, the [`image_pool`] and the [`storage`].
 //! - Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] exports spans, metrics and logs.
 
+mod api;
 pub mod cli;
+mod serve;
 pub mod settings;
+mod supervise;
 pub mod worker;
 
 mod api_key;
@@ -43,11 +46,13 @@ pub mod shared_quota;
 pub mod shutdown;
 pub mod storage;
 mod storage_check;
+mod submission;
 mod sweep;
 pub mod translation;
 
 mod error_chain;
 mod failpoint;
 pub mod health;
+mod http_server;
 
 pub mod telemetry;

@@ -1,6 +1,5 @@
 //! Making images of an ended job again, as a new job.
 
-use broker::{BrokerError, Publisher};
 use domain::command::{Command, InvalidCommand};
 use domain::outcome::ImageState;
 use domain::retry::{Retry, RetrySource};
@@ -8,7 +7,8 @@ use stability_client::Engine;
 use store::{Store, StoreError, Submission};
 use uuid::Uuid;
 
-use crate::{bootstrap, failpoint};
+use crate::bootstrap;
+use crate::submission::sweep_due_at;
 
 /// Which images to make again.
 #[derive(Debug, Clone, Copy)]
@@ -27,22 +27,22 @@ pub(crate) enum RetryError {
     NotEnded(Uuid),
     #[error("no image of job {0} has failed")]
     NothingFailed(Uuid),
-    #[error("all failed images of job {0} were refused by content policy; to make them again, use --include-refused")]
+    #[error(
+        "all failed images of job {0} were refused by content policy; they are made again only if refused ones are included"
+    )]
     OnlyRefused(Uuid),
     #[error("job {job_id} has no image {index}; it has the images 1 to {total}")]
     UnknownImage { job_id: Uuid, index: u32, total: usize },
-    #[error("image {index} of job {job_id} is not completed; make failed images again with: asset-worker jobs retry")]
+    #[error("image {index} of job {job_id} is not completed; failed images are made again by a retry")]
     NotCompleted { job_id: Uuid, index: u32 },
     #[error("seed {seed} is not allowed; engine {engine} takes 1 to {max}")]
     InvalidSeed { seed: u32, engine: Engine, max: u32 },
-    #[error("job {job_id} makes other images of job {retry_of} again, or was cancelled; wait until it has ended")]
+    #[error("job {job_id} makes other images of job {retry_of} again; wait until it has ended")]
     Conflict { job_id: Uuid, retry_of: Uuid },
     #[error("the command of job {job_id} is not valid any more:\n  {}", violations.join("\n  "))]
     Invalid { job_id: Uuid, violations: Vec<String> },
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{error}; if the command of job {job_id} was not sent, repeat this: it has no other effect")]
-    Publish { job_id: Uuid, error: BrokerError },
 }
 
 impl RetryError {
@@ -52,13 +52,12 @@ impl RetryError {
     }
 }
 
-/// Submits a new job with images of an ended one. Repeating it has no effect until the new job has ended. Returns the job,
-/// and what its row said before.
+/// Writes the rows of a new job with images of an ended one; its command is to be published unless it runs or has ended.
+/// Repeating it has no effect until the new job has ended.
 ///
 /// `default_engine` is the engine of jobs that name none.
-pub(crate) async fn make_again(
+pub(crate) async fn submit_again(
     store: &Store,
-    publisher: &Publisher,
     default_engine: Engine,
     job_id: Uuid,
     selection: Selection,
@@ -76,16 +75,9 @@ pub(crate) async fn make_again(
     // A worker would refuse it; the rules may have changed since the first job.
     Command::parse(&body, &bootstrap::rules())
         .map_err(|InvalidCommand { violations, .. }| RetryError::Invalid { job_id, violations })?;
-    // The row is first: if the command is not sent, a repetition sends it.
-    let submission = store.submit_retry(&retry).await?;
-    match submission {
-        Submission::Waiting => {
-            failpoint::reach("before_retry_command").await;
-            let sent = publisher.submit(new_id, &body, None, || None).await;
-            sent.map_err(|error| RetryError::Publish { job_id: new_id, error })?;
-        }
-        Submission::Running | Submission::Ended => {}
-        Submission::Conflict => return Err(RetryError::Conflict { job_id: new_id, retry_of: job_id }),
+    let submission = store.submit_retry(&retry, sweep_due_at()).await?;
+    if submission == Submission::Conflict {
+        return Err(RetryError::Conflict { job_id: new_id, retry_of: job_id });
     }
     Ok((retry, submission))
 }

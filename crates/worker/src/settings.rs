@@ -4,6 +4,7 @@
 //! environment. An empty value counts as unset. A variable that may hold a secret can also be read from the file that
 //! `NAME_FILE` names.
 
+mod api;
 mod reader;
 mod telemetry;
 
@@ -21,6 +22,7 @@ use stability_client::{Credits, Engine};
 use url::Url;
 
 use crate::phrase_book::PhraseBook;
+pub use api::ApiSettings;
 use reader::Reader;
 pub use reader::{SecretFile, SettingError};
 pub use telemetry::{OtlpProtocol, TelemetrySettings};
@@ -90,6 +92,13 @@ pub const ALL: &[Setting] = &[
     setting("CELERY_TASKS", ""),
     setting("CELERY_EVENTS", "false"),
     setting("HTTP_ADDR", "0.0.0.0:8080"),
+    setting("API_ADDR", "127.0.0.1:8088"),
+    secret("API_TOKEN", ""),
+    secret("API_READ_TOKEN", ""),
+    setting("API_TRUSTED_PROXIES", ""),
+    setting("API_CORS_ORIGINS", ""),
+    setting("API_CACHE_DIR", "data/cache"),
+    setting("API_CACHE_BYTES", "268435456"),
     setting("LOG_FORMAT", ""),
     setting("RUST_LOG", "info"),
 ];
@@ -176,6 +185,8 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// Listen address of `/livez`, `/readyz` and `/metrics`.
     pub http_addr: SocketAddr,
+    /// The HTTP API of `asset-worker serve`.
+    pub api: ApiSettings,
     /// Which telemetry is exported by OTLP.
     pub telemetry: TelemetrySettings,
     /// Format of the log lines; `None`: text on a terminal, else JSON.
@@ -326,6 +337,7 @@ impl Settings {
             celery_events: reader.boolean("CELERY_EVENTS")?,
             shutdown_grace: reader.duration("WORKER_SHUTDOWN_GRACE", 0..=3_600)?,
             http_addr: reader.address("HTTP_ADDR")?,
+            api: ApiSettings::read(&reader)?,
             telemetry: TelemetrySettings::read(&reader)?,
             log_format: reader.log_format("LOG_FORMAT")?,
             log_filter: reader.log_filter("RUST_LOG")?,
@@ -333,6 +345,12 @@ impl Settings {
         };
         settings.check_daily_budget()?;
         Ok(settings)
+    }
+
+    /// Every setting as `NAME=value`; secrets are redacted.
+    pub(crate) fn redacted_text(&self) -> String {
+        let settings = self.redacted_values.iter().map(|(name, value)| format!("{name}={value}"));
+        settings.collect::<Vec<_>>().join(" ")
     }
 
     /// A budget below the price of one image would keep the account gate closed forever.

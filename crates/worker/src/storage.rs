@@ -15,7 +15,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -36,6 +36,8 @@ pub struct StorageError {
 /// Limit on any single operation. A file of 10 MiB normally takes less than a second.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Size of the pieces in which a file is read for a slow reader, in bytes.
+const PIECE_BYTES: u64 = 1024 * 1024;
 /// The file that checks write and remove.
 const CHECK_FILE: &str = ".check";
 /// Maximum number of temporary files that are removed for one path; killed writers leave fewer.
@@ -188,6 +190,40 @@ impl Storage {
             Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => Ok(None),
             read => read,
         }
+    }
+
+    /// Opens a file to read it in pieces, with its size in bytes; `None` if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if it cannot be opened; an item of the stream, if it cannot be read to its end.
+    pub async fn open_file(
+        &self,
+        path: &str,
+    ) -> Result<Option<(u64, impl Stream<Item = Result<Bytes, std::io::Error>> + Send + use<>)>, StorageError> {
+        let key = Key::from(path);
+        let meta = match with_timeout("read", path, self.store.head(&key)).await {
+            Ok(meta) => meta,
+            Err(StorageError { source: object_store::Error::NotFound { .. }, .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // One request for each piece: how long the whole file takes depends on the reader, and a response has a limit.
+        let (store, path, size) = (self.store.clone(), path.to_owned(), meta.size);
+        let pieces = stream::try_unfold(0, move |start: u64| {
+            let (store, key, path, etag) = (store.clone(), key.clone(), path.clone(), meta.e_tag.clone());
+            async move {
+                let end = size.min(start + PIECE_BYTES);
+                if start >= end {
+                    return Ok(None);
+                }
+                // Of the same file: it may be replaced meanwhile.
+                let options = GetOptions { range: Some((start..end).into()), if_match: etag, ..GetOptions::default() };
+                let reading = async { store.get_opts(&key, options).await?.bytes().await };
+                let piece = with_timeout("read", &path, reading).await.map_err(std::io::Error::other)?;
+                Ok(Some((piece, end)))
+            }
+        });
+        Ok(Some((size, pieces)))
     }
 
     /// Makes a stored file available under a second path. Returns `false` if that path is taken.

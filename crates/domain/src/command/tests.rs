@@ -1,7 +1,8 @@
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::rules::MAX_BODY_BYTES;
 
 fn rules() -> Rules {
     Rules {

@@ -42,7 +42,7 @@ fn failure(index: u32, code: ImageFailureCode) -> ImageState {
 
 /// The event as JSON, which matches the schema of its kind.
 fn to_pretty_json(event: &Event) -> String {
-    let value: serde_json::Value = serde_json::from_str(&event.body).expect("the body is JSON");
+    let value: Value = serde_json::from_str(&event.body).expect("the body is JSON");
     let schema = crate::schema::event(event.kind);
     let validator = jsonschema::validator_for(schema.as_value()).expect("the schema is valid");
     assert_eq!(validator.iter_errors(&value).map(|error| error.to_string()).collect::<Vec<_>>(), Vec::<String>::new());
@@ -97,7 +97,7 @@ fn schema_of_an_event_names_all_its_keys() {
         // No other keys than those of the schema, at any depth.
         close(&mut schema);
         let validator = jsonschema::validator_for(schema.as_value()).expect("the schema is valid");
-        let body: serde_json::Value = serde_json::from_str(&event.body).expect("the body is JSON");
+        let body: Value = serde_json::from_str(&event.body).expect("the body is JSON");
         let errors: Vec<_> = validator.iter_errors(&body).map(|error| error.to_string()).collect();
         assert_eq!(errors, Vec::<String>::new());
         // And no schema of another kind.

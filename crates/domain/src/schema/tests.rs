@@ -191,7 +191,7 @@ proptest! {
         key in proptest::sample::select(KEYS.to_vec()),
         value in any_value(),
     ) {
-        thread_local!(static SCHEMA: Validator = validator(&super::command(&rules())));
+        thread_local!(static SCHEMA: Validator = validator(&command(&rules())));
         let command = command_with(key, value);
         let allowed = SCHEMA.with(|schema| schema.is_valid(&command));
         let parsed = Command::parse(command.to_string().as_bytes(), &rules());
@@ -230,7 +230,7 @@ fn command_with(key: &str, value: Value) -> Value {
 
 #[test]
 fn each_edge_value_is_accepted_exactly_if_the_schema_allows_it() {
-    let schema = validator(&super::command(&rules()));
+    let schema = validator(&command(&rules()));
     for key in KEYS {
         for value in fixed_values() {
             let command = command_with(key, value);
@@ -243,7 +243,7 @@ fn each_edge_value_is_accepted_exactly_if_the_schema_allows_it() {
 #[test]
 fn random_commands_are_of_both_kinds() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let schema = validator(&super::command(&rules()));
+    let schema = validator(&command(&rules()));
     let mut allowed = 0;
     for _ in 0..1_000 {
         let tree = any_command().new_tree(&mut runner).expect("a command");

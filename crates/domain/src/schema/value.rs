@@ -3,8 +3,7 @@
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use crate::cancel_request::MAX_REASON_CHARS;
-use crate::rules::{MAX_DESCRIPTION_CHARS, MAX_IMAGES, MAX_STYLE_MODIFIERS};
+use crate::rules::{MAX_DESCRIPTION_CHARS, MAX_IMAGES, MAX_REASON_CHARS, MAX_STYLE_MODIFIERS};
 
 /// The characters that are trimmed: those with Unicode's property `White_Space`.
 const SPACE: &str = r"\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000";
@@ -75,5 +74,5 @@ pub(crate) fn reason(_: &mut SchemaGenerator) -> Schema {
 }
 
 pub(crate) fn expiry(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": ["string", "null"], "format": "date-time", "pattern": rfc3339() })
+    json_schema!({ "type": ["string", "null"], "pattern": rfc3339() })
 }

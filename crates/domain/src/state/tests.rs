@@ -3,7 +3,7 @@ use super::*;
 /// A transition with its name, and when and by which worker it is made.
 type DocumentedTransition<S> = (Transition<S>, &'static str, &'static str);
 
-const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 13] = [
+const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 14] = [
     (job::CREATE, "create", "a command is claimed for the first time"),
     (
         job::FAIL_UNCLAIMED,
@@ -13,9 +13,10 @@ const JOB_TRANSITIONS: [DocumentedTransition<JobState>; 13] = [
     (
         job::SUBMIT,
         "submit",
-        "images of another job are to be made again, or the job is due later; its command is published next, or when it is due",
+        "the HTTP API accepts it, images of another job are to be made again, or the job is due later; its command is published next, or when it is due",
     ),
     (job::REMEMBER, "remember", "it is cancelled before its command has arrived"),
+    (job::SUBMIT_REMEMBERED, "submit remembered", "it is submitted after its cancellation; it ends without a request"),
     (job::CLAIM, "claim", "its command is delivered again, or arrives after its submission or cancellation"),
     (job::TAKE_OVER, "take over", "its command is delivered again after its lease expired: the last holder is lost"),
     (job::RENEW, "renew", "every quarter of `WORKER_LEASE`, by the holder of the lease"),

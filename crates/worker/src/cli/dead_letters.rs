@@ -1,5 +1,7 @@
 //! `dead-letters`: lists, shows, replays and discards dead-lettered commands.
 
+use std::time::Duration;
+
 use broker::{Broker, DeadLetter, DeadLetters, Topology};
 use clap::ArgGroup;
 use serde::Serialize;
@@ -116,7 +118,7 @@ impl<'a> DeadLetterView<'a> {
 pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen) -> Result<(), CliError> {
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let dead_letters = broker.hold_dead_letters().await?;
-    let outcome = execute(options, &dead_letters, screen).await;
+    let outcome = execute(options, &broker, &dead_letters, screen).await;
     if dead_letters.has_more() {
         screen.print_note("more dead letters exist than are read at once; repeat the command for the others");
     }
@@ -125,7 +127,7 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     outcome
 }
 
-async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Result<(), CliError> {
+async fn execute(options: &Options, broker: &Broker, held: &DeadLetters, screen: &Screen) -> Result<(), CliError> {
     match &options.subcommand {
         Subcommand::List { filter: choice, json } => {
             let letters: Vec<_> = held.letters().iter().filter(|letter| choice.matches(letter)).collect();
@@ -161,7 +163,8 @@ async fn execute(options: &Options, held: &DeadLetters, screen: &Screen) -> Resu
             }
         }
         Subcommand::Replay(Selection { filter: choice, .. }) => {
-            let replayed = held.replay(|letter| choice.matches(letter)).await?;
+            let publisher = broker.create_publisher(Duration::ZERO).await?;
+            let replayed = held.replay(&publisher, |letter| choice.matches(letter)).await?;
             require_match(replayed)?;
             screen.print(&format!("replayed: {replayed}"));
         }

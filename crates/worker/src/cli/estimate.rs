@@ -2,6 +2,7 @@
 
 use domain::command::Command;
 use domain::money::MicroUsd;
+use picture::QualityCheck;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -12,6 +13,7 @@ use super::screen::{Screen, to_json};
 use super::tables;
 use crate::cost_policy::format_usd;
 use crate::estimate::{BUDGET_SHORTAGE, Budget, Estimate, Estimator, Inputs, Warning};
+use crate::image_pool::ImagePool;
 use crate::settings::Settings;
 
 /// Number of warnings that are shown of a list of commands.
@@ -55,7 +57,8 @@ pub(super) async fn show(
 }
 
 async fn estimator(settings: &Settings) -> Estimator {
-    Estimator::new(settings, Inputs::read(settings).await)
+    let pool = ImagePool::new(settings.image, QualityCheck { min_sharpness: settings.min_sharpness });
+    Estimator::new(settings, pool, Inputs::read(settings).await)
 }
 
 /// The sums of the estimates of many commands.

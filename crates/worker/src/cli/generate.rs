@@ -41,6 +41,7 @@ pub(super) async fn run(
         .map_err(|error| CliError::unreachable(format!("signal handlers cannot be installed ({error})")))?;
     let (store, storage) = bootstrap::open(settings).await?;
     let runner = bootstrap::build_job_runner(settings, store, storage, metrics)?;
+    bootstrap::register_concurrency_gauges(metrics, &runner, settings);
     let progress = screen.start_progress(command.image_descriptions.len());
     let interrupted = || {
         CliError::JobFailed(format!(

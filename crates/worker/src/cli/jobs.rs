@@ -7,7 +7,7 @@ mod republish;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use domain::cancel_request::MAX_REASON_CHARS;
+use domain::rules::MAX_REASON_CHARS;
 use serde_json::json;
 use store::{Cancellation, JobFilter};
 use uuid::Uuid;

@@ -11,8 +11,6 @@ use crate::worker;
 pub(super) async fn run(settings: &Settings, telemetry: &Telemetry) -> Result<(), CliError> {
     let signals = Signals::listen()
         .map_err(|error| CliError::unreachable(format!("signal handlers cannot be installed ({error})")))?;
-    let settings_text: Vec<_> =
-        settings.redacted_values.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    info!(version = env!("CARGO_PKG_VERSION"), settings = settings_text.join(" "), "starting");
+    info!(version = env!("CARGO_PKG_VERSION"), settings = settings.redacted_text(), "starting");
     Ok(worker::run(settings, telemetry, signals.stop_token()).await?)
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use domain::command::Command;
 use domain::upscaler::Upscaler;
+use schemars::JsonSchema;
 use serde::Serialize;
 use store::JobDuration;
 
@@ -14,7 +15,7 @@ use crate::settings::Settings;
 const ASSUMED_SECONDS_PER_REQUEST: f64 = 8.0;
 
 /// How long a job would take.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(crate) struct DurationEstimate {
     /// Seconds until its end: `waiting_seconds` and `running_seconds`.
     pub(crate) total_seconds: Option<f64>,

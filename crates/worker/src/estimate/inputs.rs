@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use broker::{Broker, BrokerError, QueueState};
 use domain::money::MicroUsd;
+use schemars::JsonSchema;
 use serde::Serialize;
 use store::{JobDuration, KeyHash, Store, StoreError};
 use tokio::time::timeout;
@@ -39,7 +40,7 @@ pub(crate) struct Inputs {
 }
 
 /// The daily budget of all workers, in US dollars.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, JsonSchema)]
 #[expect(clippy::struct_field_names, reason = "the names are those of the JSON")]
 pub(crate) struct Budget {
     /// `WORKER_DAILY_BUDGET_USD`; `None` if it is not set.
@@ -51,6 +52,18 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
+    /// Reads what has been spent today.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if it cannot be read.
+    pub(crate) async fn read(settings: &Settings, store: &Store) -> Result<Self, StoreError> {
+        let limit_usd = settings.jobs.daily_budget_usd;
+        let spent = store.read_spent_today().await?;
+        let left = limit_usd.map(|limit| MicroUsd((MicroUsd::from_usd(limit).0 - spent.0).max(0)));
+        Ok(Self { limit_usd, spent_usd: Some(spent.usd()), left_usd: left.map(MicroUsd::usd) })
+    }
+
     /// A warning if the budget does not pay for this many images today.
     pub(crate) fn find_shortage(&self, images: u32, price: MicroUsd) -> Option<Warning> {
         let left = self.left_usd?;
@@ -119,7 +132,8 @@ impl Inputs {
             unknown: Vec::new(),
         };
         if let Some(store) = store {
-            match within_limit(inputs.read_database(settings, &store)).await {
+            let key = settings.stability.api_key.as_ref().map(KeyHash::new);
+            match within_limit(inputs.read_database(settings, key.as_ref(), &store)).await {
                 Ok(()) => inputs.store = Some(store),
                 Err(cause) => note("DATABASE_URL", cause),
             }
@@ -135,12 +149,52 @@ impl Inputs {
         inputs
     }
 
-    async fn read_database(&mut self, settings: &Settings, store: &Store) -> Result<(), StoreError> {
-        let key = settings.stability.api_key.as_ref().map(KeyHash::new);
-        self.gate = Some(gate::read_reasons(store, CostPolicy::new(settings), key.as_ref()).await?);
-        let spent = store.read_spent_today().await?;
-        let left = self.budget.limit_usd.map(|limit| MicroUsd((MicroUsd::from_usd(limit).0 - spent.0).max(0)));
-        self.budget = Budget { spent_usd: Some(spent.usd()), left_usd: left.map(MicroUsd::usd), ..self.budget };
+    /// Reads the database of a server; the other inputs it knows already.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if it cannot be read.
+    pub(crate) async fn of_server(
+        settings: &Settings,
+        key: &KeyHash,
+        store: Store,
+        storage: Storage,
+        queue: Option<QueueState>,
+        credits: Option<f64>,
+    ) -> Result<Self, StoreError> {
+        let mut unknown = Vec::new();
+        let mut note = |what: &str, is_known: bool, cause: &str| {
+            if !is_known {
+                unknown.push(format!("{what}: {cause}"));
+            }
+        };
+        note("AMQP_URL", queue.is_some(), "the broker is not connected");
+        let credits = credits.filter(|_| settings.stability.check_balance);
+        let checks_credits = settings.stability.check_balance;
+        note("STABILITY_API_KEY", credits.is_some() || !checks_credits, "the credits have not been read yet");
+        let mut inputs = Self {
+            store: None,
+            storage: Some(storage),
+            queue,
+            gate: None,
+            budget: Budget { limit_usd: settings.jobs.daily_budget_usd, ..Budget::default() },
+            durations: Vec::new(),
+            credits,
+            unknown,
+        };
+        inputs.read_database(settings, Some(key), &store).await?;
+        inputs.store = Some(store);
+        Ok(inputs)
+    }
+
+    async fn read_database(
+        &mut self,
+        settings: &Settings,
+        key: Option<&KeyHash>,
+        store: &Store,
+    ) -> Result<(), StoreError> {
+        self.gate = Some(gate::read_reasons(store, CostPolicy::new(settings), key).await?);
+        self.budget = Budget::read(settings, store).await?;
         self.durations = store.read_job_durations(MEASURED_JOBS).await?;
         Ok(())
     }

@@ -13,6 +13,14 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
 
 impl Health {
+    /// Registers the gauge that shows whether the server of the HTTP API is ready. The gauges of a worker are not its own.
+    pub(crate) fn register_api_gauges(&self, metrics: &Metrics) {
+        let state = self.state.clone();
+        metrics.register_gauge(&names::HTTP_API_READY, &[], move || {
+            Some(f64::from(u8::from(state.ready.load(Ordering::Relaxed))))
+        });
+    }
+
     /// Registers the gauges that show the health and the limits of the worker.
     pub(crate) fn register_gauges(&self, metrics: &Metrics, settings: &Settings) {
         let state = |read: fn(&HealthState) -> Option<f64>| {

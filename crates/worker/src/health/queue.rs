@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use broker::QueueState;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::time::Instant;
 
 /// Observations of the command queue; empty while the broker is not connected.
@@ -14,9 +17,12 @@ pub(crate) struct QueueStats {
     last_taken_published_at: Option<SystemTime>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct QueueCounts {
+/// Numbers of messages and consumers, as last read.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub(crate) struct QueueCounts {
+    /// Commands that wait on the queue.
     waiting: u32,
+    /// Workers that take commands from it.
     consumers: u32,
     dead_letters: u32,
 }
@@ -40,6 +46,16 @@ impl QueueStats {
         if published <= SystemTime::now() {
             self.last_taken_published_at = Some(published);
         }
+    }
+
+    /// The numbers as last read; `None` while the broker is not connected.
+    pub(crate) fn counts(&self) -> Option<QueueCounts> {
+        self.counts
+    }
+
+    /// The state of the command queue; `None` while the broker is not connected.
+    pub(crate) fn command_queue(&self) -> Option<QueueState> {
+        self.counts.map(|seen| QueueState::Present { messages: seen.waiting, consumers: seen.consumers })
     }
 
     pub(super) fn waiting(&self) -> Option<f64> {

@@ -1,9 +1,5 @@
-//! HTTP server of `/livez`, `/readyz` and `/metrics`.
-//!
-//! Each connection serves one request and is closed after 8 seconds at the latest. At most 64 connections are open; a
-//! further connection replaces the oldest one. Slow or numerous clients therefore do not affect the jobs.
+//! `/livez`, `/readyz` and `/metrics`.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -12,27 +8,24 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Health;
+use crate::http_server::{self, HttpLimits};
 use crate::telemetry::PrometheusRegistry;
 
-/// Maximum number of open connections.
-const MAX_CONNECTIONS: usize = 64;
-/// Maximum duration of a connection; a check of a dependency that does not respond takes two seconds.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(8);
-/// Timeout for the headers of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum size of the request line and headers, in bytes.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Delay after a failed `accept`, for example if no file descriptor is free.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Each connection serves one request and is closed after 8 seconds at the latest: a check of a dependency that does not
+/// respond takes two.
+const LIMITS: HttpLimits = HttpLimits {
+    max_connections: 64,
+    head_timeout: Duration::from_secs(2),
+    write_timeout: Duration::from_secs(8),
+    lifetime: Some(Duration::from_secs(8)),
+    keep_alive: false,
+    grace: Duration::ZERO,
+};
 /// Content type of the Prometheus text format.
 const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -52,40 +45,17 @@ impl ProbeServer {
     pub(crate) async fn serve(self, address: SocketAddr, stop: CancellationToken) -> std::io::Result<()> {
         let listener = TcpListener::bind(address).await?;
         tracing::info!(address = %listener.local_addr()?, "serving /livez, /readyz and /metrics");
-        let router = Router::new()
+        http_server::serve(listener, self.router(), LIMITS, &stop).await;
+        Ok(())
+    }
+
+    /// The routes of the probes.
+    pub(crate) fn router(self) -> Router {
+        Router::new()
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
-            .with_state(self);
-        let mut connections = JoinSet::new();
-        let mut open: VecDeque<AbortHandle> = VecDeque::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                Some(_) = connections.join_next() => continue,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-                continue;
-            };
-            let service = TowerToHyperService::new(router.clone());
-            open.retain(|connection| !connection.is_finished());
-            if open.len() >= MAX_CONNECTIONS {
-                // The oldest connection is slow: a response takes milliseconds.
-                open.pop_front().inspect(AbortHandle::abort);
-            }
-            open.push_back(connections.spawn(async move {
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .max_buf_size(MAX_HEAD_BYTES)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), service);
-                // Errors and timeouts concern only the client, which has disconnected or is too slow.
-                let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            }));
-        }
+            .with_state(self)
     }
 }
 

@@ -237,15 +237,31 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A comma-separated list; empty if unset.
+    pub(super) fn list<T>(
+        &self,
+        name: &str,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Vec<T>, SettingError> {
+        let Some(text) = self.get_or_default(name)? else { return Ok(Vec::new()) };
+        let items: Option<Vec<T>> = text.split(',').map(|item| parse(item.trim())).collect();
+        items.ok_or_else(|| SettingError::invalid(name, &text, allowed))
+    }
+
     /// A comma-separated list of names of Celery tasks; empty if unset.
     pub(super) fn task_names(&self, name: &str) -> Result<Vec<String>, SettingError> {
-        let Some(text) = self.get_or_default(name)? else { return Ok(Vec::new()) };
-        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
-        let is_name = |name: &String| {
-            (1..=255).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-:".contains(c))
-        };
         let allowed = "names of letters, digits, '.', '_', '-' and ':', separated by commas, such as assets.generate";
-        if names.iter().all(is_name) { Ok(names) } else { Err(SettingError::invalid(name, &text, allowed)) }
+        self.list(name, allowed, |name| {
+            let is_name = (1..=255).contains(&name.len())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-:".contains(c));
+            is_name.then(|| name.to_owned())
+        })
+    }
+
+    /// The path of a file or folder.
+    pub(super) fn path(&self, name: &str) -> Result<PathBuf, SettingError> {
+        self.require(name).map(PathBuf::from)
     }
 
     /// The name of an engine.

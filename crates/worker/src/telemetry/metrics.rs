@@ -13,6 +13,7 @@ mod tests;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::http::{Method, StatusCode};
 use domain::failure::{ImageFailureCode, JobFailureCode};
 use domain::outcome::Origin;
 use opentelemetry::KeyValue;
@@ -53,6 +54,7 @@ struct Instruments {
     terminal_events: Counter<u64>,
     reconnects: Counter<u64>,
     http_duration: Histogram<f64>,
+    http_server_duration: Histogram<f64>,
     gen_ai_duration: Histogram<f64>,
     process_duration: Histogram<f64>,
 }
@@ -95,6 +97,7 @@ impl Metrics {
             terminal_events: counter(&names::TERMINAL_EVENTS),
             reconnects: counter(&names::RECONNECTS),
             http_duration: histogram(&names::HTTP_DURATION),
+            http_server_duration: histogram(&names::HTTP_SERVER_DURATION),
             gen_ai_duration: histogram(&names::GEN_AI_DURATION),
             process_duration: histogram(&names::PROCESS_DURATION),
             api_address: OnceLock::new(),
@@ -249,6 +252,19 @@ impl Metrics {
     /// Counts a connection to the broker after a lost one.
     pub(crate) fn record_reconnect(&self) {
         self.inner.reconnects.add(1, &[]);
+    }
+
+    /// Records a call of the HTTP API; `route` is the template of its path, if there is one.
+    pub(crate) fn record_http_call(&self, method: &Method, route: Option<&str>, status: StatusCode, took: Duration) {
+        // Other methods share a value, so that a client cannot create series.
+        let known = [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE, Method::OPTIONS];
+        let method = known.iter().find(|known| *known == method).map_or("_OTHER", Method::as_str);
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", method.to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+        ];
+        attributes.extend(route.map(|route| KeyValue::new("http.route", route.to_owned())));
+        self.inner.http_server_duration.record(took.as_secs_f64(), &attributes);
     }
 }
 

@@ -10,8 +10,10 @@ use uuid::Uuid;
 
 use crate::cli::exit::CliError;
 use crate::cli::screen::{Screen, to_json};
+use crate::failpoint;
 use crate::retry::{self, RetryError, Selection};
 use crate::settings::Settings;
+use crate::submission::publish_command;
 
 /// Submitted jobs, each with what its row said before.
 pub(super) type Retries = Vec<(Retry, Submission)>;
@@ -29,8 +31,17 @@ pub(super) async fn make_again(
     let broker = Broker::connect(&settings.amqp_url, &Topology::new(settings.jobs.queue_delays())).await?;
     let publisher = broker.create_publisher(Duration::ZERO).await?;
     for job_id in job_ids {
-        match retry::make_again(store, &publisher, settings.stability.engine, *job_id, selection).await {
-            Ok(retry) => retries.push(retry),
+        match retry::submit_again(store, settings.stability.engine, *job_id, selection).await {
+            Ok((retry, submission)) => {
+                if matches!(submission, Submission::New | Submission::Waiting) {
+                    failpoint::reach("before_retry_command").await;
+                    publish_command(store, &publisher, &retry.command, || None).await.map_err(|error| {
+                        let job_id = retry.command.job_id;
+                        CliError::unreachable(format!("{error}; a worker publishes the command of job {job_id} later"))
+                    })?;
+                }
+                retries.push((retry, submission));
+            }
             Err(error) if skip && error.is_nothing_to_do() => {}
             Err(error) => return Err(error.into()),
         }
@@ -68,7 +79,6 @@ impl From<RetryError> for CliError {
     fn from(error: RetryError) -> Self {
         match error {
             RetryError::Store(error) => error.into(),
-            RetryError::Publish { .. } => Self::unreachable(error.to_string()),
             error => Self::Usage(error.to_string()),
         }
     }

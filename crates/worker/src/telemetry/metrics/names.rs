@@ -185,12 +185,24 @@ pub(crate) const HEARTBEAT_AGE: MetricSpec = gauge(
     "s",
     "Time since the last heartbeat of the consumer loop; above 120, /livez answers 503",
 );
+pub(crate) const HTTP_API_READY: MetricSpec = gauge(
+    "asset_worker.http_api.ready",
+    "",
+    "1 if /readyz of `asset-worker serve` answers 200, else 0; only of `serve`",
+);
+pub(crate) const HTTP_API_STREAMS: MetricSpec =
+    gauge("asset_worker.http_api.streams", "{stream}", "Open event streams of the HTTP API; only of `serve`");
 pub(crate) const BUILD_INFO: MetricSpec =
     gauge("asset_worker.build.info", "", "Always 1; the attribute is the version of the program");
 pub(crate) const HTTP_DURATION: MetricSpec = duration_histogram(
     "http.client.request.duration",
     SECONDS_BUCKETS,
     "Duration of paid requests to Stability's API, by OpenTelemetry's convention",
+);
+pub(crate) const HTTP_SERVER_DURATION: MetricSpec = duration_histogram(
+    "http.server.request.duration",
+    SECONDS_BUCKETS,
+    "Duration of calls of the HTTP API until their response begins, by OpenTelemetry's convention",
 );
 pub(crate) const GEN_AI_DURATION: MetricSpec = duration_histogram(
     "gen_ai.client.operation.duration",

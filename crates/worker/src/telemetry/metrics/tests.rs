@@ -40,11 +40,14 @@ const METRICS: &[(MetricSpec, &[&str])] = &[
     (UNKNOWN_MIGRATIONS, &[]),
     (GATE_CLOSED, &["reason"]),
     (HEARTBEAT_AGE, &[]),
+    (HTTP_API_READY, &[]),
+    (HTTP_API_STREAMS, &[]),
     (BUILD_INFO, &["version"]),
     (
         HTTP_DURATION,
         &["http.request.method", "http.response.status_code", "server.address", "server.port", "error.type"],
     ),
+    (HTTP_SERVER_DURATION, &["http.request.method", "http.response.status_code", "http.route"]),
     (GEN_AI_DURATION, &["gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "error.type"]),
     (PROCESS_DURATION, &["messaging.system", "messaging.operation.name", "messaging.destination.name", "error.type"]),
 ];

@@ -1,0 +1,140 @@
+//! Calls for the account: its state, pause and resume.
+
+use axum::Extension;
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use domain::rules::MAX_REASON_CHARS;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::access::Caller;
+use super::problem::Problem;
+use super::request::{NoQuery, read_fields};
+use super::{Api, json_response};
+use crate::estimate::Budget;
+use crate::gate::GateReason;
+use crate::health::QueueCounts;
+
+/// The account and what waits for it.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Account {
+    gate: Gate,
+    quota: Quota,
+    budget: Budget,
+    /// The credits of the account, as last read; null if they are not known.
+    credits: Option<f64>,
+    /// Null while the broker is not connected.
+    queues: Option<QueueCounts>,
+}
+
+/// The account gate.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Gate {
+    /// Whether workers take commands.
+    is_open: bool,
+    /// Why it is closed.
+    reasons: Vec<ClosedReason>,
+}
+
+/// Why the account gate is closed.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ClosedReason {
+    #[schemars(extend("enum" = GateReason::NAMES))]
+    code: &'static str,
+    message: String,
+}
+
+/// The quota for requests to the API, of all workers together.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Quota {
+    requests_per_minute: u32,
+    /// Seconds until requests are sent again after a refusal; 0 if they are sent now.
+    pause_seconds: f64,
+}
+
+/// The workers are paused, or not.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct PauseState {
+    /// Whether the workers are paused now.
+    paused: bool,
+    /// Whether they were before the call.
+    was_paused: bool,
+}
+
+/// Show the account
+///
+/// Gate, quota, budget, credits and queue lengths. What is not known is null.
+#[utoipa::path(
+    get,
+    path = "/v1/account",
+    responses((status = 200, description = "The account", body = ref("#/components/schemas/Account"), content_type = "application/json")),
+    tag = "account",
+)]
+pub(super) async fn show_account(api: Api, _query: NoQuery) -> Result<Response, Problem> {
+    let (reasons, budget) = api.read_gate_and_budget().await?;
+    let reasons: Vec<_> =
+        reasons.iter().map(|reason| ClosedReason { code: reason.name(), message: reason.to_string() }).collect();
+    let pause = api.store.read_remaining_pause().await?;
+    let quota =
+        Quota { requests_per_minute: api.settings.stability.rate_limit.get(), pause_seconds: pause.as_secs_f64() };
+    let account = Account {
+        gate: Gate { is_open: reasons.is_empty(), reasons },
+        quota,
+        budget,
+        credits: api.health.credits(),
+        queues: api.health.with_queue(|queue| queue.counts()),
+    };
+    Ok(json_response(StatusCode::OK, &account))
+}
+
+/// Pause the workers
+///
+/// Within five seconds no worker takes commands or pays for images; requests in flight finish.
+#[utoipa::path(
+    post,
+    path = "/v1/account/pause",
+    request_body(content = ref("#/components/schemas/PauseBody"), content_type = "application/json"),
+    responses((status = 200, description = "The workers are paused", body = ref("#/components/schemas/PauseState"), content_type = "application/json")),
+    tag = "account",
+)]
+pub(super) async fn pause(
+    api: Api,
+    Extension(caller): Extension<Caller>,
+    _query: NoQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let reason = read_fields(&headers, body, |fields| fields.text("reason", 0..=MAX_REASON_CHARS)).await?;
+    let reason = reason.filter(|reason| !reason.is_empty());
+    api.record(caller, "pause", None, reason.clone()).await?;
+    let was_paused = api.store.read_pause().await?.is_some();
+    api.store.pause(reason.as_deref()).await?;
+    Ok(json_response(StatusCode::OK, &PauseState { paused: true, was_paused }))
+}
+
+/// End the pause of the workers
+#[utoipa::path(
+    post,
+    path = "/v1/account/resume",
+    responses((status = 200, description = "The workers are not paused", body = ref("#/components/schemas/PauseState"), content_type = "application/json")),
+    tag = "account",
+)]
+pub(super) async fn resume(
+    api: Api,
+    Extension(caller): Extension<Caller>,
+    _query: NoQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    read_fields(&headers, body, |_| ()).await?;
+    api.record(caller, "resume", None, None).await?;
+    let was_paused = api.store.resume().await?;
+    Ok(json_response(StatusCode::OK, &PauseState { paused: false, was_paused }))
+}
+
+/// Adds the schemas of this module.
+pub(super) fn schema(generator: &mut schemars::SchemaGenerator) {
+    generator.subschema_for::<Account>();
+    generator.subschema_for::<PauseState>();
+}
