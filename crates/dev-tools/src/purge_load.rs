@@ -1,6 +1,6 @@
 //! Throughput of a worker while a purge removes 100,000 jobs beside it.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{Database, TestEnv};
@@ -8,6 +8,8 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::measurement_result::{MeasurementResult, publish_jobs};
+use crate::old_jobs::OldJobs;
+use crate::window::Window;
 
 /// Jobs to purge, in so many rounds.
 const OLD_JOBS: u32 = 100_000;
@@ -44,13 +46,13 @@ pub(crate) async fn measure_purge() -> Result<MeasurementResult> {
         let age = format!("{age}s");
         let purge = ["purge", "--older-than", &age, "--files", "--json"];
         let said = run_json(&env, &[&purge[..], &["--dry-run"]].concat()).await?;
-        let (removed, with) = measure_window(&env, run_json(&env, &purge)).await;
+        let (removed, with) = Window::measure(&env, run_json(&env, &purge)).await;
         let removed = removed?;
         for key in ["jobs", "images", "files", "file_bytes"] {
             ensure!(said[key] == removed[key], "{key}: the dry run said {said}, and {removed} was removed");
         }
         purged += removed["jobs"].as_u64().context("jobs is missing")?;
-        let ((), alone) = measure_window(&env, sleep(Duration::from_secs_f64(with.seconds / 2.0))).await;
+        let ((), alone) = Window::measure(&env, sleep(Duration::from_secs_f64(with.seconds / 2.0))).await;
         ensure!(alone.images > 0.0, "the backlog of the worker is used up");
         ratios.push(with.rate() / alone.rate());
         with_purge.add(with);
@@ -71,64 +73,20 @@ pub(crate) async fn measure_purge() -> Result<MeasurementResult> {
     Ok(measured)
 }
 
-/// A time, and the images that were requested meanwhile.
-#[derive(Debug, Clone, Copy, Default)]
-struct Window {
-    images: f64,
-    seconds: f64,
-}
-
-impl Window {
-    fn rate(&self) -> f64 {
-        self.images / self.seconds
-    }
-
-    fn add(&mut self, other: Self) {
-        self.images += other.images;
-        self.seconds += other.seconds;
-    }
-}
-
-/// Measures the worker until `until` completes, and returns its output.
-async fn measure_window<T>(env: &TestEnv, until: impl Future<Output = T>) -> (T, Window) {
-    let (before, started_at) = (env.sandbox.ledger().requests, Instant::now());
-    let output = until.await;
-    let images = f64::from(env.sandbox.ledger().requests - before);
-    (output, Window { images, seconds: started_at.elapsed().as_secs_f64() })
-}
-
 async fn run_json(env: &TestEnv, arguments: &[&str]) -> Result<Value> {
     let mut command = env.asset_worker_command(arguments)?;
     let output = command.output().await?;
     serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Inserts ended jobs, as large as real ones.
+/// Inserts the jobs, in rounds by the time of their end.
 async fn insert_old_jobs(env: &TestEnv, first_end: SystemTime) -> Result<()> {
     let first_end = first_end.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let jobs_a_round = OLD_JOBS / ROUNDS;
-    let jobs = format!(
-        "INSERT INTO jobs (id, project_id, status, digest, command, style, engine, total, attempts, cost_usd, lease_token, \
-         lease_until_ms, lease_losses, terminal_type, terminal_event, published_at, created_at, updated_at, finished_at) \
-         SELECT gen_random_uuid(), {PROJECT}, 'completed', repeat('0', 64), \
-         json_build_object('image_descriptions', json_build_array(repeat('A fox ', 20))), '{{}}', 'core', 1, 0, 0.03, 1, \
-         0, 0, 'assets.generation.completed', (SELECT string_agg(md5(n::text || m::text), '') FROM generate_series(1, 30) m), \
-         now(), now() - interval '60 days', now(), \
-         to_timestamp({first_end} + (n / {jobs_a_round}) * {ROUND_SECONDS} + n % {jobs_a_round}) \
-         FROM generate_series(0, {OLD_JOBS} - 1) n"
-    );
-    env.execute(&jobs).await?;
-    env.execute(
-        "INSERT INTO assets (id, project_id, job_id, \"index\", type, status, file_path, metadata, fingerprint, format, \
-         width, height, size_bytes, sha256, requests, charged, created_at, updated_at) \
-         SELECT gen_random_uuid(), project_id, id, 1, 'image', 'completed', \
-         'projects/' || project_id || '/assets/image_001-' || id || '.png', \
-         json_build_object('description', repeat('A fox ', 20), 'index', 1, 'prompt', repeat('A fox ', 40), 'seed', 1, \
-         'origin', 'generated'), gen_random_uuid(), 'png', 1920, 1080, 5, repeat('0', 64), 1, 1, created_at, updated_at \
-         FROM jobs",
-    )
-    .await?;
-    env.execute("ANALYZE").await
+    let finished_at =
+        format!("to_timestamp({first_end} + (n / {jobs_a_round}) * {ROUND_SECONDS} + n % {jobs_a_round})");
+    let (project, created_at) = (PROJECT.to_string(), "now() - interval '60 days'");
+    OldJobs { count: OLD_JOBS, project: &project, created_at, finished_at: &finished_at }.insert(env).await
 }
 
 fn project_folder(env: &TestEnv) -> std::path::PathBuf {

@@ -9,6 +9,7 @@ use integration_tests::{Database, TestEnv, Worker};
 use stability_sandbox::faults::FaultSpec;
 use stability_sandbox::{Sandbox, Settings};
 
+use crate::api_load::{measure_calls, measure_streams};
 use crate::measurement_result::{MEASUREMENT_TIMEOUT, publish_jobs, wait_for_jobs};
 use crate::purge_load::measure_purge;
 use crate::telemetry_overhead;
@@ -41,6 +42,10 @@ pub enum Measurement {
     UnresponsiveCollector,
     /// Images of one worker while a purge removes 100,000 jobs, and without it.
     Purge,
+    /// The median of each call of the HTTP API but files, with 100,000 jobs in the database.
+    Api,
+    /// Images of one worker with twenty event streams of the HTTP API, and without them.
+    Streams,
 }
 
 /// Runs a measurement with the services that `dev-services run` provides.
@@ -55,6 +60,8 @@ pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
         Measurement::Workers => measure_scaling().await,
         Measurement::Telemetry => telemetry_overhead::measure_cpu_overhead().await,
         Measurement::Purge => measure_purge().await,
+        Measurement::Api => measure_calls().await,
+        Measurement::Streams => measure_streams().await,
         Measurement::UnresponsiveCollector => telemetry_overhead::measure_unresponsive_collector().await,
     }
 }
