@@ -7,6 +7,8 @@ use dev_services::process::Signal;
 use integration_tests::{BrokerClient, Database, TestEnv, assert_files, command};
 use serde_json::{Value, json};
 
+use crate::api::{new_env, submit};
+
 /// Bound within which another worker continues the job, including the default lease.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -185,6 +187,27 @@ async fn crashing_command_is_dead_lettered_and_its_job_fails() -> Result<()> {
     // The same command again is no conflict: the terminal event is repeated.
     producer.publish(&order).await?;
     assert_eq!(events.wait_for_data("failed").await?, data);
+    Ok(())
+}
+
+/// The same for a job whose rows were written before its command was published: until its first claim it is not known.
+#[tokio::test]
+async fn submitted_job_fails_if_its_command_crashes_the_workers() -> Result<()> {
+    let mut env = new_env(Database::Postgres).await?;
+    let api = env.start_api().await?;
+    let id = submit(&api, &["A fox"], json!({})).await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "before_parse");
+    for _ in 0..3 {
+        env.start_ready_worker().await?.kill_at_failpoint("before_parse").await?;
+    }
+    env.set("ASSET_WORKER_PAUSE_AT", "");
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    let _worker = env.start_ready_worker().await?;
+    let data = events.wait_for_data("failed").await?;
+    assert_eq!((&data["job_id"], &data["error"]["code"]), (&json!(id), &json!("attempts_exhausted")));
+    assert_eq!(producer.take_dead_letter().await?.json()["job_id"], id);
+    assert_eq!(env.sandbox.ledger().requests, 0);
     Ok(())
 }
 
