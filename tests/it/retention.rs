@@ -3,8 +3,11 @@
 use anyhow::{Context, Result};
 use dev_services::process::Signal;
 use dev_services::wait;
-use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, command};
+use integration_tests::{Database, TestEnv, WAIT_TIMEOUT, Worker, command};
 use serde_json::{Value, json};
+
+/// Purges all ended jobs with their files.
+const PURGE_WITH_FILES: [&str; 4] = ["purge", "--older-than", "0s", "--files"];
 
 /// Runs a command with `--json` and returns its output.
 async fn run_json(env: &TestEnv, arguments: &[&str]) -> Result<Value> {
@@ -144,17 +147,22 @@ async fn worker_purges_by_its_settings_and_forgets_ids() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn killed_purge_is_completed_by_the_next_one() -> Result<()> {
+/// Starts to purge a job of one image; the purge pauses when the file is removed and the row is not.
+async fn start_purge_that_pauses() -> Result<(TestEnv, Worker)> {
     let mut env = TestEnv::new().await?;
     env.make_images_small();
     env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("completed")?;
     mark_published(&env).await?;
-    let purge = ["purge", "--older-than", "0s", "--files"];
     env.set("ASSET_WORKER_PAUSE_AT", "after_purged_files");
-    let mut killed = env.start(&purge)?;
-    killed.kill_at_failpoint("after_purged_files").await?;
+    let purge = env.start(&PURGE_WITH_FILES)?;
     env.set("ASSET_WORKER_PAUSE_AT", "");
+    Ok((env, purge))
+}
+
+#[tokio::test]
+async fn killed_purge_is_completed_by_the_next_one() -> Result<()> {
+    let (env, mut killed) = start_purge_that_pauses().await?;
+    killed.kill_at_failpoint("after_purged_files").await?;
     // The file is removed, the row is not: it is no cache hit.
     assert!(!env.stored_path("projects/1/assets/image_001.png").exists());
     let differences = env.run(&["storage", "verify", "--json"]).await?;
@@ -166,26 +174,19 @@ async fn killed_purge_is_completed_by_the_next_one() -> Result<()> {
 
     // The killed process still has the turn.
     env.execute("UPDATE sweeps SET until_ms = 0 WHERE name = 'purge'").await?;
-    assert_eq!(run_json(&env, &purge).await?["jobs"], 1);
+    assert_eq!(run_json(&env, &PURGE_WITH_FILES).await?["jobs"], 1);
     assert_eq!(env.run(&["storage", "verify"]).await?.status.code(), Some(0));
     Ok(())
 }
 
 #[tokio::test]
 async fn interrupted_purge_gives_its_turn_back() -> Result<()> {
-    let mut env = TestEnv::new().await?;
-    env.make_images_small();
-    env.generate(&command(1, &["A fox"], &json!({}))).await?.expect_data("completed")?;
-    mark_published(&env).await?;
-    let purge = ["purge", "--older-than", "0s", "--files"];
-    env.set("ASSET_WORKER_PAUSE_AT", "after_purged_files");
-    let mut interrupted = env.start(&purge)?;
+    let (env, mut interrupted) = start_purge_that_pauses().await?;
     interrupted.wait_for_log("paused at a failpoint").await?;
     interrupted.signal(Signal::INT);
     assert_eq!(interrupted.wait_for_exit().await?.code(), Some(1));
     assert!(interrupted.log().contains("stopped; repeat this to continue"), "{}", interrupted.log());
-    env.set("ASSET_WORKER_PAUSE_AT", "");
-    let output = env.run(&purge).await?;
+    let output = env.run(&PURGE_WITH_FILES).await?;
     assert!(!String::from_utf8_lossy(&output.stderr).contains("another process"), "the turn was given back");
     assert_eq!(statuses(&env).await?, ["purged"]);
     Ok(())
@@ -204,8 +205,7 @@ async fn jobs_whose_files_or_messages_are_left_stay() -> Result<()> {
     std::fs::remove_file(&file)?;
     std::fs::create_dir_all(file.join("below"))?;
     env.execute("INSERT INTO outbox SELECT id, 0, '{}' FROM jobs WHERE project_id = 2").await?;
-    let purge = ["purge", "--older-than", "0s", "--files", "--json"];
-    let output = env.run(&purge).await?;
+    let output = env.run(&[&PURGE_WITH_FILES[..], &["--json"]].concat()).await?;
     assert_eq!(output.status.code(), Some(69));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("1 jobs were not purged") && error.contains("file not removed"), "{error}");
@@ -213,14 +213,14 @@ async fn jobs_whose_files_or_messages_are_left_stay() -> Result<()> {
     assert_eq!(statuses(&env).await?, ["completed", "completed", "purged"]);
     env.execute("DELETE FROM outbox").await?;
     std::fs::remove_dir_all(&file)?;
-    assert_eq!(run_json(&env, &purge[..4]).await?["jobs"], 2);
+    assert_eq!(run_json(&env, &PURGE_WITH_FILES).await?["jobs"], 2);
 
     // Without the storage of the files, nothing is removed.
     env.generate(&command(4, &["A fox"], &json!({}))).await?.expect_data("completed")?;
     mark_published(&env).await?;
     let elsewhere = env.folder().join("elsewhere");
     env.set("ASSET_STORAGE_URL", format!("file://{}", elsewhere.display()));
-    let refused = env.run(&purge).await?;
+    let refused = env.run(&PURGE_WITH_FILES).await?;
     assert_eq!(refused.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("ASSET_STORAGE_URL: the folder does not exist"));
     assert_eq!(statuses(&env).await?.last(), Some(&json!("completed")));
@@ -331,7 +331,7 @@ async fn files_in_a_bucket_are_purged_and_verified() -> Result<()> {
     assert_eq!(orphans["files_without_rows"], paths);
     env.generate(&command(2, &["A fox", "A bear"], &json!({}))).await?.expect_data("completed")?;
     mark_published(&env).await?;
-    assert_eq!(run_json(&env, &["purge", "--older-than", "0s", "--files"]).await?["files"], 2);
+    assert_eq!(run_json(&env, &PURGE_WITH_FILES).await?["files"], 2);
     let left = env.run(&["storage", "verify", "--json"]).await?;
     assert_eq!(serde_json::from_slice::<Value>(&left.stdout)?["files"], 2);
     Ok(())

@@ -18,11 +18,11 @@ use crate::window::Window;
 
 /// Ended jobs in the database.
 const OLD_JOBS: u32 = 100_000;
-/// Times that each call is made, in so many rounds.
-const CALLS: u32 = 200;
-const ROUNDS: u32 = 4;
 /// Failed ones among them.
 const FAILED_JOBS: u32 = 1_000;
+/// Rounds of calls, and how often each call is made in one.
+const ROUNDS: u32 = 4;
+const CALLS: u32 = 200;
 /// Dead letters on the queue.
 const DEAD_LETTERS: u32 = 20;
 /// Upper bound of the median of each call.
