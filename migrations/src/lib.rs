@@ -16,6 +16,7 @@ mod m20261126_000010_retries;
 mod m20261126_000011_replies;
 mod m20261126_000012_retention;
 mod m20261127_000013_api;
+mod m20261127_000014_page;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{DatabaseConnection, Statement};
@@ -93,5 +94,6 @@ fn own_migrations() -> Vec<Box<dyn MigrationTrait>> {
         Box::new(m20261126_000011_replies::Migration),
         Box::new(m20261126_000012_retention::Migration),
         Box::new(m20261127_000013_api::Migration),
+        Box::new(m20261127_000014_page::Migration),
     ]
 }

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use anyhow::{Context, Result};
 use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
@@ -79,6 +80,12 @@ impl ApiClient {
     #[must_use]
     pub fn with_token(&self, token: Option<&str>) -> Self {
         Self { token: token.map(str::to_owned), ..self.clone() }
+    }
+
+    /// The same API, without a token, for a client that does not follow redirects.
+    pub fn without_redirects(&self) -> Result<Self> {
+        let http = reqwest::Client::builder().redirect(Policy::none()).no_proxy().build()?;
+        Ok(Self { http, address: self.address.clone(), token: None })
     }
 
     /// Host and port of the API.

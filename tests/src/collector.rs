@@ -262,7 +262,7 @@ fn decode<M: Message + Default>(body: Bytes) -> Result<M, StatusCode> {
 }
 
 fn encode_hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    bytes.iter().fold(String::new(), |hex, byte| hex + format!("{byte:02x}").as_str())
 }
 
 fn attribute_map(attributes: &[KeyValue]) -> BTreeMap<String, String> {

@@ -7,6 +7,7 @@
 
 mod api;
 mod broker;
+mod browser;
 pub mod bucket;
 mod collector;
 mod files;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use api::{Answer, ApiClient, ApiServer, ServerEvent, ServerEvents};
 pub use broker::{BrokerClient, EventStream, Message};
+pub use browser::{Browser, BrowserOptions};
 pub use bucket::Bucket;
 pub use collector::{Collector, LogRecord, Span};
 pub use files::assert_files;
@@ -49,7 +51,7 @@ pub fn command(project_id: i64, descriptions: &[&str], config: &serde_json::Valu
 
 /// Formats values as one line of JSON each.
 pub fn json_lines(values: impl Iterator<Item = serde_json::Value>) -> String {
-    values.fold(String::new(), |lines, value| lines + &value.to_string() + "\n")
+    values.fold(String::new(), |lines, value| lines + value.to_string().as_str() + "\n")
 }
 
 /// Returns the failure codes of a terminal event, ordered by image index.

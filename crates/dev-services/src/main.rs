@@ -80,6 +80,7 @@ async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Resu
         .env(services::RABBITMQ_API_URL_VAR, &rabbitmq.api_url)
         .env(services::DATABASE_URL_VAR, &postgres.url)
         .envs(find_prometheus().map(|programs| (services::PROMETHEUS_VAR, programs)))
+        .envs(find_browser().map(|program| (services::CHROMEDRIVER_VAR, program)))
         // All services are on this machine.
         .env("NO_PROXY", "127.0.0.1,localhost");
     let mut process = Process::start(&command[0], child)?;
@@ -90,6 +91,11 @@ async fn run_with_services(supply: &ServiceProvider, command: &[String]) -> Resu
     process.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     tokio::join!(rabbitmq.stop(), postgres.stop());
     code
+}
+
+/// The browser of the tests that need one; the others run without it.
+fn find_browser() -> Option<PathBuf> {
+    services::chromedriver().inspect_err(|why| dev_services::print_status(&format!("{why:#}"))).ok()
 }
 
 /// Returns the folder of Prometheus's programs. If there is none, prints why: most commands do not need them.

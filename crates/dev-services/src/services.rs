@@ -5,6 +5,7 @@
 //! Debian and Ubuntu as root, packages, which are installed first. A broker or database that is already running is
 //! never touched unless its URL is given.
 
+mod browser;
 #[cfg_attr(not(feature = "containers"), path = "services/no_docker.rs")]
 mod docker;
 pub(crate) mod install;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
+pub use browser::chromedriver;
 pub use prometheus::programs as prometheus_programs;
 pub use vhost::Vhost;
 
@@ -35,6 +37,8 @@ pub const DATABASE_URL_VAR: &str = "TEST_DATABASE_URL";
 
 /// Environment variable with the folder of the programs `prometheus` and `promtool`.
 pub const PROMETHEUS_VAR: &str = "TEST_PROMETHEUS";
+/// Environment variable with the program `chromedriver`.
+pub const CHROMEDRIVER_VAR: &str = "TEST_CHROMEDRIVER";
 
 /// A running RabbitMQ.
 pub struct RabbitMq {

@@ -40,6 +40,7 @@ pub(super) struct Model {
     pub(super) retryable: Option<bool>,
     pub(super) requests: i32,
     pub(super) charged: i32,
+    pub(super) cost_micro_usd: i64,
     pub(super) created_at: TimeDateTimeWithTimeZone,
     pub(super) updated_at: TimeDateTimeWithTimeZone,
 }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::cancel::read_over;
 use super::claimed_image::{ClaimedImage, claimed_images};
 use super::outbox::insert_messages;
-use super::{Lease, QueryExt, Store, StoreError, asset, job, lease, style};
+use super::{Lease, QueryExt, Store, StoreError, asset, attempt, job, lease, style};
 
 /// A terminal event as stored with its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +71,8 @@ pub struct ClaimOptions<'a> {
     pub default_engine: &'a str,
     /// Who is told about a new job beside the consumers of its events.
     pub reply: Option<&'a Value>,
+    /// Host name of this worker.
+    pub worker: &'a str,
 }
 
 /// A job whose lease this worker holds.
@@ -255,6 +257,7 @@ async fn claim_in_transaction(
         };
         (Lease { job_id: row.id, token: row.lease_token }, row)
     };
+    attempt::insert(db, lease, terms.worker).await?;
     let over =
         if row.cancelled_at.is_some() || row.expires_at_ms.is_some() { read_over(db, row.id).await? } else { None };
     let previous_trace = TraceContext::parse(row.trace_parent.as_deref(), None);

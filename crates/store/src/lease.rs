@@ -17,7 +17,7 @@ use uuid::Uuid;
 use tracing::Instrument;
 
 use super::dialect::Dialect;
-use super::{QueryExt, Store, StoreError, job};
+use super::{QueryExt, Store, StoreError, attempt, job};
 
 /// The right to write to a job, until another worker claims it or it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,9 @@ impl Store {
     /// [`StoreError`]; nothing was written, and the lease expires by itself.
     pub async fn release(&self, lease: Lease, count_attempt: bool) -> Result<(), StoreError> {
         async {
-            let returned = job::Entity::update_many()
+            let doing = "release a job";
+            let transaction = self.db.begin().with_timeout(doing).await?;
+            let released = job::Entity::update_many()
                 .col_expr(job::Column::Status, Expr::value(step::RELEASE.to.as_str()))
                 .col_expr(job::Column::LeaseUntilMs, Expr::value(0_i64))
                 .col_expr(job::Column::LeaseLosses, Expr::value(0))
@@ -67,10 +69,15 @@ impl Store {
                 .filter(job::Column::Id.eq(lease.job_id))
                 .filter(job::Column::LeaseToken.eq(lease.token))
                 .filter(precondition(step::RELEASE))
-                .exec(&self.db)
-                .with_timeout("release a job")
+                .exec(&transaction)
+                .with_timeout(doing)
                 .await?;
-            require_lease(returned.rows_affected)
+            if released.rows_affected == 0 {
+                transaction.rollback().with_timeout(doing).await?;
+                return Err(StoreError::LeaseLost);
+            }
+            attempt::record_release(&transaction, lease, count_attempt).with_timeout(doing).await?;
+            transaction.commit().with_timeout(doing).await
         }
         .instrument(self.operation_span("release", "jobs"))
         .await

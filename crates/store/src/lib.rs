@@ -1,11 +1,13 @@
-//! Database access: jobs, leases, assets, cached images, translations, project styles, spending, quota,
-//! pauses, API keys and the audit.
+//! Database access: jobs, leases, attempts, assets, cached images, translations, project styles, spending, quota,
+//! pauses, API keys, running workers and the audit.
 //!
 //! The only crate that uses `sea-orm`; its public API contains no type of it. Each method runs one short transaction or
 //! statement, and none waits for anything but the database.
 
 mod account_key;
+mod activity;
 mod asset;
+mod attempt;
 mod audit;
 mod cache;
 mod cancel;
@@ -18,6 +20,7 @@ mod files;
 mod finish;
 mod image;
 mod job;
+mod job_details;
 mod job_events;
 mod lease;
 mod migration;
@@ -33,6 +36,7 @@ mod style;
 mod submit;
 mod sweep;
 mod translation;
+mod worker;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,6 +48,8 @@ use tracing::{Span, info_span};
 use url::Url;
 
 pub use account_key::{KeyHash, KeyStatus, Payer, Probe, Refusal};
+pub use activity::{Activity, DaySpending, EndedCount};
+pub use attempt::Attempt;
 pub use audit::AuditEntry;
 pub use cache::CachedImage;
 pub use cancel::Cancellation;
@@ -53,6 +59,7 @@ pub use connect::DEFAULT_MAX_CONNECTIONS;
 pub use costs::{CostKey, CostSum};
 pub use files::FileRow;
 pub use finish::{Finish, JobEnd, KnownJob, UnpublishedEvent};
+pub use job_details::{ImageCopy, ImageDetails, JobDetails, RelatedJob};
 pub use job_events::JobHistory;
 pub use lease::Lease;
 pub use migration::SchemaState;
@@ -61,11 +68,12 @@ pub use pause::Pause;
 pub use preview::{ClaimPreview, JobDuration, KnownState};
 pub use purge::{PurgeCount, PurgeFilter, PurgeableJob};
 pub use quota::Pace;
-pub use report::{AssetReport, JobCursor, JobFilter, JobReport};
+pub use report::{AssetReport, FailureCode, JobCursor, JobFilter, JobReport};
 pub use spending::{CostReservation, LeasedImage};
 pub use submit::{DueCommand, Submission};
 pub use sweep::{DueJob, EndedJob};
 pub use translation::{Lookup, Translation};
+pub use worker::{Heartbeat, WORKER_HEARTBEAT_INTERVAL, WorkerReport};
 
 /// Timeout for each statement, which normally takes milliseconds.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);

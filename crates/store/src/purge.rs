@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::costs::keep_costs;
 use super::dialect::Dialect;
 use super::lease::precondition;
-use super::{QueryExt, Store, StoreError, asset, job, outbox, translation};
+use super::{QueryExt, Store, StoreError, asset, attempt, job, outbox, translation};
 
 /// How long the id of a purged job is kept, in days.
 const KEPT_DAYS: i64 = 30;
@@ -236,6 +236,7 @@ impl Store {
                     .exec(&transaction)
                     .with_timeout(doing)
                     .await?;
+                attempt::delete(&transaction, &purged).with_timeout(doing).await?;
             }
             transaction.commit().with_timeout(doing).await?;
             Ok(purged)
@@ -259,13 +260,24 @@ impl Store {
             .and_where(Expr::cust(is_first_known).not())
             .limit(limit)
             .to_owned();
-        job::Entity::delete_many()
-            .filter(job::Column::Id.in_subquery(old))
-            .exec(&self.db)
-            .with_timeout("forget purged jobs")
-            .instrument(self.operation_span("delete", "jobs"))
-            .await
-            .map(|result| result.rows_affected)
+        async {
+            let doing = "forget purged jobs";
+            let transaction = self.db.begin().with_timeout(doing).await?;
+            let ids: Vec<Uuid> = job::Entity::delete_many()
+                .filter(job::Column::Id.in_subquery(old))
+                .exec_with_returning(&transaction)
+                .with_timeout(doing)
+                .await?
+                .into_iter()
+                .map(|row| row.id)
+                .collect();
+            // A worker of an earlier version has purged jobs without their claims.
+            attempt::delete(&transaction, &ids).with_timeout(doing).await?;
+            transaction.commit().with_timeout(doing).await?;
+            Ok(ids.len() as u64)
+        }
+        .instrument(self.operation_span("delete", "jobs"))
+        .await
     }
 
     /// Number of translations that no job has used since then.

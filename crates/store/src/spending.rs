@@ -89,7 +89,7 @@ impl Store {
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(CostReservation::GateClosed);
             }
-            count_requests(&transaction, image, 1, 1).with_timeout(doing).await?;
+            count_requests(&transaction, image, 1, 1, price).with_timeout(doing).await?;
             // The day's row comes last: the payments of all workers wait for each other from here to the commit.
             let Some(day) = add_within_daily_limit(&transaction, price, daily_limit).with_timeout(doing).await? else {
                 // An explicit rollback: a dropped transaction keeps its locks until its connection is used again.
@@ -113,7 +113,7 @@ impl Store {
             let doing = "refund a request";
             let change = cost_change(MicroUsd(-price.0));
             let transaction = self.begin_and_update_job(image.lease, doing, Some(change), None).await?;
-            count_requests(&transaction, image, 0, -1).with_timeout(doing).await?;
+            count_requests(&transaction, image, 0, -1, MicroUsd(-price.0)).with_timeout(doing).await?;
             Entity::update_many()
                 .col_expr(Column::MicroUsd, Expr::col(Column::MicroUsd).sub(price.0))
                 .filter(Column::Day.eq(day))
@@ -145,16 +145,18 @@ fn cost_change(cost: MicroUsd) -> (job::Column, SimpleExpr) {
     (job::Column::CostUsd, Expr::col(job::Column::CostUsd).add(cost.usd()))
 }
 
-/// Adds to the request counts of an image.
+/// Adds to the request counts and the cost of an image.
 async fn count_requests(
     db: &DatabaseTransaction,
     image: LeasedImage,
     requests: i32,
     charged: i32,
+    cost: MicroUsd,
 ) -> Result<(), DbErr> {
     asset::Entity::update_many()
         .col_expr(asset::Column::Requests, Expr::col(asset::Column::Requests).add(requests))
         .col_expr(asset::Column::Charged, Expr::col(asset::Column::Charged).add(charged))
+        .col_expr(asset::Column::CostMicroUsd, Expr::col(asset::Column::CostMicroUsd).add(cost.0))
         .filter(asset::Column::Id.eq(image.asset_id))
         .exec(db)
         .await

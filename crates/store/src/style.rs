@@ -5,6 +5,7 @@ use domain::style::Style;
 use sea_orm::ActiveValue::Set;
 use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::OnConflict;
+use sea_orm::{QueryOrder, QuerySelect};
 use time::OffsetDateTime;
 
 use super::{QueryExt, Store, StoreError};
@@ -27,6 +28,18 @@ impl Store {
     /// The stored style of a project.
     pub async fn read_project_style(&self, project_id: i64) -> Result<Option<Style>, StoreError> {
         find_style(&self.db, project_id).with_timeout("read a project's style").await
+    }
+
+    /// The stored styles with their projects, by project, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be read.
+    pub async fn list_project_styles(&self, limit: u64) -> Result<Vec<(i64, Style)>, StoreError> {
+        let rows = Entity::find().order_by_asc(Column::ProjectId).limit(limit).all(&self.db);
+        let rows = rows.with_timeout("list the styles of projects").await?;
+        let style = |row: Model| Some((row.project_id, serde_json::from_value(row.style).ok()?));
+        Ok(rows.into_iter().filter_map(style).collect())
     }
 
     /// Stores a style for later jobs of a project, replacing the stored one.

@@ -12,6 +12,8 @@ use sea_orm::ConnectionTrait;
 
 use super::*;
 
+mod page;
+
 fn one_image_command() -> Command {
     Command {
         job_id: uuid::Uuid::from_u128(7),
@@ -70,6 +72,7 @@ async fn job_started_by_an_older_version_continues() {
         default_style: &usual_style,
         default_engine: "core",
         reply: None,
+        worker: "test",
     };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("the job was not acquired")
@@ -115,8 +118,13 @@ async fn engine_is_settled_at_the_first_claim() {
     store.migrate().await.expect("migrate");
     let style = Style::default();
     let claim_engine = async |command: &Command, default_engine| {
-        let terms =
-            ClaimOptions { lease_duration: Duration::from_mins(1), default_style: &style, default_engine, reply: None };
+        let terms = ClaimOptions {
+            lease_duration: Duration::from_mins(1),
+            default_style: &style,
+            default_engine,
+            reply: None,
+            worker: "test",
+        };
         let claim = store.claim(command, None, terms).await.expect("claim the job");
         let Claim::Acquired(job) = claim else { panic!("the job is not acquired") };
         store.release(job.lease, true).await.expect("release the job");
@@ -144,7 +152,13 @@ async fn former_lease_holder_cannot_write() {
     let command = one_image_command();
     let style = Style::default();
     let claim = async |lease| {
-        let terms = ClaimOptions { lease_duration: lease, default_style: &style, default_engine: "core", reply: None };
+        let terms = ClaimOptions {
+            lease_duration: lease,
+            default_style: &style,
+            default_engine: "core",
+            reply: None,
+            worker: "test",
+        };
         store.claim(&command, None, terms).await.expect("claim the job")
     };
     // A lease of zero duration has expired at the next tick of the database's clock.
@@ -227,6 +241,7 @@ async fn no_cost_is_reserved_while_paused() {
         default_style: &Style::default(),
         default_engine: "core",
         reply: None,
+        worker: "test",
     };
     let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
         panic!("a new job was not acquired")
@@ -259,6 +274,7 @@ async fn claim_two_jobs(store: &Store) -> [LeasedImage; 2] {
         default_style: &style,
         default_engine: "core",
         reply: None,
+        worker: "test",
     };
     let claim = async |id| {
         let command = Command { job_id: uuid::Uuid::from_u128(id), ..one_image_command() };

@@ -2,21 +2,25 @@
 //!
 //! Each call checks access, reads its parameters, and calls what the command line and the worker call too.
 
-mod access;
-mod account;
+pub(crate) mod access;
+pub(crate) mod account;
 mod attempts;
 mod copies;
-mod dead_letters;
+pub(crate) mod dead_letters;
 mod estimate;
 mod event_feed;
 mod events;
-mod images;
-mod jobs;
+pub(crate) mod images;
+mod job_changes;
+pub(crate) mod jobs;
 mod openapi;
-mod problem;
-mod request;
+pub(crate) mod problem;
+pub(crate) mod request;
+pub(crate) mod session;
+mod styles;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -39,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::cors::CorsLayer;
 use uuid::Uuid;
 
+use crate::activity::ActivityMonitor;
 use crate::bootstrap;
 use crate::cost_policy::CostPolicy;
 use crate::estimate::Budget;
@@ -51,7 +56,7 @@ use crate::settings::Settings;
 use crate::storage::Storage;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::names;
-use access::{Access, Caller};
+use access::{Access, Caller, Target};
 use copies::ImageCopies;
 use event_feed::EventFeed;
 use problem::{Problem, ProblemCode};
@@ -68,6 +73,8 @@ pub(crate) const LIMITS: HttpLimits = HttpLimits {
 };
 /// Maximum number of calls that are worked on.
 const MAX_CALLS: usize = 64;
+/// Maximum number of logins that are worked on: strangers take no place from other calls.
+const MAX_LOGINS: usize = 8;
 /// Maximum number of event streams.
 const MAX_STREAMS: usize = 100;
 /// Time for tasks of answered calls when the server is stopped.
@@ -95,21 +102,22 @@ impl BrokerLink {
 pub(crate) struct Api(Arc<Resources>);
 
 pub(crate) struct Resources {
-    settings: Settings,
-    rules: Rules,
-    store: Store,
-    storage: Storage,
+    pub(crate) settings: Settings,
+    pub(crate) rules: Rules,
+    pub(crate) store: Store,
+    pub(crate) storage: Storage,
     /// Knows the API key in use, which its file may replace.
-    gate: AccountGate,
+    pub(crate) gate: AccountGate,
     pool: ImagePool,
     copies: ImageCopies,
     broker: BrokerLink,
     feed: EventFeed,
-    health: Health,
+    pub(crate) health: Health,
     /// One call at a time reads dead letters.
     dead_letter_turn: Mutex<()>,
     streams: Arc<Semaphore>,
-    body_memory: BodyMemory,
+    pub(crate) body_memory: BodyMemory,
+    pub(crate) activity: ActivityMonitor,
     /// What goes on after its call has been answered.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -147,6 +155,7 @@ impl Api {
             dead_letter_turn: Mutex::default(),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             body_memory: BodyMemory::default(),
+            activity: ActivityMonitor::default(),
             tasks: TaskTracker::new(),
             stop,
         }))
@@ -176,13 +185,18 @@ impl Api {
         self.feed.run(events).await
     }
 
+    /// Measures the rate of requests; never returns.
+    pub(crate) async fn measure_request_rate(&self) -> Infallible {
+        self.activity.sample_requests(&self.store).await
+    }
+
     /// Tells the streams of jobs that have ended, also while the broker is not connected; never returns.
     pub(crate) async fn poll_ended_jobs(&self) -> Infallible {
         self.feed.poll_ends(&self.store).await
     }
 
     /// Records that a caller asks for a change. Called before the change, so that none is missing.
-    async fn record(
+    pub(crate) async fn record(
         &self,
         caller: Caller,
         action: &str,
@@ -201,6 +215,14 @@ impl Api {
     }
 }
 
+/// Which calls have their own limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallKind {
+    /// Of those who have not presented a token yet.
+    Login,
+    Other,
+}
+
 /// The state of the routes: the API, once the database and the storage are open.
 #[derive(Clone)]
 pub(crate) struct ApiState(Arc<Shared>);
@@ -209,13 +231,15 @@ struct Shared {
     api: OnceLock<Api>,
     access: Access,
     calls: Semaphore,
+    logins: Semaphore,
     metrics: Metrics,
 }
 
 impl ApiState {
     pub(crate) fn new(settings: &Settings, metrics: &Metrics) -> Self {
-        let (access, calls) = (Access::new(&settings.api), Semaphore::new(MAX_CALLS));
-        Self(Arc::new(Shared { api: OnceLock::new(), access, calls, metrics: metrics.clone() }))
+        let (calls, logins) = (Semaphore::new(MAX_CALLS), Semaphore::new(MAX_LOGINS));
+        let access = Access::new(&settings.api);
+        Self(Arc::new(Shared { api: OnceLock::new(), access, calls, logins, metrics: metrics.clone() }))
     }
 
     /// Opens the API: before, each call is answered with 503.
@@ -225,9 +249,64 @@ impl ApiState {
     }
 
     /// Whether calls need a token.
-    fn requires_token(&self) -> bool {
+    pub(crate) fn requires_token(&self) -> bool {
         self.0.access.requires_token()
     }
+
+    /// The API, once it is open.
+    pub(crate) fn api(&self) -> Option<&Api> {
+        self.0.api.get()
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
+    }
+
+    /// Admits a request if the server has time for it and the caller may make it, who is then an extension of it.
+    pub(crate) async fn admit(&self, mut request: Request, next: Next, target: Target) -> Response {
+        let is_change = !request.method().is_safe() && route_of(&request).as_deref() != Some(ESTIMATE_PATH);
+        self.measure(CallKind::Other, request.method().clone(), route_of(&request), async {
+            let caller = self.0.access.check(request.headers(), peer_of(&request)?, target, is_change)?;
+            request.extensions_mut().insert(caller);
+            Ok(next.run(request).await)
+        })
+        .await
+    }
+
+    /// Runs a call if the server has time for it, within its time limit, and records it in the metrics.
+    pub(crate) async fn measure(
+        &self,
+        kind: CallKind,
+        method: Method,
+        route: Option<String>,
+        call: impl Future<Output = Result<Response, Problem>>,
+    ) -> Response {
+        let started_at = Instant::now();
+        let call = async {
+            let busy = |_| Problem::new(ProblemCode::Busy, "too many calls are in progress").retry_after(1);
+            let permits = match kind {
+                CallKind::Login => &self.0.logins,
+                CallKind::Other => &self.0.calls,
+            };
+            let _permit = permits.try_acquire().map_err(busy)?;
+            let late = |_| Err(Problem::unavailable("the call took too long; try again"));
+            timeout(CALL_TIMEOUT, call).await.unwrap_or_else(late)
+        };
+        let response = call.await.unwrap_or_else(IntoResponse::into_response);
+        self.0.metrics.record_http_call(&method, route.as_deref(), response.status(), started_at.elapsed());
+        response
+    }
+}
+
+/// The route of a request, with the names of its parameters.
+pub(crate) fn route_of(request: &Request) -> Option<String> {
+    request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned())
+}
+
+/// The address of the client, or of the proxy before it.
+pub(crate) fn peer_of(request: &Request) -> Result<IpAddr, Problem> {
+    let peer = request.extensions().get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip());
+    peer.ok_or_else(|| Problem::new(ProblemCode::Forbidden, "the address of the client is not known"))
 }
 
 impl FromRequestParts<ApiState> for Api {
@@ -246,9 +325,9 @@ pub(crate) fn router(state: ApiState, settings: &Settings) -> Router {
         .route("/v1/jobs", get(jobs::list_jobs))
         .route("/v1/jobs/{job_id}", get(jobs::show_job).put(jobs::put_job))
         .route("/v1/jobs/{job_id}/events", get(events::watch_job))
-        .route("/v1/jobs/{job_id}/cancel", post(jobs::cancel_job))
-        .route("/v1/jobs/{job_id}/retry", post(jobs::retry_job))
-        .route("/v1/jobs/{job_id}/redo", post(jobs::redo_image))
+        .route("/v1/jobs/{job_id}/cancel", post(job_changes::cancel_job))
+        .route("/v1/jobs/{job_id}/retry", post(job_changes::retry_job))
+        .route("/v1/jobs/{job_id}/redo", post(job_changes::redo_image))
         .route("/v1/jobs/{job_id}/images/{index}", get(images::get_image))
         .route(ESTIMATE_PATH, post(estimate::estimate))
         .route("/v1/account", get(account::show_account))
@@ -273,26 +352,8 @@ pub(crate) fn router(state: ApiState, settings: &Settings) -> Router {
 const ESTIMATE_PATH: &str = "/v1/estimate";
 
 /// Admits a call if the server has time for it and the caller may make it.
-async fn admit(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
-    let started_at = Instant::now();
-    let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let is_change = !method.is_safe() && route.as_deref() != Some(ESTIMATE_PATH);
-    let Shared { access, calls, metrics, .. } = &*state.0;
-    let call = async {
-        let busy = |_| Problem::new(ProblemCode::Busy, "too many calls are in progress").retry_after(1);
-        let _permit = calls.try_acquire().map_err(busy)?;
-        let peer = request.extensions().get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip());
-        let peer =
-            peer.ok_or_else(|| Problem::new(ProblemCode::Forbidden, "the address of the client is not known"))?;
-        let caller = access.check(request.headers(), peer, is_change)?;
-        request.extensions_mut().insert(caller);
-        let late = |_| Problem::unavailable("the call took too long; try again");
-        timeout(CALL_TIMEOUT, next.run(request)).await.map_err(late)
-    };
-    let response = call.await.unwrap_or_else(IntoResponse::into_response);
-    metrics.record_http_call(&method, route.as_deref(), response.status(), started_at.elapsed());
-    response
+async fn admit(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    state.admit(request, next, Target::Api).await
 }
 
 /// Cross-origin calls are allowed only from the configured origins.

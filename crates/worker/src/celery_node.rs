@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::error_chain::error_chain;
 use crate::event_sink::{EventSink, PublishError};
 use crate::outage::retry_store;
+use crate::presence::host_name;
 use crate::settings::Settings;
 
 /// The most events that wait to be published; further ones are dropped.
@@ -43,10 +44,7 @@ const EXCHANGES: [SharedExchange; 3] = [
 
 /// The node name: unique on each host, as that of a Celery worker.
 pub(crate) fn name() -> &'static str {
-    static NAME: LazyLock<String> = LazyLock::new(|| {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        format!("asset-worker-{}@{host}", std::process::id())
-    });
+    static NAME: LazyLock<String> = LazyLock::new(|| format!("asset-worker-{}@{}", std::process::id(), host_name()));
     &NAME
 }
 

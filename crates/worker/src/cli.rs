@@ -58,7 +58,7 @@ Exit codes: 0 success, 1 the job failed or did not end, 64 bad setting or usage,
 enum Subcommand {
     /// Process commands from the queue until SIGTERM or SIGINT
     Run,
-    /// Serve the HTTP API until SIGTERM or SIGINT
+    /// Serve the pages and the HTTP API until SIGTERM or SIGINT
     ///
     /// Runs beside the workers, over the same database, broker and storage. Also ends cancelled and expired jobs, so that
     /// they end without a worker.

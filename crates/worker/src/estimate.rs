@@ -177,6 +177,8 @@ impl Estimator {
             default_style: &self.default_style,
             default_engine: self.settings.stability.engine.id(),
             reply: None,
+            // Nothing is claimed.
+            worker: "",
         };
         let mut preview = match store {
             Some(store) => store.preview_claim(command, terms).await?,

@@ -146,6 +146,11 @@ impl Health {
         self.state.jobs_in_flight.store(jobs, Ordering::Relaxed);
     }
 
+    /// The number of commands that are being handled.
+    pub(crate) fn jobs_in_flight(&self) -> usize {
+        self.state.jobs_in_flight.load(Ordering::Relaxed)
+    }
+
     /// Records a heartbeat of the consumer loop.
     pub(crate) fn record_heartbeat(&self) {
         let elapsed_ms = u64::try_from(self.state.started.elapsed().as_millis()).unwrap_or(u64::MAX);

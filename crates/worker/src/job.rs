@@ -38,6 +38,7 @@ use crate::gate::{AccountGate, Intake};
 use crate::image::{ImageGenerator, ImageResources};
 use crate::image_pool::ImagePool;
 use crate::outage::retry_store;
+use crate::presence::host_name;
 use crate::settings::{JobSettings, Settings};
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::{Metrics, Stage};
@@ -250,6 +251,7 @@ impl JobRunner {
             lease_duration: self.settings.lease,
             default_style: &self.default_style,
             default_engine: self.default_engine.id(),
+            worker: host_name(),
         }
     }
 

@@ -10,6 +10,7 @@
 //!   to Stability, the [`image_pool`] and the [`storage`].
 //! - Events go to an [`event_sink`]; [`health`] answers probes; [`telemetry`] exports spans, metrics and logs.
 
+mod activity;
 mod api;
 pub mod cli;
 mod serve;
@@ -39,7 +40,9 @@ pub mod job;
 
 pub mod bootstrap;
 pub mod outage;
+mod pages;
 mod phrase_book;
+mod presence;
 mod purge;
 mod retry;
 pub mod shared_quota;

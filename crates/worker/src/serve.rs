@@ -1,4 +1,4 @@
-//! `serve`: the HTTP API, and the sweep for jobs that no worker runs.
+//! `serve`: the pages, the HTTP API, and the sweep for jobs that no worker runs.
 
 use broker::{Broker, BrokerError};
 use tokio::net::TcpListener;
@@ -11,6 +11,7 @@ use crate::celery_node::CeleryNode;
 use crate::health::{Health, HealthDependencies, ProbeServer};
 use crate::http_server;
 use crate::job::JobRunner;
+use crate::pages;
 use crate::session::SessionEnd;
 use crate::settings::{SettingError, Settings};
 use crate::supervise::{self, MAX_PUBLISH_BLOCKED, update_queue_gauges, watch_publisher, with_heartbeat};
@@ -44,12 +45,12 @@ pub(crate) async fn serve(
     let address = settings.api.addr;
     let listener = TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
     let address = listener.local_addr().unwrap_or(address);
-    info!(%address, "serving the HTTP API, /livez, /readyz and /metrics");
+    info!(%address, "serving the pages, the HTTP API, /livez, /readyz and /metrics");
     let health = Health::of_server();
     health.register_api_gauges(&telemetry.metrics);
     let state = ApiState::new(settings, &telemetry.metrics);
     let probes = ProbeServer { health: health.clone(), prometheus: telemetry.prometheus.clone() };
-    let router = probes.router().merge(api::router(state.clone(), settings));
+    let router = probes.router().merge(pages::router(state.clone())).merge(api::router(state.clone(), settings));
     let server = http_server::serve(listener, router, api::LIMITS, stop);
     let working = async {
         let result = tokio::select! {
@@ -95,6 +96,7 @@ async fn open_and_run(
         () = supervise::run_sessions_until_stopped(settings, metrics, health, stop, run_session) => {}
         never = runner.gate().poll() => match never {},
         never = api.poll_ended_jobs() => match never {},
+        never = api.measure_request_rate() => match never {},
     }
     Ok(())
 }

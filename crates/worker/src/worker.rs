@@ -13,6 +13,7 @@ use crate::delivery_limit::handle_delivery_limit_queue;
 use crate::handler::CommandHandler;
 use crate::health::{Health, HealthDependencies, ProbeServer};
 use crate::job::JobRunner;
+use crate::presence::Presence;
 use crate::purge::purge_hourly;
 use crate::session::{Session, SessionEnd};
 use crate::settings::{SettingError, Settings};
@@ -76,17 +77,24 @@ async fn open_and_supervise(
     bootstrap::register_concurrency_gauges(metrics, &runner, settings);
     let has_daily_budget = settings.jobs.daily_budget_usd.is_some();
     let purging = Box::pin(purge_hourly(settings, store.clone(), storage.clone()));
+    let presence = Presence::new(store.clone());
     health.set_dependencies(HealthDependencies { store, storage, client: runner.client().clone(), has_daily_budget });
     health.set_gate(runner.gate().clone());
     // The first session starts with the stored state.
     runner.gate().refresh().await;
     let celery_node = CeleryNode::new(settings);
     let run_session = async |broker: &Broker| run_session(settings, &runner, &celery_node, broker, health, stop).await;
-    tokio::select! {
-        () = supervise::run_sessions_until_stopped(settings, metrics, health, stop, run_session) => Ok(()),
-        never = runner.gate().poll() => match never {},
-        never = purging => match never {},
-    }
+    let ended = CancellationToken::new();
+    let working = async {
+        tokio::select! {
+            () = supervise::run_sessions_until_stopped(settings, metrics, health, stop, run_session) => {}
+            never = runner.gate().poll() => match never {},
+            never = purging => match never {},
+        }
+        ended.cancel();
+    };
+    tokio::join!(working, presence.run(health, &ended));
+    Ok(())
 }
 
 async fn run_session(

@@ -7,15 +7,17 @@ use domain::digest;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
 use tracing::warn;
 
 use super::attempts::FailedAttempts;
 use super::problem::{Problem, ProblemCode};
+use super::session::{self, Sessions};
 use crate::settings::ApiSettings;
 
 /// What a caller may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// Everything, by `API_TOKEN`.
     Full,
     /// What changes nothing, by `API_READ_TOKEN`.
@@ -26,7 +28,7 @@ pub(super) enum Role {
 
 impl Role {
     /// The name in the audit.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::ReadOnly => "read_only",
@@ -37,27 +39,42 @@ impl Role {
 
 /// The caller of a request; an extension of it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Caller {
-    pub(super) role: Role,
-    pub(super) address: IpAddr,
+pub(crate) struct Caller {
+    pub(crate) role: Role,
+    pub(crate) address: IpAddr,
+}
+
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A call of the API.
+    Api,
+    /// A page, whose forms have tokens.
+    Page,
 }
 
 /// Decides who may call.
-pub(super) struct Access {
+pub(crate) struct Access {
     /// SHA-256 of the tokens, so that a comparison does not tell their length.
     token: Option<String>,
     read_token: Option<String>,
     trusted_proxies: Vec<IpNet>,
     cors_origins: Vec<String>,
     attempts: FailedAttempts,
+    /// Only if a token is set.
+    sessions: Option<Sessions>,
 }
 
 impl Access {
     pub(super) fn new(settings: &ApiSettings) -> Self {
         let hash = |token: &Option<SecretString>| token.as_ref().map(|token| digest::sha256(token.expose_secret()));
+        let (token, read_token) = (hash(&settings.token), hash(&settings.read_token));
+        let has_token = token.is_some() || read_token.is_some();
+        let hashes = [&token, &read_token].map(|hash| hash.as_deref().unwrap_or_default());
         Self {
-            token: hash(&settings.token),
-            read_token: hash(&settings.read_token),
+            sessions: has_token.then(|| Sessions::new(&hashes.join("."))),
+            token,
+            read_token,
             trusted_proxies: settings.trusted_proxies.clone(),
             cors_origins: settings.cors_origins.clone(),
             attempts: FailedAttempts::default(),
@@ -66,12 +83,23 @@ impl Access {
 
     /// Finds out who calls, and whether the call is allowed; `is_change` says whether it may change something.
     ///
+    /// A session counts as its token, but a call of the API that changes something needs the token itself: its requests
+    /// have no token of a form.
+    ///
     /// # Errors
     ///
     /// The problem, if it is not.
-    pub(super) fn check(&self, headers: &HeaderMap, peer: IpAddr, is_change: bool) -> Result<Caller, Problem> {
+    pub(super) fn check(
+        &self,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        target: Target,
+        is_change: bool,
+    ) -> Result<Caller, Problem> {
         let address = self.client_address(headers, peer.to_canonical());
-        let role = self.find_role(headers, address)?;
+        let has_session = bearer_token(headers).is_none() && (target == Target::Page || !is_change);
+        let session = has_session.then(|| self.find_session(headers)).flatten();
+        let role = session.map_or_else(|| self.find_role(headers, address), Ok)?;
         if role == Role::Local {
             check_local_host(headers)?;
         }
@@ -96,6 +124,44 @@ impl Access {
         let Some(presented) = bearer_token(headers) else {
             return Err(Problem::new(ProblemCode::Unauthorized, "a bearer token is required"));
         };
+        self.check_token(presented, address)
+    }
+
+    /// The address of a client, and whether its origin may send forms, before it has presented a token.
+    ///
+    /// # Errors
+    ///
+    /// The problem, if it may not.
+    pub(crate) fn check_stranger(&self, headers: &HeaderMap, peer: IpAddr) -> Result<IpAddr, Problem> {
+        if !self.requires_token() {
+            check_local_host(headers)?;
+        }
+        self.check_origin(headers)?;
+        Ok(self.client_address(headers, peer.to_canonical()))
+    }
+
+    /// The role of the session of a request, if it has a valid one.
+    fn find_session(&self, headers: &HeaderMap) -> Option<Role> {
+        self.sessions.as_ref()?.role(&session::read_session(headers)?, OffsetDateTime::now_utc())
+    }
+
+    /// Begins a session for a token.
+    ///
+    /// # Errors
+    ///
+    /// The problem, if the token is wrong, or too many wrong ones came from this address.
+    pub(crate) fn log_in(&self, token: &str, address: IpAddr) -> Result<String, Problem> {
+        let role = self.check_token(token, address)?;
+        let no_login = || Problem::new(ProblemCode::Forbidden, "no token is set: there is no login");
+        Ok(self.sessions.as_ref().ok_or_else(no_login)?.issue(role, OffsetDateTime::now_utc()))
+    }
+
+    /// The role of a token.
+    ///
+    /// # Errors
+    ///
+    /// The problem, if it is wrong, or too many wrong ones came from this address.
+    fn check_token(&self, presented: &str, address: IpAddr) -> Result<Role, Problem> {
         // Before the token is looked at: during the wait, not even the right one tells an attacker anything.
         if let Some(wait) = self.attempts.remaining_wait(address) {
             warn!(%address, "call refused: too many wrong tokens came from this address");

@@ -18,39 +18,39 @@ use crate::health::QueueCounts;
 
 /// The account and what waits for it.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Account {
-    gate: Gate,
-    quota: Quota,
-    budget: Budget,
+pub(crate) struct Account {
+    pub(crate) gate: Gate,
+    pub(crate) quota: Quota,
+    pub(crate) budget: Budget,
     /// The credits of the account, as last read; null if they are not known.
-    credits: Option<f64>,
+    pub(crate) credits: Option<f64>,
     /// Null while the broker is not connected.
-    queues: Option<QueueCounts>,
+    pub(crate) queues: Option<QueueCounts>,
 }
 
 /// The account gate.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Gate {
+pub(crate) struct Gate {
     /// Whether workers take commands.
-    is_open: bool,
+    pub(crate) is_open: bool,
     /// Why it is closed.
-    reasons: Vec<ClosedReason>,
+    pub(crate) reasons: Vec<ClosedReason>,
 }
 
 /// Why the account gate is closed.
 #[derive(Debug, Serialize, JsonSchema)]
-struct ClosedReason {
+pub(crate) struct ClosedReason {
     #[schemars(extend("enum" = GateReason::NAMES))]
-    code: &'static str,
-    message: String,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
 }
 
 /// The quota for requests to the API, of all workers together.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Quota {
-    requests_per_minute: u32,
+pub(crate) struct Quota {
+    pub(crate) requests_per_minute: u32,
     /// Seconds until requests are sent again after a refusal; 0 if they are sent now.
-    pause_seconds: f64,
+    pub(crate) pause_seconds: f64,
 }
 
 /// The workers are paused, or not.
@@ -72,20 +72,40 @@ pub(super) struct PauseState {
     tag = "account",
 )]
 pub(super) async fn show_account(api: Api, _query: NoQuery) -> Result<Response, Problem> {
-    let (reasons, budget) = api.read_gate_and_budget().await?;
-    let reasons: Vec<_> =
-        reasons.iter().map(|reason| ClosedReason { code: reason.name(), message: reason.to_string() }).collect();
-    let pause = api.store.read_remaining_pause().await?;
-    let quota =
-        Quota { requests_per_minute: api.settings.stability.rate_limit.get(), pause_seconds: pause.as_secs_f64() };
-    let account = Account {
-        gate: Gate { is_open: reasons.is_empty(), reasons },
-        quota,
-        budget,
-        credits: api.health.credits(),
-        queues: api.health.with_queue(|queue| queue.counts()),
-    };
-    Ok(json_response(StatusCode::OK, &account))
+    Ok(json_response(StatusCode::OK, &api.read_account().await?))
+}
+
+impl Api {
+    /// The account and what waits for it.
+    pub(crate) async fn read_account(&self) -> Result<Account, Problem> {
+        let (reasons, budget) = self.read_gate_and_budget().await?;
+        let reasons: Vec<_> =
+            reasons.iter().map(|reason| ClosedReason { code: reason.name(), message: reason.to_string() }).collect();
+        let pause = self.store.read_remaining_pause().await?;
+        let quota =
+            Quota { requests_per_minute: self.settings.stability.rate_limit.get(), pause_seconds: pause.as_secs_f64() };
+        Ok(Account {
+            gate: Gate { is_open: reasons.is_empty(), reasons },
+            quota,
+            budget,
+            credits: self.health.credits(),
+            queues: self.health.with_queue(|queue| queue.counts()),
+        })
+    }
+
+    /// Pauses the workers. Returns whether they were paused before.
+    pub(crate) async fn pause(&self, caller: Caller, reason: Option<&str>) -> Result<bool, Problem> {
+        self.record(caller, "pause", None, reason.map(str::to_owned)).await?;
+        let was_paused = self.store.read_pause().await?.is_some();
+        self.store.pause(reason).await?;
+        Ok(was_paused)
+    }
+
+    /// Ends the pause of the workers. Returns whether they were paused before.
+    pub(crate) async fn resume(&self, caller: Caller) -> Result<bool, Problem> {
+        self.record(caller, "resume", None, None).await?;
+        Ok(self.store.resume().await?)
+    }
 }
 
 /// Pause the workers
@@ -107,9 +127,7 @@ pub(super) async fn pause(
 ) -> Result<Response, Problem> {
     let reason = read_fields(&headers, body, |fields| fields.text("reason", 0..=MAX_REASON_CHARS)).await?;
     let reason = reason.filter(|reason| !reason.is_empty());
-    api.record(caller, "pause", None, reason.clone()).await?;
-    let was_paused = api.store.read_pause().await?.is_some();
-    api.store.pause(reason.as_deref()).await?;
+    let was_paused = api.pause(caller, reason.as_deref()).await?;
     Ok(json_response(StatusCode::OK, &PauseState { paused: true, was_paused }))
 }
 
@@ -128,8 +146,7 @@ pub(super) async fn resume(
     body: Body,
 ) -> Result<Response, Problem> {
     read_fields(&headers, body, |_| ()).await?;
-    api.record(caller, "resume", None, None).await?;
-    let was_paused = api.store.resume().await?;
+    let was_paused = api.resume(caller).await?;
     Ok(json_response(StatusCode::OK, &PauseState { paused: false, was_paused }))
 }
 

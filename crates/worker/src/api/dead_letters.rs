@@ -68,11 +68,12 @@ impl DeadLetterView {
     tag = "dead letters",
 )]
 pub(super) async fn list(api: Api, _query: NoQuery) -> Result<Response, Problem> {
-    let list = with_dead_letters(&api, async |held, _| {
-        let dead_letters = held.letters().iter().map(DeadLetterView::new).collect();
-        Ok(DeadLetterList { dead_letters, has_more: held.has_more() })
-    })
-    .await?;
+    let list = api
+        .with_dead_letters(async |held, _| {
+            let dead_letters = held.letters().iter().map(DeadLetterView::new).collect();
+            Ok(DeadLetterList { dead_letters, has_more: held.has_more() })
+        })
+        .await?;
     Ok(json_response(StatusCode::OK, &list))
 }
 
@@ -99,11 +100,7 @@ pub(super) async fn replay(
 ) -> Result<Response, Problem> {
     let id = dead_letter_id(id)?;
     read_fields(&headers, body, |_| ()).await?;
-    api.record(caller, "replay", None, Some(format!("dead letter {id}"))).await?;
-    let replayed =
-        with_dead_letters(&api, async |held, publisher| Ok(held.replay(publisher, |letter| letter.id == id).await?))
-            .await?;
-    require_found(replayed, &id)
+    require_found(api.replay(caller, std::slice::from_ref(&id)).await?, &id)
 }
 
 /// Delete a dead letter
@@ -124,12 +121,11 @@ pub(super) async fn discard(
     _query: NoQuery,
 ) -> Result<Response, Problem> {
     let id = dead_letter_id(id)?;
-    api.record(caller, "discard", None, Some(format!("dead letter {id}"))).await?;
-    let discarded = with_dead_letters(&api, async |held, _| Ok(held.discard(|letter| letter.id == id).await?)).await?;
-    require_found(discarded, &id)
+    require_found(api.discard(caller, std::slice::from_ref(&id)).await?, &id)
 }
 
-fn dead_letter_id(id: String) -> Result<String, Problem> {
+/// Checks the form of an id.
+pub(crate) fn dead_letter_id(id: String) -> Result<String, Problem> {
     let is_id = id.len() == 12 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if is_id { Ok(id) } else { Err(not_allowed("id", &id, "12 hexadecimal digits")) }
 }
@@ -141,17 +137,41 @@ fn require_found(count: usize, id: &str) -> Result<Response, Problem> {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Reads dead letters, one call at a time: what one holds, another does not see.
-async fn with_dead_letters<T>(
-    api: &Api,
-    work: impl AsyncFnOnce(&DeadLetters, &Publisher) -> Result<T, Problem>,
-) -> Result<T, Problem> {
-    let (publisher, queue) =
-        api.broker.get().ok_or_else(|| Problem::unavailable("the broker cannot be used; try again"))?;
-    let busy = |_| Problem::new(ProblemCode::Busy, "another call reads the dead letters").retry_after(1);
-    let _turn = timeout(TURN_WAIT, api.dead_letter_turn.lock()).await.map_err(busy)?;
-    let held = queue.hold(MAX_READ, MAX_READ_BYTES).await?;
-    let result = work(&held, &publisher).await;
-    held.release().await;
-    result
+impl Api {
+    /// Publishes these dead letters again. Returns how many there were.
+    pub(crate) async fn replay(&self, caller: Caller, ids: &[String]) -> Result<usize, Problem> {
+        self.record_dead_letters(caller, "replay", ids).await?;
+        self.with_dead_letters(async |held, publisher| {
+            Ok(held.replay(publisher, |letter| ids.contains(&letter.id)).await?)
+        })
+        .await
+    }
+
+    /// Deletes these dead letters. Returns how many there were.
+    pub(crate) async fn discard(&self, caller: Caller, ids: &[String]) -> Result<usize, Problem> {
+        self.record_dead_letters(caller, "discard", ids).await?;
+        self.with_dead_letters(async |held, _| Ok(held.discard(|letter| ids.contains(&letter.id)).await?)).await
+    }
+
+    async fn record_dead_letters(&self, caller: Caller, action: &str, ids: &[String]) -> Result<(), Problem> {
+        for id in ids {
+            self.record(caller, action, None, Some(format!("dead letter {id}"))).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads dead letters, one call at a time: what one holds, another does not see.
+    pub(crate) async fn with_dead_letters<T>(
+        &self,
+        work: impl AsyncFnOnce(&DeadLetters, &Publisher) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let (publisher, queue) =
+            self.broker.get().ok_or_else(|| Problem::unavailable("the broker cannot be used; try again"))?;
+        let busy = |_| Problem::new(ProblemCode::Busy, "another call reads the dead letters").retry_after(1);
+        let _turn = timeout(TURN_WAIT, self.dead_letter_turn.lock()).await.map_err(busy)?;
+        let held = queue.hold(MAX_READ, MAX_READ_BYTES).await?;
+        let result = work(&held, &publisher).await;
+        held.release().await;
+        result
+    }
 }

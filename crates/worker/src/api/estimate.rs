@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::problem::Problem;
 use super::request::{NoQuery, read_command};
 use super::{Api, json_response};
-use crate::estimate::{Estimator, Inputs};
+use crate::estimate::{Estimate, Estimator, Inputs};
 
 /// Estimate a command
 ///
@@ -31,10 +31,16 @@ pub(super) async fn estimate(api: Api, _query: NoQuery, headers: HeaderMap, body
         Command::parse_with_id(&body, Uuid::now_v7(), &api.rules)
     };
     let command = parsed.map_err(|invalid| Problem::invalid(&invalid.violations))?;
-    let (store, storage) = (api.store.clone(), api.storage.clone());
-    let queue = api.health.with_queue(|queue| queue.command_queue());
-    let (key, credits) = (api.gate.key(), api.health.credits());
-    let inputs = Inputs::of_server(&api.settings, &key, store, storage, queue, credits).await?;
-    let estimate = Estimator::new(&api.settings, api.pool.clone(), inputs).estimate(&command).await;
-    Ok(json_response(StatusCode::OK, &estimate))
+    Ok(json_response(StatusCode::OK, &api.estimate(&command).await?))
+}
+
+impl Api {
+    /// What a command would cost, and how long it would take.
+    pub(crate) async fn estimate(&self, command: &Command) -> Result<Estimate, Problem> {
+        let (store, storage) = (self.store.clone(), self.storage.clone());
+        let queue = self.health.with_queue(|queue| queue.command_queue());
+        let (key, credits) = (self.gate.key(), self.health.credits());
+        let inputs = Inputs::of_server(&self.settings, &key, store, storage, queue, credits).await?;
+        Ok(Estimator::new(&self.settings, self.pool.clone(), inputs).estimate(command).await)
+    }
 }

@@ -8,6 +8,7 @@ use domain::image_spec::{ImageDefect, ImageFormat};
 use domain::outcome::Asset;
 use picture::CopyFormat;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::Api;
 use super::copies::CopyKey;
@@ -45,9 +46,7 @@ pub(super) async fn get_image(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = Query::parse(query.as_deref(), &["width"])?;
-    let job_id = parse_job_id(&job_id)?;
-    let number = index.parse::<u32>().ok().filter(|number| *number > 0 && number.to_string() == index);
-    let index = number.ok_or_else(|| not_allowed("index", &index, "a whole number of at least 1"))?;
+    let (job_id, index) = parse_image_path(&job_id, &index)?;
     let width = query.get("width", &format!("a whole number from 1 to {MAX_WIDTH}"), |text| {
         text.parse::<u32>().ok().filter(|width| (1..=MAX_WIDTH).contains(width))
     })?;
@@ -57,6 +56,13 @@ pub(super) async fn get_image(
         None => send_file(&api, &asset, &headers).await,
         Some(width) => send_copy(&api, &asset, width, &headers).await,
     }
+}
+
+/// Parses the id of a job and the index of an image in a path.
+pub(crate) fn parse_image_path(job_id: &str, index: &str) -> Result<(Uuid, u32), Problem> {
+    let job_id = parse_job_id(job_id)?;
+    let number = index.parse::<u32>().ok().filter(|number| *number > 0 && number.to_string() == index);
+    Ok((job_id, number.ok_or_else(|| not_allowed("index", index, "a whole number of at least 1"))?))
 }
 
 async fn send_file(api: &Api, asset: &Asset, headers: &HeaderMap) -> Result<Response, Problem> {

@@ -14,7 +14,7 @@ use utoipa::OpenApi;
 
 use super::problem::{self, Problem};
 use super::request::NoQuery;
-use super::{ApiState, account, dead_letters, estimate, events, images, jobs, json_response};
+use super::{ApiState, account, dead_letters, estimate, events, images, job_changes, jobs, json_response};
 use crate::bootstrap;
 use crate::estimate::Estimate;
 
@@ -30,9 +30,9 @@ use crate::estimate::Estimate;
         jobs::show_job,
         jobs::put_job,
         events::watch_job,
-        jobs::cancel_job,
-        jobs::retry_job,
-        jobs::redo_image,
+        job_changes::cancel_job,
+        job_changes::retry_job,
+        job_changes::redo_image,
         images::get_image,
         estimate::estimate,
         account::show_account,
@@ -138,8 +138,8 @@ fn add_types(generator: &mut SchemaGenerator) {
     generator.subschema_for::<JobReport>();
     generator.subschema_for::<jobs::SubmittedJob>();
     generator.subschema_for::<jobs::JobPage>();
-    generator.subschema_for::<jobs::CancelledJob>();
-    generator.subschema_for::<jobs::RetriedJob>();
+    generator.subschema_for::<job_changes::CancelledJob>();
+    generator.subschema_for::<job_changes::RetriedJob>();
     generator.subschema_for::<dead_letters::DeadLetterList>();
     generator.subschema_for::<Estimate>();
     account::schema(generator);

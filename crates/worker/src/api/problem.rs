@@ -12,7 +12,7 @@ use crate::error_chain::error_chain;
 use crate::storage::StorageError;
 
 /// The media type of a problem.
-pub(super) const CONTENT_TYPE: &str = "application/problem+json";
+pub(crate) const CONTENT_TYPE: &str = "application/problem+json";
 /// Seconds after which a client may repeat a call that failed because a service cannot be reached.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
@@ -104,7 +104,7 @@ impl ProblemCode {
 }
 
 impl Problem {
-    pub(super) fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
         let status = code.status();
         Self {
             kind: "about:blank",
@@ -117,12 +117,12 @@ impl Problem {
         }
     }
 
-    pub(super) fn unknown_path() -> Self {
+    pub(crate) fn unknown_path() -> Self {
         Self::new(ProblemCode::NotFound, "there is no such path")
     }
 
     /// Fields that are not allowed, from sentences that begin with the field.
-    pub(super) fn invalid(violations: &[String]) -> Self {
+    pub(crate) fn invalid(violations: &[String]) -> Self {
         let errors = violations.iter().map(|violation| {
             let (field, message) = violation.split_once(": ").unwrap_or(("", violation));
             FieldError { field: field.to_owned(), message: message.to_owned() }
@@ -131,15 +131,38 @@ impl Problem {
     }
 
     /// One field that is not allowed.
-    pub(super) fn invalid_field(field: &str, message: impl std::fmt::Display) -> Self {
+    pub(crate) fn invalid_field(field: &str, message: impl std::fmt::Display) -> Self {
         Self::invalid(&[format!("{field}: {message}")])
     }
 
-    pub(super) fn retry_after(self, seconds: u64) -> Self {
+    pub(crate) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// The meaning of the status.
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// What is wrong with the call.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Seconds after which the call may be repeated.
+    pub(crate) fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after
+    }
+
+    pub(crate) fn code(&self) -> ProblemCode {
+        self.code
+    }
+
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(ProblemCode::Unavailable, detail).retry_after(RETRY_AFTER_SECONDS)
     }
 }
@@ -160,7 +183,7 @@ unavailable_service!(StoreError => "the database", StorageError => "the storage"
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.status();
         let body = serde_json::to_string(&self).expect("a problem serialises");
         let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
         let headers = response.headers_mut();
@@ -170,6 +193,8 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // A page shows it in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

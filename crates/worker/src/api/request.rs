@@ -1,5 +1,6 @@
 //! Reads parts of requests, with problems that name the field.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,11 +10,11 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use domain::fields::{self, Fields};
-use domain::rules::MAX_BODY_BYTES;
+use domain::rules::{MAX_BODY_BYTES, MAX_REASON_CHARS};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Map;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -22,12 +23,12 @@ use super::problem::{Problem, ProblemCode};
 /// Time in which the body of a request must arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size of the bodies that are not commands, in bytes.
-pub(super) const SMALL_BODY_BYTES: usize = 16 * 1024;
+pub(crate) const SMALL_BODY_BYTES: usize = 16 * 1024;
 /// Maximum size of a command, in bytes.
 const COMMAND_BODY_BYTES: usize = MAX_BODY_BYTES;
 
 /// The parameters in the path.
-pub(super) struct UrlPath<T>(pub(super) T);
+pub(crate) struct UrlPath<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for UrlPath<T> {
     type Rejection = Problem;
@@ -40,7 +41,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for UrlPath
 }
 
 /// The id of a job, which is the only parameter in the path.
-pub(super) struct JobId(pub(super) Uuid);
+pub(crate) struct JobId(pub(crate) Uuid);
 
 impl<S: Send + Sync> FromRequestParts<S> for JobId {
     type Rejection = Problem;
@@ -52,7 +53,7 @@ impl<S: Send + Sync> FromRequestParts<S> for JobId {
 }
 
 /// No parameters in the query.
-pub(super) struct NoQuery;
+pub(crate) struct NoQuery;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
     type Rejection = Problem;
@@ -63,20 +64,20 @@ impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
 }
 
 /// Parses the id of a job in a path.
-pub(super) fn parse_job_id(text: &str) -> Result<Uuid, Problem> {
+pub(crate) fn parse_job_id(text: &str) -> Result<Uuid, Problem> {
     // Only the usual form, so that a job has one address.
     let id = Uuid::try_parse(text).ok().filter(|id| id.to_string().eq_ignore_ascii_case(text));
     id.ok_or_else(|| not_allowed("job_id", text, "a UUID with hyphens"))
 }
 
 /// The problem of a value in a path or query.
-pub(super) fn not_allowed(field: &str, value: &str, allowed: &str) -> Problem {
+pub(crate) fn not_allowed(field: &str, value: &str, allowed: &str) -> Problem {
     let shown: String = value.chars().take(60).collect();
     Problem::invalid_field(field, format_args!("{shown:?} is not allowed; {allowed}"))
 }
 
-/// Memory for the commands of all calls together.
-pub(super) struct BodyMemory(Semaphore);
+/// Memory for the commands of all calls together, also those in forms.
+pub(crate) struct BodyMemory(Arc<Semaphore>);
 
 /// Bytes of a permit of [`BodyMemory`].
 const PERMIT_BYTES: u32 = 64 * 1024;
@@ -85,20 +86,27 @@ const MAX_MEMORY_BYTES: usize = 16 * COMMAND_BODY_BYTES;
 
 impl Default for BodyMemory {
     fn default() -> Self {
-        Self(Semaphore::new(MAX_MEMORY_BYTES / PERMIT_BYTES as usize))
+        Self(Arc::new(Semaphore::new(MAX_MEMORY_BYTES / PERMIT_BYTES as usize)))
     }
 }
 
-/// Reads the body of a command. The permit is to be kept as long as the command.
-pub(super) async fn read_command<'a>(
-    memory: &'a BodyMemory,
+impl BodyMemory {
+    /// Reserves memory for a body of at most `limit` bytes. The permit is to be kept as long as its content.
+    pub(crate) fn reserve(&self, headers: &HeaderMap, limit: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let bytes = content_length(headers).unwrap_or(u64::MAX).min(limit as u64);
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX).div_ceil(PERMIT_BYTES);
+        let busy = |_| Problem::new(ProblemCode::Busy, "too many large commands are being read").retry_after(1);
+        self.0.clone().try_acquire_many_owned(permits).map_err(busy)
+    }
+}
+
+/// Reads the body of a command, with its permit.
+pub(crate) async fn read_command(
+    memory: &BodyMemory,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(Bytes, SemaphorePermit<'a>), Problem> {
-    let bytes = content_length(headers).unwrap_or(u64::MAX).min(COMMAND_BODY_BYTES as u64);
-    let permits = u32::try_from(bytes).unwrap_or(u32::MAX).div_ceil(PERMIT_BYTES);
-    let busy = |_| Problem::new(ProblemCode::Busy, "too many large commands are being read").retry_after(1);
-    let permit = memory.0.try_acquire_many(permits).map_err(busy)?;
+) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
+    let permit = memory.reserve(headers, COMMAND_BODY_BYTES)?;
     Ok((read_body(headers, body, COMMAND_BODY_BYTES).await?, permit))
 }
 
@@ -107,7 +115,16 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Reads a JSON body of at most `limit` bytes.
-pub(super) async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let bytes = read_bytes(headers, body, limit).await?;
+    if !bytes.is_empty() {
+        check_content_type(headers)?;
+    }
+    Ok(bytes)
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read_bytes(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(ProblemCode::TooLarge, format!("the body may have at most {limit} bytes"));
     if content_length(headers).is_some_and(|length| length > limit as u64) {
         return Err(too_large());
@@ -127,16 +144,29 @@ pub(super) async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> 
     };
     let late = |_| Err(Problem::new(ProblemCode::BodyTimeout, format!("the body took more than {BODY_TIMEOUT:?}")));
     timeout(BODY_TIMEOUT, reading).await.unwrap_or_else(late)?;
-    if !bytes.is_empty() {
-        check_content_type(headers)?;
-    }
     Ok(bytes.freeze())
+}
+
+/// The media type of a body, without its parameters.
+pub(crate) fn media_type(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().unwrap_or_default();
+    Some(value.split(';').next().unwrap_or_default().trim())
+}
+
+/// Checks the reason of a change, from a form.
+pub(crate) fn check_reason(reason: Option<&str>) -> Result<Option<String>, Problem> {
+    let Some(reason) = reason else { return Ok(None) };
+    let length = reason.chars().count();
+    if length > MAX_REASON_CHARS || reason.contains('\0') {
+        let message = format!("{length} characters is not allowed; at most {MAX_REASON_CHARS}, without NUL");
+        return Err(Problem::invalid_field("reason", message));
+    }
+    Ok(Some(reason.to_owned()))
 }
 
 /// A body without a content type counts as JSON.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let media_type = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let Some(media_type) = media_type(headers) else { return Ok(()) };
     let is_json = media_type.eq_ignore_ascii_case("application/json")
         || (media_type.starts_with("application/") && media_type.ends_with("+json"));
     if is_json {
@@ -146,7 +176,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// Reads the keys of an optional small body with `read`; an empty body has none.
-pub(super) async fn read_fields<T>(
+pub(crate) async fn read_fields<T>(
     headers: &HeaderMap,
     body: Body,
     read: impl FnOnce(&mut Fields) -> T,
@@ -164,11 +194,11 @@ pub(super) async fn read_fields<T>(
 }
 
 /// The parameters of a query, each at most once.
-pub(super) struct Query(Vec<(&'static str, String)>);
+pub(crate) struct Query(Vec<(&'static str, String)>);
 
 impl Query {
     /// Parses a query; other parameters than `known` are refused.
-    pub(super) fn parse(query: Option<&str>, known: &[&'static str]) -> Result<Self, Problem> {
+    pub(crate) fn parse(query: Option<&str>, known: &[&'static str]) -> Result<Self, Problem> {
         let mut parameters: Vec<(&'static str, String)> = Vec::new();
         for (name, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             let Some(name) = known.iter().find(|known| **known == name) else {
@@ -185,7 +215,7 @@ impl Query {
     }
 
     /// The value of a parameter, if it is given and `parse` accepts it; `allowed` says which values it does.
-    pub(super) fn get<T>(
+    pub(crate) fn get<T>(
         &self,
         name: &str,
         allowed: &str,

@@ -132,7 +132,12 @@ pub(super) async fn run(options: &Options, settings: &Settings, screen: &Screen)
     let store = open_store(settings).await?;
     match &options.subcommand {
         Subcommand::List { project, status, since, limit, json } => {
-            let filter = JobFilter { project_id: *project, status: status.clone(), since: since.map(time_ago) };
+            let filter = JobFilter {
+                project_id: *project,
+                status: status.clone(),
+                since: since.map(time_ago),
+                ..JobFilter::default()
+            };
             list::list(&store, &filter, u64::from(*limit), *json, screen).await?;
         }
         Subcommand::Show { job_id, watch: true, json } => list::watch(&store, *job_id, *json, screen).await?,

@@ -1,4 +1,4 @@
-//! `serve`: starts the HTTP API.
+//! `serve`: starts the pages and the HTTP API.
 
 use tracing::info;
 

@@ -21,10 +21,10 @@ pub(crate) struct QueueStats {
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(crate) struct QueueCounts {
     /// Commands that wait on the queue.
-    waiting: u32,
+    pub(crate) waiting: u32,
     /// Workers that take commands from it.
-    consumers: u32,
-    dead_letters: u32,
+    pub(crate) consumers: u32,
+    pub(crate) dead_letters: u32,
 }
 
 impl QueueStats {
@@ -73,7 +73,7 @@ impl QueueStats {
     /// Upper bound of the age of the oldest waiting command, in seconds; `None` if nothing is known.
     ///
     /// All waiting commands arrived after the queue was last empty, and after the last received command.
-    pub(super) fn oldest_age_seconds(&self) -> Option<f64> {
+    pub(crate) fn oldest_age_seconds(&self) -> Option<f64> {
         if self.counts?.waiting == 0 {
             return Some(0.0);
         }

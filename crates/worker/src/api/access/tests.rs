@@ -33,7 +33,7 @@ const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 async fn token_decides_what_a_caller_may_do() {
     let access = access(true, true);
     let check = |authorization: &str, is_change| {
-        status(&access.check(&headers(&[("authorization", authorization)]), PEER, is_change))
+        status(&access.check(&headers(&[("authorization", authorization)]), PEER, Target::Api, is_change))
     };
     assert_eq!((check(&format!("Bearer {TOKEN}"), true), check(&format!("bearer {TOKEN}"), false)), (200, 200));
     assert_eq!(
@@ -43,14 +43,15 @@ async fn token_decides_what_a_caller_may_do() {
     for wrong in ["Bearer", "Bearer ", "Bearer wrong", &format!("Basic {TOKEN}"), &format!("Bearer {TOKEN}x"), TOKEN] {
         assert_eq!(check(wrong, false), 401, "{wrong}");
     }
-    assert_eq!(status(&access.check(&HeaderMap::new(), PEER, false)), 401);
+    assert_eq!(status(&access.check(&HeaderMap::new(), PEER, Target::Api, false)), 401);
 }
 
 #[tokio::test]
 async fn even_a_right_token_waits_after_many_wrong_ones() {
     let access = access(true, false);
-    let check =
-        |token: &str| status(&access.check(&headers(&[("authorization", &format!("Bearer {token}"))]), PEER, false));
+    let check = |token: &str| {
+        status(&access.check(&headers(&[("authorization", &format!("Bearer {token}"))]), PEER, Target::Api, false))
+    };
     for _ in 0..10 {
         assert_eq!(check("wrong"), 401);
     }
@@ -58,7 +59,7 @@ async fn even_a_right_token_waits_after_many_wrong_ones() {
     // A missing token is no guess.
     let other = IpAddr::from([192, 0, 2, 2]);
     for _ in 0..20 {
-        assert_eq!(status(&access.check(&HeaderMap::new(), other, false)), 401);
+        assert_eq!(status(&access.check(&HeaderMap::new(), other, Target::Api, false)), 401);
     }
 }
 
@@ -82,7 +83,7 @@ async fn pages_of_other_origins_may_not_change_anything() {
     let bearer = format!("Bearer {TOKEN}");
     let check = |origin: &str, is_change| {
         let headers = headers(&[("authorization", &bearer), ("host", "assets.example.org:8088"), ("origin", origin)]);
-        status(&access.check(&headers, PEER, is_change))
+        status(&access.check(&headers, PEER, Target::Api, is_change))
     };
     assert_eq!(check("https://evil.example.org", true), 403);
     assert_eq!(check("null", true), 403);
@@ -95,7 +96,7 @@ async fn pages_of_other_origins_may_not_change_anything() {
 #[tokio::test]
 async fn without_a_token_only_names_of_this_machine_are_answered() {
     let access = access(false, false);
-    let check = |host: &str| status(&access.check(&headers(&[("host", host)]), PEER, false));
+    let check = |host: &str| status(&access.check(&headers(&[("host", host)]), PEER, Target::Api, false));
     for host in ["127.0.0.1:8088", "localhost", "LOCALHOST:1", "[::1]:8088", "127.1.2.3"] {
         assert_eq!(check(host), 200, "{host}");
     }

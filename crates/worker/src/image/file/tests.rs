@@ -23,8 +23,13 @@ async fn claim(store: &Store, id: u128) -> (JobKey, ClaimedJob) {
         image_descriptions: vec!["A fox".to_owned()],
         config: JobConfig::default(),
     };
-    let options =
-        ClaimOptions { lease_duration: LEASE, default_style: &Style::default(), default_engine: "core", reply: None };
+    let options = ClaimOptions {
+        lease_duration: LEASE,
+        default_style: &Style::default(),
+        default_engine: "core",
+        reply: None,
+        worker: "test",
+    };
     match store.claim(&command, None, options).await.expect("claim the job") {
         Claim::Acquired(claimed) => (command.key(), *claimed),
         claim => panic!("a new job was not acquired: {claim:?}"),
