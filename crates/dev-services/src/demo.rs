@@ -1,5 +1,5 @@
 //! The demo: runs two jobs with a real broker and a real worker. A sandbox replaces Stability's API unless
-//! `DEMO_LIVE=1` and a key are set.
+//! `DEMO_LIVE=1` and a key are set. With `DEMO_KEEP=1` it also serves the pages, and everything runs until Ctrl-C.
 
 mod api;
 mod contact_sheet;
@@ -60,10 +60,17 @@ pub async fn run() -> Result<()> {
     let demo = Demo { folder, amqp_url: vhost.amqp_url.clone(), api };
     let worker = demo.start_worker().await?;
     print_step("worker", "with the embedded defaults: SQLite and local files");
+    let is_kept = env_var("DEMO_KEEP").as_deref() == Some("1");
+    let pages = if is_kept { Some(demo.serve_pages().await?) } else { None };
     let outcome = demo.run_jobs().await;
-    worker.stop(Signal::TERM, SHUTDOWN_GRACE).await;
-    if let Some(sandbox) = sandbox {
-        sandbox.stop(Signal::TERM, SHUTDOWN_GRACE).await;
+    if let (Some(pages), Ok(output)) = (&pages, &outcome) {
+        demo.print_summary(output);
+        print_line(&format!("\nThe pages are at {} until Ctrl-C.", pages.url));
+        // The signal ends the demo, and stops everything that it has started.
+        std::future::pending::<()>().await;
+    }
+    for server in pages.map(|pages| pages.server).into_iter().chain([worker]).chain(sandbox) {
+        server.stop(Signal::TERM, SHUTDOWN_GRACE).await;
     }
     drop(vhost);
     rabbitmq.stop().await;
@@ -85,6 +92,12 @@ fn create_empty_folder() -> Result<PathBuf> {
 struct DemoOutput {
     job_id: Uuid,
     contact_sheet: PathBuf,
+}
+
+/// The running server of the pages.
+struct Pages {
+    url: String,
+    server: Process,
 }
 
 struct Demo {
@@ -132,6 +145,20 @@ impl Demo {
         let ready = wait_until_ready(&mut process, http_addr).await;
         ready.with_context(|| format!("the worker did not become ready; end of its log:\n{}", log_tail(&log)))?;
         Ok(process)
+    }
+
+    /// Starts `asset-worker serve`.
+    async fn serve_pages(&self) -> Result<Pages> {
+        let [address] = free_addresses()?;
+        let log = self.folder.join("pages.log");
+        let mut command = self.with_demo_env(command_with_death_signal(&programs::find("asset-worker")?, "TERM"));
+        command.arg("serve").env("API_ADDR", address.to_string()).env("LOG_FORMAT", "text");
+        let mut server = Process::start_logged("the server of the pages", command, &log)?;
+        let ready = wait_until_ready(&mut server, address).await;
+        ready.with_context(|| format!("the pages are not served; end of the log:\n{}", log_tail(&log)))?;
+        let url = format!("http://{address}/");
+        print_step("pages", &url);
+        Ok(Pages { url, server })
     }
 
     /// Runs both jobs and writes the contact sheet.
@@ -185,6 +212,7 @@ impl Demo {
             "  '{asset_worker}' inspect '{folder}/data/assets/projects/{PROJECT_ID}/assets/image_003.png'"
         ));
         print_line(&format!("  '{asset_worker}' --help"));
+        print_line("  DEMO_KEEP=1 make demo                            look at the pages while everything runs");
         print_line("  make test                                        run all tests with real services");
         print_line("  STABILITY_API_KEY=sk-... DEMO_LIVE=1 make demo   run the demo with real images");
     }
@@ -194,7 +222,7 @@ async fn wait_until_ready(process: &mut Process, http_addr: SocketAddr) -> Resul
     let http = crate::http_client()?;
     let url = format!("http://{http_addr}/readyz");
     process
-        .wait_until("the worker to be ready", READY_TIMEOUT, async || {
+        .wait_until("it to be ready", READY_TIMEOUT, async || {
             http.get(&url).send().await.ok().filter(|answer| answer.status().is_success())
         })
         .await
