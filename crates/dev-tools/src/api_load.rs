@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Answer, ApiClient, BrokerClient, Database, TestEnv};
+use integration_tests::{ApiClient, BrokerClient, Database, TestEnv};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::measurement_result::MeasurementResult;
 use crate::old_jobs::OldJobs;
+use crate::timed_calls::{Call, Timed, add_memory, add_times, check, time_call};
 use crate::window::Window;
 
 /// Ended jobs in the database.
-const OLD_JOBS: u32 = 100_000;
+pub(crate) const OLD_JOBS: u32 = 100_000;
 /// Failed ones among them.
 const FAILED_JOBS: u32 = 1_000;
 /// Rounds of calls, and how often each call is made in one.
@@ -36,41 +37,12 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// Images of a job.
 const IMAGES: usize = 40;
 
-/// One kind of call: its name, and how often it was made how fast.
-struct Timed {
-    name: &'static str,
-    times: Vec<Duration>,
-}
-
-impl Timed {
-    fn median(&mut self) -> Duration {
-        self.times.sort_unstable();
-        self.times[self.times.len() / 2]
-    }
-}
-
 /// Measures the median of each call but files, and the memory of the server.
 pub(crate) async fn measure_calls() -> Result<MeasurementResult> {
     let mut env = TestEnv::with_database(Database::Postgres).await?;
     env.disable_log_output();
     ensure!(env.run(&["migrate"]).await?.status.success(), "migrate failed");
-    let old = OldJobs {
-        count: OLD_JOBS,
-        project: "n % 10 + 1",
-        created_at: "now() - n * interval '10 seconds'",
-        finished_at: "now() - n * interval '10 seconds' + interval '8 seconds'",
-    };
-    old.insert(&env).await?;
-    // The oldest ones have failed, each with its image.
-    let oldest = format!("SELECT id FROM jobs ORDER BY created_at LIMIT {FAILED_JOBS}");
-    env.execute(&format!(
-        "UPDATE jobs SET status = 'failed', error_code = 'success_rate_too_low' WHERE id IN ({oldest})"
-    ))
-    .await?;
-    env.execute(
-        "UPDATE assets SET status = 'failed', error_code = 'timeout' WHERE job_id IN (SELECT id FROM jobs WHERE status = 'failed')",
-    )
-    .await?;
+    insert_old_jobs(&env).await?;
     let mut api = env.start_api().await?;
     let producer = env.connect_broker().await?;
     for number in 0..DEAD_LETTERS {
@@ -88,17 +60,31 @@ pub(crate) async fn measure_calls() -> Result<MeasurementResult> {
     let mut measured = MeasurementResult::default();
     measured.add_line("jobs in the database", OLD_JOBS);
     measured.add_line("calls of each kind", CALLS * ROUNDS);
-    measured.passed = true;
-    for call in &mut timed {
-        let median = call.median();
-        measured.passed &= median < MAX_MEDIAN;
-        measured.add_line(call.name, format!("{:.1} ms", median.as_secs_f64() * 1e3));
-    }
-    let listed = memory.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    measured.add_line("resident memory after each round, in MiB", listed);
-    let (second, last) = (memory[1], memory[memory.len() - 1]);
-    measured.passed &= last <= second + 4;
+    add_times(&mut measured, timed, MAX_MEDIAN);
+    add_memory(&mut measured, &memory);
     Ok(measured)
+}
+
+/// Ended jobs, of which the oldest ones have failed.
+pub(crate) async fn insert_old_jobs(env: &TestEnv) -> Result<()> {
+    let old = OldJobs {
+        count: OLD_JOBS,
+        project: "n % 10 + 1",
+        created_at: "now() - n * interval '10 seconds'",
+        finished_at: "now() - n * interval '10 seconds' + interval '8 seconds'",
+    };
+    old.insert(env).await?;
+    // The oldest ones have failed, each with its image.
+    let oldest = format!("SELECT id FROM jobs ORDER BY created_at LIMIT {FAILED_JOBS}");
+    env.execute(&format!(
+        "UPDATE jobs SET status = 'failed', error_code = 'success_rate_too_low' WHERE id IN ({oldest})"
+    ))
+    .await?;
+    env.execute(
+        "UPDATE assets SET status = 'failed', error_code = 'timeout' WHERE job_id IN (SELECT id FROM jobs WHERE status = 'failed')",
+    )
+    .await?;
+    Ok(())
 }
 
 /// Ids of old jobs.
@@ -107,7 +93,7 @@ struct JobIds {
     failed: Vec<String>,
 }
 
-async fn read_ids(env: &TestEnv, status: &str) -> Result<Vec<String>> {
+pub(crate) async fn read_ids(env: &TestEnv, status: &str) -> Result<Vec<String>> {
     let newest = format!("SELECT id FROM jobs WHERE status = '{status}' ORDER BY created_at DESC LIMIT 1000");
     let rows = env.query_rows(&newest).await?;
     Ok(rows.iter().filter_map(|row| Some(row["id"].as_str()?.to_owned())).collect())
@@ -122,9 +108,6 @@ async fn deep_cursor(api: &ApiClient) -> Result<String> {
     }
     Ok(cursor)
 }
-
-/// Method, path and body of a call.
-type Call = (Method, String, Option<Value>);
 
 /// Makes each call some times, one after the other.
 async fn call_all(api: &ApiClient, ids: &JobIds, cursor: &str, round: u32, timed: &mut Vec<Timed>) -> Result<()> {
@@ -179,28 +162,6 @@ async fn call_for_dead_letters(api: &ApiClient, producer: &BrokerClient, timed: 
             time_call(api, name, (method, format!("/v1/dead-letters/{id}{action}"), None), timed).await?;
         }
     }
-    Ok(())
-}
-
-/// Makes a call and adds its duration to those with the same name.
-async fn time_call(api: &ApiClient, name: &'static str, call: Call, timed: &mut Vec<Timed>) -> Result<()> {
-    let (method, path, body) = call;
-    let started_at = Instant::now();
-    let answer = match body {
-        Some(body) => api.call(method, &path, &body).await?,
-        None => api.send(api.request(method, &path)).await?,
-    };
-    let took = started_at.elapsed();
-    check(name, &answer)?;
-    match timed.iter_mut().find(|timed| timed.name == name) {
-        Some(timed) => timed.times.push(took),
-        None => timed.push(Timed { name, times: vec![took] }),
-    }
-    Ok(())
-}
-
-fn check(name: &str, answer: &Answer) -> Result<()> {
-    ensure!((200..300).contains(&answer.status), "{name}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use stability_sandbox::{Sandbox, Settings};
 
 use crate::api_load::{measure_calls, measure_streams};
 use crate::measurement_result::{MEASUREMENT_TIMEOUT, publish_jobs, wait_for_jobs};
+use crate::page_load::measure_pages;
 use crate::purge_load::measure_purge;
 use crate::telemetry_overhead;
 
@@ -44,6 +45,8 @@ pub enum Measurement {
     Purge,
     /// The median of each call of the HTTP API but files, with 100,000 jobs in the database.
     Api,
+    /// The median of each page, with 100,000 jobs in the database.
+    Pages,
     /// Images of one worker with twenty event streams of the HTTP API, and without them.
     Streams,
 }
@@ -61,6 +64,7 @@ pub async fn measure(measurement: Measurement) -> Result<MeasurementResult> {
         Measurement::Telemetry => telemetry_overhead::measure_cpu_overhead().await,
         Measurement::Purge => measure_purge().await,
         Measurement::Api => measure_calls().await,
+        Measurement::Pages => measure_pages().await,
         Measurement::Streams => measure_streams().await,
         Measurement::UnresponsiveCollector => telemetry_overhead::measure_unresponsive_collector().await,
     }
