@@ -104,7 +104,7 @@ impl Store {
             let known = job::Column::Status.ne(JobState::Cancelled.as_str());
             let row = job::Entity::find_by_id(job_id).filter(known).one(&self.db).with_timeout(doing).await?;
             let Some(row) = row else { return Ok(None) };
-            let images = asset::read_images(&self.db, job_id).with_timeout(doing).await?;
+            let Some(report) = self.read_job_report(job_id).await? else { return Ok(None) };
             let attempts = attempt::read(&self.db, job_id).with_timeout(doing).await?;
             let retries = job::Entity::find()
                 .filter(job::Column::RetryOf.eq(job_id))
@@ -115,18 +115,18 @@ impl Store {
                 .with_timeout(doing)
                 .await?;
             Ok(Some(JobDetails {
-                command: row.command.clone().and_then(|command| serde_json::from_value(command).ok()),
-                engine: row.engine.clone(),
+                command: row.command.and_then(|command| serde_json::from_value(command).ok()),
+                engine: row.engine,
                 attempts,
                 was_claimed: row.lease_token > 0,
                 cancelled_at: row.cancelled_at,
-                cancel_reason: row.cancel_reason.clone(),
+                cancel_reason: row.cancel_reason,
                 expires_at: row.expires_at_ms.and_then(|ms| time_from_ms(ms).ok()),
                 published_at: row.published_at,
-                terminal_event: row.terminal_event.clone(),
+                terminal_event: row.terminal_event,
                 trace: TraceContext::parse(row.trace_parent.as_deref(), None),
                 retries,
-                report: JobReport { assets: images.into_iter().map(asset_report).collect(), ..JobReport::from(row) },
+                report,
             }))
         }
         .instrument(self.operation_span("find", "jobs"))

@@ -165,27 +165,6 @@ impl JobReport {
     }
 }
 
-impl From<job::Model> for JobReport {
-    fn from(row: job::Model) -> Self {
-        JobRow {
-            id: row.id,
-            project_id: row.project_id,
-            status: row.status,
-            retry_of: row.retry_of,
-            total: row.total,
-            attempts: row.attempts,
-            error_code: row.error_code,
-            error_message: row.error_message,
-            cost_usd: row.cost_usd,
-            published_at: row.published_at,
-            created_at: row.created_at,
-            due_at_ms: row.due_at_ms,
-            finished_at: row.finished_at,
-        }
-        .into()
-    }
-}
-
 impl From<JobRow> for JobReport {
     fn from(row: JobRow) -> Self {
         Self {

@@ -16,6 +16,7 @@ pub(crate) mod jobs;
 mod openapi;
 pub(crate) mod problem;
 pub(crate) mod request;
+pub(crate) mod role;
 pub(crate) mod session;
 mod styles;
 

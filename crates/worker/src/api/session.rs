@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::access::Role;
+use super::role::Role;
 
 /// Name of the cookie with the session.
 const SESSION_COOKIE: &str = "asset_worker_session";

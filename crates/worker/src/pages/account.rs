@@ -14,7 +14,7 @@ use time::{Date, Duration, OffsetDateTime};
 
 use super::chart::bars;
 use super::command_fields::{Entered, number_field, style_fields, style_json};
-use super::components::{form_token, job_link, notice, time, usd};
+use super::components::{form_token, job_link, notice, table, time, usd};
 use super::form::Form;
 use super::layout::{Tab, page_with_status};
 use super::see_other;
@@ -166,25 +166,19 @@ fn costs(spending: &[DaySpending], today: Date) -> Markup {
 fn prices(api: &Api) -> Markup {
     let policy = CostPolicy::new(&api.settings);
     let prices = |engine: Engine| policy.request_prices(engine, Upscaler::Fast);
-    html! {
-        section.card {
-            h2 { "Prices" }
-            div.scroll tabindex="0" role="region" aria-label="prices" { table {
-                thead { tr { th { "Engine" } th.number { "Image" } th.number { "With fast upscaler" } } }
-                tbody {
-                    @for engine in Engine::ALL {
-                        tr {
-                            td { (engine.id()) @if *engine == api.settings.stability.engine { " (default)" } }
-                            td.number { (usd(prices(*engine).generation.usd())) }
-                            td.number {
-                                @if api.rules.engines_without_fast_upscaler.contains(&engine.id()) { "–" } @else { (usd(prices(*engine).per_image().usd())) }
-                            }
-                        }
-                    }
+    let head = html! { th { "Engine" } th.number { "Image" } th.number { "With fast upscaler" } };
+    let rows = html! {
+        @for engine in Engine::ALL {
+            tr {
+                td { (engine.id()) @if *engine == api.settings.stability.engine { " (default)" } }
+                td.number { (usd(prices(*engine).generation.usd())) }
+                td.number {
+                    @if api.rules.engines_without_fast_upscaler.contains(&engine.id()) { "–" } @else { (usd(prices(*engine).per_image().usd())) }
                 }
-            } }
+            }
         }
-    }
+    };
+    html! { section.card { h2 { "Prices" } (table("prices", &head, &rows)) } }
 }
 
 fn styles_part(
@@ -194,34 +188,17 @@ fn styles_part(
     entered: &Entered,
     violations: &[String],
 ) -> Markup {
+    let head = html! {
+        th.number { "Project" } th { "Style" } @if visitor.may_change() { th { span.visually-hidden { "Change" } } }
+    };
+    let rows = html! { @for (project_id, style) in styles { (style_row(visitor, *project_id, style)) } };
     html! {
         section.card #styles {
             h2 { "Styles of projects" }
             @if styles.is_empty() {
                 p.note { "No project has a style: its jobs use the defaults." }
             } @else {
-                div.scroll tabindex="0" role="region" aria-label="styles" {
-                    table {
-                        thead { tr { th.number { "Project" } th { "Style" } @if visitor.may_change() { th { span.visually-hidden { "Change" } } } } }
-                        tbody {
-                            @for (project_id, style) in styles {
-                                tr {
-                                    td.number { (project_id) }
-                                    td { (style_text(style)) }
-                                    @if visitor.may_change() {
-                                        td {
-                                            form method="post" action="/account/style/clear" {
-                                                (form_token(&visitor.browser))
-                                                input type="hidden" name="project_id" value=(project_id);
-                                                button type="submit" aria-label={ "clear the style of project " (project_id) } { "Clear" }
-                                            }
-                                        }
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
+                (table("styles", &head, &rows))
             }
             @if styles.len() as u64 == MAX_STYLES { p.note { "Only the first " (MAX_STYLES) " projects are listed." } }
             @if visitor.may_change() {
@@ -242,35 +219,50 @@ fn styles_part(
     }
 }
 
+fn style_row(visitor: &Visitor, project_id: i64, style: &Style) -> Markup {
+    html! {
+        tr {
+            td.number { (project_id) }
+            td { (style_text(style)) }
+            @if visitor.may_change() {
+                td {
+                    form method="post" action="/account/style/clear" {
+                        (form_token(&visitor.browser))
+                        input type="hidden" name="project_id" value=(project_id);
+                        button type="submit" aria-label={ "clear the style of project " (project_id) } { "Clear" }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn style_text(style: &Style) -> Markup {
     let value = serde_json::to_value(style).unwrap_or_default();
     html! { @for (name, value) in value.as_object().into_iter().flatten() { code { (name) ": " (value) } " " } }
 }
 
 fn audit(changes: &[(OffsetDateTime, AuditEntry)]) -> Markup {
+    let head = html! { th { "Time" } th { "Action" } th { "Job" } th { "Detail" } th { "Role" } th { "Address" } };
+    let rows = html! {
+        @for (at, entry) in changes {
+            tr {
+                td { (time(*at)) }
+                td { (entry.action) }
+                td { @if let Some(job_id) = entry.job_id { (job_link(job_id)) } }
+                td.text { (entry.detail.as_deref().unwrap_or_default()) }
+                td { (entry.role) }
+                td { (entry.address) }
+            }
+        }
+    };
     html! {
         section.card {
             h2 { "Changes" }
             @if changes.is_empty() {
                 p.note { "Nothing was changed over the API or these pages." }
             } @else {
-                div.scroll tabindex="0" role="region" aria-label="changes" {
-                    table {
-                        thead { tr { th { "Time" } th { "Action" } th { "Job" } th { "Detail" } th { "Role" } th { "Address" } } }
-                        tbody {
-                            @for (at, entry) in changes {
-                                tr {
-                                    td { (time(*at)) }
-                                    td { (entry.action) }
-                                    td { @if let Some(job_id) = entry.job_id { (job_link(job_id)) } }
-                                    td.text { (entry.detail.as_deref().unwrap_or_default()) }
-                                    td { (entry.role) }
-                                    td { (entry.address) }
-                                }
-                            }
-                        }
-                    }
-                }
+                (table("changes", &head, &rows))
                 p.note { "The newest " (MAX_CHANGES) " at most." }
             }
         }

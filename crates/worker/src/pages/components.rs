@@ -9,7 +9,7 @@ use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 use super::form::TOKEN_FIELD;
-use super::visitor::Browser;
+use super::visitor::{Browser, Visitor};
 use crate::cost_policy::format_usd;
 
 /// Width of the copies that are shown in lists, in pixels.
@@ -87,6 +87,54 @@ pub(super) fn image_path(job_id: Uuid, index: i32, width: Option<u32>) -> String
 /// Whether a job with this status may still change.
 pub(super) fn is_open(status: &str) -> bool {
     [JobState::Waiting, JobState::Running].iter().any(|state| state.as_str() == status)
+}
+
+/// A table that scrolls by itself where it is wider than the page. `label` says what it lists.
+pub(super) fn table(label: &str, head: &Markup, rows: &Markup) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label=(label) {
+            table {
+                thead { tr { (head) } }
+                tbody { (rows) }
+            }
+        }
+    }
+}
+
+/// What [`selectable_table`] lists.
+pub(super) struct Selectable {
+    /// What one row is.
+    pub(super) noun: &'static str,
+    /// Name of the form's field with the ids of the selected rows.
+    pub(super) field: &'static str,
+    pub(super) head: Markup,
+    /// The id and the cells of each row.
+    pub(super) rows: Vec<(String, Markup)>,
+    /// Further fields of the form, and its buttons.
+    pub(super) actions: Markup,
+}
+
+/// A table whose rows can be selected for the actions of its form; for a visitor who may change nothing, the table alone.
+pub(super) fn selectable_table(visitor: &Visitor, list: &Selectable) -> Markup {
+    let Selectable { noun, field, head, rows, actions } = list;
+    let has_boxes = visitor.may_change();
+    let head = html! {
+        @if has_boxes { th { input type="checkbox" data-select-all=(field) hidden aria-label={ "select all " (noun) "s" }; } }
+        (head)
+    };
+    let rows = html! {
+        @for (id, cells) in rows {
+            tr {
+                @if has_boxes { td { input type="checkbox" name=(field) value=(id) aria-label={ "select " (noun) " " (id) }; } }
+                (cells)
+            }
+        }
+    };
+    let table = html! { div.card { (table(&format!("{noun}s"), &head, &rows)) } };
+    if !has_boxes {
+        return table;
+    }
+    html! { form method="post" { (form_token(&visitor.browser)) (table) p.actions { (actions) } } }
 }
 
 /// The message of a form that was sent.

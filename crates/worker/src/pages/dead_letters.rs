@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::components::{form_token, job_link, notice, time};
+use super::components::{Selectable, form_token, job_link, notice, selectable_table, time};
 use super::form::Form;
 use super::json_text::with_line_breaks;
 use super::layout::{Tab, page};
@@ -32,68 +32,44 @@ pub(super) async fn list(api: Api, visitor: Visitor, RawQuery(query): RawQuery) 
     })?;
     let (rows, has_more) = api
         .with_dead_letters(async |held, _| {
-            let rows: Vec<Markup> = held.letters().iter().map(|letter| row(letter, visitor.may_change())).collect();
-            Ok((rows, held.has_more()))
+            let rows = held.letters().iter().map(|letter| (letter.id.clone(), cells(letter)));
+            Ok((rows.collect::<Vec<_>>(), held.has_more()))
         })
         .await?;
-    let waiting = api.health.with_queue(|queue| queue.counts()).map_or(0, |counts| counts.dead_letters);
     let content = html! {
         h1 { "Dead letters" }
         @if let Some(done) = done { (notice(&done)) }
         @if rows.is_empty() {
-            @if waiting > 0 {
-                p.note.warning { "Another process reads them at the moment: load this page again." }
-            } @else {
-                p.note { "There are none." }
-            }
+            p.note { "There are none on the queue. Those that another page or command is reading are not shown." }
         } @else {
             @if has_more { p.notice.warning { "There are more: only the oldest ones are shown." } }
-            (letter_list(&visitor, &rows))
+            (letter_list(&visitor, rows))
         }
     };
     Ok(page(&visitor, "Dead letters", Tab::DeadLetters, &content))
 }
 
-/// The dead letters; with checkboxes and buttons for a visitor who may change something.
-fn letter_list(visitor: &Visitor, rows: &[Markup]) -> Markup {
-    let table = html! {
-        div.card.scroll tabindex="0" role="region" aria-label="dead letters" {
-            table {
-                thead {
-                    tr {
-                        @if visitor.may_change() { th { input type="checkbox" data-select-all="id" hidden aria-label="select all dead letters"; } }
-                        th { "Id" } th { "Reason" } th { "Rejected" } th { "Job" } th.number { "Bytes" }
-                    }
-                }
-                tbody { @for row in rows { (row) } }
-            }
-        }
+fn letter_list(visitor: &Visitor, rows: Vec<(String, Markup)>) -> Markup {
+    let list = Selectable {
+        noun: "dead letter",
+        field: "id",
+        head: html! { th { "Id" } th { "Reason" } th { "Rejected" } th { "Job" } th.number { "Bytes" } },
+        rows,
+        actions: html! {
+            button type="submit" formaction="/dead-letters/replay" { "Replay selected" }
+            button.danger type="submit" formaction="/dead-letters/discard" { "Discard selected" }
+        },
     };
-    if !visitor.may_change() {
-        return table;
-    }
-    html! {
-        form method="post" {
-            (form_token(&visitor.browser))
-            (table)
-            p.actions {
-                button type="submit" formaction="/dead-letters/replay" { "Replay selected" }
-                button.danger type="submit" formaction="/dead-letters/discard" { "Discard selected" }
-            }
-        }
-    }
+    selectable_table(visitor, &list)
 }
 
-fn row(letter: &DeadLetter, has_box: bool) -> Markup {
+fn cells(letter: &DeadLetter) -> Markup {
     html! {
-        tr {
-            @if has_box { td { input type="checkbox" name="id" value=(letter.id) aria-label={ "select dead letter " (letter.id) }; } }
-            td { a.id href={ "/dead-letters/" (letter.id) } { (letter.id) } }
-            td.text { (letter.reason) }
-            td { (rejected_at(letter)) }
-            td { @if let Some(job_id) = letter.job_id { (job_link(job_id)) } }
-            td.number { (letter.body.len()) }
-        }
+        td { a.id href={ "/dead-letters/" (letter.id) } { (letter.id) } }
+        td.text { (letter.reason) }
+        td { (rejected_at(letter)) }
+        td { @if let Some(job_id) = letter.job_id { (job_link(job_id)) } }
+        td.number { (letter.body.len()) }
     }
 }
 

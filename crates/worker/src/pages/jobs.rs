@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use url::form_urlencoded::Serializer;
 use uuid::Uuid;
 
-use super::components::{ago, field_error, form_token, job_link, notice, status, usd};
+use super::components::{Selectable, ago, field_error, job_link, notice, selectable_table, status, usd};
 use super::form::Form;
 use super::layout::{Tab, page_with_status};
 use super::see_other;
@@ -178,53 +178,33 @@ fn filter_form(form: &FilterForm) -> Markup {
     }
 }
 
-/// The jobs; with checkboxes and buttons for a visitor who may change something.
 fn job_list(visitor: &Visitor, form: &FilterForm, jobs: &[JobReport]) -> Markup {
-    let table = job_table(jobs, visitor.may_change(), OffsetDateTime::now_utc());
-    if !visitor.may_change() {
-        return table;
-    }
-    html! {
-        form method="post" {
-            (form_token(&visitor.browser))
+    let now = OffsetDateTime::now_utc();
+    let list = Selectable {
+        noun: "job",
+        field: "job",
+        head: html! {
+            th { "Job" } th { "Status" } th.number { "Project" } th.number { "Images" } th.number { "Cost" } th { "Created" } th { "Failure" }
+        },
+        rows: jobs.iter().map(|job| (job.job_id.to_string(), cells(job, now))).collect(),
+        actions: html! {
             input type="hidden" name="filter" value=(form.to_query(&[]));
-            (table)
-            p.actions {
-                button type="submit" formaction="/jobs/cancel" { "Cancel selected" }
-                button type="submit" formaction="/jobs/retry" { "Retry failed images of selected" }
-            }
-        }
-    }
+            button type="submit" formaction="/jobs/cancel" { "Cancel selected" }
+            button type="submit" formaction="/jobs/retry" { "Retry failed images of selected" }
+        },
+    };
+    selectable_table(visitor, &list)
 }
 
-fn job_table(jobs: &[JobReport], has_boxes: bool, now: OffsetDateTime) -> Markup {
+fn cells(job: &JobReport, now: OffsetDateTime) -> Markup {
     html! {
-        div.card.scroll tabindex="0" role="region" aria-label="jobs" {
-            table {
-                thead {
-                    tr {
-                        @if has_boxes { th { input type="checkbox" data-select-all="job" hidden aria-label="select all jobs"; } }
-                        th { "Job" } th { "Status" } th.number { "Project" } th.number { "Images" } th.number { "Cost" } th { "Created" } th { "Failure" }
-                    }
-                }
-                tbody {
-                    @for job in jobs {
-                        tr {
-                            @if has_boxes {
-                                td { input type="checkbox" name="job" value=(job.job_id) aria-label={ "select job " (job.job_id) }; }
-                            }
-                            td { (job_link(job.job_id)) }
-                            td { (status(&job.status)) }
-                            td.number { a href={ "/jobs?project=" (job.project_id) } { (job.project_id) } }
-                            td.number { (job.total) }
-                            td.number { (usd(job.cost_usd)) }
-                            td { (ago(job.created_at, now)) }
-                            td { @if let Some(code) = &job.error_code { code { (code) } } }
-                        }
-                    }
-                }
-            }
-        }
+        td { (job_link(job.job_id)) }
+        td { (status(&job.status)) }
+        td.number { a href={ "/jobs?project=" (job.project_id) } { (job.project_id) } }
+        td.number { (job.total) }
+        td.number { (usd(job.cost_usd)) }
+        td { (ago(job.created_at, now)) }
+        td { @if let Some(code) = &job.error_code { code { (code) } } }
     }
 }
 

@@ -8,7 +8,7 @@ use store::{Activity, EndedCount, WorkerReport};
 use time::OffsetDateTime;
 
 use super::chart::sparkline;
-use super::components::{ago, duration, usd};
+use super::components::{ago, duration, table, usd};
 use super::layout::{Tab, page};
 use super::remedies::remedy;
 use super::visitor::Visitor;
@@ -87,7 +87,7 @@ pub(super) async fn show(api: Api, visitor: Visitor, _query: NoQuery) -> Result<
                 (hourly("Failed images an hour", &last_day.failed_images, "failed images in each of the last 24 hours"))
             }
             (failures(&last_day))
-            (worker_table(&workers, now))
+            (worker_list(&workers, now))
         }
     };
     Ok(page(&visitor, "Overview", Tab::Overview, &content))
@@ -108,58 +108,48 @@ fn hourly(name: &str, values: &[f64], label: &str) -> Markup {
 }
 
 fn failures(last_day: &DaySums) -> Markup {
+    let head = html! { th { "Code" } th { "Of" } th.number { "Number" } th { "What to do" } };
+    let rows = html! {
+        @for ((code, kind), count) in &last_day.failures {
+            tr {
+                td { a href={ "/jobs?failure=" (code) } { code { (code) } } }
+                td { (kind) }
+                td.number { (count) }
+                td.text { (remedy(code)) }
+            }
+        }
+    };
     html! {
         section.card {
             h2 { "Failures in 24 hours" }
-            @if last_day.failures.is_empty() {
-                p.note { "None." }
-            } @else {
-                div.scroll tabindex="0" role="region" aria-label="failures" {
-                    table {
-                        thead { tr { th { "Code" } th { "Of" } th.number { "Number" } th { "What to do" } } }
-                        tbody {
-                            @for ((code, kind), count) in &last_day.failures {
-                                tr {
-                                    td { a href={ "/jobs?failure=" (code) } { code { (code) } } }
-                                    td { (kind) }
-                                    td.number { (count) }
-                                    td.text { (remedy(code)) }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
+            @if last_day.failures.is_empty() { p.note { "None." } } @else { (table("failures", &head, &rows)) }
         }
     }
 }
 
-fn worker_table(workers: &[WorkerReport], now: OffsetDateTime) -> Markup {
+fn worker_list(workers: &[WorkerReport], now: OffsetDateTime) -> Markup {
+    let head = html! { th { "Host" } th { "Heartbeat" } th { "Version" } th.number { "Jobs" } th { "Started" } };
+    let rows = html! {
+        @for worker in workers {
+            tr {
+                td { (worker.host) }
+                td {
+                    @if worker.is_alive { span.status.completed { "alive" } } @else { span.status.failed { "lost" } }
+                    " " (ago(worker.seen_at, now))
+                }
+                td { (worker.version) }
+                td.number { (worker.jobs) }
+                td { (ago(worker.started_at, now)) }
+            }
+        }
+    };
     html! {
         section.card {
             h2 { "Workers" }
             @if workers.is_empty() {
                 p.note { "No worker has sent a heartbeat within the last day." }
             } @else {
-                div.scroll tabindex="0" role="region" aria-label="workers" {
-                    table {
-                        thead { tr { th { "Host" } th { "Heartbeat" } th { "Version" } th.number { "Jobs" } th { "Started" } } }
-                        tbody {
-                            @for worker in workers {
-                                tr {
-                                    td { (worker.host) }
-                                    td {
-                                        @if worker.is_alive { span.status.completed { "alive" } } @else { span.status.failed { "lost" } }
-                                        " " (ago(worker.seen_at, now))
-                                    }
-                                    td { (worker.version) }
-                                    td.number { (worker.jobs) }
-                                    td { (ago(worker.started_at, now)) }
-                                }
-                            }
-                        }
-                    }
-                }
+                (table("workers", &head, &rows))
             }
         }
     }

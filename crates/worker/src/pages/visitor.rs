@@ -5,8 +5,9 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 
-use crate::api::access::{Caller, Role};
+use crate::api::access::Caller;
 use crate::api::problem::{Problem, ProblemCode};
+use crate::api::role::Role;
 use crate::api::session;
 use crate::api::{Api, ApiState};
 
