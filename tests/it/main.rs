@@ -28,6 +28,7 @@ mod messages;
 mod metrics;
 mod page_access;
 mod page_accessibility;
+mod page_forms;
 mod pages;
 mod quota;
 mod recovery;

@@ -81,6 +81,10 @@ async fn login_shows_what_the_token_allows() -> Result<()> {
     let _worker = env.start_ready_worker().await?;
     browser.wait_for_text("dl.facts", "completed\n").await?;
 
+    // A link in a chat or a mail leads to the page, and not to the login.
+    browser.follow_from_another_site("/jobs?status=completed").await?;
+    browser.wait_for_text("h1", "Jobs").await?;
+    assert_eq!(browser.path().await?, "/jobs?status=completed");
     browser.press("Log out").await?;
     assert_eq!(browser.path().await?, "/login");
     browser.goto("/").await?;
@@ -203,6 +207,11 @@ async fn forged_forms_are_refused() -> Result<()> {
         assert_eq!(answer.status, 415, "{path}");
     }
     assert_eq!(env.query_rows("SELECT action FROM audit").await?, Vec::<Value>::new());
+    // Nor is one of very many fields, or one that is followed as a link.
+    let many = vec![("job", "x"); 2_000];
+    assert_eq!(own.post("/jobs/cancel", &many, &[]).await?.status, 413);
+    let linked = own.get("/account/pause").await?;
+    assert_eq!((linked.status, linked.header("content-type")), (405, "text/html; charset=utf-8"));
     let origin = format!("http://{}", api.address());
     assert_eq!(own.post("/account/pause", &[], &[("origin", &origin)]).await?.status, 303);
     Ok(())

@@ -95,6 +95,19 @@ impl Browser {
         Ok(self.client.goto(&format!("{}{path}", self.origin)).await?)
     }
 
+    /// Follows a link from another site to a page of the server.
+    pub async fn follow_from_another_site(&self, path: &str) -> Result<()> {
+        // The name is a site of its own, although it leads to the same server.
+        self.client.goto(&format!("{}/login", self.origin.replace("127.0.0.1", "localhost"))).await?;
+        let link = format!("location.href = '{}{path}'", self.origin);
+        self.run(&link).await?;
+        wait_until("the linked page", WAIT_TIMEOUT, async || {
+            let url = self.client.current_url().await.ok()?;
+            (url.host_str() == Some("127.0.0.1")).then_some(())
+        })
+        .await
+    }
+
     /// Path and query of the page.
     pub async fn path(&self) -> Result<String> {
         let url = self.client.current_url().await?;

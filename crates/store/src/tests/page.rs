@@ -77,6 +77,32 @@ async fn attempts_and_costs_of_images_are_kept_until_the_purge() {
     assert!(rows.await.expect("read the attempts").is_empty());
 }
 
+/// A worker of an earlier version purges jobs without their attempts.
+#[tokio::test]
+async fn attempts_that_an_earlier_version_left_block_no_job() {
+    let (_folder, store) = open().await;
+    let command = one_image_command();
+    claim(&store, &command, "pod-1").await;
+    execute(&store, "UPDATE jobs SET status = 'purged', purged_at = '2020-01-01T00:00:00Z'").await;
+    execute(&store, "DELETE FROM assets").await;
+    execute(
+        &store,
+        &format!(
+            "INSERT INTO attempts (job_id, token, worker, started_at) VALUES (X'{}', 1, 'old', '2020-01-01T00:00:00Z')",
+            Uuid::from_u128(8).simple()
+        ),
+    )
+    .await;
+    assert_eq!(store.forget_purged_jobs(10).await.expect("forget"), 1);
+    // Of the forgotten job none is left; that of another one is replaced when its id is used again.
+    let again = claim(&store, &Command { job_id: Uuid::from_u128(8), ..command.clone() }, "new").await;
+    let details = store.read_job_details(again.lease.job_id).await.expect("read").expect("the job is known");
+    assert_eq!(details.attempts.iter().map(|attempt| attempt.worker.as_str()).collect::<Vec<_>>(), ["new"]);
+    claim(&store, &command, "pod-2").await;
+    let details = store.read_job_details(command.job_id).await.expect("read").expect("the job is known");
+    assert_eq!(details.attempts.iter().map(|attempt| attempt.worker.as_str()).collect::<Vec<_>>(), ["pod-2"]);
+}
+
 #[tokio::test]
 async fn worker_is_alive_for_45_seconds_and_known_for_a_day() {
     let (_folder, store) = open().await;

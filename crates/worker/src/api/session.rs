@@ -33,7 +33,7 @@ const KEY_SALT: &[u8] = b"asset-worker session 1";
 pub(crate) struct Sessions(hmac::Key);
 
 impl Sessions {
-    /// `secret` is the same in all processes with the same tokens. Takes some tenths of a second.
+    /// `secret` is the same in all processes with the same tokens. Takes about a second of CPU time.
     pub(crate) fn new(secret: &str) -> Self {
         let mut key = [0; 32];
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, KEY_ROUNDS, KEY_SALT, secret.as_bytes(), &mut key);
