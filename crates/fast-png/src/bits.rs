@@ -123,13 +123,19 @@ impl<'a> BitReader<'a> {
     /// The next bits, at least 56 of them; zeros after the end of the stream.
     #[inline]
     fn peek(&self) -> u64 {
-        let rest = self.stream.get(self.position / 8..).unwrap_or_default();
-        let bytes = rest.first_chunk().copied().unwrap_or_else(|| {
-            let mut bytes = [0; 8];
-            bytes[..rest.len()].copy_from_slice(rest);
-            bytes
-        });
+        let start = self.position / 8;
+        let bytes = match self.stream.get(start..start + 8) {
+            Some(bytes) => bytes.try_into().expect("eight bytes"),
+            None => self.last_bytes(start),
+        };
         u64::from_le_bytes(bytes) >> (self.position % 8)
+    }
+
+    /// Fewer than eight bytes of the stream, and zeros.
+    #[cold]
+    fn last_bytes(&self, start: usize) -> [u8; 8] {
+        let rest = self.stream.get(start..).unwrap_or_default();
+        std::array::from_fn(|position| rest.get(position).copied().unwrap_or_default())
     }
 
     /// Skips these bits if they are next.

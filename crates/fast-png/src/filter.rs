@@ -57,7 +57,9 @@ fn apply(filter: Filter, row: &[u8], above: &[u8], out: &mut [u8]) {
                 *out = byte.wrapping_sub(above / 2);
             }
             for (((out, byte), left), above) in pixels.zip(&above[PIXEL_BYTES..]) {
-                *out = byte.wrapping_sub(left.midpoint(*above));
+                // Their mean, rounded down, without a ninth bit: more bytes fit into a vector than with `midpoint`.
+                let mean = (left & above) + ((left ^ above) >> 1);
+                *out = byte.wrapping_sub(mean);
             }
         }
         Filter::Paeth => {

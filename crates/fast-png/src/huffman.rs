@@ -1,5 +1,7 @@
 //! Huffman codes of bounded length, and their canonical code words as DEFLATE defines them (RFC 1951, 3.2.2).
 
+use multiversion::multiversion;
+
 use crate::bits::Bits;
 
 /// Computes the lengths of a complete prefix code with at most `max_length` bits for symbols with these frequencies.
@@ -105,10 +107,11 @@ pub(crate) fn code_words(lengths: &[u8]) -> Option<Vec<Bits>> {
 
 /// The code words of all pairs of bytes: a pair takes one look-up instead of two.
 ///
-/// Each entry holds the bits in its lower 24 bits and their number above them.
+/// The entry of a pair is at the index whose lower byte is the first of the pair. Its lower 8 bits hold the number of
+/// bits, as a shift by this number needs it, and the bits follow.
 pub(crate) struct PairTable(Vec<u32>);
 
-const COUNT_SHIFT: u32 = 24;
+const COUNT_BITS: u32 = 8;
 
 impl PairTable {
     /// A table that is filled later.
@@ -118,12 +121,11 @@ impl PairTable {
 
     /// Fills the table with the code words of the 256 literals, which have at most 12 bits each.
     pub(crate) fn fill(&mut self, literals: &[Bits]) {
-        let entry = |bits: &Bits| u32::try_from(bits.value).expect("a code word has at most 12 bits");
-        let literals: Vec<(u32, u32)> = literals.iter().map(|bits| (entry(bits), bits.count)).collect();
-        for ((second, second_count), entries) in literals.iter().zip(self.0.chunks_exact_mut(256)) {
-            for ((first, first_count), entry) in literals.iter().zip(entries) {
-                *entry = first | second << first_count | (first_count + second_count) << COUNT_SHIFT;
-            }
+        let value = |bits: &Bits| u32::try_from(bits.value).expect("a code word has at most 12 bits");
+        let firsts: Vec<u32> = literals.iter().map(value).collect();
+        let first_counts: Vec<u32> = literals.iter().map(|bits| bits.count).collect();
+        for (second, entries) in literals.iter().zip(self.0.chunks_exact_mut(literals.len())) {
+            fill_entries(entries, &firsts, &first_counts, (value(second), second.count));
         }
     }
 
@@ -132,11 +134,22 @@ impl PairTable {
     pub(crate) fn words(&self) -> impl Fn([u8; 8]) -> [Bits; 2] + '_ {
         // An array, so that a pair of bytes is always within its bounds.
         let entries: &[u32; 1 << 16] = self.0.first_chunk().expect("the table has 65,536 entries");
-        let pair = move |first: u8, second: u8| {
-            let entry = entries[usize::from(u16::from_le_bytes([first, second]))];
-            Bits::new(u64::from(entry & ((1 << COUNT_SHIFT) - 1)), entry >> COUNT_SHIFT)
+        let pair = move |pair: u64| {
+            let entry = entries[(pair & 0xFFFF) as usize];
+            Bits::new(u64::from(entry >> COUNT_BITS), entry & ((1 << COUNT_BITS) - 1))
         };
-        move |[a, b, c, d, e, f, g, h]| [pair(a, b).then(pair(c, d)), pair(e, f).then(pair(g, h))]
+        move |bytes| {
+            let bytes = u64::from_le_bytes(bytes);
+            [pair(bytes).then(pair(bytes >> 16)), pair(bytes >> 32).then(pair(bytes >> 48))]
+        }
+    }
+}
+
+/// Fills the entries of all pairs with the same second byte. The compiler vectorises the loop.
+#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
+fn fill_entries(entries: &mut [u32], firsts: &[u32], first_counts: &[u32], (second, second_count): (u32, u32)) {
+    for ((entry, first), first_count) in entries.iter_mut().zip(firsts).zip(first_counts) {
+        *entry = (first | second << first_count) << COUNT_BITS | (first_count + second_count);
     }
 }
 
