@@ -1,4 +1,4 @@
-//! Databases of a newer version, silent clients, and claims that wait for a lock.
+//! Databases of a newer version, silent clients, and claims and writes that wait for a lock.
 
 use std::time::Duration;
 
@@ -119,5 +119,31 @@ async fn claim_counts_the_attempts_of_the_last_holder() -> Result<()> {
     let log = worker.log();
     let claim = log.lines().rfind(|line| line.contains("\"job attempt started\"")).unwrap_or_default();
     assert!(claim.contains("\"attempts\":2"), "{claim}");
+    Ok(())
+}
+
+/// A write of the lease holder that waits for another worker's claim sees the claim, not the row as it was before.
+#[tokio::test]
+async fn write_that_waits_for_a_claim_loses_the_lease() -> Result<()> {
+    let mut env = TestEnv::with_database(Database::Postgres).await?;
+    // The renewal of the lease, a quarter later, would wait for the claim too.
+    env.set("WORKER_LEASE", "24s");
+    env.sandbox.set_sketch(true);
+    env.sandbox.set_latency(Duration::from_secs(1));
+    let session = begin_session(&env).await?;
+    let worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(1, &["A fox"], &json!({}))).await?;
+    env.wait_for_requests(1).await?;
+    // A claim whose lease has expired, so that the worker can take the job over.
+    session.execute_unprepared("UPDATE jobs SET lease_token = lease_token + 1, lease_until_ms = 0").await?;
+    wait_for_blocked_session(&env).await?;
+    session.commit().await?;
+    events.wait_for("completed").await?;
+    assert!(worker.log().contains("job lease lost"), "{}", worker.log());
+    assert_eq!(env.query_rows("SELECT lease_token FROM jobs").await?, [json!({"lease_token": 3})]);
+    // The image was not stored under the lost lease, so it was made again.
+    assert_eq!(env.sandbox.ledger().requests, 2);
     Ok(())
 }

@@ -172,6 +172,26 @@ async fn job_fails_after_three_lost_workers_without_progress() -> Result<()> {
     Ok(())
 }
 
+/// Lost workers count only until the job completes an image.
+#[tokio::test]
+async fn completed_image_clears_the_count_of_lost_workers() -> Result<()> {
+    let mut env = TestEnv::new().await?;
+    env.sandbox.set_sketch(true);
+    env.set("WORKER_LEASE", "1s");
+    env.set("ASSET_WORKER_PAUSE_AT", "after_claim");
+    let mut worker = env.start_ready_worker().await?;
+    let producer = env.connect_broker().await?;
+    let mut events = producer.subscribe_to_events().await?;
+    producer.publish(&command(7, &["A fox"], &json!({}))).await?;
+    worker.kill_at_failpoint("after_claim").await?;
+    env.set("ASSET_WORKER_PAUSE_AT", "");
+    let _worker = env.start_ready_worker().await?;
+    events.wait_for_data("completed").await?;
+    let jobs = env.query_rows("SELECT lease_token, lease_losses FROM jobs").await?;
+    assert_eq!(jobs, [json!({"lease_token": 2, "lease_losses": 0})]);
+    Ok(())
+}
+
 /// A command that crashes the process before its job is known exceeds the delivery limit; its job still fails.
 #[tokio::test]
 async fn crashing_command_is_dead_lettered_and_its_job_fails() -> Result<()> {

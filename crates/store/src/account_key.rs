@@ -109,13 +109,17 @@ pub struct Payer<'a> {
     pub probe: Option<Probe>,
 }
 
-/// Whether a job may pay with a key; admits the job if its probe allows that. Creates the key's row if there is none.
+/// Whether a job may pay with a key: the workers are not paused, and the key is accepted or the job admitted. Admits the
+/// job if its probe allows that. Creates the key's row if there is none.
 ///
-/// The answer holds until the transaction has ended: PostgreSQL locks the row, and SQLite has one writer at a time.
+/// The answer holds until the transaction has ended: PostgreSQL locks the rows, and SQLite has one writer at a time.
 pub(super) async fn may_pay(transaction: &DatabaseTransaction, payer: Payer<'_>, job_id: Uuid) -> Result<bool, DbErr> {
     let backend = transaction.get_database_backend();
     let lock = Dialect::for_backend(backend).row_lock(payer.probe.is_some());
-    let sql = format!("SELECT status, probe_number, admitted_job FROM account_keys WHERE key_hash = $1{lock}");
+    let sql = format!(
+        "SELECT paused_since_ms, status, admitted_job FROM account_gate, account_keys \
+         WHERE account_gate.name = 'stability' AND key_hash = $1{lock}"
+    );
     let read = Statement::from_sql_and_values(backend, sql, [payer.key.to_value()]);
     let mut row = transaction.query_one_raw(read.clone()).await?;
     if row.is_none() {
@@ -125,7 +129,10 @@ pub(super) async fn may_pay(transaction: &DatabaseTransaction, payer: Payer<'_>,
         transaction.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
         row = transaction.query_one_raw(read).await?;
     }
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("account key".to_owned()))?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("account gate or key".to_owned()))?;
+    if row.try_get::<Option<i64>>("", "paused_since_ms")?.is_some() {
+        return Ok(false);
+    }
     let status: String = row.try_get("", "status")?;
     if status == KeyState::Accepted.as_str() || row.try_get::<Option<Uuid>>("", "admitted_job")? == Some(job_id) {
         return Ok(true);

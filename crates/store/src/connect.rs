@@ -18,6 +18,8 @@ const COMMAND_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit of the check of a connection that is returned to the pool. Without it, connections to a server that has
 /// vanished would occupy the pool until TCP gives up.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that was idle for this long is checked before it is used. Each check is a query.
+const UNCHECKED_IDLE_TIME: Duration = Duration::from_secs(1);
 /// Default size of the connection pool. A job holds no connection while it waits for anything else, so a few are
 /// enough.
 pub const DEFAULT_MAX_CONNECTIONS: u32 = 8;
@@ -114,6 +116,7 @@ async fn open_pool(url: &SecretString, pool: Pool) -> Result<DatabaseConnection,
         .max_connections(max_connections)
         .acquire_timeout(acquire_timeout)
         .connect_timeout(acquire_timeout)
+        .test_before_acquire_if_idle_for(UNCHECKED_IDLE_TIME)
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(|options| {
             // With WAL, readers do not wait for the writer; the busy timeout makes writers wait for each other.

@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use tracing::Instrument;
 
-use super::{Lease, QueryExt, Store, StoreError, asset, job};
+use super::lease::only_with_lease;
+use super::{Lease, QueryExt, Store, StoreError, asset};
 
 fn to_i32(value: u32) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
@@ -30,26 +31,22 @@ impl Store {
     /// [`StoreError`]; nothing was written.
     pub async fn reserve_path(&self, lease: Lease, asset_id: Uuid, path: &str) -> Result<bool, StoreError> {
         async {
-            let operation = "reserve a path";
-            let transaction = self.begin_with_lease(lease, operation).await?;
-            let reserve = asset::Entity::update_many()
+            let doing = "reserve a path";
+            let update = asset::Entity::update_many()
                 .col_expr(asset::Column::FilePath, Expr::value(path))
                 .filter(asset::Column::Id.eq(asset_id))
-                .filter(precondition(step::COMPLETE))
-                .exec(&transaction);
-            let reserved = async {
-                match reserve.await {
-                    Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => Ok(false),
-                    result => result.map(|result| result.rows_affected == 1),
+                .filter(precondition(step::COMPLETE));
+            let reserve = async {
+                match only_with_lease(update, lease).exec(&self.db).await {
+                    Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => Ok(0),
+                    result => result.map(|result| result.rows_affected),
                 }
             };
-            let reserved = reserved.with_timeout(operation).await?;
-            if reserved {
-                transaction.commit().with_timeout(operation).await?;
-            } else {
-                transaction.rollback().with_timeout(operation).await?;
+            let rows = reserve.with_timeout(doing).await?;
+            if rows == 0 {
+                self.check_lease(lease, doing).await?;
             }
-            Ok(reserved)
+            Ok(rows > 0)
         }
         .instrument(self.operation_span("reserve", "assets"))
         .await
@@ -57,14 +54,12 @@ impl Store {
 
     /// Completes the row of a generated or cached image. A completed row is not changed.
     ///
-    /// Also resets the job's count of lost leases: a completed image shows that the job does not crash every worker.
-    ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written.
     pub async fn complete_image(&self, lease: Lease, asset: &Asset, fingerprint: Uuid) -> Result<(), StoreError> {
         async {
-            let operation = "complete an image";
+            let doing = "complete an image";
             let metadata = asset::Metadata {
                 description: asset.description.clone(),
                 index: asset.index,
@@ -73,9 +68,7 @@ impl Store {
                 origin: Some(asset.origin),
                 uri: Some(asset.uri.clone()),
             };
-            let no_losses = (job::Column::LeaseLosses, Expr::value(0));
-            let transaction = self.begin_and_update_job(lease, operation, Some(no_losses), None).await?;
-            asset::Entity::update_many()
+            let update = asset::Entity::update_many()
                 .col_expr(asset::Column::Status, Expr::value(step::COMPLETE.to.as_str()))
                 .col_expr(asset::Column::FilePath, Expr::value(asset.file_path.as_str()))
                 .col_expr(asset::Column::Metadata, Expr::value(metadata.to_json()))
@@ -90,11 +83,12 @@ impl Store {
                 .col_expr(asset::Column::Fingerprint, Expr::value(fingerprint))
                 .col_expr(asset::Column::UpdatedAt, Expr::value(OffsetDateTime::now_utc()))
                 .filter(asset::Column::Id.eq(asset.id))
-                .filter(precondition(step::COMPLETE))
-                .exec(&transaction)
-                .with_timeout(operation)
-                .await?;
-            transaction.commit().with_timeout(operation).await
+                .filter(precondition(step::COMPLETE));
+            let completed = only_with_lease(update, lease).exec(&self.db).with_timeout(doing).await?;
+            if completed.rows_affected == 0 {
+                self.check_lease(lease, doing).await?;
+            }
+            Ok(())
         }
         .instrument(self.operation_span("complete", "assets"))
         .await

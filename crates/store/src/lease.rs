@@ -1,15 +1,15 @@
 //! Job leases: acquire, renew and release, by the database's clock.
 //!
 //! Every transaction of a lease holder checks the fencing token and locks the job's row, so that a former holder cannot
-//! write after another worker has claimed the job.
+//! write after another worker has claimed the job. A write to one row of an image is a transaction of one statement.
 
 use std::time::Duration;
 
 use domain::state::{JobState, Transition, job as step};
-use sea_orm::sea_query::{Expr, SimpleExpr};
+use sea_orm::sea_query::{Expr, IntoIden, Query, SimpleExpr, TableRef};
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait,
-    QueryFilter, TransactionTrait,
+    PaginatorTrait, QueryFilter, QueryTrait, TransactionTrait, UpdateMany,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use tracing::Instrument;
 
 use super::dialect::Dialect;
-use super::{QueryExt, Store, StoreError, attempt, job};
+use super::{QueryExt, Store, StoreError, asset, attempt, job};
 
 /// The right to write to a job, until another worker claims it or it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +39,7 @@ impl Store {
         async {
             let renewed = job::Entity::update_many()
                 .col_expr(job::Column::LeaseUntilMs, lease_expiry(self.db.get_database_backend(), duration))
-                .filter(job::Column::Id.eq(lease.job_id))
-                .filter(job::Column::LeaseToken.eq(lease.token))
-                .filter(precondition(step::RENEW))
+                .filter(is_held(lease))
                 .exec(&self.db)
                 .with_timeout("renew a lease")
                 .await?;
@@ -83,6 +81,35 @@ impl Store {
         .await
     }
 
+    /// Checks that a lease is held.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::renew`].
+    pub(super) async fn check_lease(&self, lease: Lease, doing: &'static str) -> Result<(), StoreError> {
+        let held = job::Entity::find().filter(is_held(lease)).count(&self.db);
+        require_lease(held.with_timeout(doing).await?)
+    }
+
+    /// Clears the number of lost leases: a completed image shows that the job does not crash every worker.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was written.
+    pub async fn clear_lease_losses(&self, lease: Lease) -> Result<(), StoreError> {
+        async {
+            let cleared = job::Entity::update_many()
+                .col_expr(job::Column::LeaseLosses, Expr::value(0))
+                .filter(is_held(lease))
+                .exec(&self.db)
+                .with_timeout("clear the lost leases of a job")
+                .await?;
+            require_lease(cleared.rows_affected)
+        }
+        .instrument(self.operation_span("clear_losses", "jobs"))
+        .await
+    }
+
     /// Begins a transaction of the lease holder.
     ///
     /// It locks the job's row, so that no other worker can claim the job before the transaction ends.
@@ -111,9 +138,7 @@ impl Store {
             None => update,
         };
         let locked = update
-            .filter(job::Column::Id.eq(lease.job_id))
-            .filter(job::Column::LeaseToken.eq(lease.token))
-            .filter(precondition(step::RENEW))
+            .filter(is_held(lease))
             .filter(Condition::all().add_option(condition))
             .exec(&transaction)
             .with_timeout(doing)
@@ -129,6 +154,23 @@ impl Store {
 /// [`StoreError::LeaseLost`] if a statement of the lease holder affected no row.
 pub(super) fn require_lease(rows: u64) -> Result<(), StoreError> {
     if rows == 0 { Err(StoreError::LeaseLost) } else { Ok(()) }
+}
+
+/// SQL condition: the row is that of the job, and the lease is held.
+fn is_held(lease: Lease) -> Condition {
+    Condition::all()
+        .add(job::Column::Id.eq(lease.job_id))
+        .add(job::Column::LeaseToken.eq(lease.token))
+        .add(precondition(step::RENEW))
+}
+
+/// Lets an update of images affect no row unless the lease is held. Its statement locks the job's row against claims, so
+/// that it needs no transaction around it.
+pub(super) fn only_with_lease(mut update: UpdateMany<asset::Entity>, lease: Lease) -> UpdateMany<asset::Entity> {
+    let mut held = Query::select();
+    held.expr_as(Expr::value(1), "is_held").from(job::Entity).cond_where(is_held(lease)).lock_shared();
+    QueryTrait::query(&mut update).from(TableRef::SubQuery(Box::new(held), "lease".into_iden()));
+    update
 }
 
 /// SQL condition: the job is in a state from which the transition is allowed.

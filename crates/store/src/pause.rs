@@ -1,23 +1,12 @@
 //! An operator's pause: while it lasts, no worker pays for a request. One row, shared by all workers.
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, Value};
 use time::OffsetDateTime;
 use tracing::Instrument;
 
 use super::account_key::time_from_ms;
 use super::dialect::Dialect;
 use super::{QueryExt, Store, StoreError};
-
-/// Whether an operator has paused the workers. No pause begins before the transaction has ended: PostgreSQL locks the
-/// row, and SQLite has one writer at a time.
-pub(super) async fn is_paused(transaction: &DatabaseTransaction) -> Result<bool, DbErr> {
-    let backend = transaction.get_database_backend();
-    let lock = Dialect::for_backend(backend).row_lock(false);
-    let sql = format!("SELECT paused_since_ms FROM account_gate WHERE name = 'stability'{lock}");
-    let row = transaction.query_one_raw(Statement::from_string(backend, sql)).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("account gate".to_owned()))?;
-    Ok(row.try_get::<Option<i64>>("", "paused_since_ms")?.is_some())
-}
 
 /// A pause that an operator has set.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::account_key::{self, Payer};
 use super::cancel::is_payable;
 use super::dialect::Dialect;
-use super::{Lease, QueryExt, Store, StoreError, asset, job, pause};
+use super::{Lease, QueryExt, Store, StoreError, asset, job};
 
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "spending")]
@@ -83,9 +83,7 @@ impl Store {
                 }
                 begun => begun?,
             };
-            let is_closed = pause::is_paused(&transaction).with_timeout(doing).await?
-                || !account_key::may_pay(&transaction, payer, image.lease.job_id).with_timeout(doing).await?;
-            if is_closed {
+            if !account_key::may_pay(&transaction, payer, image.lease.job_id).with_timeout(doing).await? {
                 transaction.rollback().with_timeout(doing).await?;
                 return Ok(CostReservation::GateClosed);
             }

@@ -4,11 +4,14 @@
 use domain::command::{Command, JobConfig};
 use domain::event::{Event, EventContext, JobError, Totals};
 use domain::failure::{ImageFailureCode, JobFailureCode};
+use domain::generation_params::GenerationParams;
+use domain::image_spec::ImageFormat;
 use domain::money::MicroUsd;
-use domain::outcome::{ImageFailure, ImageState};
+use domain::outcome::{Asset, ImageFailure, ImageState, Origin};
 use domain::style::Style;
 use migrations::{Migrator, MigratorTraitSelf};
 use sea_orm::ConnectionTrait;
+use uuid::Uuid;
 
 use super::*;
 
@@ -16,7 +19,7 @@ mod page;
 
 fn one_image_command() -> Command {
     Command {
-        job_id: uuid::Uuid::from_u128(7),
+        job_id: Uuid::from_u128(7),
         project_id: 42,
         image_descriptions: vec!["A fox".into()],
         config: JobConfig::default(),
@@ -31,14 +34,14 @@ async fn job_started_by_an_older_version_continues() {
     let store = Store::connect(&SecretString::from(url)).await.expect("connect");
     Migrator::default().up(&store.db, Some(1)).await.expect("apply the first migration");
     let command = Command {
-        job_id: uuid::Uuid::from_u128(7),
+        job_id: Uuid::from_u128(7),
         project_id: 42,
         image_descriptions: vec!["A fox".into(), "A bear".into()],
         config: JobConfig { steps: Some(30), ..JobConfig::default() },
     };
     let body = serde_json::to_string(&command).expect("serialize the command");
     let digest = domain::digest::sha256(&body);
-    let id = |number: u128| format!("X'{}'", uuid::Uuid::from_u128(number).simple());
+    let id = |number: u128| format!("X'{}'", Uuid::from_u128(number).simple());
     let now = "2026-11-24 10:00:00+00:00";
     let metadata =
         r#"{"description":"A fox","index":1,"prompt":"A fox, 4k","seed":7,"origin":"generated","uri":"file:///a.png"}"#;
@@ -133,7 +136,7 @@ async fn engine_is_settled_at_the_first_claim() {
     let unset = one_image_command();
     assert_eq!(claim_engine(&unset, "core").await, "core");
     assert_eq!(claim_engine(&unset, "ultra").await, "core");
-    let mut set = Command { job_id: uuid::Uuid::now_v7(), ..one_image_command() };
+    let mut set = Command { job_id: Uuid::now_v7(), ..one_image_command() };
     set.config.engine = Some("sd3.5-large".to_owned());
     assert_eq!(claim_engine(&set, "core").await, "sd3.5-large");
     // A job that an earlier version has claimed.
@@ -186,6 +189,8 @@ async fn former_lease_holder_cannot_write() {
     let payer = Payer { key: &KeyHash::new(&"sk-key".into()), probe: None };
     let outcomes = [
         ("reserve_path", store.reserve_path(former.lease, image, "a.png").await.map(drop)),
+        ("complete_image", store.complete_image(former.lease, &asset(image), Uuid::from_u128(9)).await),
+        ("clear_lease_losses", store.clear_lease_losses(former.lease).await),
         ("fail_image", store.fail_image(former.lease, image, &failure, None).await),
         ("reserve_cost", store.reserve_cost(paid, payer, MicroUsd(20_000), None).await.map(drop)),
         ("refund", store.refund(paid, MicroUsd(20_000), "2026-11-24").await),
@@ -201,6 +206,25 @@ async fn former_lease_holder_cannot_write() {
     assert_eq!((job.assets[0].status.as_str(), job.assets[0].requests), ("pending", 0));
     assert!(job.assets[0].file_path.is_none() && job.cost_usd.abs() < f64::EPSILON);
     store.renew(current.lease, Duration::from_mins(1)).await.expect("the current holder renews its lease");
+}
+
+/// The completed image 1 of a job.
+fn asset(id: Uuid) -> Asset {
+    Asset {
+        id,
+        index: 1,
+        file_path: "a.png".into(),
+        uri: "file:///a.png".into(),
+        width: 1920,
+        height: 1080,
+        format: ImageFormat::Png,
+        size_bytes: 9,
+        sha256: "00".into(),
+        description: "A fox".into(),
+        params: GenerationParams::default(),
+        seed: 7,
+        origin: Origin::Generated,
+    }
 }
 
 #[tokio::test]
@@ -277,7 +301,7 @@ async fn claim_two_jobs(store: &Store) -> [LeasedImage; 2] {
         worker: "test",
     };
     let claim = async |id| {
-        let command = Command { job_id: uuid::Uuid::from_u128(id), ..one_image_command() };
+        let command = Command { job_id: Uuid::from_u128(id), ..one_image_command() };
         let Claim::Acquired(claimed) = store.claim(&command, None, terms).await.expect("claim the job") else {
             panic!("a new job was not acquired")
         };
@@ -379,7 +403,7 @@ async fn lists_are_read_in_pages_by_index() {
     let store = Store::connect(&url).await.expect("connect");
     store.migrate().await.expect("migrate");
     for number in 1..=JOBS {
-        let key = domain::command::JobKey { job_id: uuid::Uuid::from_u128(number), project_id: 1 };
+        let key = domain::command::JobKey { job_id: Uuid::from_u128(number), project_id: 1 };
         let context = EventContext { key, trace: None, time: time::OffsetDateTime::now_utc() };
         let event = Event::terminal(&context, &[], None, Totals { cost_usd: 0.0, duration_ms: 0 }, None);
         let error = &JobError { code: JobFailureCode::InvalidRequest, message: "no".to_owned() };

@@ -266,8 +266,19 @@ impl JobRunner {
     ) -> JobAttempt<'a> {
         trace::set_attribute("job.images", i64::try_from(command.image_descriptions.len()).unwrap_or_default());
         trace::set_attribute("job.attempt", i64::from(claimed.attempts) + 1);
-        let ClaimedJob { lease, first_claim: first, origin, reply, style, engine, images, attempts, cost, .. } =
-            claimed;
+        let ClaimedJob {
+            lease,
+            first_claim: first,
+            lease_losses,
+            origin,
+            reply,
+            style,
+            engine,
+            images,
+            attempts,
+            cost,
+            ..
+        } = claimed;
         let reply = reply.as_ref().and_then(Reply::from_stored);
         let config = &command.config;
         let resources = &self.resources;
@@ -309,6 +320,7 @@ impl JobRunner {
             tasks: JoinSet::new(),
             is_last_attempt: !self.has_attempts_left(attempts),
             database_unavailable: false,
+            lease_losses,
         }
     }
 

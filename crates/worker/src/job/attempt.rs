@@ -56,6 +56,8 @@ pub(super) struct JobAttempt<'a> {
     pub(super) is_last_attempt: bool,
     /// A result could not be written, even with retries: the database is unavailable.
     pub(super) database_unavailable: bool,
+    /// How many workers the job has lost since it last completed an image.
+    pub(super) lease_losses: u32,
 }
 
 impl JobAttempt<'_> {
@@ -268,6 +270,11 @@ impl JobAttempt<'_> {
         let lease = self.lease;
         let completing = self.write_result(|| store.complete_image(lease, &asset, fingerprint));
         metrics.run_stage(Stage::Record, completing).await?;
+        if self.lease_losses > 0 {
+            // The job does not crash every worker.
+            self.write_result(|| store.clear_lease_losses(lease)).await?;
+            self.lease_losses = 0;
+        }
         metrics.record_image_completed(asset.origin);
         let requests = self.progress.image(index).requests;
         trace::set_attribute("image.origin", asset.origin.as_str());
